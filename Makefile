@@ -1,0 +1,41 @@
+# Everything here sets itself up: a virtual environment in .venv, nothing outside the folder.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.calotype-setup
+
+.PHONY: setup demo test lint serve bench constraints clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -c constraints.txt uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all,dev]"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m calotype.serving.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/python -S -c "import collections"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: setup
+	$(BIN)/calotype serve
+
+bench: setup
+	$(BIN)/python tests/bench/run.py
+
+# Pins every dependency for Python 3.11 and newer; run it to take newer versions.
+constraints: setup
+	$(BIN)/python -m uv pip compile --quiet --universal --upgrade --python-version 3.11 \
+		--all-extras --no-annotate --no-header --no-emit-index-url pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv .editable out
