@@ -18,7 +18,7 @@ from pydantic.alias_generators import to_camel
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.request import ImageSize
 
-API_VERSION = "calotype.dev/v1alpha1"
+API_VERSION: Literal["calotype.dev/v1alpha1"] = "calotype.dev/v1alpha1"
 PATCH = 16
 """Width and height of a picture are multiples of this: 8x by the VAE, 2x by the patching."""
 

@@ -1,0 +1,1 @@
+"""calotype.moderation: judges every prompt and every picture. Imports nothing of serving."""

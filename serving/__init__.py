@@ -1,0 +1,1 @@
+"""calotype.serving: from a request to pictures."""

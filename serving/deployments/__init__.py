@@ -1,0 +1,1 @@
+"""Ray Serve only, thin: the model app."""

@@ -1,0 +1,1 @@
+"""The durable record of every generation, and who draws it next."""
