@@ -1,0 +1,25 @@
+"""The settings of a dispatcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from calotype.serving.jobs.judging import JudgingPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPolicy:
+    lease_seconds: float = 30.0
+    """A replica that is silent for so long has lost its jobs; beat three times as often."""
+    max_attempts: int = 2
+    """Replicas that may die over one job before it is given up."""
+    max_fences: int = 50
+    """Bound of all leases of one job, for jobs that take the dispatcher down with them."""
+    max_queue: int = 1000
+    """Jobs in hand above which new ones are refused as `Overloaded`."""
+    sweep_seconds: float | None = 1.0
+    """Pause between sweeps; None = only when `Dispatcher.sweep` is called."""
+    rescan_seconds: float = 15.0
+    """How often the store is searched for queued jobs that nobody announced."""
+    judging_at_once: int = 16
+    judging: JudgingPolicy = field(default_factory=JudgingPolicy)

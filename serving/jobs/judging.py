@@ -1,0 +1,85 @@
+"""Judging a job's prompt before it may queue, fail-closed.
+
+A moderator replica that was killed comes back within seconds, so a failed call is repeated for
+about twenty; after that the job fails as `ModerationUnavailable`. Nothing passes unjudged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.serving.errors import CalotypeError, ContentBlocked, ModerationUnavailable
+from calotype.serving.jobs.result import blocked_error
+from calotype.serving.protocols import SafetyStage
+
+log = logging.getLogger(__name__)
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgingPolicy:
+    """How patient judging is."""
+
+    delays: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.0, 5.0)
+    """Pauses between attempts, in seconds; about 20 in all."""
+    timeout: float = 30.0
+    """Seconds that one attempt may take."""
+
+
+async def judge_prompt(
+    safety: SafetyStage, prompt: str, policy: JudgingPolicy, sleep: Sleep
+) -> dict[str, Any]:
+    """The safety stage's decision on ``prompt``; it may well be a refusal.
+
+    Raises:
+        ModerationUnavailable: no attempt gave a decision.
+    """
+    failure = "no decision"
+    for delay in (*policy.delays, None):
+        try:
+            decision = await asyncio.wait_for(safety.judge_prompt(prompt), policy.timeout)
+        except Exception as error:  # whatever a remote classifier died of: not judged, not passed
+            if isinstance(error, CalotypeError) and not error.retryable:
+                raise unavailable(error.message) from error
+            failure = str(error) or type(error).__name__
+        else:
+            if not is_unavailable(decision):
+                return decision
+            failure = "the classifiers gave no decision"
+        log.warning("the safety stage could not judge a prompt: %s", failure)
+        if delay is not None:
+            await sleep(delay)
+    raise unavailable(failure)
+
+
+def is_unavailable(decision: object) -> bool:
+    """Whether a decision says that nothing could be decided; what is no decision counts as that."""
+    if not isinstance(decision, Mapping) or "blocked" not in decision:
+        return True
+    return bool(decision.get("unavailable")) or decision.get("verdict") == "ERROR"
+
+
+def unavailable(reason: str) -> ModerationUnavailable:
+    return ModerationUnavailable(
+        f"The safety stage could not judge the request, so it was not run ({reason}). "
+        "Try again in a few seconds.",
+        retry_after=5,
+    )
+
+
+def refusal(stage: str, decision: Mapping[str, Any], request_id: str) -> ContentBlocked | None:
+    """The error for a blocking decision, None when the decision lets the content pass."""
+    if not decision["blocked"]:
+        return None
+    return blocked_error(
+        stage,
+        [str(name) for name in decision.get("categories", [])],
+        request_id,
+        decision_id=decision.get("id"),
+        policy=decision.get("policy"),
+    )

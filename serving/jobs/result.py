@@ -1,0 +1,110 @@
+"""What a generator hands back for a job: the schema between worker, store and gateway.
+
+The worker encodes each allowed picture, puts it into the blob store, and completes the job with
+`GenerationResult.to_payload()`. Pictures that the safety stage refused are named in ``blocked``
+and stored nowhere. When nothing is left the dispatcher ends the job as `ContentBlocked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from calotype.serving.errors import ContentBlocked
+from calotype.serving.request import ImageSize
+
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+TOKEN_SIDE = 16
+"""A picture costs one token per started square of this many pixels (api.md section 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One stored picture."""
+
+    asset_id: str
+    blob_key: str
+    index: int
+    """Position in the batch, from 0; gaps are the blocked ones."""
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    sha256: str
+    flagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedImage:
+    """A drawn picture that nobody may see."""
+
+    index: int
+    categories: list[str]
+    decision_id: str | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    images: list[ImageResult]
+    blocked: list[BlockedImage] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Must hold ``gpu_seconds``: measured device time; the dispatcher learns from it."""
+    usage: dict[str, Any] = field(default_factory=dict)
+    """`openai_usage(...)`."""
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
+
+    def to_payload(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> GenerationResult:
+        return cls(
+            images=[ImageResult(**image) for image in payload["images"]],
+            blocked=[BlockedImage(**image) for image in payload.get("blocked", [])],
+            metrics=dict(payload.get("metrics", {})),
+            usage=dict(payload.get("usage", {})),
+            decisions=list(payload.get("decisions", [])),
+        )
+
+
+def image_tokens(size: ImageSize) -> int:
+    return -(-size.width // TOKEN_SIDE) * -(-size.height // TOKEN_SIDE)
+
+
+def openai_usage(text_tokens: int, sizes: Sequence[ImageSize]) -> dict[str, Any]:
+    """The ``usage`` object of OpenAI's Images API for ``sizes``, the pictures that were drawn."""
+    output = sum(image_tokens(size) for size in sizes)
+    return {
+        "input_tokens": text_tokens,
+        "output_tokens": output,
+        "total_tokens": text_tokens + output,
+        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": 0},
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": output},
+    }
+
+
+def blocked_error(
+    stage: str,
+    categories: Sequence[str],
+    request_id: str,
+    *,
+    decision_id: str | None = None,
+    policy: str | None = None,
+) -> ContentBlocked:
+    """The refusal of api.md section 3; ``stage`` is ``input`` or ``output``.
+
+    LiteLLM recognises the first sentence, so its wording is part of the interface.
+    """
+    names = sorted(set(categories))
+    return ContentBlocked(
+        "Your request was rejected as a result of the safety system. If you believe this is an "
+        "error, contact your administrator and include the request ID "
+        f"{request_id}. safety_violations=[{','.join(names)}].",
+        details={
+            "moderation_details": {"moderation_stage": stage, "categories": names},
+            "moderation": {"decision_id": decision_id, "policy": policy},
+        },
+    )

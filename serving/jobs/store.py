@@ -1,0 +1,290 @@
+"""The durable record of every job: transitions are compare-and-set, one terminal state each.
+
+Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``. Teams, keys and
+secrets are in `calotype.serving.jobs.accounts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, and_, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from calotype.serving.errors import InvalidRequest
+from calotype.serving.jobs.accounts import Accounts
+from calotype.serving.jobs.database import create_database_engine, reading, writing
+from calotype.serving.jobs.lifecycle import Status, sources
+from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
+from calotype.serving.jobs.tables import assets, jobs
+from calotype.serving.jobs.upgrade import upgrade_database
+from calotype.serving.protocols import Clock, SystemClock
+
+
+class JobStore(Accounts):
+    """The job database.
+
+    Raises:
+        StorageFailed: from every method, when the database cannot be read or written.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.clock: Clock = clock or SystemClock()
+
+    @classmethod
+    def open(cls, url: str, clock: Clock | None = None) -> JobStore:
+        """Upgrades the tables behind ``url`` and connects."""
+        upgrade_database(url)
+        return cls(create_database_engine(url), clock)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # -- making and finding jobs -------------------------------------------------------------
+
+    def create_job(self, new: NewJob) -> JobRecord:
+        """Inserts a queued job. A job of the same ``idempotency`` is returned instead."""
+        values: dict[str, Any] = {name: getattr(new, name) for name in new.__dataclass_fields__} | {
+            "status": "queued",
+            "fence": 0,
+            "attempts": 0,
+            "step": 0,
+            "steps": int(new.request.get("steps", 0)),
+            "created": self.clock.time(),
+        }
+        try:
+            with writing(self.engine) as connection:
+                connection.execute(jobs.insert().values(**values))
+                return _one(connection, new.id)
+        except IntegrityError as error:
+            first = self.find_idempotent(new.idempotency) if new.idempotency else None
+            if first is None:
+                raise InvalidRequest(f"The job cannot be recorded: {error.orig}.") from error
+            return first
+
+    def get_job(self, job_id: str, team_id: str | None = None) -> JobRecord | None:
+        """The job, or None when there is none or it is another team's."""
+        query = select(jobs).where(jobs.c.id == job_id)
+        if team_id is not None:
+            query = query.where(jobs.c.team_id == team_id)
+        return self._first(query)
+
+    def find_idempotent(self, idempotency: str) -> JobRecord | None:
+        return self._first(select(jobs).where(jobs.c.idempotency == idempotency))
+
+    def forget_idempotency(self, job_id: str) -> None:
+        """Frees the key of a job whose 24 hours are over."""
+        with writing(self.engine) as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(idempotency=None))
+
+    def find_same_body(
+        self, api_key_id: str, body_sha256: str, created_after: float
+    ) -> JobRecord | None:
+        """The newest job that one key made with one body: what an SDK's retry attaches to."""
+        return self._first(
+            select(jobs)
+            .where(
+                jobs.c.api_key_id == api_key_id,
+                jobs.c.body_sha256 == body_sha256,
+                jobs.c.created >= created_after,
+            )
+            .order_by(jobs.c.created.desc())
+            .limit(1)
+        )
+
+    def list_jobs(
+        self,
+        team_id: str,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        status: Status | None = None,
+        created_after: float | None = None,
+    ) -> list[JobRecord]:
+        """Newest first; ``after`` is the last id of the page before."""
+        query = select(jobs).where(jobs.c.team_id == team_id)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        if created_after is not None:
+            query = query.where(jobs.c.created > created_after)
+        if after is not None:
+            last = self.get_job(after, team_id)
+            if last is None:
+                raise InvalidRequest(f"after names no job: {after!r}.", param="after")
+            query = query.where(
+                or_(
+                    jobs.c.created < last.created,
+                    and_(jobs.c.created == last.created, jobs.c.id < last.id),
+                )
+            )
+        query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
+        return self._all(query)
+
+    def open_jobs(self, model: str | None, status: Status) -> list[JobRecord]:
+        """Every job of one state, oldest first: what a starting dispatcher reads."""
+        query = select(jobs).where(jobs.c.status == status)
+        if model is not None:
+            query = query.where(jobs.c.model == model)
+        return self._all(query.order_by(jobs.c.created, jobs.c.id))
+
+    def queued_job_ids(self, model: str | None) -> list[str]:
+        query = select(jobs.c.id).where(jobs.c.status == "queued")
+        if model is not None:
+            query = query.where(jobs.c.model == model)
+        with reading(self.engine) as connection:
+            return list(connection.execute(query.order_by(jobs.c.created, jobs.c.id)).scalars())
+
+    def count_jobs(self) -> dict[tuple[str, str], int]:
+        """(model, status) -> how many."""
+        query = select(jobs.c.model, jobs.c.status, func.count()).group_by(
+            jobs.c.status, jobs.c.model
+        )
+        with reading(self.engine) as connection:
+            return {(model, status): n for model, status, n in connection.execute(query)}
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def start_job(self, job_id: str, replica: str, lease_expires: float) -> JobRecord | None:
+        """queued -> running under a new fence; None when the job is not queued any more."""
+        return self._change(
+            job_id,
+            "running",
+            None,
+            {
+                "fence": jobs.c.fence + 1,
+                "attempts": jobs.c.attempts + 1,
+                "step": 0,
+                "started": func.coalesce(jobs.c.started, self.clock.time()),
+                "lease_replica": replica,
+                "lease_expires": lease_expires,
+            },
+        )
+
+    def requeue_job(
+        self, job_id: str, fence: int, *, count_attempt: bool = True
+    ) -> JobRecord | None:
+        """running -> queued; None when ``fence`` is not the current lease's."""
+        values: dict[str, Any] = {
+            "fence": jobs.c.fence + 1,
+            "step": 0,
+            "lease_replica": None,
+            "lease_expires": None,
+        }
+        if not count_attempt:
+            values["attempts"] = jobs.c.attempts - 1
+        return self._change(job_id, "queued", fence, values)
+
+    def renew_leases(
+        self, replica: str, progress: Mapping[str, Sequence[int]], lease_expires: float
+    ) -> None:
+        """Records ``job_id -> (fence, step, steps)`` where the lease is this replica's."""
+        with writing(self.engine) as connection:
+            for job_id, (fence, step, steps) in progress.items():
+                connection.execute(
+                    update(jobs)
+                    .where(
+                        jobs.c.id == job_id,
+                        jobs.c.status == "running",
+                        jobs.c.fence == fence,
+                        jobs.c.lease_replica == replica,
+                    )
+                    .values(step=step, steps=steps, lease_expires=lease_expires)
+                )
+
+    def record_moderation(self, job_id: str, moderation: dict[str, Any]) -> None:
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(jobs).where(jobs.c.id == job_id).values(moderation=moderation)
+            )
+
+    def finish_job(
+        self,
+        job_id: str,
+        status: Status,
+        *,
+        fence: int | None = None,
+        error: dict[str, Any] | None = None,
+        output: dict[str, Any] | None = None,
+        moderation: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        stored: Sequence[AssetRecord] = (),
+    ) -> JobRecord | None:
+        """Ends the job, with its assets, in one transaction; None when it was over before.
+
+        With a ``fence`` only the holder of that lease may end it.
+        """
+        values: dict[str, Any] = {
+            "completed": self.clock.time(),
+            "lease_replica": None,
+            "lease_expires": None,
+        }
+        given = {
+            "error": error,
+            "output": output,
+            "moderation": moderation,
+            "usage": usage,
+            "metrics": metrics,
+        }
+        values |= {name: value for name, value in given.items() if value is not None}
+        with writing(self.engine) as connection:
+            if not self._compare_and_set(connection, job_id, status, fence, values):
+                return None
+            for asset in stored:
+                connection.execute(
+                    assets.insert().values(
+                        {name: getattr(asset, name) for name in asset.__dataclass_fields__}
+                    )
+                )
+            return _one(connection, job_id)
+
+    # -- assets --------------------------------------------------------------------------------
+
+    def get_asset(self, asset_id: str, team_id: str | None = None) -> AssetRecord | None:
+        query = select(assets).where(assets.c.id == asset_id)
+        if team_id is not None:
+            query = query.where(assets.c.team_id == team_id)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else AssetRecord(**row)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _change(
+        self, job_id: str, status: Status, fence: int | None, values: dict[str, Any]
+    ) -> JobRecord | None:
+        with writing(self.engine) as connection:
+            if not self._compare_and_set(connection, job_id, status, fence, values):
+                return None
+            return _one(connection, job_id)
+
+    @staticmethod
+    def _compare_and_set(
+        connection: Connection,
+        job_id: str,
+        status: Status,
+        fence: int | None,
+        values: dict[str, Any],
+    ) -> bool:
+        statement = update(jobs).where(
+            jobs.c.id == job_id, jobs.c.status.in_(sorted(sources(status)))
+        )
+        if fence is not None:
+            statement = statement.where(jobs.c.status == "running", jobs.c.fence == fence)
+        return connection.execute(statement.values(status=status, **values)).rowcount == 1
+
+    def _first(self, query: Select[Any]) -> JobRecord | None:
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else JobRecord(**row)
+
+    def _all(self, query: Select[Any]) -> list[JobRecord]:
+        with reading(self.engine) as connection:
+            return [JobRecord(**row) for row in connection.execute(query).mappings()]
+
+
+def _one(connection: Connection, job_id: str) -> JobRecord:
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
+    return JobRecord(**row)
