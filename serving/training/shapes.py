@@ -1,0 +1,189 @@
+"""python -m calotype.serving.training.shapes: makes and scores the embedded model "shapes".
+
+``train`` runs four stages, each resumable: the autoencoder, its decoder alone, the denoiser with
+its text encoder, and guidance distillation. ``evaluate`` draws held-out captions through
+diffusers' own Flux2Pipeline and prints what the exact classifier finds in the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import pathlib
+import random
+import sys
+from typing import Any
+
+import torch
+
+from calotype.serving.training import flow as flows
+from calotype.serving.training import miniature
+from calotype.serving.training.autoencoder import Pictures, train_autoencoder
+from calotype.serving.training.captions import sample_scene
+from calotype.serving.training.judge import ATTRIBUTES, judge, score
+from calotype.serving.training.loop import Stage
+from calotype.serving.training.scenes import to_uint8
+
+MODELS = pathlib.Path(__file__).parents[1] / "models"
+PACKAGED = MODELS / "shapes"
+STAGES = ("autoencoder", "decoder", "denoiser", "distillation")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="calotype.serving.training.shapes", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train the model; run again to resume")
+    train.add_argument("--work", type=pathlib.Path, default=pathlib.Path("out/training"))
+    train.add_argument("--out", type=pathlib.Path, default=PACKAGED)
+    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train.add_argument("--steps", type=int, nargs=4, default=(5000, 2500, 24000, 4000), metavar="N")
+    train.add_argument("--batch", type=int, nargs=2, default=(32, 512), metavar="N")
+    train.add_argument("--pictures", type=int, default=20000, help="pool of the autoencoder")
+    train.add_argument("--scenes", type=int, default=300000, help="pool of the denoiser")
+    train.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
+    check = commands.add_parser("evaluate", help="score held-out captions")
+    check.add_argument("--model", type=pathlib.Path, default=PACKAGED)
+    check.add_argument("--captions", type=int, default=300)
+    check.add_argument("--two", action="store_true", help="captions of two things")
+    check.add_argument("--guidance", type=float, default=3.0)
+    check.add_argument("--steps", type=int, default=20)
+    check.add_argument("--size", default="128x128")
+    check.add_argument("--seed", type=int, default=991)
+    check.add_argument("--json", action="store_true", help="print the scores as JSON")
+    check.add_argument("--sheet", type=pathlib.Path, help="save the first 32 pictures as one PNG")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "train":
+        train_model(arguments)
+    else:
+        evaluate(arguments)
+    return 0
+
+
+def train_model(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    device, work = arguments.device, arguments.work
+    last = STAGES.index(arguments.until)
+    steps = dict(zip(STAGES, arguments.steps, strict=True))
+    processor = miniature.build_processor()
+    vae = miniature.build_autoencoder().to(device, memory_format=torch.channels_last)
+    denoiser = miniature.build_denoiser().to(device)
+    text_encoder = miniature.build_text_encoder(len(processor.tokenizer)).to(device)
+    first = Stage("autoencoder", work, {"vae": vae}, steps["autoencoder"], lr=2e-3)
+
+    def decoder_stage() -> Stage:
+        count = steps["decoder"] if last else 0
+        return Stage("decoder", work, {"vae": vae}, count, lr=5e-4, ema=0.995)
+
+    complete = first.finished and (work / "decoder.done").exists()
+    pictures = Pictures(512 if complete else arguments.pictures, device)
+    train_autoencoder(vae, first, decoder_stage, pictures, arguments.batch[0], device)
+    if last:
+        (work / "decoder.done").touch()
+    del pictures
+    if last < 2:
+        return
+    vae.requires_grad_(False)
+    latents = flows.encode_buckets(vae, processor, arguments.scenes, device)
+    flow = flows.Flow(denoiser, text_encoder, processor, latents, arguments.batch[1], device)
+    probe_rng = random.Random(77)
+    probe = [sample_scene(probe_rng, True) for _ in range(96)]
+    pairs = [sample_scene(probe_rng, True, two=True) for _ in range(48)]
+
+    def accuracy(guidance: float) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, scenes in (("one", probe), ("two", pairs)):
+            captions = [scene.caption for scene in scenes]
+            drawn = flows.draw_pictures(flow, vae, processor, captions, guidance)
+            found[name] = {
+                k: round(v, 3) for k, v in score(scenes, to_uint8(drawn).numpy()).items()
+            }
+        return found
+
+    trained: dict[str, torch.nn.Module] = {
+        "denoiser": denoiser,
+        "text_encoder": text_encoder.model.language_model,
+    }
+    flows.train_denoiser(
+        flow,
+        Stage(
+            "denoiser", work, trained, steps["denoiser"], lr=1.5e-3, muon_lr=2e-3,
+            matrices=flows.block_matrix, ema=0.9985, warmup=200,
+        ),
+        lambda: accuracy(flows.TEACHER_GUIDANCE),
+    )  # fmt: skip
+    if last == 3:
+        flows.distil_guidance(
+            flow,
+            lambda: Stage(
+                "distillation", work, {"denoiser": denoiser}, steps["distillation"], lr=7e-4,
+                muon_lr=1e-3, matrices=flows.block_matrix, ema=0.997, warmup=50,
+            ),
+            lambda: accuracy(3.0),
+        )  # fmt: skip
+    parts = {"vae": vae.cpu(), "denoiser": denoiser.cpu(), "text_encoder": text_encoder.cpu()}
+    parts["vae"] = vae.to(memory_format=torch.contiguous_format)
+    miniature.save_model(arguments.out, parts, torch.bfloat16)
+
+
+@torch.no_grad()
+def evaluate(arguments: argparse.Namespace) -> None:
+    from diffusers import Flux2Pipeline
+
+    pipeline = Flux2Pipeline.from_pretrained(arguments.model, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = json.loads((arguments.model / "calotype.json").read_text())
+    width, height = (int(side) for side in arguments.size.split("x"))
+    rng = random.Random(arguments.seed)
+    scenes = [sample_scene(rng, True, two=arguments.two) for _ in range(arguments.captions)]
+    pictures: list[Any] = []
+    for start in range(0, len(scenes), 25):
+        part = scenes[start : start + 25]
+        seeds = range(arguments.seed + start, arguments.seed + start + len(part))
+        drawn = pipeline(
+            prompt=[scene.caption for scene in part],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            guidance_scale=arguments.guidance,
+            num_inference_steps=arguments.steps,
+            width=width,
+            height=height,
+            max_sequence_length=settings["max_sequence_length"],
+            text_encoder_out_layers=tuple(settings["text_encoder_out_layers"]),
+            output_type="np",
+        ).images
+        pictures += list((drawn * 255).round().astype("uint8"))
+        print(f"\r{len(pictures)} of {len(scenes)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    scores = score(scenes, pictures)
+    by: dict[str, list[bool]] = collections.defaultdict(list)
+    for scene, picture in zip(scenes, pictures, strict=True):
+        for thing in scene.things:
+            by[thing.shape].append(judge(scene, picture)["full"])
+    shapes = {name: sum(right) / len(right) for name, right in sorted(by.items())}
+    if arguments.sheet:
+        save_sheet(pictures[:32], arguments.sheet)
+    if arguments.json:
+        print(json.dumps({"captions": len(scenes), "scores": scores, "by_shape": shapes}))
+        return
+    things = "two things" if arguments.two else "one thing"
+    print(
+        f"{len(scenes)} held-out captions of {things}, {arguments.size}, {arguments.steps} steps:"
+    )
+    for name in ATTRIBUTES:
+        print(f"  {'all of these' if name == 'full' else name:<14}{100 * scores[name]:6.1f} %")
+    print("  fully right by shape: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shapes.items()))
+
+
+def save_sheet(pictures: list[Any], path: pathlib.Path) -> None:
+    """Eight pictures a row."""
+    import numpy as np
+    from PIL import Image
+
+    rows = [np.concatenate(pictures[i : i + 8], 1) for i in range(0, len(pictures) // 8 * 8, 8)]
+    Image.fromarray(np.concatenate(rows, 0)).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
