@@ -1,0 +1,404 @@
+"""The denoise loop: requests in, events out, one step at a time.
+
+`Engine` admits requests, lets `scheduler.StepScheduler` choose the rows of each step, runs them and
+tells what happened. It knows neither Ray nor HTTP; the deployments and the command line drive it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from calotype.serving.engine.adapters import AdapterStore
+from calotype.serving.engine.batch import DenoiseState, Row
+from calotype.serving.engine.components import Components
+from calotype.serving.engine.decoder import Decoder
+from calotype.serving.engine.denoiser import Denoiser
+from calotype.serving.engine.latents import TokenGrid
+from calotype.serving.engine.samplers import build_sampler
+from calotype.serving.engine.scheduler import Bucket, StepScheduler
+from calotype.serving.engine.text_encoder import PromptEmbeds
+from calotype.serving.errors import (
+    CalotypeError,
+    Cancelled,
+    EngineError,
+    InvalidRequest,
+    NonFiniteLatents,
+    NotFound,
+    OutOfMemory,
+)
+from calotype.serving.request import (
+    MAX_SEED,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Preview,
+    Progress,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+_ADAPTER_WAIT = 0.02
+"""Seconds that `step` waits when every request waits for an adapter file to be read."""
+
+
+class Engine:
+    """Draws requests of one model.
+
+    `add` and `abort` may be called from any thread, `step` from one thread only. Every request that
+    `add` accepted gets exactly one terminal event (`Finished` or `Failed`).
+
+    Args:
+        components: a model with denoiser and VAE, and its text encoder if `add` shall encode.
+        max_batch_rows: pictures that share one denoise step.
+        adapters: the LoRA adapters that requests may name; an empty store if None.
+        torch_threads: threads of torch in this process; None leaves torch's own choice.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        max_batch_rows: int = 8,
+        adapters: AdapterStore | None = None,
+        torch_threads: int | None = None,
+    ) -> None:
+        if components.denoiser is None or components.vae is None:
+            raise ValueError("the engine needs components with denoiser and vae")
+        if torch_threads is not None:
+            torch.set_num_threads(torch_threads)
+        self.components = components
+        self.adapters = adapters or AdapterStore(components.denoiser)
+        self.denoiser_seconds = 0.0
+        """Time spent inside the denoiser so far."""
+        self._denoiser = Denoiser(
+            components.denoiser, self.adapters.layers, components.device, components.dtype
+        )
+        self._decoder = Decoder(components.vae)
+        self._scheduler = StepScheduler(max_batch_rows)
+        self._lock = threading.Lock()
+        self._arrived: list[DenoiseState] = []
+        self._aborted: set[str] = set()
+        self._known: set[str] = set()
+        # What follows is touched by the stepping thread only.
+        self._pending: list[DenoiseState] = []
+        self._states: dict[str, DenoiseState] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do; false means that every request has ended."""
+        with self._lock:
+            return bool(self._known)
+
+    def add(
+        self,
+        request: GenerationRequest,
+        embeds: PromptEmbeds | NDArray[np.float32] | None = None,
+    ) -> None:
+        """Takes a request in; it starts at the next `step`.
+
+        Args:
+            embeds: the encoded prompt, [text tokens, joint_attention_dim]; None encodes it here.
+
+        Raises:
+            InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
+            NotFound: it names an adapter that was never loaded.
+        """
+        state = self._prepare(request, embeds)
+        with self._lock:
+            if request.id in self._known:
+                raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
+            self._known.add(request.id)
+            self._arrived.append(state)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request before its next step, by `Failed(Cancelled)`; unknown ids are no error."""
+        with self._lock:
+            if request_id in self._known:
+                self._aborted.add(request_id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Runs one denoise step of one batch, and decodes what is finished by it."""
+        events: list[Event] = []
+        self._take_in(events)
+        batch = self._scheduler.next_batch()
+        if batch is None:
+            if self._pending and not events:
+                self.adapters.wait_for_change(_ADAPTER_WAIT)
+            return events
+        rows = [self._states[r.request_id].rows[r.index] for r in batch.rows]
+        started = time.perf_counter()
+        done = self._denoise(rows, batch.bucket, events)
+        self._scheduler.completed(batch)
+        # An abort that came during the step saves the decode.
+        self._honour_aborts(events)
+        done = [row for row in done if row.request_id in self._states]
+        self._decode([row for row in done if row.finished], events)
+        seconds = (time.perf_counter() - started) / len(rows)
+        for row in rows:
+            state = self._states.get(row.request_id)
+            if state is not None:
+                state.seconds += seconds
+        for request_id in dict.fromkeys(row.request_id for row in done):
+            self._report(request_id, events)
+        return events
+
+    # Taking in
+
+    def _prepare(
+        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
+    ) -> DenoiseState:
+        side = self._decoder.pixels_per_token
+        size = request.rendered_size
+        if min(size.width, size.height) < side or size.width % side or size.height % side:
+            raise InvalidRequest(
+                f"size must be a multiple of {side} pixels, for example "
+                f"{max(side, size.width // side * side)}x{max(side, size.height // side * side)}; "
+                f"got {size}.",
+                param="size",
+            )
+        if request.n < 1:
+            raise InvalidRequest(f"n must be at least 1; got {request.n}.", param="n")
+        if request.sampling.steps < 1:
+            raise InvalidRequest(
+                f"steps must be at least 1; got {request.sampling.steps}.", param="steps"
+            )
+        if not 0 <= request.seed <= MAX_SEED:
+            raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
+        known = self.adapters.states() if request.adapters else {}
+        for ref in request.adapters:
+            if ref.name not in known:
+                raise NotFound(f"There is no LoRA adapter {ref.name!r}.", param="loras")
+        grid = TokenGrid(size.height // side, size.width // side)
+        embeds = self._embeds(request, given)
+        rows = [
+            Row(
+                request.id,
+                index,
+                request.seed + index,
+                build_sampler(
+                    request.sampling.sampler,
+                    self.components.schedule,
+                    request.sampling.steps,
+                    grid.tokens,
+                    self.components.dtype,
+                ),
+                request.sampling.guidance_scale,
+                embeds,
+            )
+            for index in range(request.n)
+        ]
+        bucket = Bucket(grid.rows, grid.columns, embeds.shape[0])
+        return DenoiseState(request, bucket, grid, rows)
+
+    def _embeds(
+        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
+    ) -> torch.Tensor:
+        if given is None:
+            if self.components.text_encoder is None:
+                raise InvalidRequest(
+                    "this engine has no text encoder; give the prompt's embeddings.",
+                    param="prompt",
+                )
+            given = self.components.text_encoder.encode([request.prompt])[0]
+        # A copy of an array: those that Ray hands over are read-only shared memory.
+        embeds = given.embeds if isinstance(given, PromptEmbeds) else torch.tensor(given)
+        if embeds.ndim != 2 or embeds.shape[1] != self._denoiser.joint_dim:
+            raise InvalidRequest(
+                f"embeddings must be [tokens, {self._denoiser.joint_dim}], "
+                f"got {list(embeds.shape)}.",
+                param="prompt",
+            )
+        return embeds.to(self.components.device, self.components.dtype)
+
+    def _take_in(self, events: list[Event]) -> None:
+        with self._lock:
+            self._pending += self._arrived
+            self._arrived = []
+        self._honour_aborts(events)
+        waiting, self._pending = self._pending, []
+        for state in waiting:
+            try:
+                started = self._pin_adapters(state)
+            except CalotypeError as error:
+                self._fail(state, error, events)
+                continue
+            if not started:
+                self._pending.append(state)
+                continue
+            self._states[state.request.id] = state
+            self._scheduler.add(
+                state.request.id,
+                state.bucket,
+                rows=len(state.rows),
+                evaluations=state.rows[0].sampler.evaluations,
+                priority=state.request.priority,
+            )
+
+    def _pin_adapters(self, state: DenoiseState) -> bool:
+        """Acquires every adapter of a request, or none; False while one is being read."""
+        refs = [ref for ref in state.request.adapters if ref.scale != 0.0]
+        for ref in refs:
+            adapter = self.adapters.acquire(ref.name)
+            if adapter is None:
+                self._release(state)
+                return False
+            state.pinned.append(adapter)
+        stack = tuple((a, ref.scale) for a, ref in zip(state.pinned, refs, strict=True))
+        for row in state.rows:
+            row.stack = stack
+        return True
+
+    def _honour_aborts(self, events: list[Event]) -> None:
+        with self._lock:
+            aborted, self._aborted = self._aborted, set()
+            # One that was added and aborted since the last look is still among the arrivals.
+            waiting = {s.request.id for s in self._arrived}
+            self._aborted |= aborted & waiting
+        for request_id in sorted(aborted - waiting):
+            state = self._states.get(request_id) or next(
+                (s for s in self._pending if s.request.id == request_id), None
+            )
+            if state is not None:
+                self._fail(state, Cancelled("The request was cancelled."), events)
+
+    # One step
+
+    def _denoise(self, rows: Sequence[Row], bucket: Bucket, events: list[Event]) -> list[Row]:
+        """Steps the rows; returns those that went well and fails the requests of the others.
+
+        A batch that raises is run again row by row, so that only the culprit fails.
+        """
+        started = time.perf_counter()
+        try:
+            velocity, latents = self._denoiser.run(rows, bucket)
+            sigmas = [row.sampler.sigma for row in rows]
+            finite = self._denoiser.advance(rows, velocity, latents)
+        except Exception as error:
+            state = self._states.get(rows[0].request_id)
+            if len(rows) == 1:
+                if state is not None:
+                    self._fail(state, _typed(error, state.request), events)
+                return []
+            logger.warning("a batch of %d rows failed and is run row by row: %r", len(rows), error)
+            if _is_out_of_memory(error):
+                self._scheduler.limit_rows(bucket, len(rows) // 2)
+            return [done for row in rows for done in self._denoise([row], bucket, events)]
+        finally:
+            self.denoiser_seconds += time.perf_counter() - started
+        good: list[Row] = []
+        for i, row in enumerate(rows):
+            state = self._states.get(row.request_id)
+            if state is None:
+                continue
+            if not finite[i]:
+                message = f"The model produced no finite numbers at step {state.steps_done}."
+                self._fail(state, NonFiniteLatents(message), events)
+                continue
+            good.append(row)
+            every = state.request.preview_every
+            if every and not row.finished and row.sampler.done % every == 0:
+                estimate = latents[i] - sigmas[i] * velocity[i]
+                self._preview(state, row, estimate, events)
+        return [row for row in good if row.request_id in self._states]
+
+    def _preview(
+        self, state: DenoiseState, row: Row, estimate: torch.Tensor, events: list[Event]
+    ) -> None:
+        try:
+            pixels = self._decoder.decode(estimate.unsqueeze(0), state.grid)[0]
+        except Exception as error:
+            self._fail(state, _typed(error, state.request), events)
+            return
+        events.append(Preview(state.request.id, row.index, row.sampler.done, pixels))
+
+    def _decode(self, rows: Sequence[Row], events: list[Event]) -> None:
+        if not rows:
+            return
+        grid = self._states[rows[0].request_id].grid
+        at_once = self._decoder.rows_at_once(grid)
+        for begin in range(0, len(rows), at_once):
+            self._decode_together(rows[begin : begin + at_once], grid, events)
+
+    def _decode_together(self, rows: Sequence[Row], grid: TokenGrid, events: list[Event]) -> None:
+        latents = torch.stack([row.latents for row in rows if row.latents is not None])
+        try:
+            pictures = self._decoder.decode(latents, grid)
+        except Exception as error:
+            if len(rows) == 1:
+                state = self._states.get(rows[0].request_id)
+                if state is not None:
+                    self._fail(state, _typed(error, state.request), events)
+                return
+            logger.warning("decoding %d pictures failed, trying one by one: %r", len(rows), error)
+            for row in rows:
+                self._decode_together([row], grid, events)
+            return
+        for row, pixels in zip(rows, pictures, strict=True):
+            if row.request_id in self._states:
+                self._states[row.request_id].images[row.index] = pixels
+
+    # Endings
+
+    def _report(self, request_id: str, events: list[Event]) -> None:
+        state = self._states.get(request_id)
+        if state is None:
+            return
+        steps = state.steps_done
+        if steps > state.reported:
+            state.reported = steps
+            events.append(Progress(request_id, steps, state.request.sampling.steps))
+        if len(state.images) == len(state.rows):
+            images = tuple(state.images[i] for i in range(len(state.rows)))
+            self._end(state)
+            events.append(Finished(request_id, images, state.seconds))
+
+    def _fail(self, state: DenoiseState, error: CalotypeError, events: list[Event]) -> None:
+        self._end(state)
+        events.append(Failed(state.request.id, error))
+
+    def _end(self, state: DenoiseState) -> None:
+        request_id = state.request.id
+        self._scheduler.remove(request_id)
+        self._states.pop(request_id, None)
+        self._pending = [s for s in self._pending if s is not state]
+        self._release(state)
+        with self._lock:
+            self._known.discard(request_id)
+            self._aborted.discard(request_id)
+
+    def _release(self, state: DenoiseState) -> None:
+        for adapter in state.pinned:
+            self.adapters.release(adapter)
+        state.pinned = []
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError that names its allocator.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _typed(error: Exception, request: GenerationRequest) -> CalotypeError:
+    if isinstance(error, CalotypeError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemory(
+            f"There is not enough memory for a picture of {request.rendered_size}; "
+            "ask for a smaller size.",
+            param="size",
+        )
+    logger.error("the request %s failed", request.id, exc_info=error)
+    return EngineError(f"The model failed on this request: {type(error).__name__}.")
