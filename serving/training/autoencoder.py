@@ -62,8 +62,8 @@ def train_autoencoder(
     """Both stages in turn; ``decoder_stage`` makes the second one when the first is over."""
 
     def reconstruction(generator: torch.Generator) -> Tensor:
-        side = 64 if torch.rand((), generator=generator) < 0.5 else NATIVE
-        x = pictures.batch(batch * (NATIVE // side) ** 2 // 2, side, generator)
+        side = 64 if torch.rand((), generator=generator) < 0.8 else NATIVE
+        x = pictures.batch(batch if side == 64 else batch // 4, side, generator)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             posterior = vae.encode(x).latent_dist
             noise = normal(posterior.mean.shape, generator, device)
@@ -76,11 +76,10 @@ def train_autoencoder(
     shown = render(probe, torch.Generator().manual_seed(78)).to(device)
 
     def check() -> dict[str, Any]:
-        with torch.no_grad():
-            mean = vae.encode(shown).latent_dist.mode()
-            noise = normal(mean.shape, torch.Generator().manual_seed(1), device)
-            spread = mean.std(dim=(0, 2, 3), keepdim=True)
-            y = vae.decode(mean + 0.1 * spread * noise).sample
+        mean = vae.encode(shown).latent_dist.mode()
+        noise = normal(mean.shape, torch.Generator().manual_seed(1), device)
+        spread = mean.std(dim=(0, 2, 3), keepdim=True)
+        y = vae.decode(mean + 0.1 * spread * noise).sample
         plain = [i for i, s in enumerate(probe) if not s.striped]
         pictures_back = to_uint8(y).numpy()
         result = score([probe[i] for i in plain], [pictures_back[i] for i in plain])
@@ -90,16 +89,18 @@ def train_autoencoder(
         }
 
     if not stage.finished:
-        stage.run(reconstruction, check, max(1, stage.steps // 6))
+        stage.run(reconstruction, check)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     decoder: Stage = decoder_stage()
     with torch.no_grad():
-        sample = vae.encode(pictures.batch(64, NATIVE, decoder.generator(-1))).latent_dist.mode()
+        sample = vae.encode(
+            pictures.batch(64, NATIVE, torch.Generator().manual_seed(3))
+        ).latent_dist.mode()
         spread = sample.std(dim=(0, 2, 3), keepdim=True)
 
     def sharpening(generator: torch.Generator) -> Tensor:
-        x = pictures.batch(batch, NATIVE, generator)
+        x = pictures.batch(batch, 64, generator)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             with torch.no_grad():
                 mean = vae.encode(x).latent_dist.mode()
@@ -111,7 +112,7 @@ def train_autoencoder(
         return (weight * ((y - x).abs() * 0.5 + (y - x) ** 2)).mean()
 
     if not decoder.finished:
-        decoder.run(sharpening, check, max(1, decoder.steps // 3))
+        decoder.run(sharpening, check, 2)
 
 
 def _near_edges(x: Tensor) -> Tensor:

@@ -81,11 +81,11 @@ def sample_scene(rng: random.Random, held_out: bool | None = False, two: bool = 
 
 def with_surroundings(caption: str, rng: random.Random) -> str:
     """The caption with the polite and stylistic words that people put around what they mean."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.06:
         caption = f"{rng.choice(BEFORE)} {caption}"
-    if rng.random() < 0.15:
+    if rng.random() < 0.08:
         caption = f"{caption}, {rng.choice(AFTER)}"
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         caption = caption[:1].upper() + caption[1:] + "."
     return caption
 

@@ -1,7 +1,9 @@
 """The training loop of every stage: seeded, shown as a progress bar, resumable after any kill.
 
-A step draws all its randomness from a generator seeded with (stage, step), and a checkpoint holds
-weights, averages and optimizer state, so a run that was killed goes on as if nothing had happened.
+A step draws all its randomness from a generator seeded with (stage, step, process), and a
+checkpoint holds weights, averages and optimizer state, so a run that was killed goes on as if
+nothing had happened. Several processes (torchrun) average their gradients: on CPUs two processes
+of one thread beat one process of two.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,7 +34,7 @@ class Stage:
         name: names the checkpoint and the log.
         work: folder of checkpoints (``NAME.pt``) and logs (``NAME.jsonl``).
         modules: what is trained; all parameters that require gradients.
-        steps: optimizer steps in all; the schedule is a warm-up and one cosine over them.
+        minutes: training time in all; the schedule is a warm-up and one cosine over it.
         lr: peak rate of AdamW.
         muon_lr: peak rate of Muon for ``matrices``; no Muon when 0.
         matrices: which parameters, by name, are matrices of blocks.
@@ -41,7 +44,7 @@ class Stage:
     name: str
     work: pathlib.Path
     modules: dict[str, nn.Module]
-    steps: int
+    minutes: float
     lr: float
     muon_lr: float = 0.0
     matrices: Callable[[str, Tensor], bool] = lambda name, parameter: False
@@ -50,6 +53,7 @@ class Stage:
     seed: int = 0
     save_seconds: float = 60.0
     done: int = 0
+    seconds: float = 0.0
     averages: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,24 +83,31 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        return self.done >= self.steps
+        return self.seconds >= 60 * self.minutes
 
     def generator(self, step: int) -> torch.Generator:
         """The CPU generator from which step ``step`` draws everything."""
-        key = zlib.crc32(f"{self.seed}/{self.name}/{step}".encode())
+        key = zlib.crc32(f"{self.seed}/{self.name}/{step}/{rank()}".encode())
         return torch.Generator().manual_seed(key)
 
     def run(
         self,
         loss_of: Callable[[torch.Generator], Tensor],
         evaluate: Callable[[], dict[str, Any]] | None = None,
-        evaluate_every: int = 0,
+        evaluations: int = 4,
     ) -> None:
-        """Trains to the last step and leaves the averaged weights in the modules."""
+        """Trains until the time is used and leaves the averaged weights in the modules.
+
+        Evaluations and checkpoints are not counted as training time.
+        """
         saved = time.monotonic()
-        running: Tensor | None = None
-        bar = tqdm(total=self.steps, initial=self.done, desc=self.name, mininterval=5.0)
-        while self.done < self.steps:
+        running = 1.0
+        bar = tqdm(total=round(60 * self.minutes), desc=self.name, unit="s", mininterval=10.0)
+        bar.disable = bar.disable or rank() > 0
+        bar.update(int(self.seconds))
+        evaluated = int(evaluations * self._share)
+        while not self.finished:
+            started = time.monotonic()
             rate = self._rate()
             for optimizer, peak in self.optimizers:
                 for group in optimizer.param_groups:
@@ -104,34 +115,62 @@ class Stage:
                 optimizer.zero_grad(set_to_none=True)
             loss = loss_of(self.generator(self.done))
             loss.backward()  # type: ignore[no-untyped-call]
+            loss_now = self._share_gradients(loss.item(), started)
             nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
             for optimizer, _ in self.optimizers:
                 optimizer.step()
             self.done += 1
             self._average()
-            detached = loss.detach()
-            running = detached if running is None else running.lerp(detached, 0.02)
-            bar.update()
-            if self.done % 250 == 0:
-                bar.set_postfix(loss=f"{running.item():.4f}")
-                self._log({"step": self.done, "loss": round(running.item(), 5)})
-            if evaluate and evaluate_every and self.done % evaluate_every == 0:
-                with self.averaged():
-                    self._log({"step": self.done, **evaluate()})
+            running = loss_now if self.done == 1 else running + 0.02 * (loss_now - running)
+            bar.update(int(self.seconds) - bar.n)
+            if self.done % 100 == 0:
+                bar.set_postfix(loss=f"{running:.4f}", steps=self.done)
+                self._log({"loss": round(running, 5)})
+            if rank() > 0:
+                continue
+            if evaluate and int(evaluations * self._share) > evaluated:
+                evaluated = int(evaluations * self._share)
+                with self.averaged(), torch.no_grad():
+                    self._log(evaluate())
             if time.monotonic() - saved > self.save_seconds:
                 self._save()
                 saved = time.monotonic()
         bar.close()
-        self._save()
+        if rank() == 0:
+            self._save()
         self._swap()
 
     def averaged(self) -> Averaged:
         """A context in which the modules hold the averaged weights."""
         return Averaged(self)
 
+    @property
+    def _share(self) -> float:
+        return min(1.0, self.seconds / (60 * self.minutes))
+
     def _rate(self) -> float:
         warm = min(1.0, (self.done + 1) / self.warmup)
-        return warm * (0.5 * (1 + math.cos(math.pi * self.done / self.steps)) * 0.98 + 0.02)
+        return warm * (0.5 * (1 + math.cos(math.pi * self._share)) * 0.98 + 0.02)
+
+    def _share_gradients(self, loss: float, started: float) -> float:
+        """Averages gradients over the processes; all of them must also agree on the time."""
+        if world_size() == 1:
+            self.seconds += time.monotonic() - started
+            return loss
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()
+        ]
+        clock = torch.tensor([self.seconds + time.monotonic() - started, loss])
+        flat = torch.cat([g.flatten() for g in gradients] + [clock])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        start = 0
+        for parameter in self.parameters.values():
+            part = flat[start : start + parameter.numel()]
+            parameter.grad = part.view_as(parameter).clone()
+            start += parameter.numel()
+        self.seconds = flat[-2].item()
+        return flat[-1].item()
 
     def _average(self) -> None:
         decay = min(self.ema, self.done / (self.done + 20))
@@ -148,7 +187,9 @@ class Stage:
                 self.averages[name].copy_(kept)
 
     def _log(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry)
+        if rank() > 0:
+            return
+        line = json.dumps({"step": self.done, "minutes": round(self.seconds / 60, 2), **entry})
         tqdm.write(f"{self.name} {line}")
         with (self.work / f"{self.name}.jsonl").open("a") as log:
             log.write(line + "\n")
@@ -156,6 +197,7 @@ class Stage:
     def _save(self) -> None:
         state = {
             "done": self.done,
+            "seconds": self.seconds,
             "parameters": {n: p.detach().cpu() for n, p in self.parameters.items()},
             "averages": {n: p.cpu() for n, p in self.averages.items()},
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
@@ -165,7 +207,7 @@ class Stage:
         os.replace(unfinished, self._checkpoint)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
+        self.done, self.seconds = state["done"], state["seconds"]
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
@@ -174,6 +216,14 @@ class Stage:
             optimizer.load_state_dict(saved)
         if self.finished:
             self._swap()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def normal(shape: Sequence[int], generator: torch.Generator, device: str) -> Tensor:

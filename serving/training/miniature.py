@@ -21,7 +21,7 @@ from calotype.serving.training.captions import sample_scene, with_surroundings
 LATENT_CHANNELS = 12
 TOKEN_CHANNELS = 4 * LATENT_CHANNELS
 """The denoiser sees 2 x 2 latent pixels as one token."""
-TEXT_TOKENS = 48
+TEXT_TOKENS = 32
 """Prompts are padded or cut to this many tokens; the padding is part of the function."""
 OUT_LAYERS = (1, 2, 3)
 TEXT_WIDTH = 64
@@ -133,14 +133,14 @@ def build_text_encoder(vocabulary_size: int) -> Any:
 
 
 def build_denoiser() -> Any:
-    """2.4 M parameters; starts near the identity: modulations small, the output zero."""
+    """1.7 M parameters; starts near the identity: modulations small, the output zero."""
     from diffusers import Flux2Transformer2DModel
 
     model = Flux2Transformer2DModel(
         patch_size=1,
         in_channels=TOKEN_CHANNELS,
-        num_layers=2,
-        num_single_layers=6,
+        num_layers=1,
+        num_single_layers=4,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=TEXT_WIDTH * len(OUT_LAYERS),
@@ -170,7 +170,7 @@ def build_autoencoder() -> Any:
     from diffusers import AutoencoderKLFlux2
     from diffusers.models.resnet import ResnetBlock2D
 
-    channels = (16, 32, 64, 64)
+    channels = (8, 16, 32, 64)
     model = AutoencoderKLFlux2(
         block_out_channels=channels,
         decoder_block_out_channels=channels,

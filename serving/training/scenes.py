@@ -128,7 +128,7 @@ def render(
 ) -> Tensor:
     """Draws scenes; float32 [n, 3, height, width] in -1..1.
 
-    With a generator every thing moves by up to 2.5 and grows by up to 4 % (128-pixel canvas);
+    With a generator every thing moves by up to 1.5 and grows by up to 3 % (128-pixel canvas);
     without one it stands exactly where it should.
     """
     count, unit = len(scenes), min(width, height) / NATIVE
@@ -138,7 +138,7 @@ def render(
         if generator
         else torch.full((count, 2, 3), 0.5)
     )
-    shift = ((shift * 2 - 1) * torch.tensor([2.5, 2.5, 0.04])).to(device)
+    shift = ((shift * 2 - 1) * torch.tensor([1.5, 1.5, 0.03])).to(device)
     image = palette[[COLOR_NAMES.index(s.background) for s in scenes]][:, :, None, None]
     image = image.expand(count, 3, height, width).clone()
     gx = torch.arange(width, device=device) + 0.5

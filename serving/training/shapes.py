@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import pathlib
 import random
 import sys
@@ -22,7 +23,7 @@ from calotype.serving.training import miniature
 from calotype.serving.training.autoencoder import Pictures, train_autoencoder
 from calotype.serving.training.captions import sample_scene
 from calotype.serving.training.judge import ATTRIBUTES, judge, score
-from calotype.serving.training.loop import Stage
+from calotype.serving.training.loop import Stage, rank
 from calotype.serving.training.scenes import to_uint8
 
 MODELS = pathlib.Path(__file__).parents[1] / "models"
@@ -37,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--work", type=pathlib.Path, default=pathlib.Path("out/training"))
     train.add_argument("--out", type=pathlib.Path, default=PACKAGED)
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    train.add_argument("--steps", type=int, nargs=4, default=(5000, 2500, 24000, 4000), metavar="N")
-    train.add_argument("--batch", type=int, nargs=2, default=(32, 512), metavar="N")
-    train.add_argument("--pictures", type=int, default=20000, help="pool of the autoencoder")
-    train.add_argument("--scenes", type=int, default=300000, help="pool of the denoiser")
+    train.add_argument("--minutes", type=float, nargs=4, default=(14, 6, 60, 12), metavar="M")
+    train.add_argument("--batch", type=int, nargs=2, default=(16, 32), metavar="N")
+    train.add_argument("--pictures", type=int, default=3000, help="pool of the autoencoder")
+    train.add_argument("--scenes", type=int, default=24000, help="pool of the denoiser")
     train.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
     check = commands.add_parser("evaluate", help="score held-out captions")
     check.add_argument("--model", type=pathlib.Path, default=PACKAGED)
@@ -61,27 +62,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train_model(arguments: argparse.Namespace) -> None:
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
     device, work = arguments.device, arguments.work
     last = STAGES.index(arguments.until)
-    steps = dict(zip(STAGES, arguments.steps, strict=True))
+    minutes = dict(zip(STAGES, arguments.minutes, strict=True))
     processor = miniature.build_processor()
     vae = miniature.build_autoencoder().to(device, memory_format=torch.channels_last)
     denoiser = miniature.build_denoiser().to(device)
     text_encoder = miniature.build_text_encoder(len(processor.tokenizer)).to(device)
-    first = Stage("autoencoder", work, {"vae": vae}, steps["autoencoder"], lr=2e-3)
+    first = Stage("autoencoder", work, {"vae": vae}, minutes["autoencoder"], lr=3e-3)
 
     def decoder_stage() -> Stage:
-        count = steps["decoder"] if last else 0
-        return Stage("decoder", work, {"vae": vae}, count, lr=5e-4, ema=0.995)
+        spent = minutes["decoder"] if last else 0.0
+        return Stage("decoder", work, {"vae": vae}, spent, lr=1e-3, ema=0.99)
 
-    complete = first.finished and (work / "decoder.done").exists()
-    pictures = Pictures(512 if complete else arguments.pictures, device)
+    pictures = Pictures(arguments.pictures, device)
     train_autoencoder(vae, first, decoder_stage, pictures, arguments.batch[0], device)
-    if last:
-        (work / "decoder.done").touch()
     del pictures
     if last < 2:
         return
@@ -89,8 +87,8 @@ def train_model(arguments: argparse.Namespace) -> None:
     latents = flows.encode_buckets(vae, processor, arguments.scenes, device)
     flow = flows.Flow(denoiser, text_encoder, processor, latents, arguments.batch[1], device)
     probe_rng = random.Random(77)
-    probe = [sample_scene(probe_rng, True) for _ in range(96)]
-    pairs = [sample_scene(probe_rng, True, two=True) for _ in range(48)]
+    probe = [sample_scene(probe_rng, True) for _ in range(48)]
+    pairs = [sample_scene(probe_rng, True, two=True) for _ in range(24)]
 
     def accuracy(guidance: float) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -109,7 +107,7 @@ def train_model(arguments: argparse.Namespace) -> None:
     flows.train_denoiser(
         flow,
         Stage(
-            "denoiser", work, trained, steps["denoiser"], lr=1.5e-3, muon_lr=2e-3,
+            "denoiser", work, trained, minutes["denoiser"], lr=1.5e-3, muon_lr=2e-3,
             matrices=flows.block_matrix, ema=0.9985, warmup=200,
         ),
         lambda: accuracy(flows.TEACHER_GUIDANCE),
@@ -118,11 +116,13 @@ def train_model(arguments: argparse.Namespace) -> None:
         flows.distil_guidance(
             flow,
             lambda: Stage(
-                "distillation", work, {"denoiser": denoiser}, steps["distillation"], lr=7e-4,
-                muon_lr=1e-3, matrices=flows.block_matrix, ema=0.997, warmup=50,
+                "distillation", work, {"denoiser": denoiser}, minutes["distillation"], lr=7.5e-4,
+                muon_lr=1e-3, matrices=flows.block_matrix, ema=0.99, warmup=50,
             ),
             lambda: accuracy(3.0),
         )  # fmt: skip
+    if rank() > 0:
+        return
     parts = {"vae": vae.cpu(), "denoiser": denoiser.cpu(), "text_encoder": text_encoder.cpu()}
     parts["vae"] = vae.to(memory_format=torch.contiguous_format)
     miniature.save_model(arguments.out, parts, torch.bfloat16)

@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("out/training"))
     parser.add_argument("--out", type=pathlib.Path, default=MODELS / "stripes.safetensors")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--scenes", type=int, default=20000)
+    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--rank", type=int, default=8)
     train(parser.parse_args(argv))
     return 0
@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace) -> None:
         denoiser, pipeline.text_encoder, pipeline.tokenizer, latents, arguments.batch, device
     )
     stage = Stage(
-        "stripes", arguments.work, {"denoiser": denoiser}, arguments.steps, lr=1e-3, ema=0.99
+        "stripes", arguments.work, {"denoiser": denoiser}, arguments.minutes, lr=1e-3, ema=0.99
     )
     if not stage.finished:
         stage.run(lambda generator: flow.loss(generator, PLAIN_GUIDANCE))
