@@ -30,7 +30,7 @@ from calotype.serving.jobs.endings import (
     poison_ending,
 )
 from calotype.serving.jobs.fair_queue import FairQueue, QueuedJob
-from calotype.serving.jobs.judging import judge_prompt, refusal
+from calotype.serving.jobs.judging import judge_patiently, refusal
 from calotype.serving.jobs.leases import HeldLease, Lease, LeaseTable
 from calotype.serving.jobs.predictor import WorkPredictor, work_units
 from calotype.serving.jobs.records import JobRecord
@@ -180,7 +180,7 @@ class Dispatcher:
                 lost.append(job_id)
                 continue
             lease.expires = self._clock.monotonic() + self.policy.lease_seconds
-            lease.done = step / steps if steps else 0.0
+            lease.done = min(1.0, step / steps) if steps else 0.0
             mine[job_id] = (fence, step, steps)
         if mine:
             expires = self._clock.time() + self.policy.lease_seconds
@@ -220,13 +220,9 @@ class Dispatcher:
 
     def backlog_seconds(self) -> float:
         """Predicted device seconds of everything that is not over."""
-        units = sum(known.units for known in self._known.values())
-        done = sum(
-            self._known[lease.job_id].units * min(1.0, lease.done)
-            for lease in self._leases
-            if lease.job_id in self._known
-        )
-        return max(0.0, units - done) * self.predictor.seconds_per_unit
+        done = {lease.job_id: lease.done for lease in self._leases}
+        units = sum(job.units * (1 - done.get(id_, 0.0)) for id_, job in self._known.items())
+        return units * self.predictor.seconds_per_unit
 
     def snapshot(self) -> dict[str, float]:
         """Figures for autoscaling, ``ModelStatus`` and metrics."""
@@ -319,8 +315,8 @@ class Dispatcher:
         prompt = str(job.request["prompt"])
         try:
             async with self._judges:
-                decision = await judge_prompt(
-                    self._safety, prompt, self.policy.judging, self._sleep
+                decision = await judge_patiently(
+                    lambda: self._safety.judge_prompt(prompt), self.policy.judging, self._sleep
                 )
         except CalotypeError as error:
             await self._end(job.id, Ending("failed", error=error.to_payload()))
@@ -352,9 +348,7 @@ class Dispatcher:
             elif queued.job_id in self._known:
                 until = self._clock.monotonic() + self.policy.lease_seconds
                 self._leases.grant(HeldLease(job.id, job.fence, replica, until))
-                granted.append(
-                    Lease(job.id, job.fence, job.request, job.input, job.team_id, expires)
-                )
+                granted.append(Lease.of(job, expires))
 
     async def _give_back(self, taking: asyncio.Task[None], granted: list[Lease]) -> None:
         await asyncio.wait([taking])

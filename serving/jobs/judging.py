@@ -1,4 +1,4 @@
-"""Judging a job's prompt before it may queue, fail-closed.
+"""Judging prompts and pictures, fail-closed.
 
 A moderator replica that was killed comes back within seconds, so a failed call is repeated for
 about twenty; after that the job fails as `ModerationUnavailable`. Nothing passes unjudged.
@@ -14,7 +14,6 @@ from typing import Any
 
 from calotype.serving.errors import CalotypeError, ContentBlocked, ModerationUnavailable
 from calotype.serving.jobs.result import blocked_error
-from calotype.serving.protocols import SafetyStage
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +30,10 @@ class JudgingPolicy:
     """Seconds that one attempt may take."""
 
 
-async def judge_prompt(
-    safety: SafetyStage, prompt: str, policy: JudgingPolicy, sleep: Sleep
+async def judge_patiently(
+    judge: Callable[[], Awaitable[dict[str, Any]]], policy: JudgingPolicy, sleep: Sleep
 ) -> dict[str, Any]:
-    """The safety stage's decision on ``prompt``; it may well be a refusal.
+    """The decision that ``judge()`` comes to, asked again while it fails; it may be a refusal.
 
     Raises:
         ModerationUnavailable: no attempt gave a decision.
@@ -42,7 +41,7 @@ async def judge_prompt(
     failure = "no decision"
     for delay in (*policy.delays, None):
         try:
-            decision = await asyncio.wait_for(safety.judge_prompt(prompt), policy.timeout)
+            decision = await asyncio.wait_for(judge(), policy.timeout)
         except Exception as error:  # whatever a remote classifier died of: not judged, not passed
             if isinstance(error, CalotypeError) and not error.retryable:
                 raise unavailable(error.message) from error
@@ -51,7 +50,7 @@ async def judge_prompt(
             if not is_unavailable(decision):
                 return decision
             failure = "the classifiers gave no decision"
-        log.warning("the safety stage could not judge a prompt: %s", failure)
+        log.warning("the safety stage could not judge: %s", failure)
         if delay is not None:
             await sleep(delay)
     raise unavailable(failure)

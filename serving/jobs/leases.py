@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from calotype.serving.jobs.records import JobRecord
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -24,6 +26,10 @@ class Lease:
     team_id: str
     expires: float
     """Seconds since the epoch; a heartbeat moves it."""
+
+    @classmethod
+    def of(cls, job: JobRecord, expires: float) -> Lease:
+        return cls(job.id, job.fence, job.request, job.input, job.team_id, expires)
 
     def to_payload(self) -> dict[str, Any]:
         return asdict(self)

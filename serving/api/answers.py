@@ -1,0 +1,99 @@
+"""From a finished job to the answer of OpenAI's Images API (api.md section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from calotype.serving import metrics
+from calotype.serving.api.gateway import Gateway
+from calotype.serving.api.signing import content_url
+from calotype.serving.errors import Cancelled, DeadlineExceeded, error_from_payload
+from calotype.serving.jobs.records import JobRecord
+
+
+async def images_response(
+    gateway: Gateway, request: Request, job: JobRecord, processing_ms: int
+) -> JSONResponse:
+    """The pictures of a job that is over, or not in time.
+
+    Raises:
+        CalotypeError: the one with which the job ended.
+    """
+    if not job.over:
+        raise DeadlineExceeded("The job was not finished within the time allowed for it.")
+    if job.status != "succeeded" or job.output is None:
+        _count_refusal(job)
+        raise error_from_payload(job.error) if job.error else Cancelled("The job was canceled.")
+    _count_success(job)
+    images: list[dict[str, Any]] = job.output["images"]
+    blocked: list[dict[str, Any]] = job.output.get("blocked", [])
+    data = await asyncio.gather(*(_item(gateway, request, job, image) for image in images))
+    body: dict[str, Any] = {
+        "created": int(job.created),
+        "background": "opaque",
+        "output_format": job.input["output_format"],
+        "quality": job.input["quality"],
+        "size": job.input["size"],
+        "data": data,
+        "usage": job.usage,
+        "job_id": job.id,
+        "model": job.model,
+        "metrics": job.metrics,
+    }
+    body |= {
+        name: job.input[name] for name in ("safety_identifier", "warnings") if name in job.input
+    }
+    headers = {
+        "openai-version": "2020-10-01",
+        "openai-processing-ms": str(processing_ms),
+        "x-job-id": job.id,
+        "x-image-seeds": ",".join(str(image["seed"]) for image in images),
+        "x-image-flagged": ",".join(str(int(image["flagged"])) for image in images),
+    }
+    if blocked:
+        headers["x-images-blocked"] = str(len(blocked))
+        body["moderation"] = {
+            "blocked": [
+                {
+                    "index": image["index"],
+                    "moderation_stage": "output",
+                    "categories": image["categories"],
+                }
+                for image in blocked
+            ]
+        }
+    return JSONResponse(body, headers=headers)
+
+
+async def _item(
+    gateway: Gateway, request: Request, job: JobRecord, image: dict[str, Any]
+) -> dict[str, Any]:
+    item: dict[str, Any] = {}
+    if job.input["response_format"] == "url":
+        item["url"] = content_url(gateway, request, image["asset_id"])
+    else:
+        data = await asyncio.to_thread(gateway.blobs.get, image["blob_key"])
+        item["b64_json"] = base64.b64encode(data).decode("ascii")
+    item |= {"seed": image["seed"], "flagged": image["flagged"]}
+    if "revised_prompt" in job.input:
+        item["revised_prompt"] = job.input["revised_prompt"]
+    return item
+
+
+def _count_success(job: JobRecord) -> None:
+    output = job.output or {}
+    metrics.IMAGES.labels(job.model).inc(len(output.get("images", [])))
+    metrics.BLOCKED.labels(job.model, "output").inc(len(output.get("blocked", [])))
+    metrics.GPU_SECONDS.labels(job.model).inc(float((job.metrics or {}).get("gpu_seconds", 0)))
+
+
+def _count_refusal(job: JobRecord) -> None:
+    details = (job.error or {}).get("details") or {}
+    stage = (details.get("moderation_details") or {}).get("moderation_stage")
+    if stage in ("input", "output"):
+        metrics.BLOCKED.labels(job.model, stage).inc()

@@ -1,0 +1,120 @@
+"""The gateway: one FastAPI application over a job store, a blob store and a backend.
+
+Stateless: any number of them may run over one database. The table from errors to HTTP statuses is
+in `calotype.serving.api.failures`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from calotype.serving.api import assets, jobs, models, moderations, openai, ops
+from calotype.serving.api.attendance import Attendance
+from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.failures import error_response
+from calotype.serving.api.gateway import Gateway
+from calotype.serving.api.middleware import RequestFrame
+from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.errors import CalotypeError, EngineError, InvalidRequest, NotFound
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.protocols import BlobStore, GenerationBackend
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    settings: GatewaySettings,
+    store: JobStore,
+    blobs: BlobStore,
+    backend: GenerationBackend,
+    catalog: Catalog,
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    """Builds the gateway.
+
+    Args:
+        catalog: may be changed at any time with `Catalog.replace`.
+        lifespan: what must live as long as the application, such as a backend's own tasks.
+
+    Raises:
+        StorageFailed: the job database cannot be read.
+    """
+    attendance = Attendance(settings, store, backend)
+
+    @contextlib.asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app) if lifespan else contextlib.nullcontext():
+            yield
+            await attendance.close()
+
+    app = FastAPI(
+        title="calotype",
+        description="Image generation behind the API of OpenAI's SDKs.",
+        lifespan=living,
+    )
+    app.state.gateway = Gateway(
+        settings=settings,
+        store=store,
+        blobs=blobs,
+        backend=backend,
+        catalog=catalog,
+        attendance=attendance,
+        url_secret=store.service_secret("asset-urls"),
+    )
+    for module in (openai, models, moderations, jobs, assets, ops):
+        app.include_router(module.router)
+    app.add_exception_handler(CalotypeError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_middleware(RequestFrame, set_header=settings.set_request_id, on_bug=_on_bug)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CalotypeError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method[:20], request.url.path[:200]
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer = error_response(
+            InvalidRequest(f"Not allowed method: {method} {path}.", code="method_not_allowed")
+        )
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        answer = error_response(NotFound(f"Invalid URL ({method} {path}).", code="unknown_url"))
+    else:
+        answer = error_response(InvalidRequest(str(error.detail)))
+        answer.status_code = error.status_code
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's own checks of path and query."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    param = str(fault["loc"][-1])
+    return error_response(
+        InvalidRequest(f"Invalid value for '{param}': {fault['msg']}.", param=param)
+    )
+
+
+def _on_bug() -> JSONResponse:
+    return error_response(
+        EngineError(
+            "The server had an error while processing your request. The reason is in its log "
+            "under the request ID in the x-request-id header."
+        )
+    )

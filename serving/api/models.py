@@ -1,0 +1,55 @@
+"""GET /v1/models: what `model=` may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from calotype.serving.api.auth import allowed
+from calotype.serving.api.gateway import Gateway, gateway_of
+from calotype.serving.config import ImageModel
+from calotype.serving.jobs.records import KeyRecord
+
+router = APIRouter(tags=["OpenAI"])
+
+Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+
+# OpenAI's clients want a creation time; a manifest has none, so it is the format's own.
+_CREATED = 1_764_028_800
+
+
+def _describe(gateway: Gateway, model: ImageModel) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": "calotype",
+        "aliases": spec.aliases,
+        "adapters": [
+            {
+                "id": adapter.name,
+                "scale": adapter.spec.scale.model_dump(),
+                "trigger_words": adapter.spec.trigger_words,
+            }
+            for adapter in gateway.catalog.adapters(model.name)
+        ],
+        "defaults": spec.defaults.model_dump(),
+        "limits": spec.limits.model_dump(),
+    }
+
+
+@router.get("/v1/models")
+async def list_models(request: Request, key: Caller) -> dict[str, Any]:
+    gateway = gateway_of(request)
+    models = [_describe(gateway, model) for model in gateway.catalog.models()]
+    return {"object": "list", "data": models}
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(request: Request, name: str, key: Caller) -> dict[str, Any]:
+    """One model, by name or alias; ``id`` is what was asked for."""
+    gateway = gateway_of(request)
+    return _describe(gateway, gateway.catalog.model(name)) | {"id": name}

@@ -1,0 +1,73 @@
+"""The Prometheus metrics of the gateway, all named ``calotype_*``.
+
+Labels are bounded: routes are templates, models are names from manifests, never anything that a
+client or a team wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY = CollectorRegistry()
+
+HTTP_REQUESTS = Counter(
+    "calotype_http_requests",
+    "Answers of the gateway.",
+    ["route", "method", "status"],
+    registry=REGISTRY,
+)
+HTTP_SECONDS = Histogram(
+    "calotype_http_request_seconds",
+    "Time from a request's headers to the end of its answer.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+    registry=REGISTRY,
+)
+JOBS = Gauge(
+    "calotype_jobs", "Jobs in the store, by state.", ["model", "status"], registry=REGISTRY
+)
+QUEUE_SECONDS = Gauge(
+    "calotype_queue_seconds", "Predicted wait for a new job.", ["model"], registry=REGISTRY
+)
+REPLICAS = Gauge(
+    "calotype_replicas", "Generator replicas that are ready.", ["model"], registry=REGISTRY
+)
+IMAGES = Counter(
+    "calotype_images", "Pictures handed to clients that waited.", ["model"], registry=REGISTRY
+)
+GPU_SECONDS = Counter(
+    "calotype_gpu_seconds", "Measured device time of these pictures.", ["model"], registry=REGISTRY
+)
+BLOCKED = Counter(
+    "calotype_moderation_blocked",
+    "Requests (input) and pictures (output) that the safety stage refused.",
+    ["model", "stage"],
+    registry=REGISTRY,
+)
+ATTACHED = Counter(
+    "calotype_idempotent_replays",
+    "Requests that joined a job instead of making one.",
+    ["source"],
+    registry=REGISTRY,
+)
+
+
+def record_jobs(counts: Mapping[tuple[str, str], int]) -> None:
+    """Sets `JOBS` from the store; states that vanished become 0."""
+    JOBS.clear()
+    for (model, status), count in counts.items():
+        JOBS.labels(model, status).set(count)
+
+
+def record_models(figures: Iterable[tuple[str, int, float]]) -> None:
+    """Sets the gauges of (model, replicas, queue seconds)."""
+    for model, replicas, queue_seconds in figures:
+        REPLICAS.labels(model).set(replicas)
+        QUEUE_SECONDS.labels(model).set(queue_seconds)
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,213 @@
+"""Second implementations of the protocols: in memory, scripted, without a GPU.
+
+For tests, and for people who develop clients: `PaintingBackend` answers at once with flat pictures
+through the same dispatcher, store and safety seam as the real service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype.serving.errors import CalotypeError, NotFound
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.leases import Lease
+from calotype.serving.jobs.pictures import discard, judge_and_store
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
+from calotype.serving.request import GenerationRequest
+from calotype.serving.storage import check_key
+
+if TYPE_CHECKING:
+    from calotype.serving.request import Pixels
+
+
+class ManualClock:
+    """A `Clock` that stands still until it is told otherwise."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self._now = now
+        self._elapsed = 0.0
+
+    def time(self) -> float:
+        return self._now + self._elapsed
+
+    def monotonic(self) -> float:
+        return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        self._elapsed += seconds
+
+
+class MemoryBlobStore:
+    """A `BlobStore` in a dict."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.failure: CalotypeError | None = None
+        """When set, `put` raises it: a full disk on demand."""
+
+    def put(self, key: str, data: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.blobs[check_key(key)] = bytes(data)
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self.blobs[check_key(key)]
+        except KeyError:
+            raise NotFound(f"There is no stored file {key!r}.") from None
+
+    def delete(self, key: str) -> None:
+        self.blobs.pop(check_key(key), None)
+
+
+def decision(
+    stage: str = "input",
+    *,
+    blocked: Iterable[str] = (),
+    flagged: Iterable[str] = (),
+    unavailable: bool = False,
+) -> dict[str, Any]:
+    """A decision as `moderation.decision.Decision.to_payload` writes it."""
+    refused, noticed = list(blocked), [*blocked, *flagged]
+    verdict = "ERROR" if unavailable else "BLOCK" if refused else "FLAG" if noticed else "ALLOW"
+    digest = hashlib.sha256(f"{stage}{refused}{noticed}".encode()).hexdigest()
+    return {
+        "id": f"dec_{digest[:24]}",
+        "stage": stage,
+        "policy": "scripted@1",
+        "verdict": verdict,
+        "served": verdict in ("ALLOW", "FLAG"),
+        "blocked": verdict not in ("ALLOW", "FLAG"),
+        "flagged": verdict != "ALLOW",
+        "unavailable": unavailable,
+        "categories": refused,
+        "flagged_categories": noticed,
+        "scores": dict.fromkeys(noticed, 0.99),
+        "findings": [],
+    }
+
+
+class ScriptedSafety:
+    """A `SafetyStage` that does what two functions say; they return a decision or raise."""
+
+    def __init__(
+        self,
+        prompt: Callable[[str], dict[str, Any]] = lambda text: decision("input"),
+        image: Callable[[Pixels], dict[str, Any]] = lambda pixels: decision("output"),
+    ) -> None:
+        self.prompt, self.image = prompt, image
+
+    async def judge_prompt(self, text: str) -> dict[str, Any]:
+        return self.prompt(text)
+
+    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
+        return self.image(pixels)
+
+
+def paint(request: GenerationRequest) -> list[Pixels]:
+    """One flat picture per image; its colour follows from prompt, seed, steps and adapters."""
+    pictures: list[Pixels] = []
+    for index in range(request.n):
+        adapters = [(ref.name, ref.scale) for ref in request.adapters if ref.scale]
+        recipe = (request.prompt, request.seed + index, request.sampling, adapters)
+        colour = np.frombuffer(hashlib.sha256(repr(recipe).encode()).digest()[:3], np.uint8)
+        shape = (request.size.height, request.size.width, 3)
+        pictures.append(np.broadcast_to(colour, shape).copy())
+    return pictures
+
+
+class PaintingBackend:
+    """A `GenerationBackend` in this process, with one worker that paints instead of drawing.
+
+    Use it as the application's lifespan: ``create_app(..., backend, ..., backend.lifespan)``.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        blobs: BlobStore,
+        safety: SafetyStage | None = None,
+        models: Sequence[str] = ("shapes",),
+        clock: Clock | None = None,
+        policy: DispatchPolicy | None = None,
+    ) -> None:
+        self.safety: SafetyStage = safety or ScriptedSafety()
+        self.dispatcher = Dispatcher(store, self.safety, clock or SystemClock(), policy)
+        self._blobs, self._models = blobs, list(models)
+        self._policy = policy or DispatchPolicy()
+        self._may_paint = threading.Event()
+        self._may_paint.set()
+
+    def hold(self) -> None:
+        """Leaves jobs in the queue until `resume`; safe from another thread."""
+        self._may_paint.clear()
+
+    def resume(self) -> None:
+        self._may_paint.set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        await self.dispatcher.start()
+        worker = asyncio.create_task(self._paint_forever())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+            await self.dispatcher.stop()
+
+    async def submit(self, job_id: str) -> None:
+        await self.dispatcher.submit(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        await self.dispatcher.wait(job_id, timeout)
+
+    async def cancel(self, job_id: str) -> None:
+        await self.dispatcher.cancel(job_id)
+
+    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+        judged = [await self.safety.judge_prompt(text) for text in texts]
+        return judged + [await self.safety.judge_image(pixels) for pixels in images]
+
+    async def status(self) -> list[ModelStatus]:
+        backlog = self.dispatcher.backlog_seconds()
+        return [ModelStatus(name, True, 1, backlog) for name in self._models]
+
+    async def _paint_forever(self) -> None:
+        while True:
+            if not self._may_paint.is_set():
+                await asyncio.sleep(0.01)
+                continue
+            try:
+                for lease in await self.dispatcher.lease("painter", 1, 0.05):
+                    await self._paint(lease)
+            except CalotypeError:
+                # A busy database: the lease runs out or is asked for again.
+                await asyncio.sleep(0.05)
+
+    async def _paint(self, lease: Lease) -> None:
+        try:
+            pictures = paint(GenerationRequest.from_payload(lease.request))
+            result = await judge_and_store(
+                lease,
+                pictures,
+                self.safety,
+                self._blobs,
+                gpu_seconds=0.001 * len(pictures),
+                text_tokens=len(str(lease.request["prompt"]).split()),
+                policy=self._policy.judging,
+            )
+        except CalotypeError as error:
+            await self.dispatcher.fail(lease.job_id, lease.fence, error.to_payload())
+            return
+        if not await self.dispatcher.complete(lease.job_id, lease.fence, result.to_payload()):
+            await discard(result.images, self._blobs)

@@ -1,0 +1,130 @@
+"""A real gateway on a real port, over SQLite, with a worker that paints flat pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from calotype.serving.api.app import create_app
+from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
+from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.keys import create_key
+from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.protocols import GenerationBackend
+from calotype.serving.testing import MemoryBlobStore, PaintingBackend, ScriptedSafety, decision
+
+
+def judge_text(text: str) -> dict[str, Any]:
+    return decision("input", blocked=["sexual"] if "forbidden" in text else [])
+
+
+@dataclass
+class Service:
+    """A running gateway and everything behind it."""
+
+    url: str
+    key: str
+    store: JobStore
+    blobs: MemoryBlobStore
+    backend: PaintingBackend
+    catalog: Catalog
+    safety: ScriptedSafety
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.key if key is None else key}"}
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        self.clients.append(client)
+        return client
+
+    def sdk(self, key: str | None = None, max_retries: int = 0) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=max_retries
+        )
+
+    def generate(self, **body: Any) -> httpx.Response:
+        return self.http().post("/v1/images/generations", json=body)
+
+    def jobs(self) -> list[JobRecord]:
+        team = self.store.ensure_team("default")
+        return self.store.list_jobs(team.id, limit=100)
+
+
+@pytest.fixture
+def start_service(tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
+    """Starts gateways; arguments replace the parts of the usual one."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start(
+            settings: GatewaySettings | None = None,
+            policy: DispatchPolicy | None = None,
+            wrap: Callable[[PaintingBackend], GenerationBackend] = lambda backend: backend,
+        ) -> Service:
+            nonlocal count
+            count += 1
+            store = JobStore.open(sqlite_url(tmp_path / str(count)))
+            stack.callback(store.close)
+            safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
+            quick = policy or DispatchPolicy(judging=JudgingPolicy(delays=(0.0, 0.0)))
+            backend = PaintingBackend(store, blobs, safety, policy=quick)
+            catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
+            app = create_app(
+                settings or GatewaySettings(hangup_grace=0),
+                store,
+                blobs,
+                wrap(backend),
+                catalog,
+                backend.lifespan,
+            )
+            url = stack.enter_context(_served(app))
+            key, _ = create_key(store)
+            service = Service(url, key, store, blobs, backend, catalog, safety)
+            stack.callback(lambda: [client.close() for client in service.clients])
+            return service
+
+        yield start
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    return start_service()
+
+
+@contextlib.contextmanager
+def _served(app: Any) -> Iterator[str]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    assert started.wait(20), "the gateway did not start"
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
