@@ -1,0 +1,147 @@
+"""The answer of the safety stage: what was found, by which rule, under which policy."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from calotype.moderation.policy import Category, Policy, Verdict
+
+Stage = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that fired."""
+
+    category: Category
+    verdict: Verdict
+    score: float
+    threshold: float
+    rule: str
+    """Where the rule stands: ``sexual.text.block``, or ``lists.minors.minor-near-sexual``."""
+    classifier: str
+    where: str
+    """The view of the prompt (``raw``, ``base64``, ...) or part of the picture that fired."""
+
+    def to_payload(self) -> dict[str, Any]:
+        return {
+            "category": self.category.value,
+            "verdict": self.verdict.value,
+            "score": round(self.score, 4),
+            "threshold": self.threshold,
+            "rule": self.rule,
+            "classifier": self.classifier,
+            "where": self.where,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One judgement of one prompt (stage input) or picture (stage output)."""
+
+    id: str
+    stage: Stage
+    policy: str
+    policy_sha256: str
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    scores: Mapping[Category, float] = field(default_factory=dict)
+    unavailable: bool = False
+    reason: str | None = None
+    """Why nothing could be judged: a sentence that names the classifier."""
+    message: str | None = None
+    """What the policy says to the person whose prompt or picture is refused."""
+    milliseconds: float = 0.0
+
+    @property
+    def served(self) -> bool:
+        """Whether what was judged may be shown; REVIEW and BLUR are held, ERROR is refused."""
+        return self.verdict.served
+
+    @property
+    def blocked(self) -> bool:
+        return not self.served
+
+    @property
+    def flagged(self) -> bool:
+        return self.verdict is not Verdict.ALLOW
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The categories for which it is not served, in the order of `Category`."""
+        found = {finding.category for finding in self.findings if not finding.verdict.served}
+        return tuple(category for category in Category if category in found)
+
+    @property
+    def flagged_categories(self) -> tuple[Category, ...]:
+        """The categories of every finding, the flagging ones too."""
+        found = {finding.category for finding in self.findings}
+        return tuple(category for category in Category if category in found)
+
+    def to_payload(self) -> dict[str, Any]:
+        """The JSON form: what serving, the audit and ``calotype moderate`` read."""
+        return {
+            "id": self.id,
+            "stage": self.stage,
+            "policy": self.policy,
+            "policy_sha256": self.policy_sha256,
+            "verdict": self.verdict.value,
+            "served": self.served,
+            "blocked": self.blocked,
+            "flagged": self.flagged,
+            "unavailable": self.unavailable,
+            "reason": self.reason,
+            "message": self.message,
+            "categories": [category.value for category in self.categories],
+            "flagged_categories": [category.value for category in self.flagged_categories],
+            "scores": {category.value: round(score, 4) for category, score in self.scores.items()},
+            "findings": [finding.to_payload() for finding in self.findings],
+            "milliseconds": round(self.milliseconds, 2),
+        }
+
+
+def new_decision_id() -> str:
+    return f"dec_{secrets.token_hex(12)}"
+
+
+def decide(
+    policy: Policy,
+    stage: Stage,
+    findings: Sequence[Finding],
+    scores: Mapping[Category, float],
+    milliseconds: float,
+) -> Decision:
+    """The most severe finding wins; no finding means ALLOW."""
+    ranked = sorted(findings, key=lambda finding: (-finding.verdict.severity, -finding.score))
+    verdict = ranked[0].verdict if ranked else Verdict.ALLOW
+    message = None
+    if not verdict.served:
+        message = policy.messages.get(ranked[0].category)
+    return Decision(
+        id=new_decision_id(),
+        stage=stage,
+        policy=policy.identity,
+        policy_sha256=policy.sha256,
+        verdict=verdict,
+        findings=tuple(ranked),
+        scores=dict(scores),
+        message=message,
+        milliseconds=milliseconds,
+    )
+
+
+def failed(policy: Policy, stage: Stage, reason: str, milliseconds: float) -> Decision:
+    """Nothing passes that could not be judged."""
+    return Decision(
+        id=new_decision_id(),
+        stage=stage,
+        policy=policy.identity,
+        policy_sha256=policy.sha256,
+        verdict=Verdict.ERROR if policy.on_error == "block" else Verdict.REVIEW,
+        unavailable=True,
+        reason=reason,
+        milliseconds=milliseconds,
+    )

@@ -1,0 +1,37 @@
+"""The errors of the safety stage. It stands alone, so they are no part of serving's tree.
+
+* ModerationError
+  - PolicyError             a policy document is wrong; names the file and the field
+  - EvaluationError         an evaluation data set is wrong; names the file and the column
+  - PictureError            what should be judged is no picture
+  - ClassifierUnavailable   a classifier is missing, failed, hung or answered nonsense
+"""
+
+from __future__ import annotations
+
+
+class ModerationError(Exception):
+    """Root: one sentence that says what is wrong, where, and what to write instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class PolicyError(ModerationError):
+    """A policy document cannot be used."""
+
+
+class EvaluationError(ModerationError):
+    """A data set cannot be evaluated."""
+
+
+class PictureError(ModerationError):
+    """The pixels cannot be judged: wrong type, shape or size."""
+
+
+class ClassifierUnavailable(ModerationError):
+    """A classifier gave no usable scores. The moderator turns it into verdict ERROR."""

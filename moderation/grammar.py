@@ -1,0 +1,39 @@
+"""Prompts of our own for training, drawn from ``heads/grammar.yaml`` with a seed."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+from collections.abc import Iterator
+
+import yaml
+
+from calotype.moderation.policy import Category
+
+GRAMMAR = pathlib.Path(__file__).with_name("heads") / "grammar.yaml"
+
+_KINDS: tuple[tuple[Category | None, str, str], ...] = (
+    (None, "benign_people_states", "benign"),
+    (Category.SEXUAL, "sexual_states", "sexual"),
+    (Category.VIOLENCE_GRAPHIC, "gore_states", "gore"),
+    (Category.SELF_HARM, "self_harm_states", "self_harm"),
+)
+
+
+def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple[str, str]]:
+    """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
+    grammar: dict[str, list[str]] = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    for category, states, phrases in _KINDS:
+        label = category.value if category else "benign"
+        for state in grammar[states]:
+            for _ in range(per_state):
+                person, place = rng.choice(grammar["people"]), rng.choice(grammar["places"])
+                yield _styled(rng, grammar, f"{person} {state} {place}"), label
+        for phrase in grammar[phrases]:
+            for _ in range(per_phrase):
+                yield _styled(rng, grammar, phrase), label
+
+
+def _styled(rng: random.Random, grammar: dict[str, list[str]], subject: str) -> str:
+    return rng.choice(grammar["styles"]).format(subject.strip())

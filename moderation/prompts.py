@@ -1,0 +1,113 @@
+"""Judging a prompt: every view against the lists, every window of every view by the classifiers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from calotype.moderation.classifiers import Guard
+from calotype.moderation.decision import Finding
+from calotype.moderation.errors import ClassifierUnavailable
+from calotype.moderation.matching import TermMatcher
+from calotype.moderation.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.views import READ_LIMIT, Lexicon, View, views, windows
+
+BATCH = 8
+"""Texts scored at once; between batches the deadline is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The highest score of a category, and where it was reached."""
+
+    score: float
+    classifier: str
+    where: str
+    modality: Modality
+
+
+class Peaks:
+    """Maxima per category over everything that was scored."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[tuple[Category, Modality], Peak] = {}
+
+    def add(
+        self, scores: Mapping[Category, float], classifier: str, where: str, modality: Modality
+    ) -> None:
+        for category, score in scores.items():
+            best = self._peaks.get((category, modality))
+            if best is None or score > best.score:
+                self._peaks[category, modality] = Peak(score, classifier, where, modality)
+
+    def scores(self) -> dict[Category, float]:
+        """Per category, in the order of `Category`, the highest of all modalities."""
+        found: dict[Category, float] = {}
+        for category in Category:
+            peaks = [peak.score for (owner, _), peak in self._peaks.items() if owner is category]
+            if peaks:
+                found[category] = max(peaks)
+        return found
+
+    def findings(self, policy: Policy) -> list[Finding]:
+        """What the policy's thresholds make of the maxima."""
+        found = []
+        for (category, modality), peak in self._peaks.items():
+            effect = policy.rule(category, modality).verdict(peak.score)
+            if effect is not None:
+                verdict, threshold = effect
+                rule = f"{category}.{modality}.{verdict}"
+                found.append(
+                    Finding(
+                        category, verdict, peak.score, threshold, rule, peak.classifier, peak.where
+                    )
+                )
+        return found
+
+
+class PromptRules:
+    """What a policy says about prompts, compiled once per version."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.matcher = TermMatcher.of(policy)
+        self.lexicon = Lexicon(self.matcher.vocabulary)
+
+    def judge(
+        self, text: str, classifiers: Sequence[Guard[str]], deadline: float
+    ) -> tuple[list[Finding], dict[Category, float]]:
+        """Findings and scores. Raises ClassifierUnavailable: then nothing is known."""
+        if len(text) > READ_LIMIT:
+            raise ClassifierUnavailable(
+                f"The prompt has {len(text)} characters; no more than {READ_LIMIT} can be judged."
+            )
+        readings = views(text, self.lexicon)
+        peaks = Peaks()
+        listed = self._listed(readings)
+        origin = {piece: view.name for view in reversed(readings) for piece in windows(view.text)}
+        pieces = list(reversed(origin))
+        for guard in classifiers:
+            for start in range(0, len(pieces), BATCH):
+                batch = pieces[start : start + BATCH]
+                for piece, scores in zip(
+                    batch, guard.score(batch, deadline - time.monotonic()), strict=True
+                ):
+                    peaks.add(scores, guard.name, origin[piece], Modality.TEXT)
+        scores_by_category = peaks.scores()
+        for finding in listed:
+            if not finding.verdict.served:
+                scores_by_category[finding.category] = 1.0
+        return listed + peaks.findings(self.policy), scores_by_category
+
+    def _listed(self, readings: Sequence[View]) -> list[Finding]:
+        findings: dict[str, Finding] = {}
+        for view in readings:
+            for match in self.matcher.matches(view.text):
+                if match.rule in findings:
+                    continue
+                verdict = Verdict(match.action)
+                findings[match.rule] = Finding(
+                    match.category, verdict, 1.0, 1.0, match.rule, "lists", view.name
+                )
+        return list(findings.values())
