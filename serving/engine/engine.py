@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from calotype.serving.engine.adapters import AdapterStore
+from calotype.serving.engine.admission import Admission
 from calotype.serving.engine.batch import DenoiseState, Row
 from calotype.serving.engine.components import Components
 from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.latents import TokenGrid
-from calotype.serving.engine.samplers import build_sampler
 from calotype.serving.engine.scheduler import Bucket, StepScheduler
 from calotype.serving.engine.text_encoder import PromptEmbeds
 from calotype.serving.errors import (
@@ -29,11 +29,9 @@ from calotype.serving.errors import (
     EngineError,
     InvalidRequest,
     NonFiniteLatents,
-    NotFound,
     OutOfMemory,
 )
 from calotype.serving.request import (
-    MAX_SEED,
     Event,
     Failed,
     Finished,
@@ -85,6 +83,9 @@ class Engine:
             components.denoiser, self.adapters.layers, components.device, components.dtype
         )
         self._decoder = Decoder(components.vae)
+        self._admission = Admission(
+            components, self.adapters, self._decoder.pixels_per_token
+        )
         self._scheduler = StepScheduler(max_batch_rows)
         self._lock = threading.Lock()
         self._arrived: list[DenoiseState] = []
@@ -114,7 +115,7 @@ class Engine:
             InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
             NotFound: it names an adapter that was never loaded.
         """
-        state = self._prepare(request, embeds)
+        state = self._admission.prepare(request, embeds)
         with self._lock:
             if request.id in self._known:
                 raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
@@ -155,72 +156,6 @@ class Engine:
         return events
 
     # Taking in
-
-    def _prepare(
-        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
-    ) -> DenoiseState:
-        side = self._decoder.pixels_per_token
-        size = request.rendered_size
-        if min(size.width, size.height) < side or size.width % side or size.height % side:
-            raise InvalidRequest(
-                f"size must be a multiple of {side} pixels, for example "
-                f"{max(side, size.width // side * side)}x{max(side, size.height // side * side)}; "
-                f"got {size}.",
-                param="size",
-            )
-        if request.n < 1:
-            raise InvalidRequest(f"n must be at least 1; got {request.n}.", param="n")
-        if request.sampling.steps < 1:
-            raise InvalidRequest(
-                f"steps must be at least 1; got {request.sampling.steps}.", param="steps"
-            )
-        if not 0 <= request.seed <= MAX_SEED:
-            raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
-        known = self.adapters.states() if request.adapters else {}
-        for ref in request.adapters:
-            if ref.name not in known:
-                raise NotFound(f"There is no LoRA adapter {ref.name!r}.", param="loras")
-        grid = TokenGrid(size.height // side, size.width // side)
-        embeds = self._embeds(request, given)
-        rows = [
-            Row(
-                request.id,
-                index,
-                request.seed + index,
-                build_sampler(
-                    request.sampling.sampler,
-                    self.components.schedule,
-                    request.sampling.steps,
-                    grid.tokens,
-                    self.components.dtype,
-                ),
-                request.sampling.guidance_scale,
-                embeds,
-            )
-            for index in range(request.n)
-        ]
-        bucket = Bucket(grid.rows, grid.columns, embeds.shape[0])
-        return DenoiseState(request, bucket, grid, rows)
-
-    def _embeds(
-        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
-    ) -> torch.Tensor:
-        if given is None:
-            if self.components.text_encoder is None:
-                raise InvalidRequest(
-                    "this engine has no text encoder; give the prompt's embeddings.",
-                    param="prompt",
-                )
-            given = self.components.text_encoder.encode([request.prompt])[0]
-        # A copy of an array: those that Ray hands over are read-only shared memory.
-        embeds = given.embeds if isinstance(given, PromptEmbeds) else torch.tensor(given)
-        if embeds.ndim != 2 or embeds.shape[1] != self._denoiser.joint_dim:
-            raise InvalidRequest(
-                f"embeddings must be [tokens, {self._denoiser.joint_dim}], "
-                f"got {list(embeds.shape)}.",
-                param="prompt",
-            )
-        return embeds.to(self.components.device, self.components.dtype)
 
     def _take_in(self, events: list[Event]) -> None:
         with self._lock:

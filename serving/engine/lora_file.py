@@ -2,7 +2,8 @@
 
 Keys are brought to diffusers' form by diffusers' own converters, run first on stand-ins that have
 the shapes of the header but no memory: PEFT (``transformer.`` or ``base_model.model.``),
-ai-toolkit, fal and Black Forest Labs (``diffusion_model.``), kohya (``lora_unet_``). Called by `adapters.AdapterStore`.
+ai-toolkit, fal and Black Forest Labs (``diffusion_model.``), kohya (``lora_unet_``).
+Called by `adapters.AdapterStore`.
 """
 
 from __future__ import annotations

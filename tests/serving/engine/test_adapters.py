@@ -1,0 +1,410 @@
+"""LoRA adapters: parity with diffusers, rows with different stacks, and the store."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from calotype.serving.engine.adapters import AdapterStore
+from calotype.serving.errors import AdapterLoadFailed, InvalidRequest, NotFound
+from calotype.serving.request import AdapterRef, Failed
+from calotype.serving.testing_models import LORA_TARGETS, save_random_lora
+
+CLOSE = {"atol": 1e-4, "rtol": 0}
+WAIT = 30.0
+
+
+@pytest.fixture(scope="module")
+def lora_files(model_folder, tmp_path_factory) -> dict[str, pathlib.Path]:
+    folder = tmp_path_factory.mktemp("loras")
+    return {
+        "one": save_random_lora(model_folder, folder / "one.safetensors", 4, seed=1),
+        "two": save_random_lora(
+            model_folder, folder / "two.safetensors", 2, seed=2, targets=LORA_TARGETS[2:], alpha=3.0
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def lora_oracle(model_folder, load_oracle, lora_files):
+    pipeline = load_oracle(model_folder)
+    for name, path in lora_files.items():
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    return pipeline
+
+
+@pytest.fixture
+def store(components, lora_files):
+    store = AdapterStore(components.denoiser)
+    for name, path in lora_files.items():
+        store.load(name, path, wait=WAIT)
+    yield store
+    store.layers.remove()
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        (("one", 0.0),),
+        (("one", 0.5),),
+        (("one", 1.0),),
+        (("two", 1.0),),
+        (("one", 0.7), ("two", -0.4)),
+    ],
+    ids=str,
+)
+def test_equals_load_lora_weights_and_set_adapters(
+    new_engine, store, lora_oracle, draw_with, make_request, stack
+):
+    lora_oracle.set_adapters([name for name, _ in stack], [scale for _, scale in stack])
+    theirs = draw_with(lora_oracle)
+    engine = new_engine(adapters=store)
+    engine.add(make_request(adapters=tuple(AdapterRef(*pair) for pair in stack)))
+    engine.add(make_request("plain"))
+    drawn = engine.run()
+    np.testing.assert_allclose(drawn.image("r"), theirs, **CLOSE)
+    if any(scale for _, scale in stack):
+        assert np.abs(drawn.image("r") - drawn.image("plain")).max() > 0.01
+
+
+def test_scale_zero_equals_none_bit_for_bit(new_engine, store, make_request):
+    pictures = []
+    for adapters in ((), (AdapterRef("one", 0.0),)):
+        engine = new_engine(adapters=store)
+        engine.add(make_request(adapters=adapters))
+        pictures.append(engine.run().image("r"))
+    assert np.array_equal(*pictures)
+
+
+def test_installed_adapters_change_no_other_row(components, new_engine, store, make_request):
+    before = new_engine(adapters=AdapterStore(components.denoiser))
+    before.add(make_request())
+    alone = before.run().image("r")
+    engine = new_engine(adapters=store)
+    engine.add(make_request("with", adapters=(AdapterRef("one"),)))
+    engine.run()
+    engine.add(make_request("after"))
+    assert np.array_equal(engine.run().image("after"), alone)
+
+
+def test_one_batch_holds_rows_with_different_stacks(new_engine, store, make_request):
+    stacks = {
+        "none": (),
+        "one": (AdapterRef("one", 0.8),),
+        "both": (AdapterRef("one", 0.5), AdapterRef("two", 1.0)),
+        "two": (AdapterRef("two", -1.0),),
+        "twice": (AdapterRef("one", 0.4), AdapterRef("one", 0.4)),
+    }
+    together = new_engine(adapters=store)
+    for name, stack in stacks.items():
+        together.add(make_request(name, adapters=stack))
+    drawn = together.run()
+    assert set(together.batches) == {5}, "they must share every step"
+    for name, stack in stacks.items():
+        alone = new_engine(adapters=store)
+        alone.add(make_request(name, adapters=stack))
+        np.testing.assert_allclose(drawn.image(name), alone.run().image(name), **CLOSE)
+    np.testing.assert_allclose(drawn.image("twice"), drawn.image("one"), **CLOSE)
+    assert np.abs(drawn.image("one") - drawn.image("none")).max() > 0.01
+    assert np.abs(drawn.image("both") - drawn.image("one")).max() > 0.01
+
+
+def write(path: pathlib.Path, tensors: dict[str, torch.Tensor]) -> pathlib.Path:
+    save_file({k: v.clone() for k, v in tensors.items()}, str(path))
+    return path
+
+
+Q = "transformer.transformer_blocks.0.attn.to_q"
+
+
+def without_b(good, bad):
+    write(bad, {k: v for k, v in good.items() if not k.endswith("to_q.lora_B.weight")})
+
+
+def without_a(good, bad):
+    write(bad, {k: v for k, v in good.items() if not k.endswith("to_q.lora_A.weight")})
+
+
+def truncated(good, bad):
+    write(bad, good)
+    bad.write_bytes(bad.read_bytes()[:-10])
+
+
+def pickled(good, bad):
+    torch.save(good, bad)
+
+
+def old_pickle(good, bad):
+    torch.save(good, bad, _use_new_zipfile_serialization=False)
+
+
+def text(good, bad):
+    bad.write_text("<html>404: not found</html>" * 40)
+
+
+def empty_file(good, bad):
+    bad.write_bytes(b"")
+
+
+def no_tensors(good, bad):
+    write(bad, {})
+
+
+def foreign_module(good, bad):
+    write(bad, good | {k.replace("to_q", "to_x"): v for k, v in good.items() if "to_q" in k})
+
+
+def foreign_size(good, bad):
+    write(bad, good | {f"{Q}.lora_B.weight": torch.zeros(128, 4)})
+
+
+def unfitting_factors(good, bad):
+    write(bad, good | {f"{Q}.lora_B.weight": torch.zeros(64, 3)})
+
+
+def unknown_key(good, bad):
+    write(bad, good | {"transformer.guidance_in.weight": torch.zeros(1)})
+
+
+def rank_too_high(good, bad):
+    write(
+        bad,
+        good
+        | {f"{Q}.lora_A.weight": torch.zeros(65, 64), f"{Q}.lora_B.weight": torch.zeros(64, 65)},
+    )
+
+
+def not_a_number(good, bad):
+    weight = good[f"{Q}.lora_A.weight"].clone()
+    weight[1, 2] = float("nan")
+    write(bad, good | {f"{Q}.lora_A.weight": weight})
+
+
+def whole_numbers(good, bad):
+    write(bad, {k: v.to(torch.int8) for k, v in good.items()})
+
+
+def dora(good, bad):
+    write(bad, good | {f"{Q}.lora_magnitude_vector": torch.zeros(64)})
+
+
+def missing(good, bad):
+    pass
+
+
+FAULTS = {
+    without_b: "to_q.lora_B.weight is missing",
+    without_a: "to_q.lora_A.weight is missing",
+    truncated: "truncated",
+    pickled: "pickled file",
+    old_pickle: "pickled file",
+    text: "not a safetensors file",
+    empty_file: "not a safetensors file",
+    no_tensors: "no tensors",
+    foreign_module: "another model: the denoiser has no linear layer",
+    foreign_size: "another model: for transformer_blocks.0.attn.to_q it has 128x64.* 64x64",
+    unfitting_factors: "do not fit together",
+    unknown_key: "unknown key 'guidance_in.weight'",
+    rank_too_high: "its rank is 65 .* highest allowed is 64",
+    not_a_number: "NaN",
+    whole_numbers: "type I8",
+    dora: "DoRA",
+    missing: "is missing",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_bad_file_is_refused_by_name_and_nothing_else_suffers(
+    new_engine, store, lora_files, make_request, tmp_path, fault
+):
+    bad = tmp_path / "bad.safetensors"
+    fault(load_file(str(lora_files["one"])), bad)
+    with pytest.raises(AdapterLoadFailed, match=FAULTS[fault]) as caught:
+        store.load("bad", bad, wait=WAIT)
+    assert str(bad) in str(caught.value)
+    states = store.states()
+    assert states["bad"] == str(caught.value)
+    assert states["one"] == states["two"] == "ready"
+    engine = new_engine(adapters=store)
+    engine.add(make_request("bad", adapters=(AdapterRef("bad"),)))
+    engine.add(make_request("good", adapters=(AdapterRef("one"),)))
+    drawn = engine.run()
+    ending = drawn.ending("bad")
+    assert isinstance(ending, Failed) and isinstance(ending.error, AdapterLoadFailed)
+    drawn.image("good")
+
+
+def test_unknown_adapter_and_wild_scale_are_refused_at_once(new_engine, store, make_request):
+    engine = new_engine(adapters=store)
+    with pytest.raises(NotFound, match="'nope'"):
+        engine.add(make_request(adapters=(AdapterRef("nope"),)))
+    with pytest.raises(InvalidRequest, match="finite"):
+        engine.add(make_request(adapters=(AdapterRef("one", float("nan")),)))
+    assert not engine.has_work
+
+
+def renamed(rename):
+    def convert(tensors):
+        return {rename(k): v for k, v in tensors.items()}
+
+    return convert
+
+
+def bfl(tensors):
+    """Black Forest Labs' names, with fused query, key and value, of a few layers."""
+    q, single = Q, "transformer.single_transformer_blocks.1.attn.to_out"
+    qkv = torch.cat([tensors[f"{q}.lora_B.weight"], torch.zeros(128, 4)])
+    return {
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": tensors[f"{q}.lora_A.weight"],
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": qkv,
+        "diffusion_model.single_blocks.1.linear2.lora_A.weight": tensors[f"{single}.lora_A.weight"],
+        "diffusion_model.single_blocks.1.linear2.lora_B.weight": tensors[f"{single}.lora_B.weight"],
+    }
+
+
+def kohya(tensors):
+    names = {
+        "lora_unet_single_blocks_1_linear2": "transformer.single_transformer_blocks.1.attn.to_out",
+        "lora_unet_double_blocks_0_img_mlp_0": "transformer.transformer_blocks.0.ff.linear_in",
+    }
+    return {
+        key: value
+        for new, old in names.items()
+        for key, value in {
+            f"{new}.lora_down.weight": tensors[f"{old}.lora_A.weight"],
+            f"{new}.lora_up.weight": tensors[f"{old}.lora_B.weight"],
+            f"{new}.alpha": torch.tensor(2.0),
+        }.items()
+    }
+
+
+def with_alphas(tensors):
+    modules = {k.removesuffix(".lora_A.weight") for k in tensors if k.endswith("lora_A.weight")}
+    return tensors | {f"{module}.alpha": torch.tensor(2.0) for module in modules}
+
+
+@pytest.mark.parametrize("form", [bfl, kohya], ids=lambda f: f.__name__)
+def test_other_trainers_files_equal_diffusers_reading_of_them(
+    model_folder, lora_files, tmp_path, load_oracle, draw_with, new_engine, make_request, form
+):
+    path = write(tmp_path / "other.safetensors", form(load_file(str(lora_files["one"]))))
+    pipeline = load_oracle(model_folder)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=path.name, adapter_name="other")
+    engine = new_engine()
+    engine.adapters.load("other", path, wait=WAIT)
+    engine.add(make_request(adapters=(AdapterRef("other"),)))
+    engine.add(make_request("plain"))
+    drawn = engine.run()
+    np.testing.assert_allclose(drawn.image("r"), draw_with(pipeline), **CLOSE)
+    assert np.abs(drawn.image("r") - drawn.image("plain")).max() > 1e-3
+    engine.adapters.layers.remove()
+
+
+@pytest.mark.parametrize(
+    ("form", "scale"),
+    [
+        (renamed(lambda k: k.replace("transformer.", "base_model.model.", 1)), 1.0),
+        (renamed(lambda k: k.replace(".weight", ".default.weight")), 1.0),
+        (with_alphas, 0.5),
+    ],
+    ids=["peft", "peft-live", "alpha"],
+)
+def test_spellings_of_peft_keys(lora_files, tmp_path, new_engine, store, make_request, form, scale):
+    tensors = load_file(str(lora_files["one"]))
+    store.load("other", write(tmp_path / "other.safetensors", form(tensors)), wait=WAIT)
+    engine = new_engine(adapters=store)
+    engine.add(make_request("a", adapters=(AdapterRef("one", scale),)))
+    engine.add(make_request("b", adapters=(AdapterRef("other", 1.0),)))
+    drawn = engine.run()
+    np.testing.assert_allclose(drawn.image("a"), drawn.image("b"), atol=1e-5, rtol=0)
+
+
+def test_request_waits_for_an_adapter_that_is_being_read(
+    new_engine, components, lora_files, make_request, monkeypatch
+):
+    from calotype.serving.engine import adapters
+
+    gate = threading.Event()
+    read = adapters.read_lora
+    monkeypatch.setattr(adapters, "read_lora", lambda *a, **k: gate.wait(WAIT) and read(*a, **k))
+    store = AdapterStore(components.denoiser)
+    store.load("slow", lora_files["one"])
+    assert store.states() == {"slow": "loading"}
+    engine = new_engine(adapters=store)
+    engine.add(make_request("waits", adapters=(AdapterRef("slow"),)))
+    engine.add(make_request("goes"))
+    while engine.step() and not engine.drawn.floats:
+        pass
+    assert list(engine.drawn.floats) == [("goes", 0)]
+    gate.set()
+    engine.run().image("waits")
+    store.layers.remove()
+
+
+def test_new_revision_takes_over_when_it_is_ready_and_a_bad_one_does_not(
+    new_engine, components, model_folder, tmp_path, make_request
+):
+    path = save_random_lora(model_folder, tmp_path / "a.safetensors", 4, seed=1)
+    store = AdapterStore(components.denoiser)
+    engine = new_engine(adapters=store)
+    pictures = []
+    for seed in (1, 5):
+        save_random_lora(model_folder, path.with_suffix(".new"), 4, seed=seed).replace(path)
+        store.load("a", path, wait=WAIT)
+        engine.add(make_request(f"r{seed}", adapters=(AdapterRef("a"),)))
+        pictures.append(engine.run().image(f"r{seed}"))
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
+    path.write_bytes(b"damaged")
+    with pytest.raises(AdapterLoadFailed):
+        store.load("a", path, wait=WAIT)
+    assert str(path) in store.states()["a"]
+    engine.add(make_request("still", adapters=(AdapterRef("a"),)))
+    assert np.array_equal(engine.run().image("still"), pictures[1])
+    store.layers.remove()
+
+
+def test_running_request_keeps_an_unloaded_adapter(new_engine, store, make_request):
+    engine = new_engine(adapters=store)
+    engine.add(make_request("first", adapters=(AdapterRef("one"),)))
+    whole = engine.run().image("first")
+    engine.add(make_request("second", adapters=(AdapterRef("one"),)))
+    engine.step()
+    store.unload("one")
+    assert "one" not in store.states()
+    assert np.array_equal(engine.run().image("second"), whole)
+    with pytest.raises(NotFound):
+        engine.add(make_request("third", adapters=(AdapterRef("one"),)))
+
+
+def test_budget_drops_the_least_recently_used_and_reads_it_again(
+    new_engine, components, model_folder, tmp_path, make_request
+):
+    sizes = AdapterStore(components.denoiser)
+    paths = [
+        save_random_lora(model_folder, tmp_path / f"{i}.safetensors", 4, seed=i) for i in range(3)
+    ]
+    sizes.load("0", paths[0], wait=WAIT)
+    size = sizes.resident_bytes()
+    store = AdapterStore(components.denoiser, budget_bytes=2 * size)
+    for i, path in enumerate(paths):
+        store.load(str(i), path, wait=WAIT)
+    assert store.resident_bytes() == 2 * size
+    assert set(store.states().values()) == {"ready"}
+    engine = new_engine(adapters=store)
+    for i in (0, 1, 2, 0):
+        engine.add(make_request(f"r{i}", adapters=(AdapterRef(str(i)),)))
+        engine.run().image(f"r{i}")
+        engine.drawn.events.clear()
+        assert store.resident_bytes() <= 2 * size
+    # Adapters in use are kept whatever the budget.
+    pinned = [store.acquire("0"), store.acquire("2")]
+    assert all(pinned)
+    store.load("1", paths[1], wait=WAIT)
+    for adapter in pinned:
+        store.release(adapter)
+    store.layers.remove()
