@@ -37,6 +37,11 @@ class JobStore(Accounts):
     def open(cls, url: str, clock: Clock | None = None) -> JobStore:
         """Upgrades the tables behind ``url`` and connects."""
         upgrade_database(url)
+        return cls.connect(url, clock)
+
+    @classmethod
+    def connect(cls, url: str, clock: Clock | None = None) -> JobStore:
+        """Connects to a database whose tables are upgraded already."""
         return cls(create_database_engine(url), clock)
 
     def close(self) -> None:
