@@ -43,8 +43,8 @@ def downgrade_database(url: str, revision: str) -> None:
 
 
 def _run(url: str, revision: str, change: Callable[[Config, str], None]) -> None:
-    _make_folder(url)
     engine = create_database_engine(url)
+    _make_folder(url)
     try:
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":

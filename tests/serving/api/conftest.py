@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import socket
 import threading
@@ -65,45 +66,55 @@ class Service:
         return self.store.list_jobs(team.id, limit=100)
 
 
+@contextlib.contextmanager
+def running(
+    folder: pathlib.Path,
+    settings: GatewaySettings | None = None,
+    policy: DispatchPolicy | None = None,
+    wrap: Callable[[PaintingBackend], GenerationBackend] = lambda backend: backend,
+) -> Iterator[Service]:
+    """A gateway over ``folder``; arguments replace the parts of the usual one."""
+    store = JobStore.open(sqlite_url(folder))
+    safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
+    quick = policy or DispatchPolicy(judging=JudgingPolicy(delays=(0.0, 0.0)))
+    backend = PaintingBackend(store, blobs, safety, policy=quick)
+    catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
+    app = create_app(
+        settings or GatewaySettings(hangup_grace=0),
+        store,
+        blobs,
+        wrap(backend),
+        catalog,
+        backend.lifespan,
+    )
+    with _served(app) as url:
+        key, _ = create_key(store)
+        service = Service(url, key, store, blobs, backend, catalog, safety)
+        yield service
+        for client in service.clients:
+            client.close()
+    store.close()
+
+
 @pytest.fixture
 def start_service(tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
-    """Starts gateways; arguments replace the parts of the usual one."""
+    """Starts gateways that are not the usual one: see `running`."""
     with contextlib.ExitStack() as stack:
-        count = 0
-
-        def start(
-            settings: GatewaySettings | None = None,
-            policy: DispatchPolicy | None = None,
-            wrap: Callable[[PaintingBackend], GenerationBackend] = lambda backend: backend,
-        ) -> Service:
-            nonlocal count
-            count += 1
-            store = JobStore.open(sqlite_url(tmp_path / str(count)))
-            stack.callback(store.close)
-            safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
-            quick = policy or DispatchPolicy(judging=JudgingPolicy(delays=(0.0, 0.0)))
-            backend = PaintingBackend(store, blobs, safety, policy=quick)
-            catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
-            app = create_app(
-                settings or GatewaySettings(hangup_grace=0),
-                store,
-                blobs,
-                wrap(backend),
-                catalog,
-                backend.lifespan,
-            )
-            url = stack.enter_context(_served(app))
-            key, _ = create_key(store)
-            service = Service(url, key, store, blobs, backend, catalog, safety)
-            stack.callback(lambda: [client.close() for client in service.clients])
-            return service
-
-        yield start
+        count = itertools.count()
+        yield lambda **parts: stack.enter_context(running(tmp_path / str(next(count)), **parts))
 
 
 @pytest.fixture
-def service(start_service: Callable[..., Service]) -> Service:
-    return start_service()
+def service(tmp_path: pathlib.Path) -> Iterator[Service]:
+    with running(tmp_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One gateway for all cases of a file: none of them may harm the next."""
+    with running(tmp_path_factory.mktemp("shared")) as service:
+        yield service
 
 
 @contextlib.contextmanager

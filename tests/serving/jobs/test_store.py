@@ -1,0 +1,146 @@
+"""The job table: compare-and-set, pages, faults of the disk, restarts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from calotype.serving.errors import InvalidRequest, StorageFailed
+from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.lifecycle import STATUSES, TERMINAL, may_follow, sources
+from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.testing import ManualClock
+
+AddJob = Callable[..., JobRecord]
+
+
+def test_a_terminal_state_has_no_successor_and_every_state_can_end() -> None:
+    for before in STATUSES:
+        followers = [after for after in STATUSES if may_follow(before, after)]
+        assert (not followers) == (before in TERMINAL)
+    assert sources("succeeded") == {"running"}
+    assert sources("canceled") == {"queued", "running"}
+
+
+def test_a_queued_job_cannot_succeed(store: JobStore, add_job: AddJob) -> None:
+    assert store.finish_job(add_job().id, "succeeded") is None
+
+
+def test_exactly_one_of_many_threads_starts_and_ends_a_job(
+    store: JobStore, add_job: AddJob
+) -> None:
+    job = add_job()
+
+    def race(call: Callable[[int], Any]) -> int:
+        results: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda i=i: results.append(call(i)))  # type: ignore[misc]
+            for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(result is not None for result in results)
+
+    assert race(lambda i: store.start_job(job.id, f"r{i}", 0.0)) == 1
+    assert race(lambda i: store.finish_job(job.id, "failed", error={"n": i})) == 1
+
+
+def test_jobs_are_listed_newest_first_in_pages_of_one_team(
+    store: JobStore, add_job: AddJob, clock: ManualClock
+) -> None:
+    made = []
+    for _ in range(5):
+        made.append(add_job().id)
+        clock.advance(1)
+    add_job(team="other")
+    team = store.ensure_team("default").id
+    first = store.list_jobs(team, limit=2)
+    rest = store.list_jobs(team, limit=10, after=first[-1].id)
+    assert [job.id for job in first + rest] == made[::-1]
+    assert store.list_jobs(team, status="running") == []
+    assert len(store.list_jobs(team, created_after=clock.time() - 2.5)) == 2
+    with pytest.raises(InvalidRequest, match="names no job"):
+        store.list_jobs(team, after="job_none")
+
+
+def test_another_teams_job_is_not_there(store: JobStore, add_job: AddJob) -> None:
+    job = add_job()
+    assert store.get_job(job.id, "team_other") is None
+    assert store.get_job(job.id, job.team_id) is not None
+
+
+def test_two_jobs_of_one_idempotency_are_one(store: JobStore, add_job: AddJob) -> None:
+    first = add_job(idempotency="k" * 64)
+    assert add_job(idempotency="k" * 64).id == first.id
+    store.forget_idempotency(first.id)
+    assert add_job(idempotency="k" * 64).id != first.id
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(
+    store: JobStore, add_job: AddJob, tmp_path: pathlib.Path
+) -> None:
+    store.ensure_team("default")
+    other = sqlite3.connect(tmp_path / "calotype.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    made: list[JobRecord] = []
+    writer = threading.Thread(target=lambda: made.append(add_job()))
+    writer.start()
+    assert store.count_jobs() == {}, "reading goes on meanwhile"
+    other.execute("COMMIT")
+    writer.join(10)
+    other.close()
+    assert made[0].status == "queued"
+
+
+def test_a_full_disk_is_a_typed_error_and_the_next_write_works(
+    store: JobStore, add_job: AddJob
+) -> None:
+    kept = add_job()
+    with store.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+
+    def limit_pages(connection: Any, record: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    sqlalchemy.event.listen(store.engine, "connect", limit_pages)
+    store.engine.dispose()
+    with pytest.raises(StorageFailed, match="full"):
+        add_job("x" * 200_000)
+    sqlalchemy.event.remove(store.engine, "connect", limit_pages)
+    store.engine.dispose()
+    assert add_job("x" * 200_000).status == "queued"
+    assert store.get_job(kept.id) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a place that only root may not write: /proc")
+def test_a_folder_that_cannot_be_made_is_a_typed_error() -> None:
+    with pytest.raises(StorageFailed, match="cannot be made"):
+        JobStore.open(sqlite_url(pathlib.Path("/proc/no/folder")))
+
+
+def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "calotype.db").write_bytes(b"not a database, but long enough to be read " * 40)
+    with pytest.raises(StorageFailed, match="not a database"):
+        JobStore.open(sqlite_url(tmp_path))
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/db"])
+def test_a_database_url_that_cannot_be_used_is_named(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="database URL"):
+        JobStore.open(url)
+
+
+def test_a_service_secret_is_made_once(store: JobStore) -> None:
+    assert len(store.service_secret("urls")) == 32
+    assert store.service_secret("urls") == store.service_secret("urls")
+    assert store.service_secret("urls") != store.service_secret("other")
