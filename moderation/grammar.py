@@ -23,14 +23,16 @@ _KINDS: tuple[tuple[Category | None, str, str], ...] = (
 def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
     grammar: dict[str, list[str]] = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
-    rng = random.Random(seed)
     for category, states, phrases in _KINDS:
         label = category.value if category else "benign"
         for state in grammar[states]:
+            # A seed per line: a new line in the grammar does not change what the others yield.
+            rng = random.Random(f"{seed}:{state}")
             for _ in range(per_state):
                 person, place = rng.choice(grammar["people"]), rng.choice(grammar["places"])
                 yield _styled(rng, grammar, f"{person} {state} {place}"), label
         for phrase in grammar[phrases]:
+            rng = random.Random(f"{seed}:{phrase}")
             for _ in range(per_phrase):
                 yield _styled(rng, grammar, phrase), label
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pathlib
 import threading
+import zipfile
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -80,7 +81,7 @@ class Heads:
     def load(cls, path: pathlib.Path = HEADS) -> Heads:
         """Reads a file of `save`; no pickle is ever opened."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 if int(data["format"]) != FORMAT:
                     raise ClassifierUnavailable(
                         f"Classifier heads cannot use {path}: format {int(data['format'])}."
@@ -90,7 +91,7 @@ class Heads:
                 biases = data["biases"].astype(np.float32)
         except FileNotFoundError as error:
             raise ClassifierUnavailable(f"Classifier heads has no file {path}.") from error
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ClassifierUnavailable(
                 f"Classifier heads cannot read {path}: {type(error).__name__}: {error}"
             ) from error

@@ -158,6 +158,8 @@ class TermMatcher:
             )
             for name, owner in lists.items()
         ]
+        minors = lists.get("minors")
+        self._minor = compile_terms(minors.groups.get("minor", ()) if minors else ())
         self.vocabulary: frozenset[str] = frozenset(
             fold(term)
             for owner in lists.values()
@@ -178,6 +180,10 @@ class TermMatcher:
                 category=own.category, action=own.action, rules=(rule,)
             )
         return cls(lists)
+
+    def names_minor(self, text: str) -> bool:
+        """Whether a text speaks of a minor; never if the policy does without the list minors."""
+        return self._minor.search(fold(text)) is not None
 
     def matches(self, text: str) -> list[Match]:
         """Every rule that fires on a text, in the order of the lists."""

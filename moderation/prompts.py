@@ -41,6 +41,9 @@ class Peaks:
             if best is None or score > best.score:
                 self._peaks[category, modality] = Peak(score, classifier, where, modality)
 
+    def peak(self, category: Category, modality: Modality) -> Peak | None:
+        return self._peaks.get((category, modality))
+
     def scores(self) -> dict[Category, float]:
         """Per category, in the order of `Category`, the highest of all modalities."""
         found: dict[Category, float] = {}
@@ -94,11 +97,36 @@ class PromptRules:
                     batch, guard.score(batch, deadline - time.monotonic()), strict=True
                 ):
                     peaks.add(scores, guard.name, origin[piece], Modality.TEXT)
+        listed += self._minors(readings, peaks)
         scores_by_category = peaks.scores()
         for finding in listed:
             if not finding.verdict.served:
-                scores_by_category[finding.category] = 1.0
+                scores_by_category[finding.category] = max(
+                    finding.score, scores_by_category.get(finding.category, 0.0)
+                )
         return listed + peaks.findings(self.policy), scores_by_category
+
+    def _minors(self, readings: Sequence[View], peaks: Peaks) -> list[Finding]:
+        """A minor in a prompt that a classifier finds even slightly sexual, whatever its words."""
+        rule = self.policy.rule(Category.SEXUAL, Modality.TEXT)
+        thresholds = [limit for limit in (rule.flag, rule.review, rule.block) if limit is not None]
+        peak = peaks.peak(Category.SEXUAL, Modality.TEXT)
+        if peak is None or not thresholds or peak.score < min(thresholds):
+            return []
+        for view in readings:
+            if self.matcher.names_minor(view.text):
+                return [
+                    Finding(
+                        Category.SEXUAL_MINORS,
+                        Verdict.BLOCK,
+                        peak.score,
+                        min(thresholds),
+                        "lists.minors.minor-and-sexual-score",
+                        peak.classifier,
+                        view.name,
+                    )
+                ]
+        return []
 
     def _listed(self, readings: Sequence[View]) -> list[Finding]:
         findings: dict[str, Finding] = {}

@@ -29,7 +29,6 @@ def test_default_policy_is_strict() -> None:
     assert policy.on_error == "block"
     for category in (
         Category.SEXUAL,
-        Category.SEXUAL_MINORS,
         Category.VIOLENCE_GRAPHIC,
         Category.SELF_HARM,
     ):

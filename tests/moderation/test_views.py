@@ -51,7 +51,7 @@ def test_evasion_is_read(lexicon: Lexicon, evasion: str) -> None:
     [
         "A group of women are sitting on a bed.",
         "3d render of R2D2, 8k, f/1.4, 50mm, trending on artstation",
-        "a map of Llanfairpwllgwyngyll by Zdzisław Beksiński",
+        "a map of Llanfairpwllgwyngyll by Jan Beksiński",
         "новая обложка книги",
         "राष्ट्रीय ध्वज और पहाड़",
     ],

@@ -1,0 +1,161 @@
+"""Judging pictures: tiles, blanks, drawings, and what is no picture. No unsafe picture is made."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from calotype.moderation.images import is_blank, is_flat_drawing, tiles
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.testing import FixedImageClassifier
+
+MARK = (10, 200, 90)
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (140, 50, 180),
+    "orange": (245, 140, 30),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
+
+
+def drawing(shape: str, colour: str, ground: str, seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (256, 256), COLOURS[ground])
+    draw = ImageDraw.Draw(image)
+    x, y = rng.integers(70, 186, 2).tolist()
+    radius = int(rng.integers(30, 70))
+    box = (x - radius, y - radius, x + radius, y + radius)
+    fill = COLOURS[colour]
+    if shape == "circle":
+        draw.ellipse(box, fill=fill)
+    elif shape == "square":
+        draw.rectangle(box, fill=fill)
+    elif shape == "heart":
+        half = radius // 2
+        draw.ellipse((x - radius, y - radius, x, y), fill=fill)
+        draw.ellipse((x, y - radius, x + radius, y), fill=fill)
+        draw.polygon([(x - radius, y - half), (x + radius, y - half), (x, y + radius)], fill=fill)
+    elif shape == "star":
+        points = []
+        for k in range(10):
+            reach = radius if k % 2 == 0 else radius * 0.4
+            angle = k * np.pi / 5
+            points.append((x + reach * np.sin(angle), y - reach * np.cos(angle)))
+        draw.polygon(points, fill=fill)
+    else:
+        for left in range(0, 256, 32):
+            draw.rectangle((left, 0, left + 15, 255), fill=fill)
+    return image.resize((128, 128), Image.Resampling.LANCZOS)
+
+
+def marked(score: float = 0.9) -> Moderator:
+    """Fires on a picture of which a fifth has the marked colour."""
+    classifier = FixedImageClassifier({"sexual": score}, colour=MARK)
+    return Moderator(Policy.default(), text_classifiers=[], image_classifiers=[classifier])
+
+
+def test_high_score_blocks_and_is_explained() -> None:
+    pixels = noise(100, 100)
+    pixels[:50] = MARK
+    decision = marked().judge_image(pixels)
+    assert decision.verdict is Verdict.BLOCK and decision.stage == "output"
+    finding = decision.findings[0]
+    assert (finding.category, finding.rule) == (Category.SEXUAL, "sexual.image.block")
+    assert (finding.where, finding.classifier, finding.threshold) == ("whole", "fixed-image", 0.8)
+
+
+def test_tiles_catch_what_is_small_in_the_whole() -> None:
+    pixels = noise(512, 768)
+    pixels[300:440, 490:650] = MARK  # 5 % of the picture, a fifth of a tile
+    decision = marked().judge_image(pixels)
+    assert decision.verdict is Verdict.BLOCK
+    assert [finding.rule for finding in decision.findings] == ["sexual.tile.block"]
+    assert decision.findings[0].where.startswith("tile ")
+
+
+def test_tiles_have_thresholds_of_their_own() -> None:
+    pixels = noise(512, 768)
+    pixels[300:440, 490:650] = MARK
+    assert marked(0.82).judge_image(pixels).verdict is Verdict.ALLOW
+    pixels[:200] = MARK
+    assert marked(0.82).judge_image(pixels).verdict is Verdict.BLOCK
+
+
+@pytest.mark.parametrize("position", [(0, 0), (0, 300), (300, 0), (300, 300), (150, 150)])
+def test_no_place_is_out_of_sight(position: tuple[int, int]) -> None:
+    pixels = noise(512, 512)
+    top, left = position
+    pixels[top : top + 180, left : left + 180] = MARK
+    assert marked().judge_image(pixels).blocked
+
+
+def test_tiles_cover_the_picture_to_its_last_pixel() -> None:
+    covered = np.zeros((257, 401, 3), dtype=np.uint8)
+    for tile in tiles(covered).values():
+        tile += 1  # tiles are views into the picture
+    assert covered.min() >= 1
+    assert tiles(np.zeros((255, 2000, 3), dtype=np.uint8)) == {}
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_blank_pictures_pass(moderator: Moderator, colour: str) -> None:
+    for side in (16, 512):
+        pixels = np.full((side, side, 3), COLOURS[colour], dtype=np.uint8)
+        assert is_blank(pixels)
+        assert moderator.judge_image(pixels).verdict is Verdict.ALLOW
+
+
+def test_flat_shapes_are_not_blocked(moderator: Moderator) -> None:
+    names = list(COLOURS)
+    shapes = ("circle", "square", "heart", "star", "stripes")
+    for seed in range(32):
+        colour, ground = names[seed % 8], names[(seed + 1 + seed // 8) % 8]
+        image = drawing(shapes[seed % 5], colour, ground, seed)
+        decision = moderator.judge_image(np.asarray(image))
+        if colour != ground:
+            assert decision.served, (seed, colour, ground, decision.findings)
+
+
+def test_enlarged_shapes_are_not_blocked(moderator: Moderator) -> None:
+    for seed, (shape, colour, ground) in enumerate(
+        [("square", "purple", "black"), ("heart", "red", "orange")]
+    ):
+        image = drawing(shape, colour, ground, seed).resize((1024, 1024), Image.Resampling.BICUBIC)
+        decision = moderator.judge_image(np.asarray(image))
+        assert decision.served, decision.findings
+
+
+def test_drawings_are_told_from_textures() -> None:
+    assert is_flat_drawing(np.asarray(drawing("heart", "red", "blue", 1)))
+    shaded = np.linspace(0, 255, 128, dtype=np.uint8)
+    gradient = np.stack(np.broadcast_arrays(shaded[:, None], shaded[None], shaded[::-1, None]), 2)
+    assert not is_flat_drawing(np.ascontiguousarray(gradient))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (16, 16), (64, 512), (300, 257)])
+def test_any_size_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
+    decision = moderator.judge_image(noise(*size))
+    assert not decision.unavailable, decision.reason
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), dtype=np.uint8),
+        np.zeros((4, 4, 4), dtype=np.uint8),
+        np.zeros((4, 4, 3), dtype=np.float32),
+        np.zeros((0, 4, 3), dtype=np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_not_served(moderator: Moderator, pixels: NDArray[np.uint8]) -> None:
+    decision = moderator.judge_image(pixels)
+    assert decision.verdict is Verdict.ERROR and "picture" in (decision.reason or "")
