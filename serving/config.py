@@ -372,3 +372,21 @@ BUILT_IN_ADAPTER = LoRAAdapter(
     ),
 )
 """The example adapter, served beside the built-in model."""
+
+
+def with_defaults(found: Manifests) -> Manifests:
+    """What was found; without any model the built-in one, with its example adapter."""
+    if found.models:
+        return found
+    return found.model_copy(
+        update={"models": [BUILT_IN_MODEL], "adapters": [*found.adapters, BUILT_IN_ADAPTER]}
+    )
+
+
+def local_model(name: str) -> ImageModel:
+    """The model that a command line names: the built-in one, or a folder of FLUX.2 weights."""
+    if name == BUILT_IN_MODEL.name:
+        return BUILT_IN_MODEL
+    folder = pathlib.Path(name).expanduser().resolve()
+    spec = ImageModelSpec(source=Source(path=str(folder)))
+    return ImageModel(metadata=Metadata(name="local"), spec=spec)

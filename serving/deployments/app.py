@@ -1,0 +1,159 @@
+"""The model app of Ray Serve: dispatcher, moderator, text encoder, generator.
+
+    serve run calotype.serving.deployments.app:build_app manifests=examples data_dir=data
+    serve build calotype.serving.deployments.app:build_app -o serve.yaml
+
+One application per ImageModel. What a manifest says travels as ``user_config``: Serve gives it to
+every replica, also to one that takes the place of a dead one, and changing it restarts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from calotype.serving.config import ImageModel, LoRAAdapter, load_manifests, with_defaults
+from calotype.serving.deployments.dispatcher import DispatcherDeployment
+from calotype.serving.deployments.gateway import GatewayDeployment
+from calotype.serving.deployments.generator import GeneratorDeployment
+from calotype.serving.deployments.moderator import ModeratorDeployment
+from calotype.serving.deployments.text_encoder import TextEncoderDeployment
+from calotype.serving.jobs.database import sqlite_url
+
+POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
+DRAIN_SECONDS = 300.0
+"""Longer than the slowest picture; Serve's own 20 s would cut most of them off."""
+ON_LOOPBACK = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
+
+
+class AppOptions(BaseModel):
+    """Arguments of ``serve run``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    manifests: str = Field("", description="Files or folders of manifests, separated by commas.")
+    data_dir: str = Field("data", description="Folder of the job database and the pictures.")
+    threads: int = Field(1, ge=1, description="Threads of torch in one replica.")
+    gpus: float = Field(0, ge=0, description="GPUs of one generator and one text encoder.")
+
+
+def build_app(options: AppOptions) -> Application:
+    """The first model of the manifests with a gateway in front: everything behind one port."""
+    paths = [pathlib.Path(part) for part in options.manifests.split(",") if part]
+    found = with_defaults(load_manifests(paths))
+    model, adapters = found.models[0], found.adapters
+    policy = next(({"name": n, "spec": s} for n, s in found.policies.items()), None)
+    data_dir = pathlib.Path(options.data_dir).resolve()
+    name = "default"  # what `serve run` calls its application
+    generator = build_model_app(
+        model, adapters, policy, data_dir, threads=options.threads, gpus=options.gpus
+    )
+    config = user_config(model, adapters, policy)["Generator"]
+    ingress = serve.deployment(serve.ingress()(GatewayDeployment))
+    return ingress.options(
+        name="Gateway",
+        user_config=config,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+    ).bind(str(data_dir), name, os.environ.get("CALOTYPE_API_KEY"), generator)
+
+
+def build_model_app(
+    model: ImageModel,
+    adapters: Sequence[LoRAAdapter],
+    policy: Mapping[str, Any] | None,
+    data_dir: pathlib.Path,
+    *,
+    threads: int = 1,
+    gpus: float = 0,
+) -> Application:
+    """One model's deployments; the generator is the root.
+
+    Args:
+        policy: ``{"name", "spec"}`` of a ModerationPolicy, None = the package's.
+        threads: torch threads of text encoder and generator.
+        gpus: GPUs of one generator replica and of the text encoder.
+    """
+    configs = user_config(model, adapters, policy)
+    spec = model.spec
+    light = {"num_cpus": 0, "runtime_env": ON_LOOPBACK}
+    heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": ON_LOOPBACK}
+    moderator = (
+        serve.deployment(ModeratorDeployment)
+        .options(
+            name="Moderator",
+            user_config=configs["Moderator"],
+            max_ongoing_requests=64,
+            ray_actor_options=light,
+        )
+        .bind()
+    )
+    dispatcher = (
+        serve.deployment(DispatcherDeployment)
+        .options(
+            name="Dispatcher",
+            user_config=configs["Dispatcher"],
+            num_replicas=1,
+            max_ongoing_requests=10_000,
+            ray_actor_options=light,
+        )
+        .bind(sqlite_url(data_dir), model.name, moderator)
+    )
+    text_encoder = (
+        serve.deployment(TextEncoderDeployment)
+        .options(
+            name="TextEncoder",
+            user_config=configs["TextEncoder"],
+            max_ongoing_requests=32,
+            ray_actor_options=heavy,
+        )
+        .bind(threads, dispatcher)
+    )
+    scaling = AutoscalingConfig(
+        min_replicas=spec.replicas.min,
+        max_replicas=spec.replicas.max,
+        initial_replicas=max(1, spec.replicas.min),
+        upscale_delay_s=spec.autoscaling.upscale_delay_seconds,
+        downscale_delay_s=spec.autoscaling.downscale_delay_seconds,
+        policy=AutoscalingPolicy(
+            policy_function=POLICY_PATH,
+            policy_kwargs={"target_queue_seconds": spec.autoscaling.target_queue_seconds},
+        ),
+    )
+    return (
+        serve.deployment(GeneratorDeployment)
+        .options(
+            name="Generator",
+            user_config=configs["Generator"],
+            autoscaling_config=scaling,
+            max_ongoing_requests=16,
+            graceful_shutdown_timeout_s=DRAIN_SECONDS,
+            ray_actor_options=heavy,
+        )
+        .bind(str(data_dir / "assets"), threads, dispatcher, moderator, text_encoder)
+    )
+
+
+def user_config(
+    model: ImageModel, adapters: Sequence[LoRAAdapter], policy: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Deployment name -> its ``user_config``, plain JSON."""
+    described = _json(model)
+    mine = [_json(adapter) for adapter in adapters if adapter.spec.model_ref.name == model.name]
+    return {
+        "Dispatcher": {"model": model.name},
+        "Moderator": {"policy": dict(policy) if policy is not None else None},
+        "TextEncoder": {"model": described},
+        "Generator": {"model": described, "adapters": mine},
+    }
+
+
+def _json(resource: ImageModel | LoRAAdapter) -> dict[str, Any]:
+    return resource.model_dump(mode="json", by_alias=True, exclude_none=True)

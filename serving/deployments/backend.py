@@ -1,0 +1,100 @@
+"""`protocols.GenerationBackend` over the handles of the model apps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from calotype.serving.deployments.remote import RemoteSafety, call
+from calotype.serving.errors import CalotypeError, Overloaded
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.protocols import ModelStatus
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from calotype.serving.request import Pixels
+
+log = logging.getLogger(__name__)
+
+SUBMIT_PATIENCE = 15.0
+POLL_SECONDS = 0.5
+"""Pause of a wait whose dispatcher is away; the caller asks the store after it."""
+
+
+def app_name(model: str) -> str:
+    """The Serve application of a model."""
+    return f"model-{model}"
+
+
+class RayBackend:
+    """Finds the dispatcher of a job's model by name, so it outlives redeployments.
+
+    Args:
+        models: model name -> name of its Serve application; may be replaced while running.
+    """
+
+    def __init__(self, store: JobStore, models: Mapping[str, str]) -> None:
+        self.models = dict(models)
+        self._store = store
+
+    async def submit(self, job_id: str) -> None:
+        dispatcher = await self._dispatcher_of(job_id)
+        await call(
+            lambda: dispatcher.submit.remote(job_id), "The dispatcher", patience=SUBMIT_PATIENCE
+        )
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        try:
+            dispatcher = await self._dispatcher_of(job_id)
+            await call(
+                lambda: dispatcher.wait.remote(job_id, timeout),
+                "The dispatcher",
+                patience=0,
+                limit=timeout + 5,
+            )
+        except Overloaded as error:
+            log.warning("waiting without the dispatcher: %s", error.message)
+            await asyncio.sleep(min(POLL_SECONDS, timeout))
+
+    async def cancel(self, job_id: str) -> None:
+        dispatcher = await self._dispatcher_of(job_id)
+        await call(lambda: dispatcher.cancel.remote(job_id), "The dispatcher")
+
+    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+        safety = RemoteSafety(self._handle("Moderator", next(iter(self.models.values()))), 15.0)
+        return list(
+            await asyncio.gather(
+                *(safety.judge_prompt(text) for text in texts),
+                *(safety.judge_image(image) for image in images),
+            )
+        )
+
+    async def status(self) -> list[ModelStatus]:
+        return [await self._status(model, app) for model, app in self.models.items()]
+
+    async def _status(self, model: str, app: str) -> ModelStatus:
+        try:
+            handle = self._handle("Dispatcher", app)
+            found = await call(
+                lambda: handle.status.remote(), "The dispatcher", patience=2, limit=5
+            )
+        except CalotypeError as error:
+            return ModelStatus(model, ready=False, message=error.message)
+        return ModelStatus(**found)
+
+    async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:
+        job = await asyncio.to_thread(self._store.get_job, job_id)
+        if job is None or job.model not in self.models:
+            raise Overloaded("The model of this job is not served at the moment.", retry_after=30)
+        return self._handle("Dispatcher", self.models[job.model])
+
+    def _handle(self, deployment: str, app: str) -> DeploymentHandle:
+        try:
+            return serve.get_deployment_handle(deployment, app)
+        except Exception as error:  # Serve itself is away or the app is not there
+            raise Overloaded(f"The application {app} is not running.", retry_after=5) from error

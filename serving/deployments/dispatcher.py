@@ -1,0 +1,103 @@
+"""The dispatcher as a Ray Serve deployment: one replica per model, rebuilt from the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.deployments.remote import RemoteSafety
+from calotype.serving.errors import EngineError
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.protocols import SystemClock
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+LEASE_SECONDS = 12.0
+"""Generators beat every 2 s; a killed one costs its jobs this long."""
+FORGET_SECONDS = 15.0
+"""A replica that has not reported for so long does not count any more."""
+
+
+class DispatcherDeployment:
+    """Thin: every method is the core's, with JSON instead of objects."""
+
+    async def __init__(  # type: ignore[misc]
+        self, database_url: str, model: str, moderator: DeploymentHandle
+    ) -> None:
+        self._model = model
+        self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._core = Dispatcher(
+            JobStore.open(database_url),
+            RemoteSafety(moderator),
+            SystemClock(),
+            DispatchPolicy(lease_seconds=LEASE_SECONDS),
+            model=model,
+        )
+        await self._core.start()
+
+    async def submit(self, job_id: str) -> None:
+        await self._core.submit(job_id)
+
+    async def wait(self, job_id: str, wait_seconds: float) -> None:
+        await self._core.wait(job_id, wait_seconds)
+
+    async def cancel(self, job_id: str) -> bool:
+        return await self._core.cancel(job_id)
+
+    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[dict[str, Any]]:
+        found = await self._core.lease(replica, limit, wait_seconds)
+        return [lease.to_payload() for lease in found]
+
+    async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> list[str]:
+        return await self._core.heartbeat(replica, progress)
+
+    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool:
+        return await self._core.complete(job_id, fence, result)
+
+    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
+        return await self._core.fail(job_id, fence, error)
+
+    async def release(self, job_id: str, fence: int) -> bool:
+        return await self._core.release(job_id, fence)
+
+    async def report(self, state: dict[str, Any]) -> float:
+        """Takes a generator's or text encoder's state; answers with the backlog in seconds."""
+        self._reports[state["replica"]] = (time.monotonic(), state)
+        return self._core.backlog_seconds()
+
+    async def status(self) -> dict[str, Any]:
+        """`protocols.ModelStatus` as JSON."""
+        now = time.monotonic()
+        self._reports = {
+            name: report
+            for name, report in self._reports.items()
+            if now - report[0] < FORGET_SECONDS
+        }
+        states = [state for _, state in self._reports.values()]
+        generators = [s for s in states if s.get("kind") == "generator"]
+        encoders = [s for s in states if s.get("kind") == "text_encoder"]
+        adapters: dict[str, str] = {}
+        for state in generators:
+            for name, text in state["adapters"].items():
+                # One replica that cannot load an adapter makes it unusable: its word counts.
+                if adapters.get(name, "ready") == "ready":
+                    adapters[name] = text
+        return {
+            "name": self._model,
+            "ready": any(s["ready"] for s in generators) and any(s["ready"] for s in encoders),
+            "replicas": sum(1 for s in generators if s["ready"]),
+            "queue_seconds": self._core.backlog_seconds(),
+            "adapters": adapters,
+            "message": next((s["message"] for s in states if s["message"]), ""),
+        }
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """``{"model": name}``; a dispatcher is of one model for its whole life."""
+        if config["model"] != self._model:
+            raise EngineError(
+                f"This dispatcher is of the model {self._model!r}, not of {config['model']!r}."
+            )

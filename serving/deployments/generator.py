@@ -1,0 +1,71 @@
+"""The generator as a Ray Serve deployment: one replica per device, pulling leases."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.deployments.remote import RemoteLeases, RemotePrompts, RemoteSafety
+from calotype.serving.deployments.reporting import report_forever
+from calotype.serving.errors import EngineError
+from calotype.serving.replica import GeneratorReplica, ReplicaSettings
+from calotype.serving.storage import FolderBlobStore
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+
+class GeneratorDeployment:
+    """Thin: a `GeneratorReplica` with remote ends."""
+
+    def __init__(
+        self,
+        blob_folder: str,
+        torch_threads: int,
+        dispatcher: DeploymentHandle,
+        moderator: DeploymentHandle,
+        text_encoder: DeploymentHandle,
+    ) -> None:
+        settings = ReplicaSettings(serve.get_replica_context().replica_tag, torch_threads)
+        self._replica = GeneratorReplica(
+            settings,
+            RemoteLeases(dispatcher),
+            RemotePrompts(text_encoder),
+            RemoteSafety(moderator),
+            FolderBlobStore(pathlib.Path(blob_folder)),
+        )
+        self._backlog_seconds = 0.0
+        self._reporting = asyncio.get_running_loop().create_task(
+            report_forever(dispatcher, self._state, self._hear)
+        )
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """``{"model": ImageModel, "adapters": [LoRAAdapter]}``; recorded, loaded afterwards."""
+        self._replica.configure(
+            ImageModel.model_validate(config["model"]),
+            [LoRAAdapter.model_validate(adapter) for adapter in config["adapters"]],
+        )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve; read by `autoscaling.QueueSecondsPolicy`."""
+        return {"backlog_seconds": self._backlog_seconds}
+
+    def check_health(self) -> None:
+        if not self._replica.healthy:
+            raise EngineError("The engine's thread has died.")
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica shall stop: drains."""
+        self._reporting.cancel()
+        await self._replica.close()
+
+    def _state(self) -> dict[str, Any]:
+        return {"kind": "generator", **self._replica.state()}
+
+    def _hear(self, backlog_seconds: float) -> None:
+        self._backlog_seconds = backlog_seconds

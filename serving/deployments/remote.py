@@ -1,0 +1,148 @@
+"""Calls between deployments that outlive the death of a replica.
+
+Serve restarts a replica that was killed within seconds; a call that failed because its replica died
+is made again for about that long. Every call made this way is idempotent or fenced. Errors of our
+own tree come out as they were raised on the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray.exceptions
+from ray.serve.exceptions import RayServeException
+
+from calotype.serving.errors import CalotypeError, EngineError, ModerationUnavailable, Overloaded
+from calotype.serving.generation import EncodedPrompt
+from calotype.serving.jobs.leases import Lease
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from calotype.serving.request import Pixels
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 40.0
+"""How long a dead replica is waited for; a new one with torch in it takes up to 20 s."""
+LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, RayServeException)
+
+
+async def call(
+    make: Callable[[], Any], what: str, patience: float = PATIENCE_SECONDS, limit: float = 60.0
+) -> Any:
+    """The answer of ``make()``, a call on a deployment handle.
+
+    Args:
+        what: names the other side in messages.
+        patience: seconds for which a lost replica is waited for.
+        limit: seconds that one attempt may take.
+
+    Raises:
+        Overloaded: the other side did not come back in time.
+        CalotypeError: what the other side raised.
+    """
+    give_up = time.monotonic() + patience
+    pause = 0.2
+    while True:
+        try:
+            return await asyncio.wait_for(_awaited(make()), limit)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, CalotypeError):
+                raise cause from None
+            raise EngineError(f"{what} failed: {type(cause).__name__}: {cause}.") from error
+        except (*LOST, TimeoutError) as error:
+            if time.monotonic() + pause > give_up:
+                raise Overloaded(
+                    f"{what} cannot be reached at the moment. Try again in a few seconds.",
+                    retry_after=5,
+                ) from error
+            log.warning("%s: %s; trying again", what, type(error).__name__)
+        await asyncio.sleep(pause)
+        pause = min(2.0, pause * 1.6)
+
+
+async def _awaited(response: Any) -> Any:
+    return await response
+
+
+class RemoteLeases:
+    """`generation.LeaseSource` over the dispatcher's handle."""
+
+    def __init__(self, dispatcher: DeploymentHandle) -> None:
+        self._dispatcher = dispatcher
+
+    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]:
+        found = await call(
+            lambda: self._dispatcher.lease.remote(replica, limit, wait_seconds),
+            "The dispatcher",
+            limit=wait_seconds + 20,
+        )
+        return [Lease.from_payload(payload) for payload in found]
+
+    async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> Sequence[str]:
+        lost: Sequence[str] = await call(
+            lambda: self._dispatcher.heartbeat.remote(replica, dict(progress)),
+            "The dispatcher",
+            patience=0,
+            limit=10,
+        )
+        return lost
+
+    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool:
+        return bool(await self._end("complete", job_id, fence, dict(result)))
+
+    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
+        return bool(await self._end("fail", job_id, fence, dict(error)))
+
+    async def release(self, job_id: str, fence: int) -> bool:
+        return bool(await self._end("release", job_id, fence))
+
+    async def _end(self, method: str, *arguments: Any) -> Any:
+        return await call(
+            lambda: getattr(self._dispatcher, method).remote(*arguments), "The dispatcher"
+        )
+
+
+class RemotePrompts:
+    """`generation.PromptSource` over the text encoder's handle."""
+
+    def __init__(self, text_encoder: DeploymentHandle) -> None:
+        self._text_encoder = text_encoder
+
+    async def encode(self, prompt: str) -> EncodedPrompt:
+        embeds, count, truncated = await call(
+            lambda: self._text_encoder.encode.remote(prompt), "The text encoder"
+        )
+        return EncodedPrompt(embeds, count, truncated)
+
+
+class RemoteSafety:
+    """`protocols.SafetyStage` over the moderator's handle; silence is ModerationUnavailable."""
+
+    def __init__(self, moderator: DeploymentHandle, patience: float = 5.0) -> None:
+        self._moderator = moderator
+        self._patience = patience
+
+    async def judge_prompt(self, text: str) -> dict[str, Any]:
+        return await self._judge("judge_prompt", text)
+
+    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
+        return await self._judge("judge_image", pixels)
+
+    async def _judge(self, method: str, content: Any) -> dict[str, Any]:
+        try:
+            decision: dict[str, Any] = await call(
+                lambda: getattr(self._moderator, method).remote(content),
+                "The safety stage",
+                patience=self._patience,
+                limit=30,
+            )
+        except CalotypeError as error:
+            raise ModerationUnavailable(error.message, retry_after=5) from error
+        return decision

@@ -1,0 +1,42 @@
+"""What replicas tell the dispatcher of themselves, every two seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.deployments.remote import call
+from calotype.serving.errors import CalotypeError
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 2.0
+EAGER_SECONDS = 0.2
+"""Pause while a replica is still loading, so that a service says soon that it is ready."""
+
+
+async def report_forever(
+    dispatcher: DeploymentHandle,
+    state: Callable[[], dict[str, Any]],
+    heard: Callable[[float], None] = lambda backlog_seconds: None,
+) -> None:
+    """Sends ``state()``; hands the dispatcher's backlog in seconds to ``heard``."""
+    while True:
+        now = state()
+        try:
+            backlog = await call(
+                functools.partial(dispatcher.report.remote, now),
+                "The dispatcher",
+                patience=0,
+                limit=10,
+            )
+            heard(float(backlog))
+        except CalotypeError as error:
+            log.warning("a report was not heard: %s", error.message)
+        await asyncio.sleep(REPORT_SECONDS if now["ready"] else EAGER_SECONDS)

@@ -1,0 +1,311 @@
+"""`calotype serve`: Ray, the model apps and the gateway on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import ray
+import uvicorn
+from fastapi import FastAPI
+from ray import serve
+
+from calotype.serving.api.app import create_app
+from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.config import Manifests, load_manifests, with_defaults
+from calotype.serving.deployments.app import build_model_app
+from calotype.serving.deployments.backend import RayBackend, app_name
+from calotype.serving.deployments.moderator import read_policy
+from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
+from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.keys import ensure_first_key
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.sources import adapter_file, model_folder
+from calotype.serving.storage import FolderBlobStore
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024
+WATCH_SECONDS = 1.0
+READY_POLL_SECONDS = 0.25
+GOODBYE_SECONDS = 60
+"""How long open requests may go on after Ctrl-C; a second Ctrl-C ends it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    host: str
+    port: int
+    data_dir: pathlib.Path
+    manifests: Sequence[pathlib.Path] = ()
+    threads: int = 1
+    api_key: str | None = None
+    say: Callable[[str], None] = field(default=print)
+    """Where sentences for the person at the terminal go."""
+
+
+def run_service(options: ServeOptions) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Raises:
+        CalotypeError: a manifest is wrong, a model cannot be loaded, the port or the data folder
+            is taken; one sentence.
+    """
+    resources = read_resources(options.manifests)
+    with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
+        service = Service(options, resources, listener)
+        try:
+            asyncio.run(service.run())
+        finally:
+            service.close()
+
+
+class Service:
+    def __init__(
+        self, options: ServeOptions, resources: Manifests, listener: socket.socket
+    ) -> None:
+        self._options, self._resources, self._listener = options, resources, listener
+        self._store = JobStore.open(sqlite_url(options.data_dir))
+        self._catalog = Catalog(resources.models, resources.adapters)
+        self._backend = RayBackend(self._store, {})
+        self._failure: CalotypeError | None = None
+        self._ray_started = False
+
+    async def run(self) -> None:
+        first_key = ensure_first_key(self._store, self._options.api_key)
+        if first_key is not None:
+            self._options.say(f"Your API key, shown this once: {first_key}")
+        self._options.say("Starting Ray Serve and loading the model ...")
+        app = create_app(
+            GatewaySettings(),
+            self._store,
+            FolderBlobStore(self._options.data_dir / "assets"),
+            self._backend,
+            self._catalog,
+            lifespan=self._living,
+        )
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                timeout_graceful_shutdown=GOODBYE_SECONDS,
+                timeout_keep_alive=30,
+            )
+        )
+        await self._server.serve(sockets=[self._listener])
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Drains the generators, then ends Serve and Ray."""
+        if self._ray_started:
+            with _second_interrupt_kills():
+                for app in self._backend.models.values():
+                    serve.delete(app, _blocking=True)
+                serve.shutdown()
+                ray.shutdown()
+        self._store.close()
+
+    @contextlib.asynccontextmanager
+    async def _living(self, app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._start())]
+        tasks[0].add_done_callback(self._stop_on_failure)
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stop_on_failure(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        self._failure = (
+            error
+            if isinstance(error, CalotypeError)
+            else CalotypeError(f"The service could not start: {type(error).__name__}: {error}")
+        )
+        self._server.should_exit = True
+
+    async def _start(self) -> None:
+        seen = self._signature()
+        await asyncio.to_thread(self._start_ray)
+        await self._deploy(self._resources)
+        await self._until_ready()
+        url = f"http://{self._options.host}:{self._options.port}"
+        names = ", ".join(model.name for model in self._catalog.models())
+        self._options.say(f"calotype is ready: {url}/v1 serves {names}. Ctrl-C ends it.")
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = self._signature()
+            if now != seen:
+                seen = now
+                await self._reload()
+
+    def _start_ray(self) -> None:
+        os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "1")
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        self._ray_started = True
+        serve.start(
+            proxy_location="Disabled",
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+
+    async def _deploy(self, resources: Manifests) -> None:
+        policy = next(({"name": n, "spec": s} for n, s in resources.policies.items()), None)
+        for model in resources.models:
+            app = build_model_app(
+                model,
+                resources.adapters,
+                policy,
+                self._options.data_dir.resolve(),
+                threads=self._options.threads,
+                gpus=_gpus(model.spec.device),
+            )
+            name = app_name(model.name)
+            await asyncio.to_thread(
+                serve.run,
+                app,
+                name=name,
+                route_prefix=None,
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            self._backend.models[model.name] = name
+        for gone in set(self._backend.models) - {model.name for model in resources.models}:
+            await asyncio.to_thread(serve.delete, self._backend.models.pop(gone))
+        self._catalog.replace(resources.models, resources.adapters)
+
+    async def _until_ready(self) -> None:
+        while True:
+            statuses = await self._backend.status()
+            for status in statuses:
+                if status.message and not status.ready:
+                    raise ModelLoadFailed(status.message)
+            if statuses and all(status.ready for status in statuses):
+                return
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def _reload(self) -> None:
+        """A changed manifest reaches every replica; a wrong one changes nothing and says why."""
+        try:
+            resources = read_resources(self._options.manifests)
+        except CalotypeError as error:
+            self._options.say(f"The changed manifests are not used: {error.message}")
+            return
+        await self._deploy(resources)
+        self._resources = resources
+        self._options.say("The changed manifests are served now.")
+
+    def _signature(self) -> list[tuple[str, float, int]]:
+        """What tells that a manifest, or a file that it names, has changed."""
+        files: list[pathlib.Path] = []
+        for path in self._options.manifests:
+            files += sorted(path.iterdir()) if path.is_dir() else [path]
+        files += [
+            pathlib.Path(a.spec.source.path) for a in self._resources.adapters if a.spec.source.path
+        ]
+        found = []
+        for file in files:
+            with contextlib.suppress(OSError):
+                stat = file.stat()
+                found.append((str(file), stat.st_mtime, stat.st_size))
+        return found
+
+
+def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
+    """Manifests with the defaults of the package, checked as far as no model is needed for it.
+
+    Raises:
+        CalotypeError: something in them cannot be used.
+    """
+    resources = with_defaults(load_manifests(paths))
+    Catalog(resources.models, resources.adapters)
+    for model in resources.models:
+        model_folder(model)
+    for adapter in resources.adapters:
+        adapter_file(adapter)
+    for name, spec in resources.policies.items():
+        try:
+            read_policy({"name": name, "spec": spec})
+        except Exception as error:  # the safety stage has errors of its own
+            raise InvalidRequest(f"ModerationPolicy {name}: {error}") from error
+    return resources
+
+
+def _gpus(device: str) -> float:
+    if device == "cpu":
+        return 0
+    return 1 if device == "cuda" or ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+@contextlib.contextmanager
+def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """The socket of the service, taken before anything slow begins."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise InvalidRequest(
+            f"Port {port} on {host} cannot be used ({error.strerror}); "
+            "choose another one with --port."
+        ) from None
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def claimed(data_dir: pathlib.Path) -> Iterator[None]:
+    """The data folder for this process alone: two services on one database would fight."""
+    lock: IO[str]
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "serve.lock").open("w")
+    except OSError as error:
+        raise StorageFailed(
+            f"The data folder {data_dir} cannot be written ({error.strerror}); "
+            "name another one with --data-dir."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InvalidRequest(
+                f"Another calotype serve uses the data folder {data_dir}; end it, or name another "
+                "folder with --data-dir and another port with --port."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _second_interrupt_kills() -> Iterator[None]:
+    """While draining, Ctrl-C must not break the shutdown half way: it ends it at once."""
+
+    def kill(*_: Any) -> None:
+        ray.shutdown()
+        os._exit(130)
+
+    previous = signal.signal(signal.SIGINT, kill)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

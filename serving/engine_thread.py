@@ -1,0 +1,107 @@
+"""The engine on a thread of its own, spoken to from an event loop.
+
+`Engine.step` blocks for one denoise step; the thread calls it while there is work, and every event
+finds its way to the coroutine that waits for its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.errors import CalotypeError, EngineError
+from calotype.serving.request import Event, Failed, Finished, GenerationRequest
+
+if TYPE_CHECKING:
+    from calotype.serving.engine.engine import Engine
+
+
+class EngineThread:
+    """Runs an engine for as long as the process lives, or until `close`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._listeners: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def draw(self, request: GenerationRequest, embeds: Any) -> AsyncIterator[Event]:
+        """Adds the request and yields its events; the last one is `Finished` or `Failed`.
+
+        A caller that stops iterating aborts the request.
+        """
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        with self._changed:
+            self._listeners[request.id] = (asyncio.get_running_loop(), queue)
+        terminal = False
+        try:
+            self.engine.add(request, embeds)
+            with self._changed:
+                self._changed.notify()
+            while not terminal:
+                event = await queue.get()
+                terminal = isinstance(event, Finished | Failed)
+                yield event
+        except CalotypeError as error:  # refused by `add`
+            if terminal:
+                raise
+            terminal = True
+            yield Failed(request.id, error)
+        finally:
+            with self._changed:
+                self._listeners.pop(request.id, None)
+            if not terminal:
+                self.abort(request.id)
+
+    def abort(self, request_id: str) -> None:
+        """Stops the request before its next step."""
+        self.engine.abort(request_id)
+        with self._changed:
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the thread after the step it is in."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not self.engine.has_work:
+                    # The time-out only guards against a wake-up lost between add and notify.
+                    self._changed.wait(0.5)
+                if self._closed:
+                    return
+            try:
+                events = self.engine.step()
+            except Exception as error:  # a bug of ours: no request may wait for ever because of it
+                self._fail_all(error)
+                continue
+            for event in events:
+                self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
+        with self._changed:
+            listener = self._listeners.get(event.request_id)
+        if listener is not None:
+            loop, queue = listener
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._changed:
+            waiting = list(self._listeners)
+        for request_id in waiting:
+            self.engine.abort(request_id)
+            fault = EngineError(f"The engine failed: {type(error).__name__}: {error}.")
+            self._deliver(Failed(request_id, fault))

@@ -1,0 +1,231 @@
+"""The whole way of a request in one process, without Ray: for the command line and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calotype.moderation.moderator import Moderator
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.errors import CalotypeError, EngineError
+from calotype.serving.generation import EncodedPrompt
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.pictures import blur, enlarge
+from calotype.serving.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
+from calotype.serving.replica import GeneratorReplica, ReplicaSettings, pick_device
+from calotype.serving.request import Failed, Finished, GenerationRequest, Progress
+from calotype.serving.sources import model_folder
+
+if TYPE_CHECKING:
+    from calotype.serving.engine.engine import Engine
+    from calotype.serving.engine.text_encoder import TextEncoder
+    from calotype.serving.request import Pixels
+
+
+class InProcessSafety:
+    """`protocols.SafetyStage` around a `Moderator` of this process."""
+
+    def __init__(self, moderator: Moderator) -> None:
+        self._moderator = moderator
+
+    async def judge_prompt(self, text: str) -> dict[str, Any]:
+        return (await asyncio.to_thread(self._moderator.judge_prompt, text)).to_payload()
+
+    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
+        return (await asyncio.to_thread(self._moderator.judge_image, pixels)).to_payload()
+
+
+class InProcessPrompts:
+    """`generation.PromptSource` around a text encoder of this process."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+
+    async def encode(self, prompt: str) -> EncodedPrompt:
+        found = (await asyncio.to_thread(self._encoder.encode, [prompt]))[0]
+        return EncodedPrompt(found, found.token_count, found.truncated)
+
+
+class LocalBackend:
+    """`protocols.GenerationBackend` in one process: dispatcher and generator on one event loop."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        adapters: Sequence[LoRAAdapter],
+        store: JobStore,
+        blobs: BlobStore,
+        safety: SafetyStage,
+        policy: DispatchPolicy | None = None,
+    ) -> None:
+        self._model, self._adapters = model, list(adapters)
+        self._blobs, self._safety = blobs, safety
+        self._dispatcher = Dispatcher(store, safety, SystemClock(), policy, model=model.name)
+        self._replica: GeneratorReplica | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[LocalBackend]:
+        """Loads the model and draws until the context ends."""
+        encoder = await asyncio.to_thread(_load_text_encoder, self._model)
+        await self._dispatcher.start()
+        self._replica = GeneratorReplica(
+            ReplicaSettings("local"),
+            self._dispatcher,
+            InProcessPrompts(encoder),
+            self._safety,
+            self._blobs,
+        )
+        self._replica.configure(self._model, self._adapters)
+        try:
+            yield self
+        finally:
+            await self._replica.close()
+            await self._dispatcher.stop()
+
+    async def submit(self, job_id: str) -> None:
+        await self._dispatcher.submit(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        await self._dispatcher.wait(job_id, timeout)
+
+    async def cancel(self, job_id: str) -> None:
+        await self._dispatcher.cancel(job_id)
+
+    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+        return [
+            *[await self._safety.judge_prompt(text) for text in texts],
+            *[await self._safety.judge_image(image) for image in images],
+        ]
+
+    async def status(self) -> list[ModelStatus]:
+        state: dict[str, Any] = {"ready": False}
+        if self._replica is not None:
+            state = self._replica.state()
+        return [
+            ModelStatus(
+                self._model.name,
+                ready=bool(state["ready"]),
+                replicas=int(state["ready"]),
+                queue_seconds=self._dispatcher.backlog_seconds(),
+                adapters=dict(state.get("adapters", {})),
+                message=str(state.get("message", "")),
+            )
+        ]
+
+
+def _load_text_encoder(model: ImageModel) -> TextEncoder:
+    from calotype.serving.engine.components import load_components
+
+    found = load_components(
+        model_folder(model),
+        parts=("text_encoder",),
+        device=pick_device(model.spec.device),
+        precision=model.spec.precision,
+    ).text_encoder
+    if found is None:
+        raise EngineError("The text encoder was not loaded.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One allowed picture."""
+
+    index: int
+    seed: int
+    pixels: Pixels
+    flagged: bool
+
+
+class Studio:
+    """Draws requests one after the other in this process, behind the same safety stage.
+
+    Args:
+        adapters: name -> safetensors file.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        adapters: dict[str, pathlib.Path],
+        moderator: Moderator,
+        torch_threads: int | None = None,
+    ) -> None:
+        self.model = model
+        self._moderator = moderator
+        self._engine = _load_engine(model, adapters, torch_threads)
+
+    def draw(
+        self, request: GenerationRequest, on_step: Callable[[int, int], None]
+    ) -> tuple[list[Drawn], int]:
+        """The allowed pictures, and how many were blocked; ``on_step(step, steps)`` as it goes.
+
+        Raises:
+            ContentBlocked: the prompt, or every picture, is refused.
+            ModerationUnavailable: the safety stage cannot judge.
+            EngineError: it cannot be drawn.
+        """
+        self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
+        pictures = [enlarge(pixels, request.size) for pixels in self._run(request, on_step)]
+        drawn: list[Drawn] = []
+        refused: list[CalotypeError] = []
+        for index, pixels in enumerate(pictures):
+            decision = self._moderator.judge_image(pixels).to_payload()
+            try:
+                self._judge("output", decision, request.id)
+            except CalotypeError as error:
+                refused.append(error)
+                continue
+            shown = blur(pixels) if decision.get("verdict") == "BLUR" else pixels
+            drawn.append(Drawn(index, request.seed + index, shown, bool(decision.get("flagged"))))
+        if not drawn:
+            raise refused[0]
+        return drawn, len(refused)
+
+    def _judge(self, stage: str, decision: dict[str, Any], request_id: str) -> None:
+        if is_unavailable(decision):
+            raise unavailable(str(decision.get("reason") or "a classifier failed"))
+        blocked = refusal(stage, decision, request_id)
+        if blocked is not None:
+            raise blocked
+
+    def _run(
+        self, request: GenerationRequest, on_step: Callable[[int, int], None]
+    ) -> Iterator[Pixels]:
+        self._engine.add(request)
+        try:
+            while self._engine.has_work:
+                for event in self._engine.step():
+                    if isinstance(event, Progress):
+                        on_step(event.step, event.steps)
+                    elif isinstance(event, Failed):
+                        raise event.error
+                    elif isinstance(event, Finished):
+                        yield from event.images
+        finally:
+            self._engine.abort(request.id)
+
+
+def _load_engine(
+    model: ImageModel, adapters: dict[str, pathlib.Path], torch_threads: int | None
+) -> Engine:
+    from calotype.serving.engine.adapters import AdapterStore
+    from calotype.serving.engine.components import load_components
+    from calotype.serving.engine.engine import Engine
+
+    components = load_components(
+        model_folder(model),
+        device=pick_device(model.spec.device),
+        precision=model.spec.precision,
+    )
+    store = AdapterStore(components.denoiser, max_rank=model.spec.adapters.max_rank)
+    for name, path in adapters.items():
+        store.load(name, path)
+    return Engine(components, adapters=store, torch_threads=torch_threads)

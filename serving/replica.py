@@ -1,0 +1,189 @@
+"""One generator: a model on a device, its adapters, and the worker that draws with them.
+
+`GeneratorReplica.configure` records what shall be served and returns at once; loading happens in
+the background and `state` tells how far it is. A changed model is loaded beside the old one, which
+goes on drawing until the new one is ready, and for good if the new one cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.engine_thread import EngineThread
+from calotype.serving.errors import CalotypeError
+from calotype.serving.generation import GenerationWorker, LeaseSource, PromptSource
+from calotype.serving.protocols import BlobStore, SafetyStage
+from calotype.serving.sources import adapter_file, model_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica is given by where it runs."""
+
+    name: str
+    torch_threads: int | None = 1
+    concurrency: int = 8
+    max_batch_rows: int = 8
+    drain_seconds: float = 300.0
+
+
+@dataclass(slots=True)
+class _Serving:
+    """A loaded model at work."""
+
+    key: str
+    engine: EngineThread
+    worker: GenerationWorker
+    task: asyncio.Task[None]
+
+
+class GeneratorReplica:
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        leases: LeaseSource,
+        prompts: PromptSource,
+        safety: SafetyStage,
+        blobs: BlobStore,
+    ) -> None:
+        self.settings = settings
+        self._leases, self._prompts, self._safety, self._blobs = leases, prompts, safety, blobs
+        self._wanted: tuple[ImageModel, tuple[LoRAAdapter, ...]] | None = None
+        self._serving: _Serving | None = None
+        self._problem = ""
+        self._refused: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._converge_forever())
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    def configure(self, model: ImageModel, adapters: Sequence[LoRAAdapter]) -> None:
+        """Records the desired state."""
+        mine = tuple(a for a in adapters if a.spec.model_ref.name == model.name)
+        self._wanted = (model, mine)
+        self._changed.set()
+
+    def state(self) -> dict[str, Any]:
+        """JSON: ``ready``, ``message``, ``busy`` and the state of every adapter."""
+        serving = self._serving
+        adapters = dict(self._refused)
+        if serving is not None:
+            adapters |= serving.engine.engine.adapters.states()
+        return {
+            "replica": self.settings.name,
+            "ready": serving is not None and serving.engine.alive,
+            "message": self._problem,
+            "busy": serving.worker.busy if serving is not None else 0,
+            "adapters": adapters,
+        }
+
+    @property
+    def healthy(self) -> bool:
+        """False when the engine's thread has died and only a restart helps."""
+        return self._serving is None or self._serving.engine.alive
+
+    async def close(self) -> None:
+        """Drains: lets running jobs finish for a while, gives the rest back."""
+        self._task.cancel()
+        if self._serving is not None:
+            await self._retire(self._serving)
+            self._serving = None
+        await asyncio.gather(*self._farewells)
+
+    async def _converge_forever(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._wanted is None:
+                continue
+            model, adapters = self._wanted
+            try:
+                await self._serve(model)
+                self._problem = ""
+            except CalotypeError as error:
+                self._problem = error.message
+                log.error("%s", error.message)
+            except Exception as error:  # the old model, if any, goes on; the state says why
+                self._problem = f"The model could not be loaded: {type(error).__name__}: {error}."
+                log.exception("loading %s failed", model.name)
+            await self._load_adapters(adapters)
+
+    async def _serve(self, model: ImageModel) -> None:
+        key = model.spec.model_dump_json(include={"source", "precision", "device"})
+        if self._serving is not None and self._serving.key == key:
+            return
+        engine = await asyncio.to_thread(self._load, model)
+        worker = GenerationWorker(
+            self.settings.name,
+            engine,
+            self._leases,
+            self._prompts,
+            self._safety,
+            self._blobs,
+            concurrency=self.settings.concurrency,
+        )
+        old = self._serving
+        self._serving = _Serving(key, engine, worker, asyncio.create_task(worker.run()))
+        if old is not None:
+            farewell = asyncio.create_task(self._retire(old))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _retire(self, serving: _Serving) -> None:
+        await serving.worker.drain(self.settings.drain_seconds)
+        serving.task.cancel()
+        await asyncio.gather(serving.task, return_exceptions=True)
+        await asyncio.to_thread(serving.engine.close)
+
+    def _load(self, model: ImageModel) -> EngineThread:
+        from calotype.serving.engine.adapters import AdapterStore
+        from calotype.serving.engine.components import load_components
+        from calotype.serving.engine.engine import Engine
+
+        components = load_components(
+            model_folder(model),
+            parts=("denoiser", "vae"),
+            device=pick_device(model.spec.device),
+            precision=model.spec.precision,
+        )
+        store = AdapterStore(components.denoiser, max_rank=model.spec.adapters.max_rank)
+        engine = Engine(
+            components,
+            max_batch_rows=self.settings.max_batch_rows,
+            adapters=store,
+            torch_threads=self.settings.torch_threads,
+        )
+        return EngineThread(engine)
+
+    async def _load_adapters(self, adapters: Sequence[LoRAAdapter]) -> None:
+        if self._serving is None:
+            return
+        store = self._serving.engine.engine.adapters
+        refused: dict[str, str] = {}
+        for adapter in adapters:
+            try:
+                file = await asyncio.to_thread(adapter_file, adapter)
+            except CalotypeError as error:
+                refused[adapter.name] = error.message
+                log.error("%s", error.message)
+                continue
+            store.load(adapter.name, file)
+        wanted = {adapter.name for adapter in adapters}
+        for name in set(store.states()) - wanted:
+            store.unload(name)
+        self._refused = refused
+
+
+def pick_device(wanted: str) -> str:
+    """``auto`` is the first CUDA device if there is one, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,95 @@
+"""From a manifest's ``source`` to files on this machine's disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+from calotype.serving.config import ImageModel, LoRAAdapter, Source
+from calotype.serving.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
+
+BUILT_IN = pathlib.Path(__file__).parent / "models"
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+"""What is fetched of a model repository: never a pickle, never code."""
+
+
+def model_folder(model: ImageModel) -> pathlib.Path:
+    """The diffusers-format folder of a model; fetches it when it lies in a repository.
+
+    Raises:
+        ModelLoadFailed: there is no such folder, or it cannot be fetched.
+    """
+    source = model.spec.source
+    if source.hugging_face is not None:
+        return _snapshot(source, ModelLoadFailed, MODEL_FILES)
+    if source.built_in is not None:
+        folder = BUILT_IN / source.built_in.name
+        if not (folder / "model_index.json").is_file():
+            known = sorted(p.parent.name for p in BUILT_IN.glob("*/model_index.json"))
+            raise ModelLoadFailed(
+                f"ImageModel {model.name}: no built-in model is named "
+                f"{source.built_in.name!r}; there is: {', '.join(known) or 'none'}."
+            )
+        return folder
+    folder = pathlib.Path(source.path or "")
+    if not folder.is_dir():
+        raise ModelLoadFailed(
+            f"ImageModel {model.name}: source.path {str(folder)!r} is no folder; it must be a "
+            "FLUX.2 folder in diffusers format, with model_index.json in it."
+        )
+    return folder
+
+
+def adapter_file(adapter: LoRAAdapter) -> pathlib.Path:
+    """The safetensors file of an adapter, with the digest that the manifest pins.
+
+    Raises:
+        AdapterLoadFailed: there is no such file, it cannot be fetched, or its digest differs.
+    """
+    source = adapter.spec.source
+    if source.hugging_face is not None:
+        folder = _snapshot(source, AdapterLoadFailed, ["*.safetensors"])
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            raise AdapterLoadFailed(
+                f"LoRAAdapter {adapter.name}: {source.hugging_face.repo} holds {len(files)} "
+                "safetensors files; an adapter is exactly one."
+            )
+        file = files[0]
+    elif source.built_in is not None:
+        file = BUILT_IN / f"{source.built_in.name}.safetensors"
+    else:
+        file = pathlib.Path(source.path or "")
+    if not file.is_file():
+        raise AdapterLoadFailed(f"LoRAAdapter {adapter.name}: there is no file {file}.")
+    if adapter.spec.sha256 is not None:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != adapter.spec.sha256:
+            raise AdapterLoadFailed(
+                f"LoRAAdapter {adapter.name}: {file} has the sha256 {digest}, "
+                f"but the manifest pins {adapter.spec.sha256}."
+            )
+    return file
+
+
+def _snapshot(source: Source, fault: type[EngineError], patterns: list[str]) -> pathlib.Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = source.hugging_face
+    if wanted is None:
+        raise fault("The source names no repository.")
+    try:
+        found = snapshot_download(
+            wanted.repo,
+            revision=wanted.revision,
+            allow_patterns=patterns,
+            token=os.environ.get("HF_TOKEN"),
+        )
+    except Exception as error:  # the library's own errors, and those of the network under it
+        raise fault(
+            f"{wanted.repo} (revision {wanted.revision}) could not be fetched from Hugging Face: "
+            f"{error}. A gated repository needs HF_TOKEN in the environment."
+        ) from error
+    return pathlib.Path(found)
