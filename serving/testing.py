@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,18 @@ import numpy as np
 from calotype.serving.errors import CalotypeError, NotFound
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.judging import judge_patiently
 from calotype.serving.jobs.leases import Lease
-from calotype.serving.jobs.pictures import discard, judge_and_store
+from calotype.serving.jobs.records import new_id
+from calotype.serving.jobs.result import (
+    CONTENT_TYPES,
+    BlockedImage,
+    GenerationResult,
+    ImageResult,
+    openai_usage,
+)
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.pictures import encode_picture
 from calotype.serving.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.request import GenerationRequest
 from calotype.serving.storage import check_key
@@ -125,6 +135,23 @@ def paint(request: GenerationRequest) -> list[Pixels]:
     return pictures
 
 
+def drawn_result(lease: Lease) -> dict[str, Any]:
+    """What a worker says that drew one picture for ``lease``; no such picture is stored."""
+    size = GenerationRequest.from_payload(lease.request).size
+    image = ImageResult(
+        asset_id=f"asset_{lease.job_id}_{lease.fence}",
+        blob_key=f"{lease.job_id}.png",
+        index=0,
+        seed=int(lease.request["seed"]),
+        width=size.width,
+        height=size.height,
+        content_type="image/png",
+        sha256="0" * 64,
+    )
+    usage = openai_usage(3, [size])
+    return GenerationResult([image], metrics={"gpu_seconds": 0.5}, usage=usage).to_payload()
+
+
 class PaintingBackend:
     """A `GenerationBackend` in this process, with one worker that paints instead of drawing.
 
@@ -195,19 +222,66 @@ class PaintingBackend:
                 await asyncio.sleep(0.05)
 
     async def _paint(self, lease: Lease) -> None:
+        stored: list[str] = []
         try:
-            pictures = paint(GenerationRequest.from_payload(lease.request))
-            result = await judge_and_store(
-                lease,
-                pictures,
-                self.safety,
-                self._blobs,
-                gpu_seconds=0.001 * len(pictures),
-                text_tokens=len(str(lease.request["prompt"]).split()),
-                policy=self._policy.judging,
-            )
+            result = await self._finish(lease, stored)
+            if await self.dispatcher.complete(lease.job_id, lease.fence, result.to_payload()):
+                stored.clear()
         except CalotypeError as error:
             await self.dispatcher.fail(lease.job_id, lease.fence, error.to_payload())
-            return
-        if not await self.dispatcher.complete(lease.job_id, lease.fence, result.to_payload()):
-            await discard(result.images, self._blobs)
+        finally:
+            for key in stored:
+                self._blobs.delete(key)
+
+    async def _finish(self, lease: Lease, stored: list[str]) -> GenerationResult:
+        request = GenerationRequest.from_payload(lease.request)
+        pictures = paint(request)
+        judging = self._policy.judging
+        decisions = [
+            await judge_patiently(partial(self.safety.judge_image, pixels), judging, asyncio.sleep)
+            for pixels in pictures
+        ]
+        images: list[ImageResult] = []
+        blocked: list[BlockedImage] = []
+        for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
+            if judged["blocked"]:
+                blocked.append(
+                    BlockedImage(index, judged["categories"], judged["id"], judged["policy"])
+                )
+            else:
+                images.append(self._store(lease, request, index, pixels, judged, stored))
+        tokens = len(request.prompt.split())
+        return GenerationResult(
+            images=images,
+            blocked=blocked,
+            metrics={"gpu_seconds": 0.001 * request.n},
+            usage=openai_usage(tokens, [request.size] * request.n),
+            decisions=decisions,
+        )
+
+    def _store(
+        self,
+        lease: Lease,
+        request: GenerationRequest,
+        index: int,
+        pixels: Pixels,
+        judged: dict[str, Any],
+        stored: list[str],
+    ) -> ImageResult:
+        kind = lease.input["output_format"]
+        data = encode_picture(pixels, kind, lease.input["output_compression"])
+        asset_id = new_id("asset")
+        key = f"{lease.team_id}/{asset_id}.{kind}"
+        stored.append(key)
+        self._blobs.put(key, data)
+        return ImageResult(
+            asset_id=asset_id,
+            blob_key=key,
+            index=index,
+            seed=request.seed + index,
+            width=request.size.width,
+            height=request.size.height,
+            content_type=CONTENT_TYPES[kind],
+            sha256=hashlib.sha256(data).hexdigest(),
+            flagged=judged["flagged"],
+        )

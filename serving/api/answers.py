@@ -43,11 +43,14 @@ async def images_response(
         "usage": job.usage,
         "job_id": job.id,
         "model": job.model,
-        "metrics": job.metrics,
+        "metrics": {k: v for k, v in (job.metrics or {}).items() if k != "warnings"},
     }
-    body |= {
-        name: job.input[name] for name in ("safety_identifier", "warnings") if name in job.input
-    }
+    if "safety_identifier" in job.input:
+        body["safety_identifier"] = job.input["safety_identifier"]
+    # The gateway warns of what it did not grant, the worker of what the model could not read.
+    warnings = [*job.input.get("warnings", []), *(job.metrics or {}).get("warnings", [])]
+    if warnings:
+        body["warnings"] = warnings
     headers = {
         "openai-version": "2020-10-01",
         "openai-processing-ms": str(processing_ms),

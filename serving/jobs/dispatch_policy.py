@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from calotype.serving.jobs.judging import JudgingPolicy
@@ -22,4 +23,6 @@ class DispatchPolicy:
     rescan_seconds: float = 15.0
     """How often the store is searched for queued jobs that nobody announced."""
     judging_at_once: int = 16
+    storage_delays: Sequence[float] = (0.1, 0.5, 2.0)
+    """Pauses between attempts at a database that cannot be read or written."""
     judging: JudgingPolicy = field(default_factory=JudgingPolicy)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from calotype.serving.errors import (
@@ -31,8 +31,8 @@ from calotype.serving.jobs.endings import (
 )
 from calotype.serving.jobs.fair_queue import FairQueue, QueuedJob
 from calotype.serving.jobs.judging import judge_patiently, refusal
-from calotype.serving.jobs.leases import HeldLease, Lease, LeaseTable
-from calotype.serving.jobs.predictor import WorkPredictor, work_units
+from calotype.serving.jobs.leases import HeldLease, KnownJob, Lease, LeaseTable
+from calotype.serving.jobs.predictor import WorkPredictor
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import GenerationResult
 from calotype.serving.jobs.store import JobStore
@@ -41,16 +41,6 @@ from calotype.serving.protocols import Clock, SafetyStage
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Known:
-    """A job that is not over, as remembered."""
-
-    team: str
-    units: float
-    priority: int
-    deadline: float | None
 
 
 class Dispatcher:
@@ -75,7 +65,7 @@ class Dispatcher:
         self._store, self._safety, self._clock = store, safety, clock
         self._model, self._sleep = model, sleep
         self._queue, self._leases = FairQueue(), LeaseTable()
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, KnownJob] = {}
         self._ends: dict[str, asyncio.Event] = {}
         self._work = asyncio.Event()
         self._judges = asyncio.Semaphore(self.policy.judging_at_once)
@@ -288,8 +278,7 @@ class Dispatcher:
             self._spawn(self._judge(job))
 
     async def _remember(self, job: JobRecord) -> None:
-        units = work_units(job.request)
-        self._known[job.id] = _Known(job.team_id, units, job.priority, job.deadline)
+        self._known[job.id] = KnownJob.of(job)
         if job.team_id not in self._weighed:
             self._weighed.add(job.team_id)
             team = await self._sql(self._store.get_team, job.team_id)
@@ -364,9 +353,7 @@ class Dispatcher:
             await self._requeue(lease.job_id, lease.fence, count_attempt=True)
 
     async def _requeue(self, job_id: str, fence: int, *, count_attempt: bool) -> bool:
-        job = await self._sql(
-            lambda: self._store.requeue_job(job_id, fence, count_attempt=count_attempt)
-        )
+        job = await self._sql(self._store.requeue_job, job_id, fence, count_attempt)
         self._leases.drop(job_id, fence)
         if job is None:
             return False
@@ -391,6 +378,12 @@ class Dispatcher:
             end.set()
 
     async def _sql(self, call: Callable[..., T], *arguments: Any) -> T:
+        for delay in self.policy.storage_delays:
+            try:
+                return await asyncio.to_thread(call, *arguments)
+            except StorageFailed as error:
+                log.warning("the job store is asked again: %s", error)
+            await self._sleep(delay)
         return await asyncio.to_thread(call, *arguments)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from calotype.serving.jobs.predictor import work_units
 from calotype.serving.jobs.records import JobRecord
 
 
@@ -37,6 +38,21 @@ class Lease:
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Lease:
         return cls(**payload)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """What a dispatcher remembers of a job that is not over."""
+
+    team: str
+    units: float
+    """`predictor.work_units` of the whole job."""
+    priority: int
+    deadline: float | None
+
+    @classmethod
+    def of(cls, job: JobRecord) -> KnownJob:
+        return cls(job.team_id, work_units(job.request), job.priority, job.deadline)
 
 
 @dataclass(slots=True)

@@ -167,9 +167,7 @@ class JobStore(Accounts):
             },
         )
 
-    def requeue_job(
-        self, job_id: str, fence: int, *, count_attempt: bool = True
-    ) -> JobRecord | None:
+    def requeue_job(self, job_id: str, fence: int, count_attempt: bool = True) -> JobRecord | None:
         """running -> queued; None when ``fence`` is not the current lease's."""
         values: dict[str, Any] = {
             "fence": jobs.c.fence + 1,

@@ -1,19 +1,22 @@
-"""A store on a fresh SQLite file, a clock that stands still, and jobs to put in."""
+"""A dispatcher over a store on a fresh SQLite file, with a clock that stands still."""
 
 from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.judging import JudgingPolicy
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.jobs.upgrade import upgrade_database
-from calotype.serving.testing import ManualClock
+from calotype.serving.testing import ManualClock, ScriptedSafety
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +81,21 @@ def add_job(store: JobStore) -> Callable[..., JobRecord]:
         )
 
     return add
+
+
+@pytest.fixture
+def safety() -> ScriptedSafety:
+    return ScriptedSafety()
+
+
+@pytest.fixture
+async def dispatcher(
+    store: JobStore, safety: ScriptedSafety, clock: ManualClock
+) -> AsyncIterator[Dispatcher]:
+    """Sweeps only when it is told to, and takes five jobs."""
+    judging = JudgingPolicy(delays=(0.0, 0.0, 0.0))
+    policy = DispatchPolicy(sweep_seconds=None, max_queue=5, judging=judging)
+    dispatcher = Dispatcher(store, safety, clock, policy)
+    await dispatcher.start()
+    yield dispatcher
+    await dispatcher.stop()

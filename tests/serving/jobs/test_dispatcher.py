@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from calotype.serving.errors import InvalidRequest, ModerationUnavailable, Overloaded
+from calotype.serving.errors import Overloaded
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.judging import JudgingPolicy
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.result import (
-    BlockedImage,
-    GenerationResult,
-    ImageResult,
-    openai_usage,
-)
 from calotype.serving.jobs.store import JobStore
-from calotype.serving.request import ImageSize
-from calotype.serving.testing import ManualClock, ScriptedSafety, decision
+from calotype.serving.testing import ManualClock, ScriptedSafety, decision, drawn_result
 
 AddJob = Callable[..., JobRecord]
-
-POLICY = DispatchPolicy(
-    sweep_seconds=None, max_queue=5, judging=JudgingPolicy(delays=(0.0, 0.0, 0.0))
-)
-
-
-async def no_pause(seconds: float) -> None:
-    await asyncio.sleep(0)
-
-
-@pytest.fixture
-def safety() -> ScriptedSafety:
-    return ScriptedSafety()
-
-
-@pytest.fixture
-async def dispatcher(
-    store: JobStore, safety: ScriptedSafety, clock: ManualClock
-) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(store, safety, clock, POLICY, sleep=no_pause)
-    await dispatcher.start()
-    yield dispatcher
-    await dispatcher.stop()
-
-
-def drawn(lease: Lease) -> dict[str, Any]:
-    image = ImageResult(
-        asset_id=f"asset_{lease.job_id}_{lease.fence}",
-        blob_key="a/b.png",
-        index=0,
-        seed=7,
-        width=128,
-        height=128,
-        content_type="image/png",
-        sha256="0" * 64,
-    )
-    usage = openai_usage(3, [ImageSize(128, 128)])
-    return GenerationResult([image], metrics={"gpu_seconds": 0.5}, usage=usage).to_payload()
 
 
 async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> Lease:
@@ -94,7 +48,7 @@ async def test_a_job_is_leased_drawn_and_over(
     running = store.get_job(job.id)
     assert running is not None
     assert (running.status, running.attempts, running.fence) == ("running", 1, lease.fence)
-    assert await dispatcher.complete(job.id, lease.fence, drawn(lease))
+    assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     over = store.get_job(job.id)
     assert over is not None and over.status == "succeeded" and over.metrics is not None
     assert over.metrics["queue_ms"] == 2000
@@ -127,17 +81,17 @@ async def test_a_silent_replica_loses_its_lease_and_its_late_word_is_refused(
     job = add_job()
     await dispatcher.submit(job.id)
     zombie = await take(dispatcher, "r1")
-    clock.advance(POLICY.lease_seconds + 1)
+    clock.advance(dispatcher.policy.lease_seconds + 1)
     await dispatcher.sweep()
     assert status(store, job) == "queued"
-    assert not await dispatcher.complete(job.id, zombie.fence, drawn(zombie))
+    assert not await dispatcher.complete(job.id, zombie.fence, drawn_result(zombie))
     second = await take(dispatcher, "r2")
     assert second.fence > zombie.fence
     assert await dispatcher.heartbeat("r1", {job.id: [zombie.fence, 3, 20]}) == [job.id]
-    assert not await dispatcher.complete(job.id, zombie.fence, drawn(zombie))
+    assert not await dispatcher.complete(job.id, zombie.fence, drawn_result(zombie))
     assert not await dispatcher.fail(job.id, zombie.fence, {"message": "late"})
     assert not await dispatcher.release(job.id, zombie.fence)
-    assert await dispatcher.complete(job.id, second.fence, drawn(second))
+    assert await dispatcher.complete(job.id, second.fence, drawn_result(second))
     assert store.get_asset(f"asset_{job.id}_{zombie.fence}") is None
     assert status(store, job) == "succeeded"
 
@@ -149,7 +103,7 @@ async def test_a_heartbeat_keeps_the_lease_and_records_progress(
     await dispatcher.submit(job.id)
     lease = await take(dispatcher)
     for step in (5, 10, 15):
-        clock.advance(POLICY.lease_seconds - 1)
+        clock.advance(dispatcher.policy.lease_seconds - 1)
         assert await dispatcher.heartbeat("r1", {job.id: [lease.fence, step, 20]}) == []
         await dispatcher.sweep()
     found = store.get_job(job.id)
@@ -164,7 +118,7 @@ async def test_a_job_over_which_two_replicas_died_is_given_up(
     await dispatcher.submit(job.id)
     for replica in ("r1", "r2"):
         await take(dispatcher, replica)
-        clock.advance(POLICY.lease_seconds + 1)
+        clock.advance(dispatcher.policy.lease_seconds + 1)
         await dispatcher.sweep()
     assert error(store, job)["class"] == "EngineError"
     assert error(store, job)["details"] == {"reason": "worker_died", "attempts": 2}
@@ -191,8 +145,8 @@ async def test_completing_twice_says_true_twice_and_ends_once(
     job = add_job()
     await dispatcher.submit(job.id)
     lease = await take(dispatcher)
-    assert await dispatcher.complete(job.id, lease.fence, drawn(lease))
-    assert await dispatcher.complete(job.id, lease.fence, drawn(lease))
+    assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
+    assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     assert not await dispatcher.fail(job.id, lease.fence, {"message": "no"})
     assert not await dispatcher.cancel(job.id)
     assert status(store, job) == "succeeded"
@@ -207,7 +161,7 @@ async def test_every_way_to_end_at_once_ends_a_job_once(
         lease = await take(dispatcher)
         ended = await asyncio.gather(
             dispatcher.cancel(job.id),
-            dispatcher.complete(job.id, lease.fence, drawn(lease)),
+            dispatcher.complete(job.id, lease.fence, drawn_result(lease)),
             dispatcher.fail(job.id, lease.fence, {"message": "x"}),
             dispatcher.cancel(job.id),
         )
@@ -226,115 +180,14 @@ async def test_a_canceled_job_is_not_leased_and_a_running_one_is_called_back(
     assert await dispatcher.cancel(running.id)
     assert await dispatcher.lease("r2", 1, 0.05) == []
     assert await dispatcher.heartbeat("r1", {running.id: [lease.fence, 1, 20]}) == [running.id]
-    assert not await dispatcher.complete(running.id, lease.fence, drawn(lease))
+    assert not await dispatcher.complete(running.id, lease.fence, drawn_result(lease))
     assert status(store, running) == status(store, queued) == "canceled"
-
-
-async def test_a_blocked_prompt_is_never_leased(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob
-) -> None:
-    safety.prompt = lambda text: decision("input", blocked=["sexual", "hate"])
-    job = add_job()
-    await dispatcher.submit(job.id)
-    await dispatcher.wait(job.id, 10)
-    payload = error(store, job)
-    assert payload["class"] == "ContentBlocked"
-    assert payload["code"] == "moderation_blocked"
-    assert payload["details"]["moderation_details"] == {
-        "moderation_stage": "input",
-        "categories": ["hate", "sexual"],
-    }
-    assert "request ID req_1. safety_violations=[hate,sexual]." in payload["message"]
-    found = store.get_job(job.id)
-    assert found is not None and found.moderation is not None
-    assert found.moderation["input"]["verdict"] == "BLOCK"
-    assert found.attempts == 0
-
-
-async def test_judging_is_repeated_while_the_moderator_is_restarted(
-    dispatcher: Dispatcher, safety: ScriptedSafety, add_job: AddJob
-) -> None:
-    answers: list[Any] = [ConnectionError("gone"), ModerationUnavailable("loading")]
-
-    def prompt(text: str) -> dict[str, Any]:
-        if answers:
-            raise answers.pop()
-        return decision("input")
-
-    safety.prompt = prompt
-    await dispatcher.submit(add_job().id)
-    await take(dispatcher)
-    assert answers == []
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        ConnectionError("gone"),
-        ModerationUnavailable("no classifier"),
-        ValueError("a bug in a classifier"),
-        InvalidRequest("a refusal that no repetition cures"),
-        decision("input", unavailable=True),
-        {},
-    ],
-    ids=["connection", "unavailable", "bug", "final", "error-verdict", "no-decision"],
-)
-async def test_what_cannot_be_judged_fails_closed(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob, broken: Any
-) -> None:
-    def prompt(text: str) -> dict[str, Any]:
-        if isinstance(broken, Exception):
-            raise broken
-        return dict(broken)
-
-    safety.prompt = prompt
-    job = add_job()
-    await dispatcher.submit(job.id)
-    await dispatcher.wait(job.id, 10)
-    assert error(store, job)["class"] == "ModerationUnavailable"
-
-
-async def test_slow_judging_of_one_job_does_not_hold_up_another(
-    dispatcher: Dispatcher, safety: ScriptedSafety, add_job: AddJob
-) -> None:
-    may_go_on = asyncio.Event()
-
-    class Slow:
-        async def judge_prompt(self, text: str) -> dict[str, Any]:
-            if text == "slow":
-                await may_go_on.wait()
-            return decision("input")
-
-        async def judge_image(self, pixels: Any) -> dict[str, Any]:
-            return decision("output")
-
-    dispatcher._safety = Slow()
-    slow, quick = add_job("slow"), add_job("quick")
-    await dispatcher.submit(slow.id)
-    await dispatcher.submit(quick.id)
-    assert (await take(dispatcher)).job_id == quick.id
-    assert dispatcher.snapshot()["judging"] == 1
-    may_go_on.set()
-    assert (await take(dispatcher)).job_id == slow.id
-
-
-async def test_a_wholly_blocked_batch_ends_as_blocked(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob
-) -> None:
-    job = add_job()
-    await dispatcher.submit(job.id)
-    lease = await take(dispatcher)
-    result = GenerationResult([], [BlockedImage(0, ["sexual"], "dec_1", "default@1")])
-    assert await dispatcher.complete(job.id, lease.fence, result.to_payload())
-    details = error(store, job)["details"]
-    assert details["moderation_details"]["moderation_stage"] == "output"
-    assert details["moderation"] == {"decision_id": "dec_1", "policy": "default@1"}
 
 
 async def test_a_full_queue_refuses_and_the_refused_job_is_over(
     dispatcher: Dispatcher, store: JobStore, add_job: AddJob
 ) -> None:
-    for _ in range(POLICY.max_queue):
+    for _ in range(dispatcher.policy.max_queue):
         await dispatcher.submit(add_job().id)
     job = add_job()
     with pytest.raises(Overloaded) as caught:
@@ -355,7 +208,7 @@ async def test_a_job_past_its_deadline_ends_as_such(
     assert error(store, job)["code"] == "generation_timeout"
     assert await dispatcher.lease("r2", 1, 0.05) == []
     if lease:
-        assert not await dispatcher.complete(job.id, lease.fence, drawn(lease))
+        assert not await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
 
 
 async def test_waiting_returns_when_the_job_ends_or_the_time_is_over(
@@ -366,7 +219,7 @@ async def test_waiting_returns_when_the_job_ends_or_the_time_is_over(
     await dispatcher.wait(job.id, 0.01)
     waiting = asyncio.create_task(dispatcher.wait(job.id, 60))
     lease = await take(dispatcher)
-    await dispatcher.complete(job.id, lease.fence, drawn(lease))
+    await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     await asyncio.wait_for(waiting, 10)
     await asyncio.wait_for(dispatcher.wait(job.id, 60), 10)
     await asyncio.wait_for(dispatcher.wait("job_unknown", 60), 10)
@@ -378,7 +231,7 @@ async def test_waiting_for_a_job_that_nobody_announced_announces_it(
     job = add_job()
     waiting = asyncio.create_task(dispatcher.wait(job.id, 60))
     lease = await take(dispatcher)
-    await dispatcher.complete(job.id, lease.fence, drawn(lease))
+    await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     await asyncio.wait_for(waiting, 10)
 
 
@@ -386,7 +239,7 @@ async def test_a_rescan_finds_jobs_that_nobody_announced(
     dispatcher: Dispatcher, add_job: AddJob, clock: ManualClock
 ) -> None:
     job = add_job()
-    clock.advance(POLICY.rescan_seconds)
+    clock.advance(dispatcher.policy.rescan_seconds)
     await dispatcher.sweep()
     assert (await take(dispatcher)).job_id == job.id
 
@@ -397,7 +250,7 @@ async def test_a_new_dispatcher_takes_over_what_the_store_holds(
     alive, dead, queued = add_job("alive"), add_job("dead"), add_job("queued")
     await dispatcher.submit(dead.id)
     dead_lease = await take(dispatcher, "r-dead")
-    clock.advance(POLICY.lease_seconds - 1)
+    clock.advance(dispatcher.policy.lease_seconds - 1)
     await dispatcher.submit(alive.id)
     alive_lease = await take(dispatcher, "r-alive")
     clock.advance(2)  # dead's lease is over, alive's is not
@@ -405,7 +258,7 @@ async def test_a_new_dispatcher_takes_over_what_the_store_holds(
 
     calls: list[str] = []
     safety = ScriptedSafety(lambda text: calls.append(text) or decision("input"))  # type: ignore[func-returns-value]
-    second = Dispatcher(store, safety, clock, POLICY, sleep=no_pause)
+    second = Dispatcher(store, safety, clock, dispatcher.policy)
     await second.start()
     try:
         assert await second.heartbeat("r-alive", {alive.id: [alive_lease.fence, 9, 20]}) == []
@@ -414,7 +267,7 @@ async def test_a_new_dispatcher_takes_over_what_the_store_holds(
         assert set(leases) == {dead.id, queued.id}
         assert leases[dead.id].fence > dead_lease.fence
         assert calls == ["queued"], "a prompt that was judged is not judged again"
-        assert await second.complete(alive.id, alive_lease.fence, drawn(alive_lease))
+        assert await second.complete(alive.id, alive_lease.fence, drawn_result(alive_lease))
     finally:
         await second.stop()
 
@@ -439,8 +292,8 @@ async def test_a_lease_call_that_is_abandoned_gives_its_jobs_back(
 async def test_two_teams_share_whatever_one_of_them_has_queued(
     store: JobStore, safety: ScriptedSafety, clock: ManualClock, add_job: AddJob
 ) -> None:
-    policy = DispatchPolicy(sweep_seconds=None, judging=POLICY.judging)
-    dispatcher = Dispatcher(store, safety, clock, policy, sleep=no_pause)
+    policy = DispatchPolicy(sweep_seconds=None)
+    dispatcher = Dispatcher(store, safety, clock, policy)
     first = [add_job(team="a") for _ in range(8)]
     for job in first:
         await dispatcher.submit(job.id)
@@ -464,7 +317,7 @@ async def test_the_backlog_is_predicted_from_what_was_measured(
     first = add_job()
     await dispatcher.submit(first.id)
     lease = await take(dispatcher)
-    await dispatcher.complete(first.id, lease.fence, drawn(lease))
+    await dispatcher.complete(first.id, lease.fence, drawn_result(lease))
     pair = add_job(n=2)
     await dispatcher.submit(pair.id)
     assert dispatcher.backlog_seconds() == pytest.approx(1.0)
