@@ -169,12 +169,12 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
     if (text is None) == (image is None):
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
-    if text is not None:
-        decision = moderator.judge_prompt(text)
-    else:
-        from calotype.moderation.images import read_picture
+    if image is not None:
+        from calotype.moderation.pictures import read_picture
 
         decision = moderator.judge_image(read_picture(image))
+    else:
+        decision = moderator.judge_prompt(text or "")
     click.echo(json.dumps(decision.to_payload(), indent=2))
 
 
@@ -219,7 +219,8 @@ def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: s
     from calotype.serving.request import ImageSize
 
     pixels = ImageSize.parse(size, "--size").pixels
-    for line in plan_memory(model, gpu, precision, pixels, text_encoder).lines():
+    placed: Any = text_encoder  # click has checked the choice
+    for line in plan_memory(model, gpu, precision, pixels, placed).lines():
         click.echo(line)
 
 
@@ -238,6 +239,7 @@ def create_key(name: str, team: str, data_dir: pathlib.Path) -> None:
     from calotype.serving.jobs.keys import create_key as make
     from calotype.serving.jobs.store import JobStore
 
+    data_dir.mkdir(parents=True, exist_ok=True)
     store = JobStore.open(sqlite_url(data_dir))
     try:
         plain, record = make(store, team=team, name=name)

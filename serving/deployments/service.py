@@ -70,6 +70,21 @@ def run_service(options: ServeOptions) -> None:
             service.close()
 
 
+class Server(uvicorn.Server):
+    """Ends quietly: uvicorn's own raises the signal again, which would cut the draining short."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
 class Service:
     def __init__(
         self, options: ServeOptions, resources: Manifests, listener: socket.socket
@@ -94,7 +109,7 @@ class Service:
             self._catalog,
             lifespan=self._living,
         )
-        self._server = uvicorn.Server(
+        self._server = Server(
             uvicorn.Config(
                 app,
                 log_level="warning",
@@ -103,6 +118,7 @@ class Service:
             )
         )
         await self._server.serve(sockets=[self._listener])
+        self._options.say("Draining ...")
         if self._failure is not None:
             raise self._failure
 
@@ -152,7 +168,6 @@ class Service:
                 await self._reload()
 
     def _start_ray(self) -> None:
-        os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "1")
         ray.init(
             address="local",
             num_cpus=max(2, os.cpu_count() or 1),
@@ -163,6 +178,7 @@ class Service:
             _node_ip_address="127.0.0.1",
         )
         self._ray_started = True
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location="Disabled",
             logging_config={"log_level": "WARNING", "enable_access_log": False},

@@ -70,7 +70,8 @@ def train_autoencoder(
             y = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         y = y.float()
-        return F.mse_loss(y, x) + 0.5 * F.l1_loss(y, x) + KL_WEIGHT * kl
+        loss: Tensor = F.mse_loss(y, x) + 0.5 * F.l1_loss(y, x) + KL_WEIGHT * kl
+        return loss
 
     probe = scene_pool(64, 77)
     shown = render(probe, torch.Generator().manual_seed(78)).to(device)
@@ -109,7 +110,8 @@ def train_autoencoder(
             y = vae.decode(mean + amount * spread * noise).sample.float()
         weight = 1 + 5 * _near_edges(x)
         weight = weight / weight.mean()
-        return (weight * ((y - x).abs() * 0.5 + (y - x) ** 2)).mean()
+        loss: Tensor = (weight * ((y - x).abs() * 0.5 + (y - x) ** 2)).mean()
+        return loss
 
     if not decoder.finished:
         decoder.run(sharpening, check, 2)

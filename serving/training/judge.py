@@ -79,7 +79,8 @@ def _raster(box: NDArray[np.bool_]) -> NDArray[np.bool_]:
     height, width = box.shape
     rows = ((np.arange(GRID) + 0.5) / GRID * height).astype(int)
     cols = ((np.arange(GRID) + 0.5) / GRID * width).astype(int)
-    return box[rows][:, cols]
+    raster: NDArray[np.bool_] = box[rows][:, cols]
+    return raster
 
 
 def look(picture: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:

@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(parameters), defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -57,4 +57,5 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return x.mT if tall else x
+    found: Tensor = x.mT if tall else x
+    return found
