@@ -18,7 +18,14 @@ import torch
 from calotype.serving.engine import libraries
 from calotype.serving.engine.quantization import quantize_int8
 from calotype.serving.engine.text_encoder import ChatStyle, TextEncoder
-from calotype.serving.engine.weights import WeightHeader, find_weight_headers, read_tensors
+from calotype.serving.engine.text_model import TextModel, TextModelConfig
+from calotype.serving.engine.tokenizer import load_tokenizer
+from calotype.serving.engine.weights import (
+    WeightHeader,
+    find_weight_headers,
+    read_tensors,
+    unfilled,
+)
 from calotype.serving.errors import ModelLoadFailed
 
 Part = Literal["text_encoder", "denoiser", "vae"]
@@ -108,7 +115,7 @@ def load_components(
             model = _load_text_model(loaded, config, headers)
             loaded.text_encoder = TextEncoder(
                 quantize_int8(model) if precision == "int8" else model,
-                libraries.load_tokenizer(folder / "tokenizer"),
+                load_tokenizer(folder / "tokenizer"),
                 max_sequence_length=settings.max_sequence_length,
                 out_layers=settings.text_encoder_out_layers,
                 style=settings.chat_style,
@@ -199,7 +206,7 @@ def _find_part(folder: pathlib.Path, part: Part) -> tuple[dict[str, Any], list[W
 
 def _build(cls: Any, config: dict[str, Any], where: pathlib.Path) -> Any:
     try:
-        with torch.device("meta"):
+        with unfilled():
             return cls.from_config(config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as fault:
         raise ModelLoadFailed(f"{where / 'config.json'} describes no model: {fault}.") from fault
@@ -207,7 +214,7 @@ def _build(cls: Any, config: dict[str, Any], where: pathlib.Path) -> Any:
 
 def _load_text_model(
     loaded: Components, config: dict[str, Any], headers: list[WeightHeader]
-) -> Any:
+) -> TextModel:
     """The language model without vision tower, head, and layers above the last one read."""
     where = loaded.folder / "text_encoder" / "config.json"
     kind = config.get("model_type")
@@ -216,29 +223,21 @@ def _load_text_model(
         raise ModelLoadFailed(
             f"{where} names the model type {kind!r}; {loaded.settings.pipeline} has {wanted!r}."
         )
-    text = dict(config["text_config"] if kind == "mistral3" else config)
-    last, layers = max(loaded.settings.text_encoder_out_layers), int(text["num_hidden_layers"])
-    if last > layers:
+    last = max(loaded.settings.text_encoder_out_layers)
+    try:
+        sizes = TextModelConfig.from_json(
+            config["text_config"] if kind == "mistral3" else config, wanted
+        )
+        if last <= sizes.layers:
+            with unfilled():
+                model = TextModel(sizes, last)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as fault:
+        raise ModelLoadFailed(f"{where} describes no model: {fault}.") from fault
+    if last > sizes.layers:
         raise ModelLoadFailed(
-            f"{where} has {layers} layers, but layer {last} is to be read; "
+            f"{where} has {sizes.layers} layers, but layer {last} is to be read; "
             "set text_encoder_out_layers in calotype.json."
         )
-    text["num_hidden_layers"] = max(last, 1)
-    if isinstance(text.get("layer_types"), list):
-        text["layer_types"] = text["layer_types"][: max(last, 1)]
-    config_class, model_class = libraries.text_model_classes(wanted)
-    try:
-        text_config = config_class(**text)
-        with torch.device("meta"):
-            model = model_class(text_config)
-    except (TypeError, ValueError, RuntimeError, KeyError) as fault:
-        raise ModelLoadFailed(f"{where} describes no model: {fault}.") from fault
-    # Rotary frequencies are no weights: they are computed, and not on the meta device.
-    model.rotary_emb = type(model.rotary_emb)(config=text_config).to(loaded.device)
-    if last < layers:
-        # transformers normalises only the last layer's output; a layer that was not the last one
-        # of the whole model must come out as it is.
-        model.norm = torch.nn.Identity()
     prefixes = {
         prefix: "" for prefix in ("language_model.model.", "model.language_model.", "model.")
     }
@@ -296,7 +295,9 @@ def _fill(
     for header in headers:
         wanted = {stored: key for key, (home, stored) in places.items() if home is header}
         for stored, tensor in read_tensors(header, set(wanted), loaded.device):
-            floating = tensor.dtype.is_floating_point
-            state[wanted[stored]] = tensor.to(loaded.dtype) if floating else tensor
+            dtype = loaded.dtype if tensor.dtype.is_floating_point else tensor.dtype
+            # A copy, also where nothing changes: on the CPU the tensor is a view of the file, and
+            # a process dies of SIGBUS when a file that it has mapped is written over.
+            state[wanted[stored]] = tensor.to(dtype, copy=True)
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)

@@ -83,9 +83,7 @@ class Engine:
             components.denoiser, self.adapters.layers, components.device, components.dtype
         )
         self._decoder = Decoder(components.vae)
-        self._admission = Admission(
-            components, self.adapters, self._decoder.pixels_per_token
-        )
+        self._admission = Admission(components, self.adapters, self._decoder.pixels_per_token)
         self._scheduler = StepScheduler(max_batch_rows)
         self._lock = threading.Lock()
         self._arrived: list[DenoiseState] = []

@@ -1,11 +1,8 @@
-"""The classes of diffusers and transformers that calotype uses, imported when first needed."""
+"""The classes of diffusers that the engine uses, imported when first needed."""
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
-
-from calotype.serving.errors import ModelLoadFailed
 
 
 def denoiser_class() -> Any:
@@ -29,39 +26,6 @@ def flow_euler_class() -> Any:
     )
 
     return FlowMatchEulerDiscreteScheduler
-
-
-def text_model_classes(kind: str) -> tuple[Any, Any]:
-    """Configuration and model class, without head: of "mistral3"'s text half, or of "qwen3"."""
-    if kind == "mistral3":
-        from transformers.models.mistral.configuration_mistral import MistralConfig
-        from transformers.models.mistral.modeling_mistral import MistralModel
-
-        return MistralConfig, MistralModel
-    from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
-
-    return Qwen3Config, Qwen3Model
-
-
-def load_tokenizer(folder: pathlib.Path) -> Any:
-    """transformers' fast tokenizer of a folder, with its chat template.
-
-    The tokenizer alone, not PixtralProcessor around it: text needs no picture processing, and the
-    processor cannot be imported without torchvision.
-
-    Raises:
-        ModelLoadFailed: there is no usable tokenizer, or it has no chat template.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as fault:
-        raise ModelLoadFailed(f"{folder} holds no usable tokenizer: {fault}.") from fault
-    if tokenizer.chat_template is None:
-        raise ModelLoadFailed(f"{folder} has no chat template (chat_template.jinja).")
-    return tokenizer
 
 
 def lora_converter(form: str) -> Any:

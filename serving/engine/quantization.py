@@ -6,12 +6,16 @@ The one precision below bfloat16 that buys time on an A100, which has int8 but n
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TypeVar
+
+from torch import nn
 
 from calotype.serving.errors import ModelLoadFailed
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def quantize_int8(model: Any) -> Any:
+
+def quantize_int8(model: Model) -> Model:
     """Replaces the weights of every linear layer, in place.
 
     Raises:

@@ -12,9 +12,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+
+from calotype.serving.engine.text_model import TextModel
+from calotype.serving.engine.tokenizer import ChatTokenizer
 
 ChatStyle = Literal["mistral", "qwen"]
 
@@ -45,8 +48,7 @@ class TextEncoder:
     """A language model cut off after the last layer that FLUX.2 reads. Thread-safe.
 
     Args:
-        model: transformers' MistralModel or Qwen3Model, without a language-model head.
-        tokenizer: transformers' fast tokenizer with FLUX.2's chat template.
+        model: a `TextModel`, with all the layers that are read.
         out_layers: hidden states that are put side by side; 0 is the token embedding.
         cache_bytes: embeddings kept for prompts seen before, least recently used dropped first.
             One FLUX.2 [dev] prompt takes 15.7 MB in bfloat16.
@@ -54,8 +56,8 @@ class TextEncoder:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: TextModel,
+        tokenizer: ChatTokenizer,
         *,
         max_sequence_length: int,
         out_layers: Sequence[int],
@@ -63,14 +65,13 @@ class TextEncoder:
         cache_bytes: int = 512 * 1024**2,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
         self.out_layers = tuple(out_layers)
         self.style = style
         self._cache: OrderedDict[str, PromptEmbeds] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
-        # One prompt at a time: the model is shared, and tokenizers keep truncation state.
         self._lock = threading.Lock()
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
@@ -103,55 +104,28 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _run(self, prompt: str) -> PromptEmbeds:
-        ids, mask, truncated = self._tokenize(prompt)
-        device = self.model.device
-        states = self.model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
-        embeds = torch.cat([states[layer][0] for layer in self.out_layers], dim=-1)
-        return PromptEmbeds(embeds, int(mask.sum()), truncated)
-
-    def _tokenize(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """Ids and mask, int64 [1, max_sequence_length], and whether the prompt was cut."""
-        text = self._render(prompt)
         limit = self.max_sequence_length
-        # A template writes its own special tokens; Qwen's pipeline lets the tokenizer add its own.
-        special = self.style == "qwen"
-        inputs = self.tokenizer(
-            text,
-            add_special_tokens=special,
-            padding="max_length",
-            truncation=True,
-            max_length=limit,
-            return_tensors="pt",
-        )
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        truncated = bool(mask.all()) and (
-            len(self.tokenizer(text, add_special_tokens=special)["input_ids"]) > limit
-        )
-        return ids, mask, truncated
+        # The template of [dev] writes its special tokens itself; for [klein] the tokenizer does.
+        ids, count = self._tokenizer.ids(self._render(prompt), limit, special=self.style == "qwen")
+        padded, mask = self._tokenizer.padded(ids, limit)
+        device = self.model.device
+        states = self.model(padded.to(device), mask.to(device))
+        embeds = torch.cat([states[layer][0] for layer in self.out_layers], dim=-1)
+        return PromptEmbeds(embeds, len(ids), count > limit)
 
     def _render(self, prompt: str) -> str:
         if self.style == "qwen":
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    enable_thinking=False,
-                )
+            return self._tokenizer.render(
+                [{"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                enable_thinking=False,
             )
         # [IMG] would stand for a picture, as in the pipeline's format_input.
         words = prompt.replace("[IMG]", "")
-        messages = [
-            {"role": "system", "content": [{"type": "text", "text": SYSTEM_MESSAGE}]},
-            {"role": "user", "content": [{"type": "text", "text": words}]},
-        ]
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=False
-            )
+        return self._tokenizer.render(
+            [
+                {"role": "system", "content": [{"type": "text", "text": SYSTEM_MESSAGE}]},
+                {"role": "user", "content": [{"type": "text", "text": words}]},
+            ],
+            add_generation_prompt=False,
         )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from calotype.serving.errors import EngineError
 
@@ -181,3 +183,28 @@ def find_weight_headers(
                 param=str(folder / pickles[0]),
             )
     return [read_header(single, error)]
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out torch.nn.init: random numbers on the meta device are lost, but drawing them makes
+    torch import its compiler and sympy, which takes seconds and 200 MB.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Within, modules are built without memory and without random numbers."""
+    with _NoInitialisation(), torch.device("meta"):
+        yield

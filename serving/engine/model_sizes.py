@@ -1,0 +1,192 @@
+"""How large a FLUX.2 is: its parameters, counted on the meta device, which takes no memory.
+
+Called by `serving.placement`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.serving.engine import libraries
+from calotype.serving.engine.components import read_settings
+from calotype.serving.engine.text_model import TextModel, TextModelConfig
+from calotype.serving.engine.weights import unfilled
+from calotype.serving.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Parameters of a model's parts, and what its activations depend on.
+
+    Attributes:
+        inner_dim: width of the denoiser.
+        vae_channels: channels of the VAE decoder at full resolution.
+    """
+
+    name: str
+    denoiser: int
+    text_encoder: int
+    vae: int
+    inner_dim: int
+    mlp_ratio: float
+    vae_channels: int
+    text_tokens: int
+    pixels_per_token: int
+
+    def denoiser_activations(self, pixels: int, item: float) -> float:
+        """Bytes alive at the widest place of a single-stream block, one picture.
+
+        Per token: the fused projection (3 d of query, key, value and 2 m of the gated MLP), its
+        output before the last projection (d + m), rotary copies of query and key in float32, and
+        the residual stream.
+        """
+        tokens = pixels / self.pixels_per_token**2 + self.text_tokens
+        d, m = self.inner_dim, self.inner_dim * self.mlp_ratio
+        return tokens * ((3 * d + 2 * m + d + m + 3 * d) * item + 4 * d * 4)
+
+    def vae_activations(self, pixels: int, item: float) -> float:
+        """Bytes of four full-resolution feature maps of the decoder's last block."""
+        return pixels * 4 * 2 * self.vae_channels * item
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """The published configuration of a model, as its Hugging Face repository states it."""
+
+    denoiser: Mapping[str, Any]
+    text_kind: str
+    text: Mapping[str, Any]
+    out_layers: tuple[int, ...]
+
+
+_KLEIN_DENOISER = {"guidance_embeds": False, "attention_head_dim": 128}
+_QWEN3 = {
+    "num_hidden_layers": 36,
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+KNOWN_MODELS: dict[str, KnownModel] = {
+    # diffusers' defaults are those of FLUX.2 [dev]: 8 + 48 blocks, 48 heads of 128. The text
+    # encoder is Mistral-Small-3.2-24B.
+    "flux-2-dev": KnownModel(
+        {},
+        "mistral3",
+        {
+            "vocab_size": 131072,
+            "num_hidden_layers": 40,
+            "hidden_size": 5120,
+            "intermediate_size": 32768,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+        (10, 20, 30),
+    ),
+    "flux-2-klein-9b": KnownModel(
+        _KLEIN_DENOISER
+        | {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+        },
+        "qwen3",
+        _QWEN3 | {"hidden_size": 4096, "intermediate_size": 12288},
+        (9, 18, 27),
+    ),
+    "flux-2-klein-4b": KnownModel(
+        _KLEIN_DENOISER
+        | {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+        },
+        "qwen3",
+        _QWEN3 | {"hidden_size": 2560, "intermediate_size": 9728},
+        (9, 18, 27),
+    ),
+}
+
+
+def measure_model(model: str | pathlib.Path) -> ModelSizes:
+    """Counts the parameters of a known model or of a local folder.
+
+    Raises:
+        InvalidRequest: there is no such model.
+        ModelLoadFailed: the folder holds no FLUX.2 model.
+    """
+    name = str(model)
+    if name in KNOWN_MODELS:
+        known = KNOWN_MODELS[name]
+        return _count_parts(
+            name, known.denoiser, {}, known.text_kind, known.text, known.out_layers[-1], 512
+        )
+    folder = pathlib.Path(model)
+    if not folder.is_dir():
+        raise InvalidRequest(
+            f"model must be one of {', '.join(KNOWN_MODELS)}, or a folder; got {name!r}.",
+            param="model",
+        )
+    settings = read_settings(folder)
+    configs = {
+        part: _config(folder / part / "config.json")
+        for part in ("transformer", "vae", "text_encoder")
+    }
+    text = configs["text_encoder"]
+    return _count_parts(
+        name,
+        configs["transformer"],
+        configs["vae"],
+        "mistral3" if settings.chat_style == "mistral" else "qwen3",
+        text.get("text_config", text),
+        max(settings.text_encoder_out_layers),
+        settings.max_sequence_length,
+    )
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InvalidRequest(f"{path} cannot be read: {fault}.", param="model") from fault
+    return {key: value for key, value in content.items() if not key.startswith("_")}
+
+
+def _count_parts(
+    name: str,
+    denoiser_config: Mapping[str, Any],
+    vae_config: Mapping[str, Any],
+    text_kind: str,
+    text_config: Mapping[str, Any],
+    last_layer: int,
+    text_tokens: int,
+) -> ModelSizes:
+    text = TextModelConfig.from_json(text_config, text_kind)
+    with unfilled():
+        denoiser = libraries.denoiser_class()(**denoiser_config)
+        vae = libraries.vae_class()(**vae_config)
+        text_encoder = TextModel(text, last_layer)
+
+    def count(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    channels = vae.config.decoder_block_out_channels or vae.config.block_out_channels
+    return ModelSizes(
+        name=name,
+        denoiser=count(denoiser),
+        text_encoder=count(text_encoder),
+        vae=count(vae),
+        inner_dim=denoiser.inner_dim,
+        mlp_ratio=denoiser.config.mlp_ratio,
+        vae_channels=channels[0],
+        text_tokens=text_tokens,
+        pixels_per_token=2 * 2 ** (len(vae.config.block_out_channels) - 1),
+    )
