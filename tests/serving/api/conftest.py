@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import itertools
 import pathlib
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +30,7 @@ from calotype.serving.jobs.judging import JudgingPolicy
 from calotype.serving.jobs.keys import create_key
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import GenerationBackend
 from calotype.serving.testing import MemoryBlobStore, PaintingBackend, ScriptedSafety, decision
 
@@ -66,6 +71,15 @@ class Service:
         return self.store.list_jobs(team.id, limit=100)
 
 
+@functools.cache
+def _empty_database() -> pathlib.Path:
+    """Upgrading takes longer than all else that a gateway does at its start, so it is done once."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="calotype-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    upgrade_database(sqlite_url(folder))
+    return folder / "calotype.db"
+
+
 @contextlib.contextmanager
 def running(
     folder: pathlib.Path,
@@ -74,9 +88,13 @@ def running(
     wrap: Callable[[PaintingBackend], GenerationBackend] = lambda backend: backend,
 ) -> Iterator[Service]:
     """A gateway over ``folder``; arguments replace the parts of the usual one."""
-    store = JobStore.open(sqlite_url(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_empty_database(), folder / "calotype.db")
+    store = JobStore.connect(sqlite_url(folder))
     safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
-    quick = policy or DispatchPolicy(judging=JudgingPolicy(delays=(0.0, 0.0)))
+    quick = policy or DispatchPolicy(
+        judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
+    )
     backend = PaintingBackend(store, blobs, safety, policy=quick)
     catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
     app = create_app(

@@ -18,8 +18,8 @@ def picture(b64: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
-def test_a_prompt_becomes_a_picture_with_the_models_own_defaults(service: Any) -> None:
-    answer = service.sdk().images.generate(prompt="a red circle")
+def test_a_prompt_becomes_a_picture_with_the_models_own_defaults(shared_service: Any) -> None:
+    answer = shared_service.sdk().images.generate(prompt="a red circle")
     assert picture(answer.data[0].b64_json).size == (128, 128)
     assert picture(answer.data[0].b64_json).format == "PNG"
     assert answer.size == "128x128"
@@ -31,9 +31,9 @@ def test_a_prompt_becomes_a_picture_with_the_models_own_defaults(service: Any) -
     assert answer.usage.total_tokens == answer.usage.input_tokens + 64
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(service: Any) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(shared_service: Any) -> None:
     def draw(seed: int) -> str:
-        answer = service.sdk().images.generate(
+        answer = shared_service.sdk().images.generate(
             model="dall-e-3",
             prompt="a red circle",
             size="256x256",
@@ -46,8 +46,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(service: An
     assert draw(7) != draw(8)
 
 
-def test_the_answer_carries_its_headers_once(service: Any) -> None:
-    answer = service.generate(prompt="a dog", n=3, seed=40)
+def test_the_answer_carries_its_headers_once(shared_service: Any) -> None:
+    answer = shared_service.generate(prompt="a dog", n=3, seed=40)
     assert answer.status_code == 200
     headers = answer.headers
     assert headers["x-image-seeds"] == "40,41,42"
@@ -59,32 +59,34 @@ def test_the_answer_carries_its_headers_once(service: Any) -> None:
     assert "url" not in answer.json()["data"][0]
 
 
-def test_a_missing_seed_is_chosen_and_told(service: Any) -> None:
-    first, second = (service.generate(prompt="a dog").json()["data"][0] for _ in range(2))
+def test_a_missing_seed_is_chosen_and_told(shared_service: Any) -> None:
+    first, second = (shared_service.generate(prompt="a dog").json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]
-    again = service.generate(prompt="a dog", seed=first["seed"]).json()["data"][0]
+    again = shared_service.generate(prompt="a dog", seed=first["seed"]).json()["data"][0]
     assert again["b64_json"] == first["b64_json"]
 
 
 @pytest.mark.parametrize(
     ("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
 )
-def test_the_output_format_is_honoured(service: Any, output_format: str, kind: str) -> None:
-    answer = service.sdk().images.generate(
+def test_the_output_format_is_honoured(shared_service: Any, output_format: str, kind: str) -> None:
+    answer = shared_service.sdk().images.generate(
         prompt="a dog", output_format=output_format, output_compression=60
     )
     assert picture(answer.data[0].b64_json).format == kind
     assert answer.output_format == output_format
 
 
-def test_large_sizes_are_drawn_small_and_enlarged_and_the_answer_says_so(service: Any) -> None:
-    answer = service.generate(prompt="a dog", size="1792x1024").json()
+def test_large_sizes_are_drawn_small_and_enlarged_and_the_answer_says_so(
+    shared_service: Any,
+) -> None:
+    answer = shared_service.generate(prompt="a dog", size="1792x1024").json()
     assert picture(answer["data"][0]["b64_json"]).size == (1792, 1024)
     assert answer["metrics"]["rendered_size"] == "224x128"
 
 
-def test_width_and_height_win_over_size(service: Any) -> None:
-    answer = service.generate(prompt="a dog", size="512x512", width=96, height=64).json()
+def test_width_and_height_win_over_size(shared_service: Any) -> None:
+    answer = shared_service.generate(prompt="a dog", size="512x512", width=96, height=64).json()
     assert answer["size"] == "96x64"
 
 
@@ -92,16 +94,20 @@ def test_width_and_height_win_over_size(service: Any) -> None:
     ("quality", "steps", "reported"),
     [("low", 10, "low"), ("hd", 30, "high"), ("standard", 20, "medium"), ("auto", 20, "medium")],
 )
-def test_quality_stands_for_steps(service: Any, quality: str, steps: int, reported: str) -> None:
-    answer = service.generate(prompt="a dog", quality=quality).json()
+def test_quality_stands_for_steps(
+    shared_service: Any, quality: str, steps: int, reported: str
+) -> None:
+    answer = shared_service.generate(prompt="a dog", quality=quality).json()
     assert (answer["metrics"]["steps"], answer["quality"]) == (steps, reported)
-    exact = service.generate(prompt="a dog", quality=quality, steps=3).json()
+    exact = shared_service.generate(prompt="a dog", quality=quality, steps=3).json()
     assert exact["metrics"]["steps"] == 3
 
 
-def test_an_adapter_at_scale_0_equals_none_and_changes_the_picture_at_1(service: Any) -> None:
+def test_an_adapter_at_scale_0_equals_none_and_changes_the_picture_at_1(
+    shared_service: Any,
+) -> None:
     def draw(**more: Any) -> str:
-        answer = service.generate(prompt="a dog", seed=1, **more)
+        answer = shared_service.generate(prompt="a dog", seed=1, **more)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["data"][0]["b64_json"])
 
@@ -111,18 +117,18 @@ def test_an_adapter_at_scale_0_equals_none_and_changes_the_picture_at_1(service:
     assert draw(image_loras=[{"path": "stripes", "scale": 1}]) == draw(loras=[{"id": "stripes"}])
 
 
-def test_guidance_has_an_alias(service: Any) -> None:
-    one = service.generate(prompt="a dog", seed=1, guidance=2.5).json()["data"]
-    assert one == service.generate(prompt="a dog", seed=1, guidance_scale=2.5).json()["data"]
+def test_guidance_has_an_alias(shared_service: Any) -> None:
+    one = shared_service.generate(prompt="a dog", seed=1, guidance=2.5).json()["data"]
+    assert one == shared_service.generate(prompt="a dog", seed=1, guidance_scale=2.5).json()["data"]
 
 
-def test_style_adds_words_and_says_which(service: Any) -> None:
-    item = service.generate(prompt="a dog", style="vivid").json()["data"][0]
+def test_style_adds_words_and_says_which(shared_service: Any) -> None:
+    item = shared_service.generate(prompt="a dog", style="vivid").json()["data"][0]
     assert item["revised_prompt"].startswith("a dog, vivid")
 
 
-def test_what_openais_clients_send_besides_is_accepted(service: Any) -> None:
-    answer = service.generate(
+def test_what_openais_clients_send_besides_is_accepted(shared_service: Any) -> None:
+    answer = shared_service.generate(
         prompt="a dog",
         user="u1",
         safety_identifier="s1",
@@ -200,9 +206,9 @@ def test_nothing_passes_while_the_classifiers_are_away(service: Any) -> None:
     assert service.generate(prompt="a dog").status_code == 200
 
 
-async def test_the_asynchronous_client_works_too(service: Any) -> None:
+async def test_the_asynchronous_client_works_too(shared_service: Any) -> None:
     async with openai.AsyncOpenAI(
-        base_url=f"{service.url}/v1", api_key=service.key, max_retries=0
+        base_url=f"{shared_service.url}/v1", api_key=shared_service.key, max_retries=0
     ) as client:
         answer = await client.images.generate(prompt="a dog", n=2)
     assert len(answer.data or []) == 2
