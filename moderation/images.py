@@ -25,7 +25,7 @@ from calotype.moderation.errors import ClassifierUnavailable, PictureError
 from calotype.moderation.policy import Category, Modality, Policy
 from calotype.moderation.prompts import Peaks
 
-TILED_FROM = 256
+TILED_FROM = 384
 """A picture whose shorter side has fewer pixels is not cut into tiles."""
 BLANK_RANGE = 10
 """A picture whose channels each vary by no more than this shows nothing."""
@@ -33,7 +33,7 @@ SUSPICIOUS = 0.1
 """A tile with less than this from the first classifier is not shown to those that second it."""
 FLAT_TONES = 3
 FLAT_COVER = 0.9
-FLAT_DISTANCE = 30.0
+FLAT_DISTANCE = 12.0
 PIXEL_LIMIT = 50_000_000
 
 Floats = NDArray[np.float32]

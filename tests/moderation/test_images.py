@@ -70,7 +70,7 @@ def test_high_score_blocks_and_is_explained() -> None:
     assert decision.verdict is Verdict.BLOCK and decision.stage == "output"
     finding = decision.findings[0]
     assert (finding.category, finding.rule) == (Category.SEXUAL, "sexual.image.block")
-    assert (finding.where, finding.classifier, finding.threshold) == ("whole", "fixed-image", 0.8)
+    assert (finding.where, finding.classifier, finding.threshold) == ("whole", "fixed-image", 0.75)
 
 
 def test_tiles_catch_what_is_small_in_the_whole() -> None:
@@ -85,9 +85,9 @@ def test_tiles_catch_what_is_small_in_the_whole() -> None:
 def test_tiles_have_thresholds_of_their_own() -> None:
     pixels = noise(512, 768)
     pixels[300:440, 490:650] = MARK
-    assert marked(0.82).judge_image(pixels).verdict is Verdict.ALLOW
+    assert marked(0.78).judge_image(pixels).verdict is Verdict.ALLOW
     pixels[:200] = MARK
-    assert marked(0.82).judge_image(pixels).verdict is Verdict.BLOCK
+    assert marked(0.78).judge_image(pixels).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize("position", [(0, 0), (0, 300), (300, 0), (300, 300), (150, 150)])
@@ -99,11 +99,11 @@ def test_no_place_is_out_of_sight(position: tuple[int, int]) -> None:
 
 
 def test_tiles_cover_the_picture_to_its_last_pixel() -> None:
-    covered = np.zeros((257, 401, 3), dtype=np.uint8)
+    covered = np.zeros((385, 601, 3), dtype=np.uint8)
     for tile in tiles(covered).values():
         tile += 1  # tiles are views into the picture
     assert covered.min() >= 1
-    assert tiles(np.zeros((255, 2000, 3), dtype=np.uint8)) == {}
+    assert tiles(np.zeros((383, 2000, 3), dtype=np.uint8)) == {}
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -141,7 +141,7 @@ def test_drawings_are_told_from_textures() -> None:
     assert not is_flat_drawing(np.ascontiguousarray(gradient))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 500), (16, 16), (64, 512), (300, 257)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (16, 16), (64, 512), (400, 385)])
 def test_any_size_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
     decision = moderator.judge_image(noise(*size))
     assert not decision.unavailable, decision.reason
