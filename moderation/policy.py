@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -154,7 +155,7 @@ class Policy(PolicyModel):
         """``default@1``: what a decision names."""
         return f"{self.name}@{self.version}"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the whole document, independent of key order and layout."""
         document = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)

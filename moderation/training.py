@@ -171,6 +171,10 @@ class Trainer:
         self._caption = np.array([example.caption for example in found])
         self._weight = np.array([example.weight for example in found])
 
+    def counts(self) -> dict[str, int]:
+        """Windows per source."""
+        return {source: int((self._source == source).sum()) for source in self.sources}
+
     def labels(self, category: Category) -> NDArray[np.int8]:
         """1 for yes, 0 for no, -1 for unknown."""
         return np.array(
@@ -254,8 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trained {category}", file=sys.stderr)
     names = [category.value for category in OPENAI_LABELS]
     Heads(names, np.stack(weights), np.array(biases, dtype=np.float32)).save(options.out)
-    counts = {source: int((trainer._source == source).sum()) for source in trainer.sources}
-    card = render(counts, scores, options.out.stat().st_size)
+    card = render(trainer.counts(), scores, options.out.stat().st_size)
     options.out.with_name("MODEL_CARD.md").write_text(card, encoding="utf-8")
     print(f"wrote {options.out} ({options.out.stat().st_size} bytes)", file=sys.stderr)
     return 0
