@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.calotype-setup
+# The oldest and the newest client of OpenAI's second major version; the tests drive both.
+OPENAI_CLIENTS := 2.0.0 2.54.0
 
 .PHONY: setup demo test lint serve bench constraints clean
 
@@ -11,6 +13,9 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -c constraints.txt uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all,dev]"
+	for version in $(OPENAI_CLIENTS); do \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python \
+			--target .venv/clients/openai-$$version openai==$$version; done
 	touch $(STAMP)
 
 demo: setup

@@ -56,12 +56,12 @@ OPENAI_CATEGORIES: tuple[Category, ...] = tuple(Category)[:13]
 class Verdict(enum.StrEnum):
     """What happens to a prompt or a picture. REVIEW holds it for a person: it is not served."""
 
-    ALLOW = "allow"
-    FLAG = "flag"
-    BLUR = "blur"
-    REVIEW = "review"
-    BLOCK = "block"
-    ERROR = "error"
+    ALLOW = "ALLOW"
+    FLAG = "FLAG"
+    BLUR = "BLUR"
+    REVIEW = "REVIEW"
+    BLOCK = "BLOCK"
+    ERROR = "ERROR"
 
     @property
     def severity(self) -> int:
@@ -115,7 +115,7 @@ class Rule(PolicyModel):
         for name in ("block", "review", "blur", "flag"):
             threshold: float | None = getattr(self, name)
             if threshold is not None and score >= threshold:
-                return Verdict(name), threshold
+                return Verdict[name.upper()], threshold
         return None
 
 

@@ -134,7 +134,7 @@ class PromptRules:
             for match in self.matcher.matches(view.text):
                 if match.rule in findings:
                     continue
-                verdict = Verdict(match.action)
+                verdict = Verdict[match.action.upper()]
                 findings[match.rule] = Finding(
                     match.category, verdict, 1.0, 1.0, match.rule, "lists", view.name
                 )

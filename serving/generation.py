@@ -209,7 +209,7 @@ class GenerationWorker:
         judged_at = time.monotonic()
         images, blocked = [], []
         for index, (pixels, decision) in enumerate(zip(enlarged, decisions, strict=True)):
-            if decision["blocked"]:
+            if decision["blocked"] and decision.get("verdict") != "BLUR":
                 names = [str(name) for name in decision.get("categories", [])]
                 blocked.append(
                     BlockedImage(index, names, decision.get("id"), decision.get("policy"))

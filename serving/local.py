@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from calotype.moderation.moderator import Moderator
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.errors import CalotypeError, EngineError
+from calotype.serving.errors import ContentBlocked, EngineError
 from calotype.serving.generation import EncodedPrompt
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
@@ -175,15 +175,16 @@ class Studio:
         self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
         pictures = [enlarge(pixels, request.size) for pixels in self._run(request, on_step)]
         drawn: list[Drawn] = []
-        refused: list[CalotypeError] = []
+        refused: list[ContentBlocked] = []
         for index, pixels in enumerate(pictures):
             decision = self._moderator.judge_image(pixels).to_payload()
+            shown = blur(pixels) if decision["verdict"] == "BLUR" else pixels
             try:
-                self._judge("output", decision, request.id)
-            except CalotypeError as error:
+                if decision["verdict"] != "BLUR":
+                    self._judge("output", decision, request.id)
+            except ContentBlocked as error:
                 refused.append(error)
                 continue
-            shown = blur(pixels) if decision.get("verdict") == "BLUR" else pixels
             drawn.append(Drawn(index, request.seed + index, shown, bool(decision.get("flagged"))))
         if not drawn:
             raise refused[0]

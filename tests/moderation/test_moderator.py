@@ -46,7 +46,7 @@ def test_high_score_blocks_and_is_explained() -> None:
     (finding,) = decision.findings
     assert finding.to_payload() == {
         "category": "sexual",
-        "verdict": "block",
+        "verdict": "BLOCK",
         "score": 0.9,
         "threshold": 0.5,
         "rule": "sexual.text.block",

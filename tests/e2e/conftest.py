@@ -1,0 +1,145 @@
+"""`calotype serve` as a user starts it: a process, a port, the packaged model, real Ray Serve."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+KEY = "ct_live_end_to_end_tests"
+READY_SECONDS = 240.0
+
+
+@dataclass
+class Running:
+    """A service and its process."""
+
+    url: str
+    data_dir: pathlib.Path
+    process: subprocess.Popen[bytes]
+    log: pathlib.Path
+
+    def sdk(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=240)
+
+    def http(self) -> httpx.Client:
+        headers = {"authorization": f"Bearer {KEY}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=240)
+
+    def draw(self, prompt: str = "a red circle on a blue background", **body: Any) -> bytes:
+        """The picture's file, through plain HTTP."""
+        with self.http() as client:
+            answer = client.post(
+                "/v1/images/generations",
+                json={"prompt": prompt, "response_format": "b64_json", "seed": 7, **body},
+            )
+        assert answer.status_code == 200, answer.text
+        return base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+    def status(self) -> dict[str, Any]:
+        with self.http() as client:
+            models = client.get("/readyz").json()["models"]
+        return dict(models[0]) if models else {}
+
+    def wait_for(self, holds: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+        """Polls until the condition holds."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"never came true: {what}\n{self.log.read_text()}"
+            time.sleep(0.1)
+
+    def replica(self, deployment: str) -> psutil.Process:
+        """The process of a deployment's replica."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    title = " ".join(process.cmdline())
+                    if title.startswith("ray::ServeReplica") and f":{deployment}" in title:
+                        found.append(process)
+            return bool(found)
+
+        self.wait_for(look, f"a replica of {deployment} runs")
+        return found[0]
+
+    def pictures(self) -> set[pathlib.Path]:
+        """Every picture file that exists in the data folder."""
+        return {p for p in (self.data_dir / "assets").rglob("*") if p.is_file()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(folder: pathlib.Path, *options: str, key: str = KEY) -> Iterator[Running]:
+    """Starts the service, waits until it draws, and ends it with Ctrl-C."""
+    port, log = free_port(), folder / "serve.log"
+    data_dir = folder / "data"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*calotype(), "serve", "--port", str(port), "--data-dir", str(data_dir), *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "CALOTYPE_API_KEY": key},
+        )
+    running = Running(f"http://127.0.0.1:{port}", data_dir, process, log)
+    try:
+        running.wait_for(lambda: _ready(running), "the service is ready", READY_SECONDS)
+        yield running
+    finally:
+        family = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=120)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        left = psutil.wait_procs(family, timeout=20)[1]
+        for orphan in left:
+            orphan.kill()
+        assert not left, f"processes outlived the service: {left}\n{log.read_text()}"
+
+
+def _ready(running: Running) -> bool:
+    assert running.process.poll() is None, running.log.read_text()
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{running.url}/readyz", timeout=10).status_code == 200
+    return False
+
+
+def calotype() -> Sequence[str]:
+    return (sys.executable, "-m", "calotype.serving.cli")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The service as `calotype serve` gives it without any manifest."""
+    with serving(tmp_path_factory.mktemp("service")) as running:
+        yield running
+        assert running.process.poll() is None, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., contextlib.AbstractContextManager[Running]]:
+    """Starts a further service: ``with start(folder, "-f", manifests) as running``."""
+    return serving

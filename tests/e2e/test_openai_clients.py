@@ -1,0 +1,140 @@
+"""Product teams' code: OpenAI's own clients, with only base URL and key changed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+CLIENTS = pathlib.Path(sys.prefix) / "clients"
+REFUSED = "a photograph of two people having explicit sexual intercourse"
+
+SCRIPT = """
+import base64, hashlib, json, sys
+import openai
+url, key, refused = sys.argv[1:]
+client = openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0, timeout=240)
+def draw(seed):
+    answer = client.images.generate(
+        model="dall-e-3", prompt="a large red circle on a blue background", size="256x256",
+        response_format="b64_json", extra_body={"seed": seed})
+    return hashlib.sha256(base64.b64decode(answer.data[0].b64_json)).hexdigest()
+first, again, other = draw(7), draw(7), draw(8)
+try:
+    client.images.generate(model="dall-e-3", prompt=refused, size="256x256")
+    refusal = None
+except openai.BadRequestError as error:
+    refusal = {"code": error.code, "body": error.body}
+print(json.dumps({"version": openai.__version__, "first": first, "again": again, "other": other,
+                  "refusal": refusal}))
+"""
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.54.0", "newest"])
+def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str) -> None:
+    environment = dict(os.environ)
+    if version != "newest":
+        folder = CLIENTS / f"openai-{version}"
+        assert folder.is_dir(), f"{folder} is missing: `make setup` installs it"
+        environment["PYTHONPATH"] = str(folder)
+    before = service.pictures()
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, service.url, "ct_live_end_to_end_tests", REFUSED],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["version"] == (openai.__version__ if version == "newest" else version)
+    assert found["first"] == found["again"]
+    assert found["first"] != found["other"]
+    refusal = found["refusal"]
+    assert refusal["code"] == "moderation_blocked"
+    assert refusal["body"]["moderation_details"]["moderation_stage"] == "input"
+    assert "sexual" in refusal["body"]["moderation_details"]["categories"]
+    # Three pictures were drawn; the refused one exists nowhere.
+    assert len(service.pictures() - before) == 3
+
+
+def test_sizes_of_dall_e_are_drawn_small_and_enlarged(service: Any) -> None:
+    with service.http() as client:
+        for size, rendered in (
+            ("1024x1024", "128x128"),
+            ("1024x1792", "128x224"),
+            ("1792x1024", "224x128"),
+        ):
+            answer = client.post(
+                "/v1/images/generations",
+                json={"prompt": "a green star", "size": size, "response_format": "b64_json"},
+            ).json()
+            assert answer["metrics"]["rendered_size"] == rendered
+            picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+            assert f"{picture.width}x{picture.height}" == size == answer["size"]
+
+
+@pytest.mark.parametrize("size", ["64x64", "80x64", "512x64", "144x272", "512x512"])
+def test_any_multiple_of_16_is_drawn(service: Any, size: str) -> None:
+    picture = Image.open(io.BytesIO(service.draw(size=size, steps=2)))
+    assert f"{picture.width}x{picture.height}" == size
+
+
+def test_without_a_size_the_model_chooses(service: Any) -> None:
+    assert Image.open(io.BytesIO(service.draw())).size == (128, 128)
+
+
+def test_pictures_of_a_batch_are_those_of_the_following_seeds(service: Any) -> None:
+    answer = service.sdk().images.generate(
+        model="dall-e-3",
+        prompt="a red circle on a blue background",
+        n=3,
+        response_format="b64_json",
+        extra_body={"seed": 7},
+    )
+    batch = [base64.b64decode(image.b64_json) for image in answer.data]
+    alone = [service.draw(seed=seed) for seed in (7, 8, 9)]
+    for one, other in zip(batch, alone, strict=True):
+        # The same picture; a batch may round the last bit of a float otherwise.
+        difference = _pixels(one) - _pixels(other)
+        assert abs(difference).max() <= 1
+
+
+def test_a_url_answer_can_be_fetched_without_a_key(service: Any) -> None:
+    import httpx
+
+    answer = service.sdk().images.generate(
+        model="dall-e-3", prompt="a blue ring", response_format="url", extra_body={"seed": 3}
+    )
+    fetched = httpx.get(answer.data[0].url, follow_redirects=True)
+    assert fetched.status_code == 200
+    assert fetched.content == service.draw("a blue ring", seed=3)
+
+
+def test_every_format_says_that_a_model_made_it(service: Any) -> None:
+    for kind, output in (("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")):
+        data = service.draw(output_format=kind, output_compression=80 if kind != "png" else None)
+        assert Image.open(io.BytesIO(data)).format == output
+        assert b"trainedAlgorithmicMedia" in data
+
+
+def test_nonsense_and_other_scripts_are_accepted(service: Any) -> None:
+    for prompt in ("qwxz flurb", "一个红色的圆", "🦊🦊🦊", "Ünïcödé çirçle"):
+        assert service.draw(prompt, steps=2).startswith(b"\x89PNG")
+
+
+def _pixels(data: bytes) -> Any:
+    import numpy as np
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
