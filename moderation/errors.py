@@ -35,3 +35,7 @@ class PictureError(ModerationError):
 
 class ClassifierUnavailable(ModerationError):
     """A classifier gave no usable scores. The moderator turns it into verdict ERROR."""
+
+
+class AuditError(ModerationError):
+    """An audit log is not what was written."""

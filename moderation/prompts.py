@@ -60,7 +60,7 @@ class Peaks:
             effect = policy.rule(category, modality).verdict(peak.score)
             if effect is not None:
                 verdict, threshold = effect
-                rule = f"{category}.{modality}.{verdict}"
+                rule = f"{category}.{modality}.{verdict.lower()}"
                 found.append(
                     Finding(
                         category, verdict, peak.score, threshold, rule, peak.classifier, peak.where

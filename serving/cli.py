@@ -204,6 +204,20 @@ def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) 
         click.echo(line)
 
 
+@moderation.group()
+def audit() -> None:
+    """The record of every decision."""
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=pathlib.Path, dir_okay=False, exists=True))
+def verify(file: pathlib.Path) -> None:
+    """Check that no line of an audit log was changed, removed or moved."""
+    from calotype.moderation.audit import verify as check
+
+    click.echo(f"{file}: {check(file)} decisions, the chain is whole.")
+
+
 @cli.command()
 @click.option("--model", default="flux-2-dev", show_default=True, help="flux-2-dev or a folder.")
 @click.option("--gpu", required=True, help="For example a100-80gb, h100-80gb, l40s-48gb.")

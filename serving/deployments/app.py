@@ -93,7 +93,7 @@ def build_model_app(
             max_ongoing_requests=64,
             ray_actor_options=light,
         )
-        .bind()
+        .bind(str(data_dir / "audit"))
     )
     dispatcher = (
         serve.deployment(DispatcherDeployment)
