@@ -77,8 +77,8 @@ class Attendance:
         """Like `attend`, without a client. The store decides; the backend only saves asking."""
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
+        hasty = False
         while True:
-            job: JobRecord | None = None
             try:
                 job = await asyncio.to_thread(self._store.get_job, job_id)
             except StorageFailed:
@@ -90,18 +90,18 @@ class Attendance:
                     raise NotFound(f"There is no job {job_id!r}.")
                 if job.over or clock() >= end:
                     return job
+            if hasty:  # it said "over" of a job that is not, or cannot say anything
+                await self._sleep(min(_PAUSE, max(0.0, end - clock())))
+            asked = clock()
             await self._wait(job_id, max(0.0, end - clock()))
+            hasty = clock() - asked < _PAUSE / 10
 
     async def _wait(self, job_id: str, remaining: float) -> None:
-        clock = asyncio.get_running_loop().time
-        asked = clock()
         try:
             await self._backend.wait(job_id, min(self._settings.wait_slice, remaining))
         except (CalotypeError, OSError) as error:
             # The job is in the store and outlives the backend; so does the waiting.
             log.warning("waiting for job %s without the backend: %s", job_id, error)
-        if clock() - asked < _PAUSE / 10:
-            await self._sleep(min(_PAUSE / 10, remaining))
 
     async def end(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends a job from here, so that it ends even when the backend is gone."""
