@@ -1,4 +1,4 @@
-"""The audit log: every decision on a line of its own, each line sealed by the hash of the one before.
+"""The audit log: a line for every decision, each sealed by the hash of the one before.
 
 Append-only JSON lines. It holds what was decided and why, never a prompt or a picture. Whoever
 changes, removes or reorders a line breaks the chain from there on, which `verify` tells.
@@ -57,7 +57,7 @@ def verify(path: pathlib.Path) -> int:
     previous = GENESIS
     number = 0
     with path.open(encoding="utf-8") as log:
-        for number, line in enumerate(log, start=1):  # noqa: B007 - counted after the loop
+        for number, line in enumerate(log, start=1):
             try:
                 entry = json.loads(line)
                 claimed = entry.pop("hash")
