@@ -99,6 +99,11 @@ def load_components(
             f"{folder / 'scheduler' / 'scheduler_config.json'} names the scheduler "
             f"{schedule.get('_class_name')!r}; FLUX.2 has a FlowMatchEulerDiscreteScheduler."
         )
+    if schedule.get("stochastic_sampling"):
+        raise ModelLoadFailed(
+            f"{folder / 'scheduler' / 'scheduler_config.json'} asks for stochastic sampling, which "
+            "FLUX.2 does not use."
+        )
     loaded = Components(
         folder,
         settings,
@@ -207,7 +212,7 @@ def _find_part(folder: pathlib.Path, part: Part) -> tuple[dict[str, Any], list[W
 def _build(cls: Any, config: dict[str, Any], where: pathlib.Path) -> Any:
     try:
         with unfilled():
-            return cls.from_config(config)
+            return libraries.build(cls, config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as fault:
         raise ModelLoadFailed(f"{where / 'config.json'} describes no model: {fault}.") from fault
 

@@ -171,8 +171,8 @@ def _count_parts(
 ) -> ModelSizes:
     text = TextModelConfig.from_json(text_config, text_kind)
     with unfilled():
-        denoiser = libraries.denoiser_class()(**denoiser_config)
-        vae = libraries.vae_class()(**vae_config)
+        denoiser = libraries.build(libraries.denoiser_class(), denoiser_config)
+        vae = libraries.build(libraries.vae_class(), vae_config)
         text_encoder = TextModel(text, last_layer)
 
     def count(module: Any) -> int:

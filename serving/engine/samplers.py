@@ -1,14 +1,17 @@
 """How noise becomes a picture, step by step: one Sampler per picture.
 
-A Sampler owns a diffusers scheduler instance, because those keep their step index and history
-inside; nothing is shared between requests. "Scheduler" alone means `scheduler.StepScheduler`.
+diffusers' schedulers keep their step index and history inside, so no instance of one is shared
+between pictures. "Scheduler" alone means `scheduler.StepScheduler`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from calotype.serving.engine import libraries
@@ -51,6 +54,15 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FlowSchedule:
+    """Numbers of one schedule; the last sigma is 0, where no evaluation is made."""
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    deltas: tuple[float, ...]
+
+
 class FlowEulerSampler:
     """Euler steps along the flow: diffusers' FlowMatchEulerDiscreteScheduler as FLUX.2 sets it.
 
@@ -61,38 +73,46 @@ class FlowEulerSampler:
     def __init__(
         self, schedule: Mapping[str, Any], steps: int, tokens: int, dtype: torch.dtype
     ) -> None:
-        self._scheduler = libraries.flow_euler_class()(**schedule)
-        sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
-        self._scheduler.set_timesteps(
-            steps, device="cpu", sigmas=sigmas, mu=empirical_mu(tokens, steps)
-        )
-        self._scheduler.set_begin_index(0)
-        # The pipeline hands the timestep over in the latents' dtype; rounding is part of the match.
-        self._timesteps: list[float] = (self._scheduler.timesteps.to(dtype) / 1000).tolist()
-        self._sigmas: list[float] = self._scheduler.sigmas.tolist()
-        self._deltas: list[float] = self._scheduler.sigmas.diff().tolist()
-        self._stochastic = bool(self._scheduler.config.stochastic_sampling)
+        self._numbers = _flow_schedule(tuple(sorted(schedule.items())), steps, tokens, dtype)
         self.evaluations = steps
         self.done = 0
 
     @property
     def timestep(self) -> float:
-        return self._timesteps[self.done]
+        return self._numbers.timesteps[self.done]
 
     @property
     def sigma(self) -> float:
-        return self._sigmas[self.done]
+        return self._numbers.sigmas[self.done]
 
     def linear_step(self) -> float | None:
-        return self._deltas[self.done]
+        return self._numbers.deltas[self.done]
 
     def advance(self) -> None:
         self.done += 1
 
     def step(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        stepped = latents.float() + self._deltas[self.done] * velocity
+        stepped = latents.float() + self._numbers.deltas[self.done] * velocity
         self.done += 1
         return stepped.to(velocity.dtype)
+
+
+@lru_cache(maxsize=256)
+def _flow_schedule(
+    schedule: tuple[tuple[str, Any], ...], steps: int, tokens: int, dtype: torch.dtype
+) -> FlowSchedule:
+    # Kept, because a scheduler costs about as much to set up as a small model's step, and the
+    # numbers of an Euler schedule are all that is ever read of it.
+    scheduler = libraries.flow_euler_class()(**dict(schedule))
+    sigmas = np.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(steps, device="cpu", sigmas=sigmas, mu=empirical_mu(tokens, steps))
+    # The pipeline hands the timestep over in the latents' dtype; rounding is part of the match.
+    timesteps = scheduler.timesteps.to(dtype) / 1000
+    return FlowSchedule(
+        tuple(timesteps.tolist()),
+        tuple(scheduler.sigmas.tolist()),
+        tuple(scheduler.sigmas.diff().tolist()),
+    )
 
 
 def empirical_mu(tokens: int, steps: int) -> float:

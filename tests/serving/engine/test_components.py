@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -110,6 +111,10 @@ FAULTS = {
     "layer too high": (
         lambda f: edited(f / "calotype.json", text_encoder_out_layers=[10, 20, 30]),
         "has 4 layers, but layer 30",
+    ),
+    "stochastic": (
+        lambda f: edited(f / "scheduler" / "scheduler_config.json", stochastic_sampling=True),
+        "stochastic sampling",
     ),
     "silly length": (
         lambda f: edited(f / "calotype.json", max_sequence_length="many"),
@@ -224,22 +229,50 @@ def test_language_models_that_compute_something_else_are_refused(model_folder, c
         TextModelConfig.from_json(config | change, "mistral3")
 
 
-def loaded_modules(folder, parts):
-    code = (
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from calotype.serving.engine.components import load_components\n"
-        f"loaded = load_components({str(folder)!r}, parts={parts!r})\n"
-        "if loaded.text_encoder: loaded.text_encoder.encode(['a red circle'])\n"
-        "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
-    )
+def in_a_fresh_process(code):
+    """What the code prints, in a process that has imported nothing."""
+    head = "import sys, torch\ntorch.set_num_threads(1)\n"
+    tail = "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
+        [sys.executable, "-c", head + code + tail],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
     )
-    return set(done.stdout.split())
+    return done.stdout.splitlines()
 
 
-def test_text_encoder_process_imports_neither_diffusers_nor_transformers(model_folder):
-    loaded = loaded_modules(model_folder, ("text_encoder",))
-    assert "tokenizers" in loaded
-    assert not loaded & {"diffusers", "transformers", "sympy", "scipy", "peft"}
+UNUSED = {"diffusers", "transformers", "sympy", "scipy", "peft", "accelerate"}
+
+
+def test_text_encoder_process_imports_no_model_library(model_folder):
+    (modules,) = in_a_fresh_process(
+        "from calotype.serving.engine.components import load_components\n"
+        f"loaded = load_components({str(model_folder)!r}, parts=('text_encoder',))\n"
+        "loaded.text_encoder.encode(['a red circle'])\n"
+    )
+    assert "tokenizers" in modules.split()
+    assert not set(modules.split()) & (UNUSED | {"calotype_diffusers"})
+
+
+def test_generator_process_imports_a_part_of_diffusers_and_draws_the_same(
+    model_folder, engine, make_request
+):
+    request = make_request()
+    digest, modules = in_a_fresh_process(
+        "import hashlib, numpy\n"
+        "from calotype.serving.engine.components import load_components\n"
+        "from calotype.serving.engine.engine import Engine\n"
+        "from calotype.serving.request import GenerationRequest\n"
+        f"components = load_components({str(model_folder)!r})\n"
+        "engine = Engine(components)\n"
+        f"engine.add(GenerationRequest.from_payload({request.to_payload()!r}))\n"
+        "while engine.has_work: events = engine.step()\n"
+        "print(hashlib.sha256(events[-1].images[0].tobytes()).hexdigest())\n"
+    )
+    assert "calotype_diffusers" in modules.split()
+    assert not set(modules.split()) & UNUSED
+    engine.add(request)
+    (pixels,) = engine.run().ending("r").images
+    assert digest == hashlib.sha256(pixels.tobytes()).hexdigest()
