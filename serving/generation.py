@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -21,10 +22,9 @@ from calotype.serving.errors import (
     CalotypeError,
     Cancelled,
     EngineError,
-    ModerationUnavailable,
     NotFound,
 )
-from calotype.serving.jobs.judging import is_unavailable, unavailable
+from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import (
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JUDGING_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pauses before a picture is judged again: a killed moderator is back within this time."""
 RETRY_SECONDS = 1.0
 """Pause after the dispatcher could not be reached."""
 
@@ -172,7 +170,8 @@ class GenerationWorker:
             kept = await self._tell(
                 self._leases.complete(lease.job_id, lease.fence, result.to_payload())
             )
-            if kept:
+            if kept is not False:
+                # Recorded, or recorded for all we know: only a plain refusal makes them waste.
                 stored.clear()
         except CalotypeError as error:
             if not (running.lost and isinstance(error, Cancelled)):
@@ -234,21 +233,9 @@ class GenerationWorker:
         return GenerationResult(images, blocked, metrics, usage, list(decisions))
 
     async def _judged(self, pixels: Pixels) -> dict[str, Any]:
-        """The safety stage's decision; repeated while the stage comes back from a crash."""
-        reason = "no decision"
-        for delay in (*JUDGING_DELAYS, None):
-            try:
-                decision = await self._safety.judge_image(pixels)
-            except ModerationUnavailable as error:
-                reason = error.message
-            else:
-                if not is_unavailable(decision):
-                    return decision
-                reason = str(decision.get("reason") or "a classifier failed")
-            log.warning("a picture could not be judged: %s", reason)
-            if delay is not None:
-                await asyncio.sleep(delay)
-        raise unavailable(reason)
+        """The safety stage's decision; asked again while the stage comes back from a crash."""
+        judge = functools.partial(self._safety.judge_image, pixels)
+        return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
 
     async def _store(
         self,
@@ -298,8 +285,8 @@ class GenerationWorker:
                     self._running[job_id].lost = True
                     self._engine.abort(job_id)
 
-    async def _tell(self, call: Any) -> bool:
-        """Tells the dispatcher how a lease ended.
+    async def _tell(self, call: Any) -> bool | None:
+        """Tells the dispatcher how a lease ended; None when nobody knows whether it heard.
 
         When it cannot be reached for long the lease expires and the job is drawn again elsewhere:
         late, but neither lost nor answered twice.
@@ -310,4 +297,4 @@ class GenerationWorker:
             return False
         except Exception as error:
             log.error("the dispatcher could not be told how a job ended: %s", error)
-            return False
+            return None

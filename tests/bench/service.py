@@ -1,0 +1,140 @@
+"""What the service costs: start, idle memory, and what the API adds to the engine's own time.
+
+The service is started as a user starts it. Engine and API are timed in turn, in one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+
+from calotype.serving.config import BUILT_IN_MODEL
+from calotype.serving.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.sources import model_folder
+
+KEY = "ct_live_benchmark_key"
+PROMPT = "a large red circle on a blue background"
+ROUNDS = 15
+
+
+def measure() -> dict[str, dict[str, Any]]:
+    """name -> value, unit, bar, better."""
+    with tempfile.TemporaryDirectory() as folder:
+        with running(pathlib.Path(folder) / "warm"):
+            pass  # fills the page cache
+        started = time.monotonic()
+        with running(pathlib.Path(folder) / "measured") as (url, process):
+            start_seconds = time.monotonic() - started
+            draw(url, seed=0)
+            engine = engine_timer()
+            engine(0)
+            api_times, engine_times = [], []
+            for seed in range(1, ROUNDS + 1):
+                engine_times.append(engine(seed))
+                begun = time.perf_counter()
+                draw(url, seed)
+                api_times.append(time.perf_counter() - begun)
+            del engine
+            memory = idle_memory(process)
+    return {
+        "start to first answer, warm page cache": entry(start_seconds, "s", 30, "lower"),
+        "idle memory of all processes (PSS)": entry(memory / 1e9, "GB", 3, "lower"),
+        "API / engine, one 128x128 20-step picture": entry(
+            statistics.median(api_times) / statistics.median(engine_times), "x", 1.5, "lower"
+        ),
+        "engine alone, one 128x128 20-step picture": entry(
+            statistics.median(engine_times), "s", None, "lower"
+        ),
+        "through the API, one 128x128 20-step picture": entry(
+            statistics.median(api_times), "s", None, "lower"
+        ),
+    }
+
+
+def entry(value: float, unit: str, bar: float | None, better: str) -> dict[str, Any]:
+    return {"value": round(value, 3), "unit": unit, "bar": bar, "better": better}
+
+
+def engine_timer() -> Any:
+    """A function that draws one picture with the engine in this process and returns the seconds."""
+    from calotype.serving.engine.components import load_components
+    from calotype.serving.engine.engine import Engine
+
+    components = load_components(model_folder(BUILT_IN_MODEL))
+    engine = Engine(components, torch_threads=1)
+
+    def run(seed: int) -> float:
+        begun = time.perf_counter()
+        size = ImageSize(128, 128)
+        sampling = SamplingParams(20, 3.0)
+        engine.add(GenerationRequest(f"r{seed}", PROMPT, size, size, sampling, seed))
+        while engine.has_work:
+            engine.step()
+        return time.perf_counter() - begun
+
+    return run
+
+
+def draw(url: str, seed: int) -> None:
+    answer = httpx.post(
+        f"{url}/v1/images/generations",
+        headers={"authorization": f"Bearer {KEY}"},
+        json={
+            "prompt": PROMPT,
+            "size": "128x128",
+            "steps": 20,
+            "seed": seed,
+            "response_format": "b64_json",
+        },
+        timeout=120,
+    )
+    answer.raise_for_status()
+
+
+def idle_memory(process: subprocess.Popen[bytes]) -> float:
+    """Bytes: the sum of the proportional set sizes of the service and all its children."""
+    family = psutil.Process(process.pid)
+    total = 0
+    for member in [family, *family.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += member.memory_full_info().pss
+    return float(total)
+
+
+@contextlib.contextmanager
+def running(data_dir: pathlib.Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "calotype.serving.cli", "serve"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--data-dir", str(data_dir)],
+        env={**os.environ, "CALOTYPE_API_KEY": KEY},
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
+                    break
+            if process.poll() is not None:
+                raise SystemExit("the service ended while starting")
+            time.sleep(0.1)
+        yield url, process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
