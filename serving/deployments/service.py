@@ -22,7 +22,7 @@ from ray import serve
 from calotype.serving.api.app import create_app
 from calotype.serving.api.catalog import Catalog
 from calotype.serving.api.settings import GatewaySettings
-from calotype.serving.config import Manifests, load_manifests, with_defaults
+from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
 from calotype.serving.deployments.app import build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.moderator import read_policy
@@ -35,6 +35,7 @@ from calotype.serving.storage import FolderBlobStore
 
 log = logging.getLogger(__name__)
 
+REVISION = "calotype.dev/revision"
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
@@ -255,14 +256,21 @@ def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
     Catalog(resources.models, resources.adapters)
     for model in resources.models:
         model_folder(model)
-    for adapter in resources.adapters:
-        adapter_file(adapter)
+    adapters = [_with_revision(adapter) for adapter in resources.adapters]
     for name, spec in resources.policies.items():
         try:
             read_policy({"name": name, "spec": spec})
         except Exception as error:  # the safety stage has errors of its own
             raise InvalidRequest(f"ModerationPolicy {name}: {error}") from error
-    return resources
+    return resources.model_copy(update={"adapters": adapters})
+
+
+def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:
+    """The adapter with its file's time and size noted: a changed file is a changed user_config."""
+    stat = adapter_file(adapter).stat()
+    noted = {"annotations": {REVISION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
+    metadata = adapter.metadata.model_copy(update=noted)
+    return adapter.model_copy(update={"metadata": metadata})
 
 
 def _gpus(device: str) -> float:

@@ -88,6 +88,34 @@ def test_an_adapter_changes_the_picture_as_far_as_its_scale_says(house: Any) -> 
     assert (abs(full - none).max(axis=2) > 60).mean() > 0.02, "the change can be seen"
 
 
+def test_a_changed_adapter_file_is_loaded_beside_the_old_one(
+    house: Any, folder: pathlib.Path
+) -> None:
+    from safetensors.torch import load, save
+
+    prompt = "a large red square on a white background"
+
+    def draw() -> bytes:
+        return bytes(house.draw(prompt, loras=[{"id": "good", "scale": 1.0}]))
+
+    file = folder / "good.bin.safetensors"
+    before, plain, whole = draw(), house.draw(prompt), file.read_bytes()
+    replace(file, whole[:100])
+    house.wait_for(lambda: house.status()["adapters"]["good"] != "ready", "the fault is told")
+    assert draw() == before, "a failing new revision leaves the old one serving"
+    replace(file, save({name: 0 * tensor for name, tensor in load(whole).items()}))
+    house.wait_for(lambda: draw() == plain, "an adapter of zeros changes nothing")
+    replace(file, whole)
+    house.wait_for(lambda: draw() == before, "the first revision is back")
+
+
+def replace(file: pathlib.Path, data: bytes) -> None:
+    """As careful tools do: the new file appears whole."""
+    fresh = file.with_suffix(".new")
+    fresh.write_bytes(data)
+    fresh.replace(file)
+
+
 def test_damaged_adapters_are_refused_by_name_and_the_service_goes_on(
     house: Any, folder: pathlib.Path
 ) -> None:

@@ -91,6 +91,17 @@ def test_any_multiple_of_16_is_drawn(service: Any, size: str) -> None:
     assert f"{picture.width}x{picture.height}" == size
 
 
+def test_gateway_dispatcher_and_moderator_hold_no_torch(service: Any) -> None:
+    import psutil
+
+    light = [psutil.Process(service.process.pid)]
+    light += [service.replica(name) for name in ("Dispatcher", "Moderator")]
+    for process in light:
+        assert not [m.path for m in process.memory_maps() if "libtorch" in m.path]
+    heavy = service.replica("Generator")
+    assert [m.path for m in heavy.memory_maps() if "libtorch" in m.path], "the probe works"
+
+
 def test_without_a_size_the_model_chooses(service: Any) -> None:
     assert Image.open(io.BytesIO(service.draw())).size == (128, 128)
 
