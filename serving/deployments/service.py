@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import pathlib
@@ -66,6 +67,7 @@ def run_service(options: ServeOptions) -> None:
     with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
         service = Service(options, resources, listener)
         try:
+            service.start()
             asyncio.run(service.run())
         finally:
             service.close()
@@ -97,11 +99,15 @@ class Service:
         self._failure: CalotypeError | None = None
         self._ray_started = False
 
-    async def run(self) -> None:
+    def start(self) -> None:
+        """Starts Ray, from the main thread: its processes die with the thread that made them."""
         first_key = ensure_first_key(self._store, self._options.api_key)
         if first_key is not None:
             self._options.say(f"Your API key, shown this once: {first_key}")
         self._options.say("Starting Ray Serve and loading the model ...")
+        self._start_ray()
+
+    async def run(self) -> None:
         app = create_app(
             GatewaySettings(),
             self._store,
@@ -126,11 +132,13 @@ class Service:
     def close(self) -> None:
         """Drains the generators, then ends Serve and Ray."""
         if self._ray_started:
-            with _second_interrupt_kills():
+            # Ray reports the end of its own processes as errors: nobody at the terminal asked.
+            with _second_interrupt_kills(), contextlib.redirect_stderr(io.StringIO()):
                 for app in self._backend.models.values():
                     serve.delete(app, _blocking=True)
-                serve.shutdown()
-                ray.shutdown()
+                with contextlib.redirect_stdout(io.StringIO()):
+                    serve.shutdown()
+                    ray.shutdown()
         self._store.close()
 
     @contextlib.asynccontextmanager
@@ -155,7 +163,6 @@ class Service:
 
     async def _start(self) -> None:
         seen = self._signature()
-        await asyncio.to_thread(self._start_ray)
         await self._deploy(self._resources)
         await self._until_ready()
         url = f"http://{self._options.host}:{self._options.port}"

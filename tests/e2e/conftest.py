@@ -117,6 +117,7 @@ def serving(folder: pathlib.Path, *options: str, key: str = KEY) -> Iterator[Run
         left = psutil.wait_procs(family, timeout=20)[1]
         for orphan in left:
             orphan.kill()
+        assert process.returncode == 0, log.read_text()
         assert not left, f"processes outlived the service: {left}\n{log.read_text()}"
 
 
