@@ -109,7 +109,10 @@ def generate(
     model: str,
     threads: int | None,
 ) -> None:
-    """Draw PROMPT in this process, without a server, behind the same safety stage."""
+    """Draw PROMPT here, without a server.
+
+    The prompt and every picture pass the same safety stage as in the service.
+    """
     from calotype.moderation.moderator import Moderator
     from calotype.serving.config import local_model
     from calotype.serving.local import Studio
@@ -165,7 +168,7 @@ def generate(
     "--policy", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="A policy file."
 )
 def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path | None) -> None:
-    """Print the safety stage's decision on TEXT, or on a picture, as JSON."""
+    """Judge TEXT or a picture; print the decision as JSON."""
     if (text is None) == (image is None):
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
@@ -196,7 +199,13 @@ def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) 
     """Measure block rates on labelled prompts, with 95 % bootstrap intervals."""
     from calotype.moderation.evaluation import evaluate as measure
 
-    report = measure(dataset, _moderator(policy))
+    with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
+
+        def progress(done: int, rows: int) -> None:
+            bar.length = rows
+            bar.update(done - bar.pos)
+
+        report = measure(dataset, _moderator(policy), progress)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
         return
@@ -228,7 +237,10 @@ def verify(file: pathlib.Path) -> None:
     help="On the denoiser's GPU, or on one of its own.",
 )  # fmt: skip
 def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: str | None) -> None:
-    """Print what a model needs of a GPU's memory, or say what would fit instead."""
+    """Print what a model needs of a GPU's memory.
+
+    What cannot fit is refused with a sentence that says what would.
+    """
     from calotype.serving.placement import plan_memory
     from calotype.serving.request import ImageSize
 
