@@ -121,7 +121,7 @@ class Limits(Spec):
 class Enlarge(Spec):
     """Pictures larger than the model can draw are drawn at its native scale and enlarged."""
 
-    above_side: int = Field(512, description="Sizes with a longer side are enlarged.")
+    above_side: int = Field(224, description="Sizes with a longer side are enlarged.")
     native_short_side: int = Field(128, description="Short side of what is drawn then, in pixels.")
 
 
@@ -184,7 +184,7 @@ class ImageModelSpec(Spec):
             )
         if self.enlarge is None or max(size.width, size.height) <= self.enlarge.above_side:
             return size
-        scale = self.enlarge.native_short_side / min(size.width, size.height)
+        scale = min(1.0, self.enlarge.native_short_side / min(size.width, size.height))
         return ImageSize(
             *(max(PATCH, round(s * scale / PATCH) * PATCH) for s in (size.width, size.height))
         )

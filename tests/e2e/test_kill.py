@@ -20,7 +20,7 @@ def test_kill_nine_during_a_request(service: Any, deployment: str) -> None:
             answers.append(
                 client.post(
                     "/v1/images/generations",
-                    json={"prompt": "a red circle", "size": "512x512", "steps": 50, "seed": 5},
+                    json={"prompt": "a red circle", "n": 10, "steps": 50, "seed": 5},
                 )
             )
 
