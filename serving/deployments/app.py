@@ -46,8 +46,13 @@ class AppOptions(BaseModel):
     gpus: float = Field(0, ge=0, description="GPUs of one generator and one text encoder.")
 
 
-def build_app(options: AppOptions) -> Application:
-    """The first model of the manifests with a gateway in front: everything behind one port."""
+def build_app(arguments: dict[str, Any]) -> Application:
+    """The first model of the manifests with a gateway in front: everything behind one port.
+
+    Args:
+        arguments: `AppOptions`; from ``serve run`` every value is text.
+    """
+    options = AppOptions.model_validate(arguments)
     paths = [pathlib.Path(part) for part in options.manifests.split(",") if part]
     found = with_defaults(load_manifests(paths))
     model, adapters = found.models[0], found.adapters
