@@ -1,7 +1,7 @@
 """The model app of Ray Serve: dispatcher, moderator, text encoder, generator.
 
     serve run calotype.serving.deployments.app:build_app manifests=examples data_dir=data
-    serve build calotype.serving.deployments.app:build_app -o serve.yaml
+    serve build calotype.serving.deployments.application:app -o serve.yaml
 
 One application per ImageModel. What a manifest says travels as ``user_config``: Serve gives it to
 every replica, also to one that takes the place of a dead one, and changing it restarts nothing.

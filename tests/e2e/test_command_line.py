@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_loaded_ends_serve_with_a_sentence(tmp_path: path
 def test_serve_build_writes_a_config_with_every_deployment(tmp_path: pathlib.Path) -> None:
     serve = pathlib.Path(sys.executable).with_name("serve")
     built = subprocess.run(
-        [str(serve), "build", "calotype.serving.deployments.app:build_app", "-o", "serve.yaml"],
+        [str(serve), "build", "calotype.serving.deployments.application:app", "-o", "serve.yaml"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
