@@ -209,9 +209,9 @@ def draw_pictures(
     even = torch.linspace(1, 1 / steps, steps)
     sigmas = [*(6.2 * even / (1 + 5.2 * even)).tolist(), 0.0]
     g = torch.full((len(captions),), guidance, device=flow.device)
-    for now, then in itertools.pairwise(sigmas):
-        v = flow.velocity(flow.denoiser, bucket, x, torch.full_like(g, now), text, g)
-        x = x + (then - now) * v
+    for sigma, following in itertools.pairwise(sigmas):
+        v = flow.velocity(flow.denoiser, bucket, x, torch.full_like(g, sigma), text, g)
+        x = x + (following - sigma) * v
     scale = torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
     decoded: Tensor = vae.decode(
         miniature.unpatchify(x * scale + vae.bn.running_mean, side, side)
