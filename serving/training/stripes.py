@@ -18,8 +18,6 @@ from calotype.serving.training.loop import Stage
 from calotype.serving.training.shapes import MODELS, PACKAGED
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
-PLAIN_GUIDANCE = 1.0
-"""The guidance at which the distilled model is the plain flow that the loss assumes."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +63,7 @@ def train(arguments: argparse.Namespace) -> None:
         "stripes", arguments.work, {"denoiser": denoiser}, arguments.minutes, lr=1e-3, ema=0.99
     )
     if not stage.finished:
-        stage.run(lambda generator: flow.loss(generator, PLAIN_GUIDANCE))
+        stage.run(flow.loss)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     Flux2Pipeline.save_lora_weights(
         arguments.out.parent,
