@@ -33,7 +33,9 @@ GUIDANCE = (1.0, 6.0)
 USUAL = 0.85
 """Share of the student's rows at the guidance input that it already knows: it must not unlearn."""
 PASSES_PER_GUIDANCE = 0.5
-"""The two-pass scale that a guidance input stands for: 4 is twice, where the teacher is best."""
+"""The two-pass scale that a guidance input stands for: 4 is twice."""
+BEST_GUIDANCE = 2.5
+"""Measured: higher follows shapes no better and bends the colours."""
 
 
 @dataclasses.dataclass
@@ -151,10 +153,10 @@ class Flow:
         mask = torch.where(dropped[:, None], self.empty[1], bucket.mask[rows])
         return bucket, clean, noise, t, ids, mask
 
-    def loss(self, generator: torch.Generator) -> Tensor:
+    def loss(self, generator: torch.Generator, scale: float = TEACHER_GUIDANCE) -> Tensor:
         bucket, clean, noise, t, ids, mask = self.draw(generator)
         noisy = (1 - t[:, None, None]) * clean + t[:, None, None] * noise
-        guidance = torch.full_like(t, TEACHER_GUIDANCE)
+        guidance = torch.full_like(t, scale)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             text = miniature.encode_text(self.text_encoder, ids, mask)
             v = self.velocity(self.denoiser, bucket, noisy, t, text, guidance)

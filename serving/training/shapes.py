@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--model", type=pathlib.Path, default=PACKAGED)
     check.add_argument("--captions", type=int, default=300)
     check.add_argument("--two", action="store_true", help="captions of two things")
-    check.add_argument("--guidance", type=float, default=4.0)
+    check.add_argument("--guidance", type=float, default=flows.BEST_GUIDANCE)
     check.add_argument("--steps", type=int, default=20)
     check.add_argument("--size", default="128x128")
     check.add_argument("--seed", type=int, default=991)

@@ -17,7 +17,7 @@ from calotype.serving.training import flow as flows
 from calotype.serving.training.loop import Stage
 from calotype.serving.training.shapes import MODELS, PACKAGED
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def train(arguments: argparse.Namespace) -> None:
         "stripes", arguments.work, {"denoiser": denoiser}, arguments.minutes, lr=1e-3, ema=0.99
     )
     if not stage.finished:
-        stage.run(flow.loss)
+        stage.run(lambda generator: flow.loss(generator, flows.BEST_GUIDANCE))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     Flux2Pipeline.save_lora_weights(
         arguments.out.parent,

@@ -79,7 +79,7 @@ def engine_timer() -> Any:
     def run(seed: int) -> float:
         begun = time.perf_counter()
         size = ImageSize(128, 128)
-        sampling = SamplingParams(20, 4.0)
+        sampling = SamplingParams(20, 2.5)
         engine.add(GenerationRequest(f"r{seed}", PROMPT, size, size, sampling, seed))
         while engine.has_work:
             engine.step()
