@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import httpx
 
-PROMPT = "a large red heart in the center of a yellow background"
+PROMPT = "a large white heart on a red background"
 START_SECONDS = 180.0
 
 
