@@ -93,7 +93,7 @@ def build_model_app(
     light = {"num_cpus": 0, "runtime_env": QUIET_THREADS}
     heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": QUIET_THREADS}
     moderator = (
-        serve.deployment(ModeratorDeployment)
+        _lasting(ModeratorDeployment)
         .options(
             name="Moderator",
             user_config=configs["Moderator"],
@@ -104,7 +104,7 @@ def build_model_app(
         .bind(str(data_dir / "audit"))
     )
     dispatcher = (
-        serve.deployment(DispatcherDeployment)
+        _lasting(DispatcherDeployment)
         .options(
             name="Dispatcher",
             user_config=configs["Dispatcher"],
@@ -116,7 +116,7 @@ def build_model_app(
         .bind(sqlite_url(data_dir), model.name, moderator)
     )
     text_encoder = (
-        serve.deployment(TextEncoderDeployment)
+        _lasting(TextEncoderDeployment)
         .options(
             name="TextEncoder",
             user_config=configs["TextEncoder"],
@@ -138,7 +138,7 @@ def build_model_app(
         ),
     )
     return (
-        serve.deployment(GeneratorDeployment)
+        _lasting(GeneratorDeployment)
         .options(
             name="Generator",
             user_config=configs["Generator"],
@@ -150,6 +150,17 @@ def build_model_app(
         )
         .bind(str(data_dir / "assets"), threads, dispatcher, moderator, text_encoder)
     )
+
+
+def _lasting(cls: type) -> Any:
+    """A deployment whose replicas live through `serve.run` of another ``user_config``.
+
+    `serve.run` gives a deployment without a version a random one and so restarts all replicas;
+    the public argument for it was removed, the attribute that it is read from was not.
+    """
+    deployment = serve.deployment(cls)
+    deployment._version = "calotype"
+    return deployment
 
 
 def user_config(
