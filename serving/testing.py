@@ -173,10 +173,16 @@ class PaintingBackend:
         self._policy = policy or DispatchPolicy()
         self._may_paint = threading.Event()
         self._may_paint.set()
+        self._resting = threading.Event()
+        self._resting.set()
 
     def hold(self) -> None:
-        """Leaves jobs in the queue until `resume`; safe from another thread."""
+        """Leaves jobs in the queue until `resume`; called from another thread than the painter's.
+
+        Returns once the painter rests: it may have been waiting for a lease just now.
+        """
         self._may_paint.clear()
+        self._resting.wait(10)
 
     def resume(self) -> None:
         self._may_paint.set()
@@ -212,8 +218,10 @@ class PaintingBackend:
     async def _paint_forever(self) -> None:
         while True:
             if not self._may_paint.is_set():
+                self._resting.set()
                 await asyncio.sleep(0.01)
                 continue
+            self._resting.clear()
             try:
                 for lease in await self.dispatcher.lease("painter", 1, 0.05):
                     await self._paint(lease)
