@@ -45,24 +45,48 @@ class ImageClassifier(Protocol):
 Input = TypeVar("Input")
 
 
-class _Call(Generic[Input]):
+class Call(Generic[Input]):
     """One call on a thread of its own, which may outlive the caller's patience."""
 
-    def __init__(self, run: Callable[[], Sequence[Scores]], done: Callable[[], None]) -> None:
-        self._run = run
-        self._done = done
-        self.finished = threading.Event()
-        self.result: Sequence[Scores] | None = None
-        self.error: BaseException | None = None
+    def __init__(self, guard: Guard[Input], inputs: Sequence[Input]) -> None:
+        self._guard = guard
+        self._inputs = inputs
+        self._finished = threading.Event()
+        self._abandoned = False
+        self._result: Sequence[Scores] | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name=f"moderation-{guard.name}", daemon=True).start()
 
-    def __call__(self) -> None:
+    def scores(self, seconds: float) -> list[dict[Category, float]]:
+        """The scores of every input. Raises ClassifierUnavailable, within ``seconds``."""
+        if not self._finished.wait(max(0.0, seconds)) and self.abandon():
+            self._guard.distrust()
+            raise ClassifierUnavailable(
+                f"Classifier {self._guard.name} did not answer within {max(0.0, seconds):.3g} s."
+            )
+        if self._error is not None:
+            self._guard.distrust()
+            raise ClassifierUnavailable(_explain(self._guard.name, self._error)) from self._error
+        return _checked(self._guard.name, self._result, len(self._inputs))
+
+    def abandon(self) -> bool:
+        """Waits no more; False if the call has come back after all."""
+        with self._guard.lock:
+            if not self._finished.is_set() and not self._abandoned:
+                self._abandoned = True
+                self._guard.abandoned += 1
+            return self._abandoned
+
+    def _run(self) -> None:
         try:
-            self.result = self._run()
+            self._result = self._guard.loaded()(self._inputs)
         except BaseException as error:  # the thread's last frame: handed to the caller
-            self.error = error
+            self._error = error
         finally:
-            self.finished.set()
-            self._done()
+            with self._guard.lock:
+                self._finished.set()
+                if self._abandoned:
+                    self._guard.abandoned -= 1
 
 
 class Guard(Generic[Input]):
@@ -78,11 +102,11 @@ class Guard(Generic[Input]):
         self, name: str, make: Callable[[], Callable[[Sequence[Input]], Sequence[Scores]]]
     ) -> None:
         self.name = name
+        self.lock = threading.Lock()
+        self.abandoned = 0
+        """Calls left behind that have not come back."""
         self._make = make
         self._score: Callable[[Sequence[Input]], Sequence[Scores]] | None = None
-        self._lock = threading.Lock()
-        self._running = 0
-        self._abandoned = 0
 
     def score(self, inputs: Sequence[Input], seconds: float) -> list[dict[Category, float]]:
         """The scores of every input. Raises ClassifierUnavailable, within ``seconds``."""
@@ -90,65 +114,52 @@ class Guard(Generic[Input]):
             return []
         if seconds <= 0:
             raise ClassifierUnavailable(f"Classifier {self.name} had no time left to judge.")
-        with self._lock:
-            if self._abandoned >= ABANDONED_LIMIT:
+        return self.start(inputs).scores(seconds)
+
+    def start(self, inputs: Sequence[Input]) -> Call[Input]:
+        """Begins to score and returns at once. Raises ClassifierUnavailable if too much hangs."""
+        with self.lock:
+            if self.abandoned >= ABANDONED_LIMIT:
                 raise ClassifierUnavailable(
-                    f"Classifier {self.name} hangs: {self._abandoned} calls have not come back."
+                    f"Classifier {self.name} hangs: {self.abandoned} calls have not come back."
                 )
-        abandoned = False
+        return Call(self, inputs)
 
-        def done() -> None:
-            with self._lock:
-                if abandoned:
-                    self._abandoned -= 1
+    def distrust(self) -> None:
+        """Has the classifier built anew for the next call."""
+        with self.lock:
+            self._score = None
 
-        call: _Call[Input] = _Call(lambda: self._loaded()(inputs), done)
-        threading.Thread(target=call, name=f"moderation-{self.name}", daemon=True).start()
-        if not call.finished.wait(seconds):
-            with self._lock:
-                if not call.finished.is_set():
-                    abandoned = True
-                    self._abandoned += 1
-                    self._score = None
-            if abandoned:
-                raise ClassifierUnavailable(
-                    f"Classifier {self.name} did not answer within {seconds:g} s."
-                )
-        if call.error is not None:
-            with self._lock:
-                self._score = None
-            raise ClassifierUnavailable(_explain(self.name, call.error)) from call.error
-        return self._checked(call.result, len(inputs))
-
-    def _loaded(self) -> Callable[[Sequence[Input]], Sequence[Scores]]:
-        with self._lock:
+    def loaded(self) -> Callable[[Sequence[Input]], Sequence[Scores]]:
+        with self.lock:
             score = self._score
         if score is None:
             # Built outside of the lock: two threads may both build one, which costs time only,
             # while a build that hangs must not hang the callers behind it.
             score = self._make()
-            with self._lock:
+            with self.lock:
                 self._score = score
         return score
 
-    def _checked(self, result: Sequence[Scores] | None, count: int) -> list[dict[Category, float]]:
-        if result is None or len(result) != count:
-            raise ClassifierUnavailable(
-                f"Classifier {self.name} gave {0 if result is None else len(result)} answers"
-                f" for {count} inputs."
-            )
-        checked = []
-        for scores in result:
-            row: dict[Category, float] = {}
-            for category, score in scores.items():
-                if not is_score(score):
-                    raise ClassifierUnavailable(
-                        f"Classifier {self.name} answered {score!r} for {category}:"
-                        " a score is a number from 0 to 1."
-                    )
-                row[Category(category)] = min(1.0, max(0.0, float(score)))
-            checked.append(row)
-        return checked
+
+def _checked(name: str, result: Sequence[Scores] | None, count: int) -> list[dict[Category, float]]:
+    if result is None or len(result) != count:
+        raise ClassifierUnavailable(
+            f"Classifier {name} gave {0 if result is None else len(result)} answers"
+            f" for {count} inputs."
+        )
+    checked = []
+    for scores in result:
+        row: dict[Category, float] = {}
+        for category, score in scores.items():
+            if not is_score(score):
+                raise ClassifierUnavailable(
+                    f"Classifier {name} answered {score!r} for {category}:"
+                    " a score is a number from 0 to 1."
+                )
+            row[Category(category)] = min(1.0, max(0.0, float(score)))
+        checked.append(row)
+    return checked
 
 
 def _explain(name: str, error: BaseException) -> str:

