@@ -201,10 +201,17 @@ class GenerationWorker:
         if finished is None:
             raise EngineError("The engine ended the request without an answer.")
         drawn_at = time.monotonic()
-        enlarged = await asyncio.to_thread(
-            lambda: [enlarge(pixels, request.size) for pixels in finished.images]
+        enlarged = finished.images
+        if request.rendered_size != request.size:
+            enlarged = await asyncio.to_thread(
+                lambda: [enlarge(pixels, request.size) for pixels in finished.images]
+            )
+        encode = functools.partial(_encoded, running.lease)
+        # Encoded while they are judged: the file of a blocked picture is dropped unseen.
+        decisions, files = await asyncio.gather(
+            asyncio.gather(*(self._judged(pixels) for pixels in enlarged)),
+            asyncio.to_thread(lambda: [encode(pixels) for pixels in enlarged]),
         )
-        decisions = await asyncio.gather(*(self._judged(pixels) for pixels in enlarged))
         judged_at = time.monotonic()
         images, blocked = [], []
         for index, (pixels, decision) in enumerate(zip(enlarged, decisions, strict=True)):
@@ -214,9 +221,10 @@ class GenerationWorker:
                     BlockedImage(index, names, decision.get("id"), decision.get("policy"))
                 )
                 continue
-            images.append(
-                await self._store(running.lease, request, index, pixels, decision, stored)
-            )
+            data = files[index]
+            if decision.get("verdict") == "BLUR":
+                data = await asyncio.to_thread(lambda pixels=pixels: encode(blur(pixels)))
+            images.append(await self._store(running.lease, request, index, data, decision, stored))
         metrics: dict[str, Any] = {
             "gpu_seconds": round(finished.denoise_seconds, 4),
             "megapixels": round(request.n * request.size.pixels / 1e6, 4),
@@ -242,16 +250,11 @@ class GenerationWorker:
         lease: Lease,
         request: GenerationRequest,
         index: int,
-        pixels: Pixels,
+        data: bytes,
         decision: Mapping[str, Any],
         stored: list[str],
     ) -> ImageResult:
-        if decision.get("verdict") == "BLUR":
-            pixels = blur(pixels)
-        kind = str(lease.input.get("output_format") or "png")
-        data = await asyncio.to_thread(
-            encode_picture, pixels, kind, lease.input.get("output_compression")
-        )
+        kind = _format(lease)
         asset_id = new_id("asset")
         key = f"{lease.team_id}/{asset_id}.{kind}"
         stored.append(key)
@@ -298,3 +301,11 @@ class GenerationWorker:
         except Exception as error:
             log.error("the dispatcher could not be told how a job ended: %s", error)
             return None
+
+
+def _format(lease: Lease) -> str:
+    return str(lease.input.get("output_format") or "png")
+
+
+def _encoded(lease: Lease, pixels: Pixels) -> bytes:
+    return encode_picture(pixels, _format(lease), lease.input.get("output_compression"))
