@@ -1,0 +1,182 @@
+"""Where weights and data come from; always exactly one place."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from calotype.serving.config.base import VALIDATIONS, Matches, Name, Sha256, Spec
+
+CREDENTIAL_KEYS: dict[str, tuple[str, ...]] = {
+    "huggingFace": ("HF_TOKEN",),
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "http": ("HTTP_AUTHORIZATION",),
+    "provider": ("API_KEY",),
+}
+"""Kind of source -> the keys that its Secret must have; the other sources need none."""
+
+CREDENTIALS = (
+    "Secret of this namespace with the keys that the source needs: HF_TOKEN for huggingFace, "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3, HTTP_AUTHORIZATION (the whole header) "
+    "for http, API_KEY for provider. Default: none, the source is public."
+)
+
+_RELATIVE = Matches(
+    r"[^/\x00-\x1f][^\x00-\x1f]*",
+    "a path inside the volume does not begin with '/', for example 'loras/sneaker.safetensors'",
+)
+Repository = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    Matches(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*",
+        "a repository is OWNER/NAME, for example 'black-forest-labs/FLUX.2-dev'",
+    ),
+]
+S3Uri = Annotated[
+    str,
+    Field(min_length=6, max_length=1024),
+    Matches(
+        r"s3://[a-z0-9][a-z0-9.-]+(/[^\x00-\x1f]*)?",
+        "an S3 address is s3://BUCKET/KEY, for example 's3://models/flux-2-dev/'",
+    ),
+]
+HttpUrl = Annotated[
+    str,
+    Field(min_length=8, max_length=2048),
+    Matches(
+        r"https?://[A-Za-z0-9\[][^\s\x00-\x1f]*",
+        "an address begins with https:// or http:// and has no spaces",
+    ),
+]
+
+
+class HuggingFaceSource(Spec):
+    """A repository of the Hugging Face hub."""
+
+    repo: Repository = Field(description="Repository, for example black-forest-labs/FLUX.2-dev.")
+    revision: str = Field(
+        "main",
+        min_length=1,
+        max_length=200,
+        description="Branch, tag or commit; resolved once to a commit, which every replica gets.",
+    )
+    filename: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1024,
+        description="The safetensors file of an adapter inside the repository. Default: the only "
+        "one that is there. A model is the whole repository, so leave it out.",
+    )
+
+
+class S3Source(Spec):
+    """An object, or all objects under a prefix, in S3 or a store that speaks its protocol."""
+
+    uri: S3Uri = Field(description="s3://BUCKET/KEY; a prefix that ends with '/' is a folder.")
+    endpoint: HttpUrl | None = Field(
+        None, description="Address of a store that is not AWS, such as MinIO. Default: AWS."
+    )
+    region: str | None = Field(
+        None, min_length=1, max_length=63, description="Region of the bucket. Default: the store's."
+    )
+
+
+class HttpSource(Spec):
+    """One file from a web server."""
+
+    url: HttpUrl = Field(
+        description="Address of a safetensors file, or of a tar archive of a model's folder."
+    )
+    sha256: Sha256 | None = Field(
+        None, description="The download must have this digest. Default: any is taken and reported."
+    )
+
+
+class VolumeSource(Spec):
+    """A file or folder on a PersistentVolumeClaim of the same namespace."""
+
+    claim_name: Name = Field(description="Name of the PersistentVolumeClaim.")
+    path: Annotated[str, _RELATIVE] = Field(
+        ".",
+        min_length=1,
+        max_length=1024,
+        description="Path inside the volume. Default: the root of the volume.",
+    )
+
+
+class BuiltInSource(Spec):
+    """Weights that are part of the package."""
+
+    name: Name = Field(description="shapes (a model), stripes (an adapter).")
+
+
+class ProviderSource(Spec):
+    """Another company's service, called instead of a GPU of ours."""
+
+    name: Literal["openai", "bfl", "replicate", "fal", "together"] = Field(
+        description="Whose service."
+    )
+    model: str = Field(
+        min_length=1, max_length=200, description="Name of the model there, word for word."
+    )
+
+
+class OneOf(Spec):
+    """An object of which exactly one field is given."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneOf:
+        fields = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(fields) != 1:
+            got = " and ".join(to_camel(name) for name in fields) or "none"
+            raise ValueError(f"{self._message()}; got {got}")
+        return self
+
+    @classmethod
+    def _message(cls) -> str:
+        return f"name exactly one of {', '.join(to_camel(name) for name in cls.model_fields)}"
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = super().__get_pydantic_json_schema__(schema, handler)
+        given = ", ".join(f"has(self.{to_camel(name)})" for name in cls.model_fields)
+        handler.resolve_ref_schema(found).setdefault(VALIDATIONS, []).append(
+            {"rule": f"[{given}].filter(given, given).size() == 1", "message": cls._message()}
+        )
+        return found
+
+
+class Source(OneOf):
+    """Where weights come from; exactly one field."""
+
+    built_in: BuiltInSource | None = Field(None, description="Weights inside the package.")
+    path: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="A folder (model) or file (adapter) on the machine of `calotype serve`, "
+        "relative to the manifest; in a cluster, on every node or in the image, absolute.",
+    )
+    hugging_face: HuggingFaceSource | None = Field(None, description="A Hugging Face repository.")
+    s3: S3Source | None = Field(None, description="An S3 bucket.")
+    http: HttpSource | None = Field(None, description="A web server.")
+    persistent_volume_claim: VolumeSource | None = Field(
+        None, description="A volume that is already filled."
+    )
+
+
+class ModelSource(Source):
+    """Where the weights of a model come from, or who draws instead; exactly one field."""
+
+    provider: ProviderSource | None = Field(
+        None,
+        description="Another company's service draws; no GPU, no cluster and no weights are "
+        "needed. Its API key is in the Secret of credentialsSecretRef.",
+    )
