@@ -3,7 +3,7 @@
 | protocol            | on a cluster / the laptop service   | in one process (CLI, tests)       |
 |---------------------|-------------------------------------|-----------------------------------|
 | `GenerationBackend` | ``deployments.backend.RayBackend``  | ``local.LocalBackend``            |
-| `BlobStore`         | ``storage.FolderBlobStore``         | ``testing.MemoryBlobStore``       |
+| `BlobStore`         | ``storage.open_blobs(url)``         | ``testing.MemoryBlobStore``       |
 | `SafetyStage`       | ``deployments.moderator`` handle    | ``local.InProcessSafety``         |
 | `Clock`             | ``time`` module via `SystemClock`   | ``testing.ManualClock``           |
 """
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,14 @@ class BlobStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Deleting what is not there is no error."""
+        ...
+
+
+class ListedBlobStore(BlobStore, Protocol):
+    """A `BlobStore` that can be looked through, for whoever cleans up."""
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        """(key, seconds since the epoch of its last `put`) of every blob."""
         ...
 
 

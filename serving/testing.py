@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,10 @@ class ManualClock:
 class MemoryBlobStore:
     """A `BlobStore` in a dict."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
         self.blobs: dict[str, bytes] = {}
+        self._modified: dict[str, float] = {}
         self.failure: CalotypeError | None = None
         """When set, `put` raises it: a full disk on demand."""
 
@@ -68,6 +70,7 @@ class MemoryBlobStore:
         if self.failure is not None:
             raise self.failure
         self.blobs[check_key(key)] = bytes(data)
+        self._modified[key] = self.clock.time()
 
     def get(self, key: str) -> bytes:
         try:
@@ -77,6 +80,10 @@ class MemoryBlobStore:
 
     def delete(self, key: str) -> None:
         self.blobs.pop(check_key(key), None)
+        self._modified.pop(key, None)
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        yield from list(self._modified.items())
 
 
 def decision(

@@ -7,7 +7,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 
-from calotype.serving.errors import InvalidRequest, Unauthenticated
+from calotype.serving.errors import InvalidRequest, NotFound, Unauthenticated
 from calotype.serving.jobs.records import KeyRecord, new_id
 from calotype.serving.jobs.store import JobStore
 
@@ -103,4 +103,23 @@ def authenticate(store: JobStore, key: str) -> KeyRecord:
         )
     if record.revoked is not None:
         raise Unauthenticated("This API key was revoked. Ask the operator for a new one.")
+    if record.expires is not None and record.expires <= store.clock.time():
+        raise Unauthenticated("This API key was rotated; use the new one.")
     return record
+
+
+def rotate_key(store: JobStore, key_id: str, overlap_seconds: float) -> tuple[str, KeyRecord]:
+    """Makes a key like this one; the old one works for ``overlap_seconds`` more.
+
+    Raises:
+        NotFound: no such key, or it was revoked.
+    """
+    old = next((key for key in store.list_keys() if key.id == key_id), None)
+    if old is None or old.revoked is not None:
+        raise NotFound(f"There is no key {key_id!r} that is valid. `calotype keys list` shows all.")
+    team = store.get_team(old.team_id)
+    if team is None:
+        raise NotFound(f"The team of the key {key_id!r} is gone.")
+    made = create_key(store, team=team.name, name=old.name, scopes=old.scopes)
+    store.expire_key(key_id, store.clock.time() + overlap_seconds)
+    return made

@@ -21,6 +21,20 @@ class TeamRecord:
     weight: float
     """Share of the machines under load, relative to the other teams."""
     created: float
+    requests_per_minute: int | None = None
+    concurrent_jobs: int | None = None
+    """Most jobs that may be open (queued or running) at once."""
+    gpu_seconds_per_day: float | None = None
+    budget_per_month: float | None = None
+    """In the currency of the service's price of a GPU-second."""
+    allowed_models: list[str] | None = None
+    """Names of models; None = all."""
+    policy: str | None = None
+    prompt_in_files: bool = False
+    """Whether picture files carry the prompt that they were made with."""
+    bucket_tokens: float | None = None
+    bucket_time: float | None = None
+    webhook_secret: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,10 @@ class KeyRecord:
     scopes: list[str]
     created: float
     revoked: float | None = None
+    expires: float | None = None
+    """The old key of a rotation works until then."""
+    declared: bool = False
+    """It comes from a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,16 @@ class NewJob:
     expires: float | None = None
     body_sha256: str | None = None
     idempotency: str | None = None
+    recipe: dict[str, Any] | None = None
+    recipe_hash: str | None = None
+    reserved_seconds: float = 0.0
+    """Predicted device seconds, held back from the team's quota until the job is over."""
+    price: float = 0.0
+    """What a device second of it costs."""
+    promised: float | None = None
+    """When it shall be over at the latest."""
+    webhook: dict[str, Any] | None = None
+    batch_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +116,15 @@ class JobRecord:
     metrics: dict[str, Any] | None
     body_sha256: str | None
     idempotency: str | None
+    recipe: dict[str, Any] | None
+    recipe_hash: str | None
+    reserved_seconds: float
+    reserved_day: str | None
+    price: float
+    promised: float | None
+    webhook: dict[str, Any] | None
+    batch_id: str | None
+    purged: float | None
 
     @property
     def over(self) -> bool:
@@ -114,3 +151,93 @@ class AssetRecord:
     sha256: str
     created: float
     expires: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """An uploaded file, or one that a batch wrote."""
+
+    id: str
+    team_id: str
+    purpose: str
+    filename: str
+    content_type: str
+    size: int
+    sha256: str
+    blob_key: str
+    created: float
+    expires: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a job can go on after its generator died."""
+
+    job_id: str
+    fence: int
+    """Of the lease that wrote it."""
+    step: int
+    blob_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRecord:
+    """A decoded estimate of a picture that is being drawn."""
+
+    job_id: str
+    image_index: int
+    partial_index: int
+    """Counts the previews of one picture from 0."""
+    fence: int
+    step: int
+    blob_key: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRecord:
+    """Where a team wants to be told of its jobs."""
+
+    id: str
+    team_id: str
+    name: str
+    url: str
+    event_types: list[str]
+    secret: str = field(repr=False)
+    old_secret: str | None = field(repr=False)
+    old_secret_expires: float | None
+    disabled: float | None
+    disabled_reason: str | None
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """One event on its way to one address."""
+
+    id: str
+    """The ``webhook-id``: the same on every attempt."""
+    team_id: str
+    endpoint_id: str | None
+    """None: the job's own webhook."""
+    job_id: str | None
+    event_type: str
+    url: str
+    body: str | None
+    status: str
+    """``pending``, ``delivered`` or ``failed``."""
+    attempts: int
+    due: float | None
+    created: float
+    completed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    delivery_id: str
+    number: int
+    time: float
+    seconds: float
+    http_status: int | None
+    error: str | None

@@ -1,7 +1,7 @@
 """The durable record of every job: transitions are compare-and-set, one terminal state each.
 
-Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``. Teams, keys and
-secrets are in `calotype.serving.jobs.accounts`.
+Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``. Teams and keys are in
+`accounts`, pictures and files in `shelf`, quotas in `quotas`, webhooks in `deliveries`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ from sqlalchemy.exc import IntegrityError
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.jobs.accounts import Accounts
 from calotype.serving.jobs.database import create_database_engine, reading, writing
+from calotype.serving.jobs.deliveries import Deliveries, announce
+from calotype.serving.jobs.forecast import Forecasts
+from calotype.serving.jobs.handover import HandOver, clear_hand_over
+from calotype.serving.jobs.ledger import Ledger, record_usage, used_seconds
 from calotype.serving.jobs.lifecycle import Status, sources
+from calotype.serving.jobs.quotas import RateState, reserve, settle
 from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
+from calotype.serving.jobs.shelf import Shelf, hold
 from calotype.serving.jobs.tables import assets, jobs
 from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import Clock, SystemClock
 
 
-class JobStore(Accounts):
+class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries):
     """The job database.
 
     Raises:
@@ -50,24 +56,38 @@ class JobStore(Accounts):
     # -- making and finding jobs -------------------------------------------------------------
 
     def create_job(self, new: NewJob) -> JobRecord:
-        """Inserts a queued job. A job of the same ``idempotency`` is returned instead."""
+        """`admit_job` for who does not care about rate limits."""
+        return self.admit_job(new)[0]
+
+    def admit_job(self, new: NewJob) -> tuple[JobRecord, RateState | None]:
+        """Inserts a queued job and charges its team, in one transaction.
+
+        Returns:
+            The job (or the one of the same ``idempotency``), and the team's rate limit if it has
+            one.
+
+        Raises:
+            QuotaExceeded, PermissionDenied: see `quotas.reserve`; there is no job then.
+        """
+        now = self.clock.time()
         values: dict[str, Any] = {name: getattr(new, name) for name in new.__dataclass_fields__} | {
             "status": "queued",
             "fence": 0,
             "attempts": 0,
             "step": 0,
             "steps": int(new.request.get("steps", 0)),
-            "created": self.clock.time(),
+            "created": now,
         }
         try:
             with writing(self.engine) as connection:
-                connection.execute(jobs.insert().values(**values))
-                return _one(connection, new.id)
+                rate, day = reserve(connection, new, now)
+                connection.execute(jobs.insert().values(**values, reserved_day=day))
+                return _one(connection, new.id), rate
         except IntegrityError as error:
             first = self.find_idempotent(new.idempotency) if new.idempotency else None
             if first is None:
                 raise InvalidRequest(f"The job cannot be recorded: {error.orig}.") from error
-            return first
+            return first, None
 
     def get_job(self, job_id: str, team_id: str | None = None) -> JobRecord | None:
         """The job, or None when there is none or it is another team's."""
@@ -153,19 +173,22 @@ class JobStore(Accounts):
 
     def start_job(self, job_id: str, replica: str, lease_expires: float) -> JobRecord | None:
         """queued -> running under a new fence; None when the job is not queued any more."""
-        return self._change(
-            job_id,
-            "running",
-            None,
-            {
-                "fence": jobs.c.fence + 1,
-                "attempts": jobs.c.attempts + 1,
-                "step": 0,
-                "started": func.coalesce(jobs.c.started, self.clock.time()),
-                "lease_replica": replica,
-                "lease_expires": lease_expires,
-            },
-        )
+        now = self.clock.time()
+        values = {
+            "fence": jobs.c.fence + 1,
+            "attempts": jobs.c.attempts + 1,
+            "step": 0,
+            "started": func.coalesce(jobs.c.started, now),
+            "lease_replica": replica,
+            "lease_expires": lease_expires,
+        }
+        with writing(self.engine) as connection:
+            if not self._compare_and_set(connection, job_id, "running", None, values):
+                return None
+            job = _one(connection, job_id)
+            if job.fence == 1:
+                announce(connection, job, now)
+            return job
 
     def requeue_job(self, job_id: str, fence: int, count_attempt: bool = True) -> JobRecord | None:
         """running -> queued; None when ``fence`` is not the current lease's."""
@@ -215,7 +238,9 @@ class JobStore(Accounts):
         metrics: dict[str, Any] | None = None,
         stored: Sequence[AssetRecord] = (),
     ) -> JobRecord | None:
-        """Ends the job, with its assets, in one transaction; None when it was over before.
+        """Ends the job in one transaction; None when it was over before.
+
+        With it: its assets, its team's quota and usage, and the webhooks that tell of it.
 
         With a ``fence`` only the holder of that lease may end it.
         """
@@ -241,17 +266,13 @@ class JobStore(Accounts):
                         {name: getattr(asset, name) for name in asset.__dataclass_fields__}
                     )
                 )
-            return _one(connection, job_id)
-
-    # -- assets --------------------------------------------------------------------------------
-
-    def get_asset(self, asset_id: str, team_id: str | None = None) -> AssetRecord | None:
-        query = select(assets).where(assets.c.id == asset_id)
-        if team_id is not None:
-            query = query.where(assets.c.team_id == team_id)
-        with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
-        return None if row is None else AssetRecord(**row)
+            hold(connection, [asset.blob_key for asset in stored])
+            job = _one(connection, job_id)
+            settle(connection, job, used_seconds(job))
+            record_usage(connection, job)
+            clear_hand_over(connection, job_id, values["completed"])
+            announce(connection, job, values["completed"])
+            return job
 
     # -- inside --------------------------------------------------------------------------------
 

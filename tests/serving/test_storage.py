@@ -5,21 +5,53 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import time
+from collections.abc import Iterator
 
+import httpx
 import pytest
+from moto.server import ThreadedMotoServer
 
 from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
-from calotype.serving.protocols import BlobStore
-from calotype.serving.storage import FolderBlobStore
+from calotype.serving.protocols import ListedBlobStore
+from calotype.serving.storage import FolderBlobStore, content_key, open_blobs
 from calotype.serving.testing import MemoryBlobStore
 
 
-@pytest.fixture(params=["folder", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> BlobStore:
-    return FolderBlobStore(tmp_path / "blobs") if request.param == "folder" else MemoryBlobStore()
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """A server that speaks S3's protocol, with the bucket `pictures`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    made = httpx.put(
+        f"{endpoint}/pictures",
+        headers={"authorization": "AWS4-HMAC-SHA256 Credential=key/20261123/us-east-1/s3/x"},
+    )
+    assert made.status_code == 200, made.text
+    yield endpoint
+    server.stop()
 
 
-def test_what_was_put_is_got_until_it_is_deleted(blobs: BlobStore) -> None:
+@pytest.fixture
+def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-store")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return f"s3://pictures/some/prefix?endpoint={s3_endpoint}"
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> ListedBlobStore:
+    if request.param == "folder":
+        return open_blobs((tmp_path / "blobs").as_uri())
+    if request.param == "s3":
+        return open_blobs(request.getfixturevalue("s3_url"))
+    return MemoryBlobStore()
+
+
+def test_what_was_put_is_got_until_it_is_deleted(blobs: ListedBlobStore) -> None:
     blobs.put("2026/11/asset_1.png", b"one")
     blobs.put("2026/11/asset_1.png", b"two")
     assert blobs.get("2026/11/asset_1.png") == b"two"
@@ -29,12 +61,56 @@ def test_what_was_put_is_got_until_it_is_deleted(blobs: BlobStore) -> None:
         blobs.get("2026/11/asset_1.png")
 
 
+def test_every_blob_is_listed_with_its_time(blobs: ListedBlobStore) -> None:
+    begun = time.time()
+    blobs.put("team_1/ab/first.png", b"1")
+    blobs.put("team_2/second.png", b"2")
+    listed = dict(blobs.entries())
+    assert {"team_1/ab/first.png", "team_2/second.png"} <= set(listed)
+    assert all(abs(moment - begun) < 60 for moment in listed.values())
+    blobs.delete("team_2/second.png")
+    assert "team_2/second.png" not in dict(blobs.entries())
+
+
+def test_equal_bytes_of_a_team_have_one_key_and_other_teams_have_others() -> None:
+    assert content_key("team_1", b"x", "png") == content_key("team_1", b"x", "png")
+    keys = {content_key("team_1", b"x", "png"), content_key("team_1", b"y", "png"),
+            content_key("team_2", b"x", "png"), content_key("team_1", b"x", "webp")}  # fmt: skip
+    assert len(keys) == 4
+
+
+def test_a_bucket_that_is_not_there_or_a_store_that_is_away_is_a_typed_error(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = open_blobs(s3_url.replace("pictures", "nosuchbucket"))
+    for call in (lambda: missing.put("a", b""), lambda: list(missing.entries())):
+        with pytest.raises(StorageFailed) as caught:
+            call()
+        assert "nosuchbucket" in str(caught.value) and "secret-of-the-store" not in str(
+            caught.value
+        )
+    away = open_blobs("s3://pictures/p?endpoint=http://127.0.0.1:1&region=us-east-1")
+    with pytest.raises(StorageFailed, match="could not be read"):
+        away.get("a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "nonsense", "http://example.com/x", "file://otherhost/x", "file:///", "s3://",
+     "s3://bucket/x?colour=red", "s3://key:secret@bucket/x"],
+)  # fmt: skip
+def test_a_place_that_is_none_is_refused_by_name(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="blob URL") as caught:
+        open_blobs(url)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "key",
     ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".hidden", "a/.part", "a\0b", "a\\b",
      "a b", "ü", "x" * 513],
 )  # fmt: skip
-def test_a_key_that_leads_elsewhere_is_refused(blobs: BlobStore, key: str) -> None:
+def test_a_key_that_leads_elsewhere_is_refused(blobs: ListedBlobStore, key: str) -> None:
     for call in (lambda: blobs.put(key, b""), lambda: blobs.get(key), lambda: blobs.delete(key)):
         with pytest.raises(InvalidRequest, match="blob key"):
             call()

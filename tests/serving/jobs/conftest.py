@@ -1,7 +1,8 @@
-"""A dispatcher over a store on a fresh SQLite file, with a clock that stands still."""
+"""A dispatcher over a fresh store, on SQLite and on PostgreSQL, with a clock that stands still."""
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.testing import ManualClock, ScriptedSafety
+from calotype.serving.testing_postgres import PostgresServer, find_binaries, install_in_ci
 
 
 @pytest.fixture(scope="session")
@@ -26,25 +28,77 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "calotype.db"
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if find_binaries() is None:
+        install_in_ci()
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with PostgresServer.running(binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(postgres: PostgresServer) -> str:
+    """Name of a database with tables and without rows, to be copied."""
+    name = postgres.create_database()
+    upgrade_database(postgres.url(name))
+    return name
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Callable[[], str]:
+    """Makes empty databases, without tables, and returns their addresses."""
+    if request.param == "sqlite":
+        numbers = itertools.count()
+        return lambda: sqlite_url(tmp_path / f"new folder {next(numbers)}")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return lambda: server.url(server.create_database())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """The address of a database with tables and without rows."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("sqlite_database"))
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url(server.create_database(request.getfixturevalue("empty_postgres")))
+
+
 @pytest.fixture
-def store(
-    tmp_path: pathlib.Path, clock: ManualClock, empty_database: pathlib.Path
-) -> Iterator[JobStore]:
+def sqlite_database(tmp_path: pathlib.Path, empty_database: pathlib.Path) -> str:
+    """For tests of what only a file can suffer: a full disk, a lock that is held."""
     shutil.copy(empty_database, tmp_path / "calotype.db")
-    store = JobStore.connect(sqlite_url(tmp_path), clock)
+    return sqlite_url(tmp_path)
+
+
+@pytest.fixture
+def store(database: str, clock: ManualClock) -> Iterator[JobStore]:
+    store = JobStore.connect(database, clock)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def file_store(sqlite_database: str, clock: ManualClock) -> Iterator[JobStore]:
+    store = JobStore.connect(sqlite_database, clock)
     yield store
     store.close()
 
 
 @pytest.fixture
 def add_job(store: JobStore) -> Callable[..., JobRecord]:
-    """Makes queued jobs; ``team`` is a name."""
+    """Makes queued jobs in ``store``; ``team`` is a name."""
+    return job_maker(store)
 
+
+def job_maker(store: JobStore) -> Callable[..., JobRecord]:
     def add(
         prompt: str = "a dog",
         *,
@@ -81,6 +135,11 @@ def add_job(store: JobStore) -> Callable[..., JobRecord]:
         )
 
     return add
+
+
+@pytest.fixture
+def add_to_file(file_store: JobStore) -> Callable[..., JobRecord]:
+    return job_maker(file_store)
 
 
 @pytest.fixture

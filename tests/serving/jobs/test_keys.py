@@ -29,8 +29,9 @@ def test_keys_are_long_and_different() -> None:
 
 
 def test_a_key_opens_and_stands_nowhere_in_the_database(
-    store: JobStore, tmp_path: pathlib.Path
+    file_store: JobStore, tmp_path: pathlib.Path
 ) -> None:
+    store = file_store
     plain, record = create_key(store, name="ci", scopes=["images"])
     found = authenticate(store, plain)
     assert found == record
@@ -66,8 +67,9 @@ def test_the_first_key_is_made_and_told_once(store: JobStore) -> None:
 
 
 def test_the_environments_key_is_taken_and_never_told(
-    store: JobStore, tmp_path: pathlib.Path
+    file_store: JobStore, tmp_path: pathlib.Path
 ) -> None:
+    store = file_store
     given = "chosen-by-the-operator"
     assert ensure_first_key(store, given) is None
     assert ensure_first_key(store, given) is None

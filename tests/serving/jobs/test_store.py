@@ -87,15 +87,15 @@ def test_two_jobs_of_one_idempotency_are_one(store: JobStore, add_job: AddJob) -
 
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for(
-    store: JobStore, add_job: AddJob, tmp_path: pathlib.Path
+    file_store: JobStore, add_to_file: AddJob, tmp_path: pathlib.Path
 ) -> None:
-    store.ensure_team("default")
+    file_store.ensure_team("default")
     other = sqlite3.connect(tmp_path / "calotype.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     made: list[JobRecord] = []
-    writer = threading.Thread(target=lambda: made.append(add_job()))
+    writer = threading.Thread(target=lambda: made.append(add_to_file()))
     writer.start()
-    assert store.count_jobs() == {}, "reading goes on meanwhile"
+    assert file_store.count_jobs() == {}, "reading goes on meanwhile"
     other.execute("COMMIT")
     writer.join(10)
     other.close()
@@ -103,23 +103,23 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(
 
 
 def test_a_full_disk_is_a_typed_error_and_the_next_write_works(
-    store: JobStore, add_job: AddJob
+    file_store: JobStore, add_to_file: AddJob
 ) -> None:
-    kept = add_job()
-    with store.engine.connect() as connection:
+    kept = add_to_file()
+    with file_store.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
 
     def limit_pages(connection: Any, record: Any) -> None:
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    sqlalchemy.event.listen(store.engine, "connect", limit_pages)
-    store.engine.dispose()
+    sqlalchemy.event.listen(file_store.engine, "connect", limit_pages)
+    file_store.engine.dispose()
     with pytest.raises(StorageFailed, match="full"):
-        add_job("x" * 200_000)
-    sqlalchemy.event.remove(store.engine, "connect", limit_pages)
-    store.engine.dispose()
-    assert add_job("x" * 200_000).status == "queued"
-    assert store.get_job(kept.id) is not None
+        add_to_file("x" * 200_000)
+    sqlalchemy.event.remove(file_store.engine, "connect", limit_pages)
+    file_store.engine.dispose()
+    assert add_to_file("x" * 200_000).status == "queued"
+    assert file_store.get_job(kept.id) is not None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a place that only root may not write: /proc")

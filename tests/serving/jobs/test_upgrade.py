@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import pathlib
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from calotype.serving.jobs.database import create_database_engine, sqlite_url
+from calotype.serving.jobs.database import create_database_engine
+from calotype.serving.jobs.store import JobStore
 from calotype.serving.jobs.tables import metadata
 from calotype.serving.jobs.upgrade import alembic_config, downgrade_database, upgrade_database
 
@@ -24,8 +26,8 @@ def tables(url: str) -> set[str]:
         engine.dispose()
 
 
-def test_up_from_nothing_up_again_down_and_up(tmp_path: pathlib.Path) -> None:
-    url = sqlite_url(tmp_path / "new folder")
+def test_up_from_nothing_up_again_down_and_up(new_database: Callable[[], str]) -> None:
+    url = new_database()
     upgrade_database(url)
     upgrade_database(url)
     assert tables(url) == set(metadata.tables) | {"alembic_version"}
@@ -35,8 +37,45 @@ def test_up_from_nothing_up_again_down_and_up(tmp_path: pathlib.Path) -> None:
     assert tables(url) >= set(metadata.tables)
 
 
-def test_the_migrations_make_what_the_code_expects(empty_database: pathlib.Path) -> None:
-    engine = create_database_engine(f"sqlite:///{empty_database}")
+def test_every_migration_goes_down_and_up_again_with_rows_in_the_tables(
+    new_database: Callable[[], str],
+) -> None:
+    url = new_database()
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    revisions = [script.revision for script in scripts][::-1]
+    upgrade_database(url, revisions[0])
+    _insert_a_job(url)
+    for older, newer in itertools.pairwise(revisions):
+        upgrade_database(url, newer)
+        downgrade_database(url, older)
+        upgrade_database(url, newer)
+    store = JobStore.connect(url)
+    job = store.get_job("job_1", "team_1")
+    store.close()
+    assert job is not None and (job.status, job.reserved_seconds, job.recipe) == ("queued", 0, None)
+
+
+def _insert_a_job(url: str) -> None:
+    """As the first version of the tables wrote it."""
+    engine = create_database_engine(url)
+    with engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text(
+                "INSERT INTO teams (id, name, weight, created) VALUES ('team_1', 'a', 1, 0)"
+            )
+        )
+        connection.execute(
+            sqlalchemy.text(
+                "INSERT INTO jobs (id, team_id, type, model, status, input, request, metadata, "
+                "priority, fence, attempts, step, steps, created) VALUES ('job_1', 'team_1', "
+                "'image.generate', 'shapes', 'queued', '{}', '{}', '{}', 0, 0, 0, 0, 20, 0)"
+            )
+        )
+    engine.dispose()
+
+
+def test_the_migrations_make_what_the_code_expects(database: str) -> None:
+    engine = create_database_engine(database)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences = compare_metadata(context, metadata)
@@ -48,8 +87,10 @@ def test_there_is_one_newest_migration() -> None:
     assert len(ScriptDirectory.from_config(alembic_config()).get_heads()) == 1
 
 
-def test_three_processes_that_start_at_once_all_find_the_tables(tmp_path: pathlib.Path) -> None:
-    url = sqlite_url(tmp_path / "data")
+def test_three_processes_that_start_at_once_all_find_the_tables(
+    new_database: Callable[[], str],
+) -> None:
+    url = new_database()
     program = (
         "import sys; from calotype.serving.jobs.store import JobStore; "
         "s = JobStore.open(sys.argv[1]); s.ensure_team('t'); print(s.service_secret('x').hex())"

@@ -1,35 +1,15 @@
-"""Where pictures lie: bytes under a key, written whole or not at all.
-
-The gateway reads, the generator writes; a key is chosen by the writer and looks like
-``2026/11/asset_....png``. Another place than a local folder is another `BlobStore`.
-"""
+"""Blobs in a local folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pathlib
-import re
 import tempfile
+from collections.abc import Iterator
 
-from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
-
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-MAX_KEY_CHARS = 512
-
-
-def check_key(key: str) -> str:
-    """Returns ``key`` when it names something inside the store.
-
-    Raises:
-        InvalidRequest: the key is empty, absolute, climbs out (``..``) or has odd characters.
-    """
-    if len(key) > MAX_KEY_CHARS or _KEY.fullmatch(key) is None:
-        raise InvalidRequest(
-            f"A blob key has letters, digits, '.', '_', '-' and '/' between its parts; "
-            f"got {key[:80]!r}."
-        )
-    return key
+from calotype.serving.errors import NotFound, StorageFailed
+from calotype.serving.storage.keys import check_key
 
 
 class FolderBlobStore:
@@ -81,6 +61,22 @@ class FolderBlobStore:
         except OSError as error:
             raise StorageFailed(
                 f"The picture could not be deleted from {self.root}: {error.strerror or error}."
+            ) from error
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        """(key, time of its last `put`) of every blob; what killed writers left is skipped."""
+        try:
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    path = pathlib.Path(folder, name)
+                    if name.startswith("."):
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        modified = path.stat().st_mtime
+                        yield path.relative_to(self.root).as_posix(), modified
+        except OSError as error:
+            raise StorageFailed(
+                f"The folder {self.root} could not be listed: {error.strerror or error}."
             ) from error
 
     def _path(self, key: str) -> pathlib.Path:

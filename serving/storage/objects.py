@@ -1,0 +1,91 @@
+"""Blobs in an object store: S3 and what speaks its protocol, or Google Cloud Storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
+from calotype.serving.storage.keys import check_key
+
+_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+_TIMEOUT_SECONDS = "30s"
+
+
+class ObjectBlobStore:
+    """A `BlobStore` behind ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
+
+    Credentials, region and endpoint come from the environment as the providers' own tools read it
+    (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``
+    and so on) or from ``options``. An object store shows an object only when it is complete.
+
+    Raises:
+        InvalidRequest: the URL or an option cannot be used, or the library is not installed.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
+        try:
+            import obstore.store
+            from obstore.exceptions import BaseError
+        except ImportError:
+            raise InvalidRequest(
+                f"Pictures in {url[:120]} need the library obstore; install 'calotype[cloud]'."
+            ) from None
+        client: dict[str, Any] = {"timeout": _TIMEOUT_SECONDS}
+        if str((options or {}).get("endpoint", "")).startswith("http://"):
+            client["allow_http"] = True
+        self._faults = (BaseError, OSError)
+        from_url: Any = obstore.store.from_url  # typed by provider, which is chosen by the URL
+        try:
+            self._store = from_url(
+                url, config=dict(options or {}), client_options=client, retry_config=_RETRIES
+            )
+        except (BaseError, ValueError) as error:
+            raise InvalidRequest(f"The blob URL {url[:120]!r} cannot be used: {error}.") from None
+        self.url = url
+
+    def put(self, key: str, data: bytes) -> None:
+        import obstore
+
+        try:
+            obstore.put(self._store, check_key(key), data)
+        except self._faults as error:
+            raise self._failed("stored in", error) from error
+
+    def get(self, key: str) -> bytes:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, check_key(key)).bytes())
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotFound(f"There is no stored file {key!r}.") from None
+        except self._faults as error:
+            raise self._failed("read from", error) from error
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        try:
+            obstore.delete(self._store, check_key(key))
+        except FileNotFoundError:
+            return
+        except self._faults as error:
+            raise self._failed("deleted from", error) from error
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        """(key, time of its last `put`) of every blob."""
+        import obstore
+
+        try:
+            for page in obstore.list(self._store):
+                for meta in page:
+                    yield str(meta["path"]), meta["last_modified"].timestamp()
+        except self._faults as error:
+            raise self._failed("listed in", error) from error
+
+    def _failed(self, verb: str, error: Exception) -> StorageFailed:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return StorageFailed(
+            f"The picture could not be {verb} {self.url}: {reason}.", retry_after=10
+        )

@@ -1,0 +1,166 @@
+"""A private PostgreSQL server for tests: in a temporary folder, on a unix socket, nothing else.
+
+The server comes from the system's packages (Debian's ``postgresql``). It refuses to run as root, so
+root starts it as an unprivileged user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+START_SECONDS = 60.0
+_UNPRIVILEGED = ("postgres", "nobody")
+_SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    # The data is thrown away; a test that kills the server kills a process, not the machine.
+    "fsync": "off",
+    "full_page_writes": "off",
+}
+
+
+def find_binaries() -> pathlib.Path | None:
+    """The folder of ``initdb`` and ``postgres``; the newest of several, None without any."""
+    debian = sorted(
+        pathlib.Path("/usr/lib/postgresql").glob("*/bin"),
+        key=lambda folder: int(folder.parent.name) if folder.parent.name.isdigit() else 0,
+    )
+    on_path = shutil.which("initdb")
+    known = [*debian, *([pathlib.Path(on_path).resolve().parent] if on_path else [])]
+    whole = [f for f in known if (f / "initdb").exists() and (f / "postgres").exists()]
+    return whole[-1] if whole else None
+
+
+def install_in_ci() -> None:
+    """Installs the package where a CI run may do so; does nothing elsewhere."""
+    apt = shutil.which("apt-get")
+    if os.environ.get("CI") != "true" or os.geteuid() != 0 or apt is None:
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "postgresql"]):
+        subprocess.run(
+            [apt, "-y", *command], env=environment, capture_output=True, timeout=300, check=False
+        )
+
+
+class PostgresServer:
+    """One server; `running` starts and ends it."""
+
+    def __init__(self, binaries: pathlib.Path, folder: pathlib.Path, user: str | None) -> None:
+        self._binaries, self._folder, self._user = binaries, folder, user
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, binaries: pathlib.Path) -> Iterator[PostgresServer]:
+        """A fresh server, ended and removed afterwards."""
+        # Not below pytest's own folder: that one is closed to the user who runs the server.
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="calotype-pg-"))
+        user = _unprivileged_user() if os.geteuid() == 0 else None
+        if user is not None:
+            shutil.chown(folder, user)
+        server = cls(binaries, folder, user)
+        try:
+            server._run("initdb", "-D", str(folder / "data"), "-U", "calotype", "-A", "trust", "-N")
+            server.start()
+            yield server
+        finally:
+            server.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def url(self, database: str = "postgres") -> str:
+        """The address of a database for SQLAlchemy."""
+        return f"postgresql+psycopg://calotype@/{database}?host={self._folder}"
+
+    def start(self) -> None:
+        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(self._binaries / "postgres"),
+                    *("-D", str(self._folder / "data"), "-k", str(self._folder)),
+                    *settings,
+                ],
+                stdout=log,
+                stderr=log,
+                **self._as_user(),
+            )
+        self._wait_until_it_answers()
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends all sessions and shuts down; SIGQUIT leaves at once, as a crash would."""
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(30)
+        self._process = None
+
+    def create_database(self, template: str = "template1") -> str:
+        """Makes a database, a copy of ``template`` (which nobody may be connected to)."""
+        self._databases += 1
+        name = f"calotype_{self._databases}"
+        engine = create_engine(self.url(), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        engine.dispose()
+        return name
+
+    def _wait_until_it_answers(self) -> None:
+        engine = create_engine(self.url())
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with engine.connect():
+                    engine.dispose()
+                    return
+            except OperationalError:
+                dead = self._process is None or self._process.poll() is not None
+                if dead or time.monotonic() > end:
+                    log = (self._folder / "log").read_text(errors="replace")
+                    raise RuntimeError(f"PostgreSQL did not start:\n{log}") from None
+                time.sleep(0.05)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        run = subprocess.run(
+            [str(self._binaries / program), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **self._as_user(),
+        )
+        if run.returncode:
+            raise RuntimeError(f"{program} failed:\n{run.stdout}{run.stderr}")
+
+    def _as_user(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"cwd": str(self._folder)}
+        if self._user is not None:
+            entry = pwd.getpwnam(self._user)
+            options |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        return options
+
+
+def _unprivileged_user() -> str:
+    for name in _UNPRIVILEGED:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise RuntimeError("PostgreSQL needs a user without privileges, such as nobody.")
