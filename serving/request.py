@@ -6,9 +6,10 @@ and the engine all speak of the same objects.
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.errors import CalotypeError, InvalidRequest
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 
 MAX_SEED = 2**63 - 1
+
+SAMPLER_ENTRY_POINTS = "calotype.samplers"
+"""Entry-point group by which an installed package adds samplers."""
+
+SAMPLER_NAMES = ("flow-euler", "flow-heun", "flow-dpmpp-2m", "flow-unipc", "flow-lcm")
+"""The samplers of this package."""
+
+MAX_REFERENCES = 10
+"""Reference pictures of one request."""
+
+
+def sampler_names() -> tuple[str, ...]:
+    """Every sampler that a request may name, those of installed packages included."""
+    added = importlib.metadata.entry_points(group=SAMPLER_ENTRY_POINTS).names
+    return (*SAMPLER_NAMES, *sorted(set(added) - set(SAMPLER_NAMES)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +81,35 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the noise is taken away: steps, distilled guidance, sampler name."""
+    """How the noise is taken away.
+
+    Attributes:
+        guidance_scale: how closely the prompt is followed. With a negative prompt and no
+            ``true_guidance_scale`` it weighs the two passes, else it is told to the denoiser.
+        sigmas: noise levels before the model's shift, falling from at most 1, one for each step;
+            empty for the model's own.
+        true_guidance_scale: weight of prompt against negative prompt, beside the guidance that is
+            told to the denoiser.
+        step_cache: reuse the last step's result where the first block changed by less than this
+            share; 0 never does, 0.1 is gentle.
+    """
 
     steps: int
     guidance_scale: float
     sampler: str = "flow-euler"
+    sigmas: tuple[float, ...] = ()
+    true_guidance_scale: float | None = None
+    step_cache: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Pixels by which a picture is continued beyond its edges."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +132,26 @@ class GenerationRequest:
     """Emit a `Preview` every so many steps; 0 = never."""
     priority: int = 0
     """Higher runs first."""
+    negative_prompt: str | None = None
+    """What the picture shall not show; costs a second denoiser pass a step."""
+    image: str | None = None
+    """Name of the picture to start from; the bytes are given to the engine by this name."""
+    mask: str | None = None
+    """Name of the mask: what it marks is drawn anew, the rest of ``image`` stays as it is."""
+    references: tuple[str, ...] = ()
+    """Names of pictures that the model looks at, at most `MAX_REFERENCES`."""
+    strength: float | None = None
+    """How far ``image`` is noised, above 0 to 1; None is 1 with a mask or margins, else 0.8."""
+    expand: Margins | None = None
+    """Continue ``image`` by these margins; its size with them is ``rendered_size``."""
+    tenant: str = ""
+    """Whose request it is; steps are shared out fairly between tenants."""
+    weight: float = 1.0
+    """The tenant's share of the steps against others."""
+    deadline_seconds: float | None = None
+    """Time from `Engine.add` until the last picture; what cannot keep it fails early."""
+    checkpoint_every: int = 0
+    """Emit a `Checkpoint` every so many steps; 0 = never."""
 
     def to_payload(self) -> dict[str, Any]:
         return {
@@ -107,6 +167,19 @@ class GenerationRequest:
             "loras": [{"id": a.name, "scale": a.scale} for a in self.adapters],
             "preview_every": self.preview_every,
             "priority": self.priority,
+            "sigmas": list(self.sampling.sigmas),
+            "true_guidance_scale": self.sampling.true_guidance_scale,
+            "step_cache": self.sampling.step_cache,
+            "negative_prompt": self.negative_prompt,
+            "image": self.image,
+            "mask": self.mask,
+            "references": list(self.references),
+            "strength": self.strength,
+            "expand": None if self.expand is None else asdict(self.expand),
+            "tenant": self.tenant,
+            "weight": self.weight,
+            "deadline_seconds": self.deadline_seconds,
+            "checkpoint_every": self.checkpoint_every,
         }
 
     @classmethod
@@ -117,13 +190,28 @@ class GenerationRequest:
             size=ImageSize.parse(payload["size"]),
             rendered_size=ImageSize.parse(payload["rendered_size"]),
             sampling=SamplingParams(
-                payload["steps"], payload["guidance_scale"], payload["sampler"]
+                payload["steps"],
+                payload["guidance_scale"],
+                payload["sampler"],
+                tuple(payload.get("sigmas", ())),
+                payload.get("true_guidance_scale"),
+                payload.get("step_cache", 0.0),
             ),
             seed=payload["seed"],
             n=payload["n"],
             adapters=tuple(AdapterRef(a["id"], a["scale"]) for a in payload["loras"]),
             preview_every=payload.get("preview_every", 0),
             priority=payload.get("priority", 0),
+            negative_prompt=payload.get("negative_prompt"),
+            image=payload.get("image"),
+            mask=payload.get("mask"),
+            references=tuple(payload.get("references", ())),
+            strength=payload.get("strength"),
+            expand=Margins(**payload["expand"]) if payload.get("expand") else None,
+            tenant=payload.get("tenant", ""),
+            weight=payload.get("weight", 1.0),
+            deadline_seconds=payload.get("deadline_seconds"),
+            checkpoint_every=payload.get("checkpoint_every", 0),
         )
 
 
@@ -154,6 +242,10 @@ class Finished:
     images: tuple[Pixels, ...]
     denoise_seconds: float
     """Measured time in the denoiser and the decoder, this request's share of each batch."""
+    evaluations: int = 0
+    """Denoiser passes that its pictures took, skipped ones included."""
+    skipped: int = 0
+    """Those of them that reused the last step's result (``step_cache``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +256,13 @@ class Failed:
     error: CalotypeError
 
 
-Event = Progress | Preview | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where the request is after ``step`` steps; `Engine.add` goes on from ``data``."""
+
+    request_id: str
+    step: int
+    data: bytes
+
+
+Event = Progress | Preview | Checkpoint | Finished | Failed

@@ -5,17 +5,24 @@ Called by `engine.Engine.add`; raises before anything is taken in.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.batch import DenoiseState, Row
+from calotype.serving.engine.batch import DenoiseState, Pass, Row
 from calotype.serving.engine.components import Components
+from calotype.serving.engine.conditioning import Conditions
+from calotype.serving.engine.guidance import Guidance, plan_guidance, prompts_of
 from calotype.serving.engine.latents import TokenGrid
+from calotype.serving.engine.noise import NoiseSource
 from calotype.serving.engine.samplers import build_sampler
+from calotype.serving.engine.schedule import Schedule, build_schedule
 from calotype.serving.engine.scheduler import Bucket
+from calotype.serving.engine.step_cache import StepCache
 from calotype.serving.engine.text_encoder import PromptEmbeds
 from calotype.serving.errors import InvalidRequest, NotFound
 from calotype.serving.request import MAX_SEED, GenerationRequest
@@ -24,24 +31,33 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Embeds = PromptEmbeds | NDArray[np.float32] | torch.Tensor
+    """An encoded prompt, [text tokens, joint_attention_dim]."""
+
 
 class Admission:
     """Checks requests against one model.
 
     Args:
         pixels_per_token: side of the square of pixels that one image token stands for.
+        max_steps: most denoise steps of a request.
     """
 
     def __init__(
-        self, components: Components, adapters: AdapterStore, pixels_per_token: int
+        self,
+        components: Components,
+        adapters: AdapterStore,
+        pixels_per_token: int,
+        max_steps: int,
     ) -> None:
         self._components = components
         self._adapters = adapters
         self._side = pixels_per_token
+        self._max_steps = max_steps
         self._joint_dim: int = components.denoiser.config.joint_attention_dim
 
     def prepare(
-        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
+        self, request: GenerationRequest, embeds: Embeds | None, negative: Embeds | None
     ) -> DenoiseState:
         """The state of a request before its first step.
 
@@ -49,6 +65,35 @@ class Admission:
             InvalidRequest: the request cannot be drawn by this model.
             NotFound: it names an adapter that was never loaded.
         """
+        self._check_size(request)
+        _check_numbers(request, self._max_steps)
+        self._check_adapters(request)
+        side, size = self._side, request.rendered_size
+        grid = TokenGrid(size.height // side, size.width // side)
+        two = self._components.settings.needs_two_passes
+        guidance = plan_guidance(request, needs_two_passes=two)
+        encoded = [
+            self._embeds(text, given)
+            for text, given in zip(
+                prompts_of(request, needs_two_passes=two), (embeds, negative), strict=False
+            )
+        ]
+        schedule = build_schedule(
+            self._components.schedule,
+            request.sampling.steps,
+            grid.tokens,
+            self._components.dtype,
+            sigmas=request.sampling.sigmas,
+        )
+        conditions = Conditions()
+        rows = [
+            _row(request, index, schedule, guidance, encoded, conditions)
+            for index in range(request.n)
+        ]
+        bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0])
+        return DenoiseState(request, bucket, grid, rows, schedule.steps)
+
+    def _check_size(self, request: GenerationRequest) -> None:
         side, size = self._side, request.rendered_size
         if min(size.width, size.height) < side or size.width % side or size.height % side:
             raise InvalidRequest(
@@ -57,16 +102,8 @@ class Admission:
                 f"got {size}.",
                 param="size",
             )
-        if request.n < 1:
-            raise InvalidRequest(f"n must be at least 1; got {request.n}.", param="n")
-        if request.sampling.steps < 1:
-            raise InvalidRequest(
-                f"steps must be at least 1; got {request.sampling.steps}.", param="steps"
-            )
-        if not 0 <= request.seed <= MAX_SEED:
-            raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
-        if not math.isfinite(request.sampling.guidance_scale):
-            raise InvalidRequest("guidance_scale must be a finite number.", param="guidance_scale")
+
+    def _check_adapters(self, request: GenerationRequest) -> None:
         known = self._adapters.states() if request.adapters else {}
         for ref in request.adapters:
             if ref.name not in known:
@@ -75,40 +112,19 @@ class Admission:
                 raise InvalidRequest(
                     f"The scale of {ref.name!r} must be a finite number.", param="loras"
                 )
-        grid = TokenGrid(size.height // side, size.width // side)
-        embeds = self._embeds(request, given)
-        rows = [
-            Row(
-                request.id,
-                index,
-                request.seed + index,
-                build_sampler(
-                    request.sampling.sampler,
-                    self._components.schedule,
-                    request.sampling.steps,
-                    grid.tokens,
-                    self._components.dtype,
-                ),
-                request.sampling.guidance_scale,
-                embeds,
-            )
-            for index in range(request.n)
-        ]
-        bucket = Bucket(grid.rows, grid.columns, embeds.shape[0])
-        return DenoiseState(request, bucket, grid, rows)
 
-    def _embeds(
-        self, request: GenerationRequest, given: PromptEmbeds | NDArray[np.float32] | None
-    ) -> torch.Tensor:
+    def _embeds(self, prompt: str, given: Embeds | None) -> torch.Tensor:
         if given is None:
             if self._components.text_encoder is None:
                 raise InvalidRequest(
                     "this engine has no text encoder; give the prompt's embeddings.",
                     param="prompt",
                 )
-            given = self._components.text_encoder.encode([request.prompt])[0]
+            given = self._components.text_encoder.encode([prompt])[0]
         # A copy of an array: those that Ray hands over are read-only shared memory.
-        embeds = given.embeds if isinstance(given, PromptEmbeds) else torch.tensor(given)
+        if isinstance(given, PromptEmbeds):
+            given = given.embeds
+        embeds = given if isinstance(given, torch.Tensor) else torch.tensor(given)
         # The padding is part of the function: shorter embeddings would draw another picture.
         wanted = (self._components.settings.max_sequence_length, self._joint_dim)
         if tuple(embeds.shape) != wanted:
@@ -117,3 +133,72 @@ class Admission:
                 param="prompt",
             )
         return embeds.to(self._components.device, self._components.dtype)
+
+
+def _row(
+    request: GenerationRequest,
+    index: int,
+    schedule: Schedule,
+    guidance: Guidance,
+    encoded: Sequence[torch.Tensor],
+    conditions: Conditions,
+) -> Row:
+    noise = NoiseSource(request.seed + index)
+    share = request.sampling.step_cache
+    passes = tuple(
+        Pass(embeds, guidance.told, StepCache(share) if share else None) for embeds in encoded
+    )
+    return Row(
+        request.id,
+        index,
+        request.seed + index,
+        build_sampler(request.sampling.sampler, schedule, noise),
+        noise,
+        passes,
+        guidance.true,
+        conditions,
+    )
+
+
+def _check_numbers(request: GenerationRequest, max_steps: int) -> None:
+    sampling = request.sampling
+    if request.n < 1:
+        raise InvalidRequest(f"n must be at least 1; got {request.n}.", param="n")
+    if not 1 <= sampling.steps <= max_steps:
+        raise InvalidRequest(
+            f"steps must be 1 to {max_steps}; got {sampling.steps}.", param="steps"
+        )
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
+    finite: Mapping[str, float | None] = {
+        "guidance_scale": sampling.guidance_scale,
+        "true_guidance_scale": sampling.true_guidance_scale,
+        "step_cache": sampling.step_cache,
+    }
+    for name, value in finite.items():
+        if value is not None and not math.isfinite(value):
+            raise InvalidRequest(f"{name} must be a finite number.", param=name)
+    if not 0 <= sampling.step_cache < 1:
+        raise InvalidRequest(
+            f"step_cache must be at least 0 and below 1; got {sampling.step_cache}.",
+            param="step_cache",
+        )
+    _check_sigmas(sampling.sigmas, sampling.steps)
+
+
+def _check_sigmas(sigmas: Sequence[float], steps: int) -> None:
+    if not sigmas:
+        return
+    if len(sigmas) != steps:
+        raise InvalidRequest(
+            f"sigmas must hold one number for each of the {steps} steps; got {len(sigmas)}.",
+            param="sigmas",
+        )
+    # Written so that NaN fails, too.
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    if not (falling and sigmas[0] <= 1 and sigmas[-1] > 0):
+        raise InvalidRequest(
+            "sigmas must fall from at most 1 to above 0, for example [1.0, 0.75, 0.5, 0.25]; got "
+            f"{list(sigmas)}.",
+            param="sigmas",
+        )

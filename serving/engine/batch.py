@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from calotype.serving.engine.conditioning import Conditions
 from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.lora_layers import Adapter, Stack
+from calotype.serving.engine.noise import NoiseSource
 from calotype.serving.engine.samplers import Sampler
 from calotype.serving.engine.scheduler import Bucket
+from calotype.serving.engine.step_cache import StepCache
 from calotype.serving.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -18,13 +22,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
+class Pass:
+    """One run of a picture through the denoiser in a step.
+
+    Attributes:
+        embeds: [text tokens, joint_attention_dim].
+        guidance: what the denoiser is told, where it takes a guidance.
+        cache: what it may reuse of the last step; None never reuses anything.
+    """
+
+    embeds: torch.Tensor
+    guidance: float
+    cache: StepCache | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Row:
     """One picture in the making.
 
     Attributes:
-        embeds: [text tokens, joint_attention_dim].
+        passes: the prompt, and the negative prompt if there is one.
+        true_guidance: weight of the first pass against the second.
+        conditions: what its picture is drawn after, shared by the rows of a request.
         latents: [image tokens, token channels]; None until its first step, so that waiting
             requests cost no memory.
+        start_noise: what it started from, kept where parts of a picture are noised again.
         stack: its adapters; filled in when the request starts.
     """
 
@@ -32,9 +54,12 @@ class Row:
     index: int
     seed: int
     sampler: Sampler
-    guidance: float
-    embeds: torch.Tensor
+    noise: NoiseSource
+    passes: tuple[Pass, ...]
+    true_guidance: float
+    conditions: Conditions
     latents: torch.Tensor | None = None
+    start_noise: torch.Tensor | None = None
     stack: Stack = ()
 
     @property
@@ -47,23 +72,38 @@ class DenoiseState:
     """One request in flight.
 
     Attributes:
+        steps: denoise steps that are run, fewer than the request names where it starts from a
+            picture.
         images: finished pictures by index.
         pinned: adapters to release at the end.
         seconds: its share of the time of every batch that it was in.
         reported: denoise steps told by `Progress` so far.
+        saved: steps at the last checkpoint.
+        deadline: on the engine's clock; None is none.
     """
 
     request: GenerationRequest
     bucket: Bucket
     grid: TokenGrid
     rows: list[Row]
+    steps: int
     images: dict[int, Pixels] = field(default_factory=dict)
     pinned: list[Adapter] = field(default_factory=list)
     seconds: float = 0.0
     reported: int = 0
+    saved: int = 0
+    deadline: float | None = None
 
     @property
     def steps_done(self) -> int:
         """Denoise steps behind the slowest of its pictures."""
-        steps = self.request.sampling.steps
-        return min(r.sampler.done * steps // r.sampler.evaluations for r in self.rows)
+        return min(steps_done(r.sampler, self.steps) for r in self.rows)
+
+    @property
+    def caches(self) -> Sequence[StepCache]:
+        return [p.cache for row in self.rows for p in row.passes if p.cache is not None]
+
+
+def steps_done(sampler: Sampler, steps: int) -> int:
+    """Whole steps that a sampler has behind it; a step may take several evaluations."""
+    return sampler.done * steps // sampler.evaluations

@@ -41,11 +41,14 @@ class ModelSettings:
     Attributes:
         max_sequence_length: text tokens of every prompt, padding included.
         text_encoder_out_layers: hidden states of the text encoder that the denoiser reads.
+        needs_two_passes: the model is not distilled ([klein] base): it follows a prompt only with
+            a second pass for the empty one.
     """
 
     pipeline: str
     max_sequence_length: int
     text_encoder_out_layers: tuple[int, ...]
+    needs_two_passes: bool = False
 
     @property
     def chat_style(self) -> ChatStyle:
@@ -151,11 +154,6 @@ def read_settings(folder: pathlib.Path) -> ModelSettings:
             "Flux2Pipeline and Flux2KleinPipeline."
         )
     klein = name == "Flux2KleinPipeline"
-    if klein and not index.get("is_distilled"):
-        raise ModelLoadFailed(
-            f"{folder / 'model_index.json'} is an undistilled FLUX.2 [klein] base model, which "
-            "needs two passes a step; use the distilled one."
-        )
     own = folder / "calotype.json"
     extra = _read_json(own) if own.exists() else {}
     length = extra.get("max_sequence_length", 512)
@@ -170,7 +168,8 @@ def read_settings(folder: pathlib.Path) -> ModelSettings:
         raise ModelLoadFailed(
             f"{own}: text_encoder_out_layers must be a list of layer numbers, got {layers!r}."
         )
-    return ModelSettings(str(name), length, tuple(layers))
+    two = klein and not index.get("is_distilled", False)
+    return ModelSettings(str(name), length, tuple(layers), two)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

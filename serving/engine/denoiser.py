@@ -1,15 +1,18 @@
-"""Runs rows of one bucket through the denoiser once."""
+"""Runs rows of one bucket through the denoiser once, and steps their latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from calotype.serving.engine.batch import Row
-from calotype.serving.engine.latents import TokenGrid, draw_noise, image_ids, text_ids
+from calotype.serving.engine.batch import Pass, Row
+from calotype.serving.engine.forward import Forward
+from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.lora_layers import LoraLayers
+from calotype.serving.engine.samplers import LinearSampler, step_together
 from calotype.serving.engine.scheduler import Bucket
 
 
@@ -22,7 +25,9 @@ class Denoiser:
         dtype: of latents, as Flux2Pipeline keeps them.
     """
 
-    def __init__(self, model: Any, lora: LoraLayers, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, model: Any, lora: LoraLayers, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
@@ -30,66 +35,100 @@ class Denoiser:
         self.joint_dim: int = model.config.joint_attention_dim
         self._lora = lora
         self._guided: bool = model.config.guidance_embeds
-        self._ids: dict[Bucket, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._running: list[Row] = []
+        self._forward = Forward(model, self._applied)
 
-    def run(self, rows: Sequence[Row], bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocities and the latents they were predicted from, each [rows, tokens, channels]."""
+    def run(
+        self, rows: Sequence[Row], bucket: Bucket, max_passes: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocities and the latents they were predicted from, each [rows, tokens, channels].
+
+        Args:
+            max_passes: passes that are run at once; a row with a negative prompt has two.
+        """
         for row in rows:
             if row.latents is None:
-                grid = TokenGrid(bucket.rows, bucket.columns)
-                noise = draw_noise(row.seed, grid, self.token_channels, self.dtype)
-                row.latents = noise.to(self.device)
+                self._start(row, bucket)
         latents = _stacked([row.latents for row in rows if row.latents is not None])
-        embeds = _stacked([row.embeds for row in rows])
-        times = [row.sampler.timestep for row in rows]
-        timestep = torch.tensor(times, dtype=self.dtype, device=self.device)
+        # All prompts first, then the negative prompts, so that the rows stay where they are.
+        second = [i for i, row in enumerate(rows) if len(row.passes) > 1]
+        passes = [(row, row.passes[0]) for row in rows] + [
+            (rows[i], rows[i].passes[1]) for i in second
+        ]
+        hidden = latents if not second else torch.cat([latents, latents[second]])
+        limit = max_passes or len(passes)
+        parts = [
+            self._predict(passes[begin : begin + limit], hidden[begin : begin + limit], bucket)
+            for begin in range(0, len(passes), limit)
+        ]
+        velocity = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if second:
+            weights = [rows[i].true_guidance - 1 for i in second]
+            first, other = velocity[: len(rows)], velocity[len(rows) :]
+            over = torch.tensor(weights, dtype=velocity.dtype).to(self.device).view(-1, 1, 1)
+            place = torch.tensor(second).to(self.device)
+            velocity = first.index_add(0, place, over * (first[place] - other))
+        return velocity, latents
+
+    def _predict(
+        self, passes: Sequence[tuple[Row, Pass]], hidden: torch.Tensor, bucket: Bucket
+    ) -> torch.Tensor:
+        if bucket.references:
+            seen = [row.conditions.references for row, _ in passes]
+            hidden = torch.cat([hidden, _stacked([s for s in seen if s is not None])], dim=1)
+        times = [row.sampler.timestep for row, _ in passes]
         guidance = None
         if self._guided:
-            scales = [row.guidance for row in rows]
-            guidance = torch.tensor(scales, dtype=torch.float32, device=self.device)
-        picture_ids, words_ids = self._position_ids(bucket)
-        with self._lora.applied([row.stack for row in rows]):
-            velocity: torch.Tensor = self.model(
-                hidden_states=latents,
-                timestep=timestep,
-                guidance=guidance,
-                encoder_hidden_states=embeds,
-                txt_ids=words_ids,
-                img_ids=picture_ids,
-                return_dict=False,
-            )[0]
-        return velocity, latents
+            scales = [one.guidance for _, one in passes]
+            guidance = torch.tensor(scales, dtype=torch.float32).to(self.device)
+        self._running = [row for row, _ in passes]
+        return self._forward(
+            hidden,
+            torch.tensor(times, dtype=self.dtype).to(self.device),
+            guidance,
+            _stacked([one.embeds for _, one in passes]),
+            bucket,
+            [one.cache for _, one in passes],
+        )
+
+    def _applied(self, places: Sequence[int]) -> AbstractContextManager[None]:
+        return self._lora.applied([self._running[i].stack for i in places])
+
+    def _start(self, row: Row, bucket: Bucket) -> None:
+        grid = TokenGrid(bucket.rows, bucket.columns)
+        noise = row.noise.first(grid, self.token_channels, self.dtype).to(self.device)
+        row.latents = row.conditions.noised(noise, row.sampler.sigma)
+        if row.conditions.redraw is not None:
+            row.start_noise = noise
 
     def advance(
         self, rows: Sequence[Row], velocity: torch.Tensor, latents: torch.Tensor
-    ) -> list[bool]:
-        """Steps every row by its own sampler; says for each whether its latents are finite."""
-        deltas = [row.sampler.linear_step() for row in rows]
-        if None in deltas:
-            stepped = torch.stack(
-                [row.sampler.step(velocity[i], latents[i]) for i, row in enumerate(rows)]
+    ) -> list[tuple[Row, Exception]]:
+        """Steps every row by its own sampler; returns the rows whose sampler failed."""
+        groups: dict[int, list[int]] = {}
+        failed: list[tuple[Row, Exception]] = []
+        for i, row in enumerate(rows):
+            sampler = row.sampler
+            if isinstance(sampler, LinearSampler):
+                groups.setdefault(sampler.plan.remembered, []).append(i)
+                continue
+            try:
+                row.latents = sampler.step(velocity[i], latents[i])
+            except Exception as error:  # code of somebody else's package
+                failed.append((row, error))
+        for places in groups.values():
+            everyone = len(places) == len(rows)
+            stepped = step_together(
+                [s for i in places if isinstance(s := rows[i].sampler, LinearSampler)],
+                velocity if everyone else velocity[places],
+                latents if everyone else latents[places],
             )
-        else:
-            delta = torch.tensor(deltas, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-            # As the diffusers scheduler rounds: the product in the model's dtype, the sum in
-            # float32.
-            stepped = (latents.float() + (delta * velocity).to(velocity.dtype)).to(velocity.dtype)
-            for row in rows:
-                row.sampler.advance()
-        for row, latent in zip(rows, stepped.unbind(), strict=True):
-            row.latents = latent
-        # The one wait for the device in a step. It also keeps the host from running ahead, so
-        # that an abort is honoured at the next step and not after fifty queued ones.
-        finite: list[bool] = stepped.isfinite().flatten(1).all(1).tolist()
-        return finite
-
-    def _position_ids(self, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self._ids.get(bucket)
-        if found is None:
-            grid = TokenGrid(bucket.rows, bucket.columns)
-            found = (image_ids(grid).to(self.device), text_ids(bucket.text_tokens).to(self.device))
-            self._ids[bucket] = found
-        return found
+            for i, latent in zip(places, stepped.unbind(), strict=True):
+                rows[i].latents = latent
+        for row in rows:
+            if row.start_noise is not None and row.latents is not None:
+                row.latents = row.conditions.kept(row.latents, row.start_noise, row.sampler.sigma)
+        return failed
 
 
 def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -20,17 +20,11 @@ from calotype.serving.engine.batch import DenoiseState, Row
 from calotype.serving.engine.components import Components
 from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.denoiser import Denoiser
+from calotype.serving.engine.guidance import prompts_of
 from calotype.serving.engine.latents import TokenGrid
-from calotype.serving.engine.scheduler import Bucket, StepScheduler
-from calotype.serving.engine.text_encoder import PromptEmbeds
-from calotype.serving.errors import (
-    CalotypeError,
-    Cancelled,
-    EngineError,
-    InvalidRequest,
-    NonFiniteLatents,
-    OutOfMemory,
-)
+from calotype.serving.engine.scheduler import StepScheduler
+from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, typed
+from calotype.serving.errors import CalotypeError, Cancelled, InvalidRequest, NonFiniteLatents
 from calotype.serving.request import (
     Event,
     Failed,
@@ -41,8 +35,7 @@ from calotype.serving.request import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from calotype.serving.engine.admission import Embeds
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +51,10 @@ class Engine:
 
     Args:
         components: a model with denoiser and VAE, and its text encoder if `add` shall encode.
-        max_batch_rows: pictures that share one denoise step.
+        max_batch_rows: denoiser passes that share one step.
         adapters: the LoRA adapters that requests may name; an empty store if None.
         torch_threads: threads of torch in this process; None leaves torch's own choice.
+        max_steps: most denoise steps of a request.
     """
 
     def __init__(
@@ -70,6 +64,7 @@ class Engine:
         max_batch_rows: int = 8,
         adapters: AdapterStore | None = None,
         torch_threads: int | None = None,
+        max_steps: int = 1000,
     ) -> None:
         if components.denoiser is None or components.vae is None:
             raise ValueError("the engine needs components with denoiser and vae")
@@ -77,14 +72,15 @@ class Engine:
             torch.set_num_threads(torch_threads)
         self.components = components
         self.adapters = adapters or AdapterStore(components.denoiser)
-        self.denoiser_seconds = 0.0
-        """Time spent inside the denoiser so far."""
         self._denoiser = Denoiser(
             components.denoiser, self.adapters.layers, components.device, components.dtype
         )
         self._decoder = Decoder(components.vae)
-        self._admission = Admission(components, self.adapters, self._decoder.pixels_per_token)
+        self._admission = Admission(
+            components, self.adapters, self._decoder.pixels_per_token, max_steps
+        )
         self._scheduler = StepScheduler(max_batch_rows)
+        self._runner = StepRunner(self._denoiser, self._scheduler)
         self._lock = threading.Lock()
         self._arrived: list[DenoiseState] = []
         self._aborted: set[str] = set()
@@ -92,6 +88,7 @@ class Engine:
         # What follows is touched by the stepping thread only.
         self._pending: list[DenoiseState] = []
         self._states: dict[str, DenoiseState] = {}
+        self._unchecked: FiniteCheck | None = None
 
     @property
     def has_work(self) -> bool:
@@ -99,21 +96,33 @@ class Engine:
         with self._lock:
             return bool(self._known)
 
+    @property
+    def denoiser_seconds(self) -> float:
+        """Time spent in the denoiser so far."""
+        return self._runner.seconds
+
+    def prompts_of(self, request: GenerationRequest) -> tuple[str, ...]:
+        """The texts whose embeddings `add` wants: the prompt, and the negative one if it runs."""
+        return prompts_of(request, needs_two_passes=self.components.settings.needs_two_passes)
+
     def add(
         self,
         request: GenerationRequest,
-        embeds: PromptEmbeds | NDArray[np.float32] | None = None,
+        embeds: Embeds | None = None,
+        *,
+        negative: Embeds | None = None,
     ) -> None:
         """Takes a request in; it starts at the next `step`.
 
         Args:
             embeds: the encoded prompt, [text tokens, joint_attention_dim]; None encodes it here.
+            negative: the encoded negative prompt, likewise.
 
         Raises:
             InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
             NotFound: it names an adapter that was never loaded.
         """
-        state = self._admission.prepare(request, embeds)
+        state = self._admission.prepare(request, embeds, negative)
         with self._lock:
             if request.id in self._known:
                 raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
@@ -133,23 +142,32 @@ class Engine:
         self._take_in(events)
         batch = self._scheduler.next_batch()
         if batch is None:
+            self._settle(events)
             if self._pending and not events:
                 self.adapters.wait_for_change(_ADAPTER_WAIT)
             return events
         rows = [self._states[r.request_id].rows[r.index] for r in batch.rows]
         started = time.perf_counter()
-        done = self._denoise(rows, batch.bucket, events)
+        outcome = self._runner.run(rows, batch.bucket)
+        self._settle(events)  # of the step before
+        for row, error in outcome.failed:
+            if row.request_id in self._states:
+                state = self._states[row.request_id]
+                self._fail(state, typed(error, state.request), events)
         self._scheduler.completed(batch)
+        if outcome.stepped:
+            self._unchecked = FiniteCheck([done.row for done in outcome.stepped])
         # An abort that came during the step saves the decode.
         self._honour_aborts(events)
-        done = [row for row in done if row.request_id in self._states]
-        self._decode([row for row in done if row.finished], events)
+        if any(self._is_shown(done) for done in outcome.stepped):
+            self._settle(events)
+        self._show(outcome.stepped, events)
         seconds = (time.perf_counter() - started) / len(rows)
         for row in rows:
-            state = self._states.get(row.request_id)
-            if state is not None:
-                state.seconds += seconds
-        for request_id in dict.fromkeys(row.request_id for row in done):
+            alive = self._states.get(row.request_id)
+            if alive is not None:
+                alive.seconds += seconds
+        for request_id in dict.fromkeys(done.row.request_id for done in outcome.stepped):
             self._report(request_id, events)
         return events
 
@@ -176,6 +194,7 @@ class Engine:
                 state.bucket,
                 rows=len(state.rows),
                 evaluations=state.rows[0].sampler.evaluations,
+                passes=len(state.rows[0].passes),
                 priority=state.request.priority,
             )
 
@@ -206,53 +225,40 @@ class Engine:
             if state is not None:
                 self._fail(state, Cancelled("The request was cancelled."), events)
 
-    # One step
+    # After a step
 
-    def _denoise(self, rows: Sequence[Row], bucket: Bucket, events: list[Event]) -> list[Row]:
-        """Steps the rows; returns those that went well and fails the requests of the others.
-
-        A batch that raises is run again row by row, so that only the culprit fails.
-        """
-        started = time.perf_counter()
-        try:
-            velocity, latents = self._denoiser.run(rows, bucket)
-            sigmas = [row.sampler.sigma for row in rows]
-            finite = self._denoiser.advance(rows, velocity, latents)
-        except Exception as error:
-            state = self._states.get(rows[0].request_id)
-            if len(rows) == 1:
-                if state is not None:
-                    self._fail(state, _typed(error, state.request), events)
-                return []
-            logger.warning("a batch of %d rows failed and is run row by row: %r", len(rows), error)
-            if _is_out_of_memory(error):
-                self._scheduler.limit_rows(bucket, len(rows) // 2)
-            return [done for row in rows for done in self._denoise([row], bucket, events)]
-        finally:
-            self.denoiser_seconds += time.perf_counter() - started
-        good: list[Row] = []
-        for i, row in enumerate(rows):
+    def _settle(self, events: list[Event]) -> None:
+        """Waits for the last step and fails the requests whose numbers are no longer finite."""
+        check, self._unchecked = self._unchecked, None
+        for row in check.broken() if check is not None else ():
             state = self._states.get(row.request_id)
-            if state is None:
-                continue
-            if not finite[i]:
-                message = f"The model produced no finite numbers at step {state.steps_done}."
+            if state is not None:
+                message = f"The model produced no finite numbers by step {state.steps_done}."
                 self._fail(state, NonFiniteLatents(message), events)
-                continue
-            good.append(row)
-            every = state.request.preview_every
-            if every and not row.finished and row.sampler.done % every == 0:
-                estimate = latents[i] - sigmas[i] * velocity[i]
-                self._preview(state, row, estimate, events)
-        return [row for row in good if row.request_id in self._states]
 
-    def _preview(
-        self, state: DenoiseState, row: Row, estimate: torch.Tensor, events: list[Event]
-    ) -> None:
+    def _is_shown(self, done: Stepped) -> bool:
+        return done.row.finished or self._wants_preview(done)
+
+    def _wants_preview(self, done: Stepped) -> bool:
+        state = self._states.get(done.row.request_id)
+        every = 0 if state is None else state.request.preview_every
+        return every > 0 and not done.row.finished and done.row.sampler.done % every == 0
+
+    def _show(self, stepped: Sequence[Stepped], events: list[Event]) -> None:
+        """Decodes previews and finished pictures."""
+        for done in stepped:
+            if self._wants_preview(done):
+                self._preview(done, events)
+        self._decode(
+            [d.row for d in stepped if d.row.finished and d.row.request_id in self._states], events
+        )
+
+    def _preview(self, done: Stepped, events: list[Event]) -> None:
+        row, state = done.row, self._states[done.row.request_id]
         try:
-            pixels = self._decoder.decode(estimate.unsqueeze(0), state.grid)[0]
+            pixels = self._decoder.decode(done.estimate().unsqueeze(0), state.grid)[0]
         except Exception as error:
-            self._fail(state, _typed(error, state.request), events)
+            self._fail(state, typed(error, state.request), events)
             return
         events.append(Preview(state.request.id, row.index, row.sampler.done, pixels))
 
@@ -272,7 +278,7 @@ class Engine:
             if len(rows) == 1:
                 state = self._states.get(rows[0].request_id)
                 if state is not None:
-                    self._fail(state, _typed(error, state.request), events)
+                    self._fail(state, typed(error, state.request), events)
                 return
             logger.warning("decoding %d pictures failed, trying one by one: %r", len(rows), error)
             for row in rows:
@@ -291,11 +297,13 @@ class Engine:
         steps = state.steps_done
         if steps > state.reported:
             state.reported = steps
-            events.append(Progress(request_id, steps, state.request.sampling.steps))
+            events.append(Progress(request_id, steps, state.steps))
         if len(state.images) == len(state.rows):
             images = tuple(state.images[i] for i in range(len(state.rows)))
             self._end(state)
-            events.append(Finished(request_id, images, state.seconds))
+            passes = sum(r.sampler.evaluations * len(r.passes) for r in state.rows)
+            skipped = sum(cache.used for cache in state.caches)
+            events.append(Finished(request_id, images, state.seconds, passes, skipped))
 
     def _fail(self, state: DenoiseState, error: CalotypeError, events: list[Event]) -> None:
         self._end(state)
@@ -315,23 +323,3 @@ class Engine:
         for adapter in state.pinned:
             self.adapters.release(adapter)
         state.pinned = []
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError that names its allocator.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
-def _typed(error: Exception, request: GenerationRequest) -> CalotypeError:
-    if isinstance(error, CalotypeError):
-        return error
-    if _is_out_of_memory(error):
-        return OutOfMemory(
-            f"There is not enough memory for a picture of {request.rendered_size}; "
-            "ask for a smaller size.",
-            param="size",
-        )
-    logger.error("the request %s failed", request.id, exc_info=error)
-    return EngineError(f"The model failed on this request: {type(error).__name__}.")

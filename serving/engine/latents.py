@@ -1,4 +1,4 @@
-"""Shapes, position ids, seeded noise and normalisation of FLUX.2 latents.
+"""Shapes, position ids and normalisation of FLUX.2 latents.
 
 Free functions over tensors, equal to the static methods of diffusers' Flux2Pipeline. Words:
 *latents* are [channels, height / 8, width / 8] for the VAE; 2 x 2 of their pixels, side by side in
@@ -22,18 +22,6 @@ class TokenGrid:
     @property
     def tokens(self) -> int:
         return self.rows * self.columns
-
-
-def draw_noise(seed: int, grid: TokenGrid, token_channels: int, dtype: torch.dtype) -> torch.Tensor:
-    """Noise of one picture, packed: [tokens, token_channels], on the CPU.
-
-    The numbers that Flux2Pipeline draws for ``generator=torch.Generator("cpu").manual_seed(seed)``:
-    drawn on the CPU whatever the device, so that a seed means the same picture everywhere, and in
-    ``dtype``, because torch draws other numbers in bfloat16 than in float32.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    shape = (1, token_channels, grid.rows, grid.columns)
-    return pack(torch.randn(shape, generator=generator, dtype=dtype))[0]
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -61,10 +49,15 @@ def unpatchify(latents: torch.Tensor) -> torch.Tensor:
     return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, channels // 4, 2 * rows, 2 * columns)
 
 
-def image_ids(grid: TokenGrid) -> torch.Tensor:
-    """(0, row, column, 0) of every image token: int64 [tokens, 4]."""
+def image_ids(grid: TokenGrid, time: int = 0) -> torch.Tensor:
+    """(time, row, column, 0) of every image token: int64 [tokens, 4].
+
+    Args:
+        time: 0 for the picture that is drawn, 10, 20, ... for reference pictures.
+    """
     zero = torch.zeros(1, dtype=torch.int64)
-    return torch.cartesian_prod(zero, torch.arange(grid.rows), torch.arange(grid.columns), zero)
+    place = torch.arange(grid.rows), torch.arange(grid.columns)
+    return torch.cartesian_prod(torch.tensor([time]), *place, zero)
 
 
 def text_ids(length: int) -> torch.Tensor:

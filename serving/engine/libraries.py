@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 _DENOISER = "diffusers.models.transformers.transformer_flux2"
 _VAE = "diffusers.models.autoencoders.autoencoder_kl_flux2"
 _FLOW_EULER = "diffusers.schedulers.scheduling_flow_match_euler_discrete"
+_FLOW_HEUN = "diffusers.schedulers.scheduling_flow_match_heun_discrete"
+_DPM_SOLVER = "diffusers.schedulers.scheduling_dpmsolver_multistep"
+_UNIPC = "diffusers.schedulers.scheduling_unipc_multistep"
 _LORA = "diffusers.loaders.lora_conversion_utils"
 
 _COPY = "calotype_diffusers"
@@ -58,6 +61,21 @@ def flow_euler_class() -> Any:
     return _module(_FLOW_EULER).FlowMatchEulerDiscreteScheduler
 
 
+def flow_heun_class() -> Any:
+    """diffusers' FlowMatchHeunDiscreteScheduler."""
+    return _module(_FLOW_HEUN).FlowMatchHeunDiscreteScheduler
+
+
+def dpm_solver_class() -> Any:
+    """diffusers' DPMSolverMultistepScheduler."""
+    return _module(_DPM_SOLVER).DPMSolverMultistepScheduler
+
+
+def unipc_class() -> Any:
+    """diffusers' UniPCMultistepScheduler."""
+    return _module(_UNIPC).UniPCMultistepScheduler
+
+
 def lora_converter(form: str) -> Any:
     """diffusers' converter of FLUX.2 LoRA keys: of "kohya" or of "diffusion_model" files."""
     name = {
@@ -77,6 +95,8 @@ def _module(name: str) -> types.ModuleType:
             except (ImportError, AttributeError, TypeError, RuntimeError) as fault:
                 logger.warning("diffusers cannot be imported in part, importing all: %r", fault)
                 return importlib.import_module(name)
+        if name not in _private:
+            _private[name] = importlib.import_module(_COPY + name.removeprefix("diffusers"))
         return _private[name]
 
 

@@ -81,13 +81,16 @@ class LoraLayers:
 
     @contextmanager
     def applied(self, stacks: Sequence[Stack]) -> Iterator[None]:
-        """Within, the denoiser draws row i with ``stacks[i]``. One thread at a time."""
-        if any(stacks):
-            self._active = self._plan(stacks)
+        """Within, the denoiser draws row i with ``stacks[i]``. One thread at a time.
+
+        May be nested, for a part of the rows.
+        """
+        before = self._active
+        self._active = self._plan(stacks) if any(stacks) else None
         try:
             yield
         finally:
-            self._active = None
+            self._active = before
 
     def _plan(self, stacks: Sequence[Stack]) -> _Plan:
         key = tuple(tuple((id(adapter), scale) for adapter, scale in s) for s in stacks)

@@ -25,16 +25,19 @@ class Bucket:
         rows: rows of image tokens.
         columns: columns of image tokens.
         text_tokens: text tokens, padding included.
+        references: rows and columns of image tokens of each reference picture.
     """
 
     rows: int
     columns: int
     text_tokens: int
+    references: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
-        """Tokens that one row puts through the denoiser: the unit of work."""
-        return self.rows * self.columns + self.text_tokens
+        """Tokens that one pass puts through the denoiser: the unit of work."""
+        seen = sum(rows * columns for rows, columns in self.references)
+        return self.rows * self.columns + self.text_tokens + seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class _Entry:
     bucket: Bucket
     priority: int
     evaluations: int
+    passes: int
     arrival: int
     done: list[int]
     waited: float = 0.0
@@ -75,7 +79,7 @@ class _Entry:
     @property
     def work_left(self) -> int:
         left = sum(self.evaluations - done for done in self.done)
-        return left * self.bucket.tokens
+        return left * self.passes * self.bucket.tokens
 
     @property
     def key(self) -> tuple[int, float, int]:
@@ -113,16 +117,29 @@ class StepScheduler:
         return request_id in self._entries
 
     def add(
-        self, request_id: str, bucket: Bucket, *, rows: int, evaluations: int, priority: int = 0
+        self,
+        request_id: str,
+        bucket: Bucket,
+        *,
+        rows: int,
+        evaluations: int,
+        passes: int = 1,
+        priority: int = 0,
     ) -> None:
-        """Queues a request of ``rows`` pictures with ``evaluations`` denoiser calls each."""
+        """Queues a request.
+
+        Args:
+            rows: pictures.
+            evaluations: denoiser calls of each picture.
+            passes: denoiser passes of each call; two with a negative prompt.
+        """
         if request_id in self._entries:
             raise ValueError(f"request {request_id!r} is already scheduled")
         if rows < 1 or evaluations < 1:
             raise ValueError("rows and evaluations must be at least 1")
         self._arrivals += 1
         self._entries[request_id] = _Entry(
-            request_id, bucket, priority, evaluations, self._arrivals, [0] * rows
+            request_id, bucket, priority, evaluations, passes, self._arrivals, [0] * rows
         )
 
     def remove(self, request_id: str) -> None:
@@ -132,6 +149,10 @@ class StepScheduler:
     def limit_rows(self, bucket: Bucket, rows: int) -> None:
         """Lowers the rows of a bucket's steps, after the device ran out of memory."""
         self._bucket_rows[bucket] = max(1, rows)
+
+    def row_limit(self, bucket: Bucket) -> int:
+        """Passes that share a step of this bucket."""
+        return self._bucket_rows.get(bucket, self._max_batch_rows)
 
     @property
     def running_rows(self) -> int:
@@ -146,19 +167,24 @@ class StepScheduler:
         if not ready:
             return None
         bucket = ready[0].bucket
-        limit = self._bucket_rows.get(bucket, self._max_batch_rows)
-        rows = [
-            StepRow(entry.request_id, index, entry.done[index])
-            for entry in ready
-            if entry.bucket == bucket
-            for index in entry.open_rows
-        ]
-        return StepBatch(bucket, tuple(rows[:limit]))
+        limit = self.row_limit(bucket)
+        rows: list[StepRow] = []
+        for entry in ready:
+            for index in entry.open_rows if entry.bucket == bucket else ():
+                if rows and limit < entry.passes:
+                    return StepBatch(bucket, tuple(rows))
+                rows.append(StepRow(entry.request_id, index, entry.done[index]))
+                limit -= entry.passes
+        return StepBatch(bucket, tuple(rows))
 
     def completed(self, batch: StepBatch) -> None:
         """Counts a batch that was run; rows of removed requests are ignored."""
         served = {row.request_id for row in batch.rows}
-        work = len(batch.rows) * batch.bucket.tokens
+        work = batch.bucket.tokens * sum(
+            self._entries[row.request_id].passes
+            for row in batch.rows
+            if row.request_id in self._entries
+        )
         for entry in self._entries.values():
             entry.waited = 0.0 if entry.request_id in served else entry.waited + work
         for row in batch.rows:

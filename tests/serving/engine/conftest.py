@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,11 @@ def _load_oracle(folder: pathlib.Path) -> Any:
         "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
         "transformer": Flux2Transformer2DModel.from_pretrained(folder / "transformer"),
     }
-    pipeline = Flux2KleinPipeline(**parts, is_distilled=True) if klein else Flux2Pipeline(**parts)
+    if klein:
+        distilled = json.loads((folder / "model_index.json").read_text())["is_distilled"]
+        pipeline = Flux2KleinPipeline(**parts, is_distilled=distilled)
+    else:
+        pipeline = Flux2Pipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -97,6 +102,7 @@ def _draw_with(
     steps: int = 4,
     guidance: float = 3.0,
     seed: int = 7,
+    **other: Any,
 ) -> np.ndarray:
     """One picture of diffusers' pipeline: float32 [height, width, 3] in 0..1."""
     images = pipeline(
@@ -109,6 +115,7 @@ def _draw_with(
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         text_encoder_out_layers=OUT_LAYERS,
         output_type="np",
+        **other,
     ).images
     return np.asarray(images[0])
 
@@ -122,6 +129,9 @@ def _make_request(
     guidance: float = 3.0,
     seed: int = 7,
     sampler: str = "flow-euler",
+    sigmas: tuple[float, ...] = (),
+    true_guidance: float | None = None,
+    step_cache: float = 0.0,
     adapters: tuple[AdapterRef, ...] = (),
     **other: Any,
 ) -> GenerationRequest:
@@ -130,7 +140,7 @@ def _make_request(
         prompt=prompt,
         size=ImageSize(*size),
         rendered_size=ImageSize(*size),
-        sampling=SamplingParams(steps, guidance, sampler),
+        sampling=SamplingParams(steps, guidance, sampler, sigmas, true_guidance, step_cache),
         seed=seed,
         adapters=adapters,
         **other,
@@ -143,6 +153,7 @@ class Drawn:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.floats: dict[tuple[str, int], np.ndarray] = {}
+        self.latents: dict[tuple[str, int], torch.Tensor] = {}
 
     def of(self, kind: type, request_id: str) -> list[Any]:
         return [e for e in self.events if isinstance(e, kind) and e.request_id == request_id]
@@ -165,16 +176,20 @@ class WatchedEngine(Engine):
         super().__init__(*args, **kwargs)
         self.drawn = Drawn()
         self.batches: list[int] = []
+        run = self._runner._run
+
+        def watched(rows: Any, bucket: Any, outcome: Any) -> None:
+            self.batches.append(len(rows))
+            run(rows, bucket, outcome)
+
+        self._runner._run = watched  # type: ignore[method-assign]
 
     def _decode_together(self, rows: Any, grid: Any, events: Any) -> None:
         for row in rows:
             picture = self._decoder.decode_float(row.latents.unsqueeze(0), grid)[0]
             self.drawn.floats[row.request_id, row.index] = picture
+            self.drawn.latents[row.request_id, row.index] = row.latents.clone()
         super()._decode_together(rows, grid, events)
-
-    def _denoise(self, rows: Any, bucket: Any, events: Any) -> Any:
-        self.batches.append(len(rows))
-        return super()._denoise(rows, bucket, events)
 
     def step(self) -> list[Event]:
         events = super().step()

@@ -96,10 +96,6 @@ FAULTS = {
         lambda f: edited(f / "model_index.json", _class_name="FluxPipeline"),
         "names the pipeline 'FluxPipeline'",
     ),
-    "undistilled klein": (
-        lambda f: edited(f / "model_index.json", _class_name="Flux2KleinPipeline"),
-        "undistilled",
-    ),
     "another denoiser": (
         lambda f: edited(f / "transformer" / "config.json", _class_name="FluxTransformer2DModel"),
         "names 'FluxTransformer2DModel'",

@@ -123,9 +123,9 @@ def test_abort_during_the_last_step_saves_the_decode(engine, make_request, monke
     engine.add(make_request(steps=1))
     run = engine._denoiser.run
 
-    def aborted_meanwhile(rows, bucket):
+    def aborted_meanwhile(*batch):
         engine.abort("r")
-        return run(rows, bucket)
+        return run(*batch)
 
     monkeypatch.setattr(engine._denoiser, "run", aborted_meanwhile)
     drawn = engine.run()
@@ -149,11 +149,11 @@ def poisoned(engine, seed, fault):
     """Makes the denoiser fail whenever a row of this seed is in its batch."""
     run = engine._denoiser.run
 
-    def run_or_fail(rows, bucket):
+    def run_or_fail(rows, *more):
         hit = [i for i, row in enumerate(rows) if row.seed == seed and row.sampler.done == 1]
         if hit and isinstance(fault, BaseException):
             raise fault
-        velocity, latents = run(rows, bucket)
+        velocity, latents = run(rows, *more)
         for i in hit:
             velocity[i, 0, 0] = fault
         return velocity, latents
@@ -218,10 +218,10 @@ def test_decoder_failure_fails_only_its_request(engine, make_request, monkeypatc
 def test_memory_runs_out_once_and_later_batches_are_smaller(engine, make_request, monkeypatch):
     run = engine._denoiser.run
 
-    def two_at_most(rows, bucket):
+    def two_at_most(rows, *more):
         if len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(rows, bucket)
+        return run(rows, *more)
 
     monkeypatch.setattr(engine._denoiser, "run", two_at_most)
     for i in range(4):

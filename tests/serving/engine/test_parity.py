@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from calotype.serving.engine.components import load_components
-from calotype.serving.engine.samplers import build_sampler
 from calotype.serving.engine.text_encoder import SYSTEM_MESSAGE
 from calotype.serving.testing_models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
@@ -142,26 +141,3 @@ def test_system_message_is_flux2s():
     from diffusers.pipelines.flux2 import system_messages
 
     assert SYSTEM_MESSAGE == system_messages.SYSTEM_MESSAGE
-
-
-def test_sampler_steps_as_the_diffusers_scheduler_does(components):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
-
-    steps, tokens = 5, 4500
-    theirs = FlowMatchEulerDiscreteScheduler(**components.schedule)
-    theirs.set_timesteps(
-        sigmas=np.linspace(1.0, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps)
-    )
-    ours = build_sampler("flow-euler", components.schedule, steps, tokens, torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    latents = expected = torch.randn(6, 4, generator=generator)
-    for i, timestep in enumerate(theirs.timesteps):
-        velocity = torch.randn(6, 4, generator=generator)
-        assert ours.timestep == pytest.approx(float(timestep) / 1000, abs=1e-7)
-        assert ours.sigma == pytest.approx(float(theirs.sigmas[i]), abs=1e-7)
-        assert ours.linear_step() is not None
-        latents = ours.step(velocity, latents)
-        expected = theirs.step(velocity, timestep, expected, return_dict=False)[0]
-        torch.testing.assert_close(latents, expected, atol=1e-6, rtol=0)
-    assert ours.done == ours.evaluations == steps

@@ -1,0 +1,176 @@
+"""The forward pass of diffusers' Flux2Transformer2DModel, taken apart.
+
+Its modules and weights are diffusers'; only their order is written here again, so that rotary
+tables are made once per shape and not once per step, reference tokens are not put through the
+output layers, and blocks can be left out (`step_cache`). A test holds it to the model's own
+forward.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calotype.serving.engine.latents import TokenGrid, image_ids, text_ids
+from calotype.serving.engine.scheduler import Bucket
+from calotype.serving.engine.step_cache import StepCache, fitting
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, each [text and image tokens, head width]."""
+
+_LAYOUTS_KEPT = 32
+
+
+class Forward:
+    """Runs passes of one bucket through the denoiser.
+
+    Args:
+        model: diffusers' Flux2Transformer2DModel.
+        applied: puts the adapters of the given passes (their places in the batch) on the model;
+            needed where only a part of a batch runs through some blocks.
+    """
+
+    def __init__(
+        self, model: Any, applied: Callable[[Sequence[int]], AbstractContextManager[None]]
+    ) -> None:
+        self._model = model
+        self._doubles = list(model.transformer_blocks)
+        self._singles = list(model.single_transformer_blocks)
+        self._applied = applied
+        self._layouts: OrderedDict[Bucket, Rotary] = OrderedDict()
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        embeds: torch.Tensor,
+        bucket: Bucket,
+        caches: Sequence[StepCache | None] = (),
+    ) -> torch.Tensor:
+        """Velocities of the pictures' own tokens, [passes, tokens, channels].
+
+        Args:
+            hidden: latents and behind them reference tokens, [passes, image tokens, channels].
+            timestep: [passes], 1 is noise.
+            guidance: [passes], or None for a model that takes none.
+            embeds: [passes, text tokens, joint_attention_dim].
+            caches: of each pass; empty if there are none.
+        """
+        model = self._model
+        everyone = range(len(hidden))
+        dtype = hidden.dtype
+        with self._applied(everyone):
+            told = None if guidance is None else guidance.to(dtype) * 1000
+            time = model.time_guidance_embed(timestep.to(dtype) * 1000, told)
+            blocks = _Blocks(
+                self._doubles,
+                self._singles,
+                self._rotary(bucket, hidden.device),
+                model.double_stream_modulation_img(time),
+                model.double_stream_modulation_txt(time),
+                model.single_stream_modulation(time),
+            )
+            image, text = model.x_embedder(hidden), model.context_embedder(embeds)
+            if any(cache is not None for cache in caches):
+                image = self._through_caches(blocks, image, text, caches)
+            else:
+                image = blocks.rest(*blocks.first(image, text))
+            tokens = bucket.rows * bucket.columns
+            out: torch.Tensor = model.proj_out(model.norm_out(image[:, :tokens], time))
+        return out
+
+    def _through_caches(
+        self,
+        blocks: _Blocks,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        caches: Sequence[StepCache | None],
+    ) -> torch.Tensor:
+        after, text = blocks.first(image, text)
+        first = after - image
+        fits = fitting(caches, first)
+        run = [i for i, fit in enumerate(fits) if not fit]
+        out = after.clone()
+        if run:
+            with self._applied(run):
+                out[run] = blocks.only(run).rest(after[run], text[run])
+        for i, cache in enumerate(caches):
+            if cache is None:
+                continue
+            if fits[i] and cache.rest is not None:
+                cache.used += 1
+                out[i] = after[i] + cache.rest
+            else:
+                cache.first, cache.rest = first[i], out[i] - after[i]
+        return out
+
+    def _rotary(self, bucket: Bucket, device: torch.device) -> Rotary:
+        found = self._layouts.get(bucket)
+        if found is None:
+            found = rotary_tables(self._model, bucket, device)
+            self._layouts[bucket] = found
+            if len(self._layouts) > _LAYOUTS_KEPT:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(bucket)
+        return found
+
+
+def rotary_tables(model: Any, bucket: Bucket, device: torch.device) -> Rotary:
+    """Position tables of text tokens, image tokens and reference tokens, in this order."""
+    ids = [text_ids(bucket.text_tokens), image_ids(TokenGrid(bucket.rows, bucket.columns))]
+    ids += [image_ids(TokenGrid(*g), 10 + 10 * i) for i, g in enumerate(bucket.references)]
+    tables = [model.pos_embed(part.to(device)) for part in ids]
+    return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """The transformer's blocks at one step; the first one apart from the others."""
+
+    doubles: list[Any]
+    singles: list[Any]
+    rotary: Rotary
+    image_mod: torch.Tensor
+    text_mod: torch.Tensor
+    joint_mod: torch.Tensor
+
+    def only(self, passes: list[int]) -> _Blocks:
+        """The same for some of the passes."""
+        mods = (self.image_mod[passes], self.text_mod[passes], self.joint_mod[passes])
+        return _Blocks(self.doubles, self.singles, self.rotary, *mods)
+
+    def first(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._double(self.doubles[0], image, text)
+
+    def rest(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Image tokens after the blocks behind the first one."""
+        for block in self.doubles[1:]:
+            image, text = self._double(block, image, text)
+        length = text.shape[1]
+        joint = torch.cat([text, image], dim=1)
+        for block in self.singles:
+            joint = block(
+                hidden_states=joint,
+                encoder_hidden_states=None,
+                temb_mod=self.joint_mod,
+                image_rotary_emb=self.rotary,
+            )
+        return joint[:, length:]
+
+    def _double(
+        self, block: Any, image: torch.Tensor, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text, image = block(
+            hidden_states=image,
+            encoder_hidden_states=text,
+            temb_mod_img=self.image_mod,
+            temb_mod_txt=self.text_mod,
+            image_rotary_emb=self.rotary,
+        )
+        return image, text

@@ -1,0 +1,136 @@
+"""A sampler as a table of numbers: each step is a weighted sum of tensors.
+
+The next latents of every sampler of diffusers that calotype offers, and what it remembers, are sums
+of a few tensors: the latents, the velocity, fresh noise, and what was remembered before. The
+weights depend on the noise levels alone. So they are found once per schedule, by letting diffusers'
+own scheduler step over unit vectors in place of pictures, and a step of the engine is a handful of
+multiplications for all rows of a batch, without a scheduler object and without a wait for the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LATENTS, VELOCITY, NOISE, REMEMBERED = 0, 1, 2, 3
+"""Places of the summands; from `REMEMBERED` on the tensors that the sampler remembers."""
+
+Weights = tuple[tuple[float, ...], ...]
+"""[outputs][summands]; the first output is the next latents, the others are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPlan:
+    """All evaluations of a sampler on one schedule.
+
+    Attributes:
+        sigmas: noise level at each evaluation.
+        timesteps: what the denoiser is told at each.
+        weights: one table per evaluation.
+        remembered: tensors kept from one evaluation to the next.
+    """
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    weights: tuple[Weights, ...]
+    remembered: int
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.weights)
+
+
+def observe(
+    scheduler: Any, evaluations: int, slots: Sequence[tuple[str, int | None]]
+) -> tuple[Weights, ...]:
+    """The weights with which a diffusers scheduler steps; its schedule is set already.
+
+    Args:
+        slots: attributes in which it remembers tensors, each a name and a place in a list or None.
+    """
+    scheduler.set_begin_index(0)
+    units = torch.eye(REMEMBERED + len(slots)).unsqueeze(1)
+    tables: list[Weights] = []
+    for _ in range(evaluations):
+        for unit, slot in zip(units[REMEMBERED:], slots, strict=True):
+            if _read(scheduler, slot) is not None:
+                _write(scheduler, slot, unit)
+        # The time is not looked at: the scheduler counts its steps from the begin index.
+        stepped = scheduler.step(units[VELOCITY], 0.0, units[LATENTS], return_dict=False)[0]
+        kept = (_read(scheduler, slot) for slot in slots)
+        nothing = torch.zeros_like(stepped)
+        rows = [stepped, *(nothing if tensor is None else tensor for tensor in kept)]
+        tables.append(tuple(tuple(row[0].tolist()) for row in rows))
+    return _without_unread(tables)
+
+
+def _read(scheduler: Any, slot: tuple[str, int | None]) -> torch.Tensor | None:
+    name, place = slot
+    value = getattr(scheduler, name, None)
+    found: torch.Tensor | None = value if value is None or place is None else value[place]
+    return found
+
+
+def _write(scheduler: Any, slot: tuple[str, int | None], value: torch.Tensor) -> None:
+    name, place = slot
+    if place is None:
+        setattr(scheduler, name, value)
+    else:
+        getattr(scheduler, name)[place] = value
+
+
+def _without_unread(tables: Sequence[Weights]) -> tuple[Weights, ...]:
+    """Leaves out what is remembered but never read for the latents."""
+    read: set[int] = set()
+    outputs = {0}
+    while outputs:
+        columns = {
+            place - REMEMBERED
+            for table in tables
+            for output in outputs
+            for place, weight in enumerate(table[output])
+            if place >= REMEMBERED and weight != 0.0
+        }
+        outputs = {slot + 1 for slot in columns - read}
+        read |= columns
+    kept = sorted(read)
+    summands = [LATENTS, VELOCITY, NOISE, *(REMEMBERED + slot for slot in kept)]
+    return tuple(
+        tuple(tuple(table[output][s] for s in summands) for output in (0, *(k + 1 for k in kept)))
+        for table in tables
+    )
+
+
+def apply(tables: Sequence[Weights], summands: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The weighted sums of a batch.
+
+    Args:
+        tables: of each row of the batch, all with equally many outputs.
+        summands: in the order of `LATENTS`, `VELOCITY`, ..., each [rows, tokens, channels]; None
+            where no row of the batch has a weight.
+
+    Returns:
+        One float32 tensor [rows, tokens, channels] per output.
+    """
+    given = next(s for s in summands if s is not None)
+    weights = torch.tensor(tables, dtype=torch.float32).to(given.device, non_blocking=True)
+    outputs: list[torch.Tensor] = []
+    for output in range(len(tables[0])):
+        total: torch.Tensor | None = None
+        for place, summand in enumerate(summands):
+            column = [table[output][place] for table in tables]
+            if summand is None or not any(column):
+                continue
+            part = summand.float()
+            if any(weight != 1.0 for weight in column):
+                part = weights[:, output, place].view(-1, 1, 1) * part
+            if place == VELOCITY:
+                # As diffusers rounds: this product in the model's dtype, the sum in float32.
+                part = part.to(summand.dtype).float()
+            total = part if total is None else total + part
+        outputs.append(torch.zeros_like(given, dtype=torch.float32) if total is None else total)
+    return outputs

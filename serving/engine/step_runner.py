@@ -1,0 +1,138 @@
+"""One denoise step of one batch, in which only the culprit of a fault fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from calotype.serving.engine.batch import Row
+from calotype.serving.engine.denoiser import Denoiser
+from calotype.serving.engine.scheduler import Bucket, StepScheduler
+from calotype.serving.errors import CalotypeError, EngineError, OutOfMemory
+from calotype.serving.request import GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Stepped:
+    """A row that went through a step.
+
+    Attributes:
+        row: its latents are those after the step.
+        velocity: what the denoiser said, [tokens, channels].
+        latents: what it was said of.
+        sigma: noise level of ``latents``.
+    """
+
+    row: Row
+    velocity: torch.Tensor
+    latents: torch.Tensor
+    sigma: float
+
+    def estimate(self) -> torch.Tensor:
+        """The latents of the finished picture, as far as can be said now."""
+        return self.latents - self.sigma * self.velocity
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    stepped: list[Stepped] = field(default_factory=list)
+    failed: list[tuple[Row, Exception]] = field(default_factory=list)
+
+
+class StepRunner:
+    """Runs batches; a batch that raises is run again row by row, so that one row fails alone."""
+
+    def __init__(self, denoiser: Denoiser, scheduler: StepScheduler) -> None:
+        self._denoiser, self._scheduler = denoiser, scheduler
+        self.seconds = 0.0
+        """Time spent in the denoiser and in stepping latents so far."""
+
+    def run(self, rows: Sequence[Row], bucket: Bucket) -> StepOutcome:
+        outcome = StepOutcome()
+        self._run(rows, bucket, outcome)
+        return outcome
+
+    def _run(self, rows: Sequence[Row], bucket: Bucket, outcome: StepOutcome) -> None:
+        started = time.perf_counter()
+        try:
+            limit = self._scheduler.row_limit(bucket)
+            velocity, latents = self._denoiser.run(rows, bucket, limit)
+            sigmas = [row.sampler.sigma for row in rows]
+        except Exception as error:
+            if len(rows) == 1:
+                outcome.failed.append((rows[0], error))
+                return
+            logger.warning("a batch of %d rows failed and is run row by row: %r", len(rows), error)
+            if is_out_of_memory(error):
+                self._scheduler.limit_rows(bucket, len(rows) // 2)
+            for row in rows:
+                self._run([row], bucket, outcome)
+            return
+        finally:
+            self.seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        failed = self._denoiser.advance(rows, velocity, latents)
+        self.seconds += time.perf_counter() - started
+        outcome.failed += failed
+        broken = {id(row) for row, _ in failed}
+        outcome.stepped += [
+            Stepped(row, velocity[i], latents[i], sigmas[i])
+            for i, row in enumerate(rows)
+            if id(row) not in broken
+        ]
+
+
+class FiniteCheck:
+    """Whether the latents of a step are finite numbers, asked without stopping the device.
+
+    The answer travels to the host while the next step is being queued; it is waited for one step
+    later. That wait also keeps the host from running ahead of the device by more than a step, so
+    that an abort is honoured at the next one.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+        latents = torch.stack([row.latents for row in rows if row.latents is not None])
+        flags = latents.isfinite().flatten(1).all(1)
+        self._event: Any = None
+        if flags.is_cuda:
+            self._flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            self._flags.copy_(flags, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._flags = flags
+
+    def broken(self) -> list[Row]:
+        """The rows with NaN or infinity; waits for the step to end."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [row for row, ok in zip(self.rows, self._flags.tolist(), strict=True) if not ok]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError that names its allocator.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def typed(error: Exception, request: GenerationRequest) -> CalotypeError:
+    """The error that a request ends with."""
+    if isinstance(error, CalotypeError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            f"There is not enough memory for a picture of {request.rendered_size}; "
+            "ask for a smaller size.",
+            param="size",
+        )
+    logger.error("the request %s failed", request.id, exc_info=error)
+    return EngineError(f"The model failed on this request: {type(error).__name__}.")

@@ -1,0 +1,120 @@
+"""A picture is the same alone and in any company: properties over random traffic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calotype.serving.engine.adapters import AdapterStore
+from calotype.serving.errors import Cancelled
+from calotype.serving.request import (
+    SAMPLER_NAMES,
+    AdapterRef,
+    Failed,
+    GenerationRequest,
+    ImageSize,
+    SamplingParams,
+)
+from calotype.serving.testing_models import save_random_lora
+
+SIZES = [ImageSize(32, 32), ImageSize(48, 32), ImageSize(64, 64)]
+STACKS = [
+    (),
+    (AdapterRef("one", 0.7),),
+    (AdapterRef("two", 1.0),),
+    (AdapterRef("one", 0.4), AdapterRef("two", -0.5)),
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> GenerationRequest:
+    size = draw(st.sampled_from(SIZES))
+    return GenerationRequest(
+        id="",
+        prompt=draw(st.sampled_from(["a red circle", "a blue star on the left", ""])),
+        size=size,
+        rendered_size=size,
+        sampling=SamplingParams(
+            draw(st.integers(1, 4)),
+            draw(st.sampled_from([1.0, 3.0, 4.5])),
+            draw(st.sampled_from(SAMPLER_NAMES)),
+        ),
+        seed=draw(st.integers(0, 3)),
+        n=draw(st.sampled_from([1, 1, 3])),
+        adapters=draw(st.sampled_from(STACKS)),
+        priority=draw(st.sampled_from([0, 0, 5])),
+        negative_prompt=draw(st.sampled_from([None, None, "a green ring"])),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """A request that arrives after some steps and may be aborted some steps later."""
+
+    request: GenerationRequest
+    arrives: int
+    aborted_after: int | None
+
+
+visits = st.builds(
+    Visit, requests(), st.integers(0, 6), st.sampled_from([None, None, None, 0, 1, 2, 5])
+)
+
+
+@pytest.fixture(scope="module")
+def store(components, model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loras")
+    store = AdapterStore(components.denoiser)
+    for seed, name in enumerate(("one", "two")):
+        path = save_random_lora(model_folder, folder / f"{name}.safetensors", 4, seed=seed)
+        store.load(name, path, wait=30)
+    yield store
+    store.layers.remove()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Pictures drawn alone, kept by what was asked for."""
+    return {}
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(traffic=st.lists(visits, min_size=1, max_size=6), max_batch_rows=st.integers(1, 6))
+def test_company_does_not_change_a_picture(new_engine, store, alone, traffic, max_batch_rows):
+    crowd = new_engine(adapters=store, max_batch_rows=max_batch_rows)
+    waiting = [
+        dataclasses.replace(v, request=dataclasses.replace(v.request, id=f"r{i}"))
+        for i, v in enumerate(traffic)
+    ]
+    step = 0
+    while crowd.has_work or step <= max(v.arrives + (v.aborted_after or 0) for v in waiting):
+        for visit in waiting:
+            if visit.arrives == step:
+                crowd.add(visit.request)
+            if visit.aborted_after is not None and visit.arrives + visit.aborted_after == step:
+                crowd.abort(visit.request.id)
+        crowd.step()
+        step += 1
+    for visit in waiting:
+        ending = crowd.drawn.ending(visit.request.id)
+        if isinstance(ending, Failed):
+            assert visit.aborted_after is not None and isinstance(ending.error, Cancelled)
+            continue
+        key = dataclasses.replace(visit.request, id="", priority=0)
+        if key not in alone:
+            single = new_engine(adapters=store)
+            single.add(dataclasses.replace(key, id="r"))
+            drawn = single.run()
+            alone[key] = [drawn.image("r", i) for i in range(key.n)]
+        for index, picture in enumerate(alone[key]):
+            found = crowd.drawn.image(visit.request.id, index)
+            np.testing.assert_allclose(found, picture, atol=1e-4, rtol=0)
+    assert not crowd._states and not crowd.has_work
