@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.errors import CalotypeError, InvalidRequest
 
 DATA_DIR = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data"))
@@ -35,6 +36,10 @@ data_dir_option = click.option(
 @click.version_option(package_name="calotype")
 def cli() -> None:
     """Image generation with FLUX.2 that you run yourself, behind the API of OpenAI's SDKs."""
+
+
+cli.add_command(gateway)
+cli.add_command(model_app)
 
 
 @cli.command()

@@ -11,16 +11,23 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from calotype.serving.adapter_loads import AdapterLoads
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.errors import CalotypeError
 from calotype.serving.generation import GenerationWorker, LeaseSource, PromptSource
 from calotype.serving.protocols import BlobStore, SafetyStage
-from calotype.serving.sources import adapter_file, model_folder
+from calotype.serving.sources import adapter_file, adapter_revision, model_folder
+
+if TYPE_CHECKING:
+    from calotype.serving.engine.adapters import AdapterStore
 
 log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.5
+"""Longest pause between two looks at adapters that load; the engine wakes the looker sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ class GeneratorReplica:
         self._wanted: tuple[ImageModel, tuple[LoRAAdapter, ...]] | None = None
         self._serving: _Serving | None = None
         self._problem = ""
-        self._refused: dict[str, str] = {}
+        self._loads = AdapterLoads()
+        self._watching: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._converge_forever())
         self._farewells: set[asyncio.Task[None]] = set()
@@ -67,20 +75,25 @@ class GeneratorReplica:
         """Records the desired state."""
         mine = tuple(a for a in adapters if a.spec.model_ref.name == model.name)
         self._wanted = (model, mine)
+        self._want(mine)
         self._changed.set()
 
     def state(self) -> dict[str, Any]:
-        """JSON: ``ready``, ``message``, ``busy`` and the state of every adapter."""
+        """JSON: ``ready``, ``message``, ``busy``, and every adapter's state.
+
+        ``adapters`` says of each "loading", "ready" or why not; ``load_states`` says all of it
+        (`adapter_loads.AdapterLoads.payload`).
+        """
         serving = self._serving
-        adapters = dict(self._refused)
         if serving is not None:
-            adapters |= serving.engine.engine.adapters.states()
+            self._loads.observe(serving.engine.engine.adapters.states())
         return {
             "replica": self.settings.name,
             "ready": serving is not None and serving.engine.alive,
             "message": self._problem,
             "busy": serving.worker.busy if serving is not None else 0,
-            "adapters": adapters,
+            "adapters": self._loads.texts(),
+            "load_states": self._loads.payload(),
         }
 
     @property
@@ -91,6 +104,8 @@ class GeneratorReplica:
     async def close(self) -> None:
         """Drains: lets running jobs finish for a while, gives the rest back."""
         self._task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self._serving is not None:
             await self._retire(self._serving)
             self._serving = None
@@ -129,6 +144,7 @@ class GeneratorReplica:
             concurrency=self.settings.concurrency,
         )
         old = self._serving
+        self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
         self._serving = _Serving(key, engine, worker, asyncio.create_task(worker.run()))
         if old is not None:
             farewell = asyncio.create_task(self._retire(old))
@@ -164,20 +180,33 @@ class GeneratorReplica:
     async def _load_adapters(self, adapters: Sequence[LoRAAdapter]) -> None:
         if self._serving is None:
             return
+        self._want(adapters)
         store = self._serving.engine.engine.adapters
-        refused: dict[str, str] = {}
         for adapter in adapters:
             try:
                 file = await asyncio.to_thread(adapter_file, adapter)
             except CalotypeError as error:
-                refused[adapter.name] = error.message
+                self._loads.refuse(adapter.name, error.message)
                 log.error("%s", error.message)
                 continue
             store.load(adapter.name, file)
         wanted = {adapter.name for adapter in adapters}
         for name in set(store.states()) - wanted:
             store.unload(name)
-        self._refused = refused
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = asyncio.create_task(_watch(store, self._loads))
+
+    def _want(self, adapters: Sequence[LoRAAdapter]) -> None:
+        self._loads.keep(adapter.name for adapter in adapters)
+        for adapter in adapters:
+            self._loads.want(adapter.name, adapter_revision(adapter))
+
+
+async def _watch(store: AdapterStore, loads: AdapterLoads) -> None:
+    """Notes when each adapter is loaded, so that the time it took is true."""
+    while loads.observe(store.states()):
+        await asyncio.to_thread(store.wait_for_change, WATCH_SECONDS)
 
 
 def pick_device(wanted: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -12,6 +13,8 @@ from calotype.serving.errors import AdapterLoadFailed, EngineError, ModelLoadFai
 BUILT_IN = pathlib.Path(__file__).parent / "models"
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 """What is fetched of a model repository: never a pickle, never code."""
+REVISION_ANNOTATION = "calotype.dev/revision"
+"""Changes with an adapter's file where the manifest does not pin its digest."""
 
 
 def model_folder(model: ImageModel) -> pathlib.Path:
@@ -64,14 +67,40 @@ def adapter_file(adapter: LoRAAdapter) -> pathlib.Path:
     if not file.is_file():
         raise AdapterLoadFailed(f"LoRAAdapter {adapter.name}: there is no file {file}.")
     if adapter.spec.sha256 is not None:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = _digest(file)
         if digest != adapter.spec.sha256:
             raise AdapterLoadFailed(
                 f"LoRAAdapter {adapter.name}: {file} has the sha256 {digest}, "
                 f"but the manifest pins {adapter.spec.sha256}."
             )
     return file
+
+
+def adapter_revision(adapter: LoRAAdapter) -> str:
+    """Names the weights that a manifest asks for; another name is another revision."""
+    if adapter.spec.sha256 is not None:
+        return adapter.spec.sha256
+    annotations = (adapter.metadata.model_extra or {}).get("annotations") or {}
+    noted = annotations.get(REVISION_ANNOTATION)
+    if noted is not None:
+        return str(noted)
+    source = adapter.spec.source
+    return source.hugging_face.revision if source.hugging_face is not None else "unpinned"
+
+
+def _digest(file: pathlib.Path) -> str:
+    """sha256 of a file; read again only when it was written to."""
+    try:
+        stat = file.stat()
+        return _digest_of(file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    except OSError as error:
+        raise AdapterLoadFailed(f"{file} cannot be read: {error.strerror}.") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(file: pathlib.Path, version: tuple[int, int, int]) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _snapshot(source: Source, fault: type[EngineError], patterns: list[str]) -> pathlib.Path:

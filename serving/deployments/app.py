@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +33,8 @@ DRAIN_SECONDS = 300.0
 """Longer than the slowest picture; Serve's own 20 s would cut most of them off."""
 QUICK_GOODBYE_SECONDS = 0.5
 """How often Serve looks whether a replica that shall stop is idle; its own 2 s delay every end."""
+QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
+"""Reports and long polls would fill the log several times a second."""
 QUIET_THREADS = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
 
 
@@ -88,67 +91,88 @@ def build_model_app(
         threads: torch threads of text encoder and generator.
         gpus: GPUs of one generator replica and of the text encoder.
     """
+    places = Places(sqlite_url(data_dir), (data_dir / "assets").as_uri(), data_dir / "audit")
     configs = user_config(model, adapters, policy)
-    spec = model.spec
+    return bind_model_app(places, model.name, _scaling(model), configs, threads, gpus).generator
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the deployments of a model app keep what outlives them."""
+
+    database_url: str
+    blob_url: str
+    audit_folder: pathlib.Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelApp:
+    """The bound deployments that others call; the generator pulls the text encoder in."""
+
+    dispatcher: Any
+    moderator: Any
+    generator: Any
+
+
+def bind_model_app(
+    places: Places,
+    model: str,
+    scaling: AutoscalingConfig,
+    configs: Mapping[str, dict[str, Any]],
+    threads: int,
+    gpus: float,
+) -> ModelApp:
+    """The deployments of one model.
+
+    Args:
+        configs: deployment name -> ``user_config``; empty where a Serve config file gives them.
+        threads, gpus: see `build_model_app`.
+    """
     light = {"num_cpus": 0, "runtime_env": QUIET_THREADS}
     heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": QUIET_THREADS}
-    moderator = (
-        _lasting(ModeratorDeployment)
-        .options(
-            name="Moderator",
-            user_config=configs["Moderator"],
-            max_ongoing_requests=64,
+
+    def deployment(cls: type, name: str, **options: Any) -> Any:
+        return _lasting(cls).options(
+            name=name,
+            user_config=configs.get(name),
             graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
-            ray_actor_options=light,
+            logging_config=QUIET_LOG,
+            **options,
         )
-        .bind(str(data_dir / "audit"))
-    )
-    dispatcher = (
-        _lasting(DispatcherDeployment)
-        .options(
-            name="Dispatcher",
-            user_config=configs["Dispatcher"],
-            num_replicas=1,
-            max_ongoing_requests=10_000,
-            graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
-            ray_actor_options=light,
-        )
-        .bind(sqlite_url(data_dir), model.name, moderator)
-    )
-    text_encoder = (
-        _lasting(TextEncoderDeployment)
-        .options(
-            name="TextEncoder",
-            user_config=configs["TextEncoder"],
-            max_ongoing_requests=32,
-            graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
-            ray_actor_options=heavy,
-        )
-        .bind(threads, dispatcher)
-    )
-    scaling = AutoscalingConfig(
+
+    moderator = deployment(
+        ModeratorDeployment, "Moderator", max_ongoing_requests=64, ray_actor_options=light
+    ).bind(str(places.audit_folder))
+    dispatcher = deployment(
+        DispatcherDeployment,
+        "Dispatcher",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options=light,
+    ).bind(places.database_url, model, moderator)
+    text_encoder = deployment(
+        TextEncoderDeployment, "TextEncoder", max_ongoing_requests=32, ray_actor_options=heavy
+    ).bind(threads, dispatcher)
+    generator = deployment(
+        GeneratorDeployment,
+        "Generator",
+        autoscaling_config=scaling,
+        max_ongoing_requests=16,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        ray_actor_options=heavy,
+    ).bind(places.blob_url, threads, dispatcher, moderator, text_encoder)
+    return ModelApp(dispatcher, moderator, generator)
+
+
+def _scaling(model: ImageModel) -> AutoscalingConfig:
+    spec = model.spec
+    return AutoscalingConfig(
         min_replicas=spec.replicas.min,
         max_replicas=spec.replicas.max,
         initial_replicas=max(1, spec.replicas.min),
         upscale_delay_s=spec.autoscaling.upscale_delay_seconds,
         downscale_delay_s=spec.autoscaling.downscale_delay_seconds,
-        policy=AutoscalingPolicy(
-            policy_function=POLICY_PATH,
-            policy_kwargs={"target_queue_seconds": spec.autoscaling.target_queue_seconds},
-        ),
-    )
-    return (
-        _lasting(GeneratorDeployment)
-        .options(
-            name="Generator",
-            user_config=configs["Generator"],
-            autoscaling_config=scaling,
-            max_ongoing_requests=16,
-            graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
-            graceful_shutdown_timeout_s=DRAIN_SECONDS,
-            ray_actor_options=heavy,
-        )
-        .bind(str(data_dir / "assets"), threads, dispatcher, moderator, text_encoder)
+        policy=AutoscalingPolicy(policy_function=POLICY_PATH),
     )
 
 

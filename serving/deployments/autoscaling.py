@@ -13,8 +13,11 @@ class QueueSecondsPolicy:
     ``backlog`` seconds of work in ``target_queue_seconds`` takes their quotient in replicas; Ray
     applies delays and bounds.
 
+    The target of the manifest arrives with the backlog: as an argument of the policy, in a Serve
+    config file, its change would restart every replica.
+
     Args:
-        target_queue_seconds: the wait that is thought acceptable.
+        target_queue_seconds: the wait that is thought acceptable, where no replica says it.
     """
 
     def __init__(self, target_queue_seconds: float = 20.0) -> None:
@@ -22,15 +25,17 @@ class QueueSecondsPolicy:
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
         """Desired replicas (Ray applies delays and bounds), and the state kept for next time."""
-        reports = (context.aggregated_metrics or {}).get("backlog_seconds") or {}
+        metrics = context.aggregated_metrics or {}
+        reports = metrics.get("backlog_seconds") or {}
         if not reports:
             # No replica, so nobody reports: calls that wait at a handle are the only sign of work.
             waiting = context.total_num_requests
             return max(float(context.capacity_adjusted_min_replicas), float(waiting > 0)), {}
-        return self.replicas(max(reports.values())), {}
+        targets = metrics.get("target_queue_seconds") or {}
+        return self.replicas(max(reports.values()), max(targets.values(), default=None)), {}
 
-    def replicas(self, backlog_seconds: float) -> float:
+    def replicas(self, backlog_seconds: float, target: float | None = None) -> float:
         """Replicas for a backlog; at least one, as zero could not report when work comes."""
         if not math.isfinite(backlog_seconds) or backlog_seconds <= 0:
             return 1.0
-        return max(1.0, backlog_seconds / self.target_queue_seconds)
+        return max(1.0, backlog_seconds / (target or self.target_queue_seconds))

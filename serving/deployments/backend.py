@@ -26,6 +26,11 @@ POLL_SECONDS = 0.5
 """Pause of a wait whose dispatcher is away; the caller asks the store after it."""
 
 
+def model_status(status: Mapping[str, Any]) -> ModelStatus:
+    """The part of `DispatcherDeployment.status` that a gateway shows."""
+    return ModelStatus(**{name: status[name] for name in ModelStatus.__dataclass_fields__})
+
+
 def app_name(model: str) -> str:
     """The Serve application of a model."""
     return f"model-{model}"
@@ -85,7 +90,7 @@ class RayBackend:
             )
         except CalotypeError as error:
             return ModelStatus(model, ready=False, message=error.message)
-        return ModelStatus(**found)
+        return model_status(found)
 
     async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:
         job = await asyncio.to_thread(self._store.get_job, job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from calotype.serving.deployments.remote import RemoteSafety
 from calotype.serving.errors import EngineError
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import SystemClock
 
@@ -20,6 +22,7 @@ LEASE_SECONDS = 12.0
 """Generators beat every 2 s; a killed one costs its jobs this long."""
 FORGET_SECONDS = 15.0
 """A replica that has not reported for so long does not count any more."""
+DRAIN_POLL_SECONDS = 0.2
 
 
 class DispatcherDeployment:
@@ -30,6 +33,8 @@ class DispatcherDeployment:
     ) -> None:
         self._model = model
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._leasing: set[asyncio.Task[list[Lease]]] = set()
+        self._draining = False
         self._core = Dispatcher(
             JobStore.open(database_url),
             RemoteSafety(moderator),
@@ -49,8 +54,35 @@ class DispatcherDeployment:
         return await self._core.cancel(job_id)
 
     async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[dict[str, Any]]:
-        found = await self._core.lease(replica, limit, wait_seconds)
-        return [lease.to_payload() for lease in found]
+        if self._draining:
+            await asyncio.sleep(wait_seconds)
+            return []
+        leasing = asyncio.create_task(self._core.lease(replica, limit, wait_seconds))
+        self._leasing.add(leasing)
+        try:
+            await asyncio.wait({leasing})
+        except asyncio.CancelledError:
+            leasing.cancel()
+            raise
+        finally:
+            self._leasing.discard(leasing)
+        return [] if leasing.cancelled() else [lease.to_payload() for lease in leasing.result()]
+
+    async def drain(self, patience: float) -> int:
+        """Grants no lease any more, and returns when none is held or after ``patience`` seconds.
+
+        Queued jobs stay in the store for the next dispatcher.
+
+        Returns:
+            How many leases are still held.
+        """
+        self._draining = True
+        for leasing in self._leasing:
+            leasing.cancel()
+        give_up = time.monotonic() + patience
+        while (running := int(self._core.snapshot()["running"])) and time.monotonic() < give_up:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        return running
 
     async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> list[str]:
         return await self._core.heartbeat(replica, progress)
@@ -70,7 +102,11 @@ class DispatcherDeployment:
         return self._core.backlog_seconds()
 
     async def status(self) -> dict[str, Any]:
-        """`protocols.ModelStatus` as JSON."""
+        """`protocols.ModelStatus` as JSON, with ``config_hash`` and ``replica_states``.
+
+        ``config_hash`` is that of the ``user_config`` that every generator has now, and empty
+        while they differ.
+        """
         now = time.monotonic()
         self._reports = {
             name: report
@@ -86,6 +122,7 @@ class DispatcherDeployment:
                 # One replica that cannot load an adapter makes it unusable: its word counts.
                 if adapters.get(name, "ready") == "ready":
                     adapters[name] = text
+        hashes = {str(state["config_hash"]) for state in generators}
         return {
             "name": self._model,
             "ready": any(s["ready"] for s in generators) and any(s["ready"] for s in encoders),
@@ -93,6 +130,8 @@ class DispatcherDeployment:
             "queue_seconds": self._core.backlog_seconds(),
             "adapters": adapters,
             "message": next((s["message"] for s in states if s["message"]), ""),
+            "config_hash": hashes.pop() if len(hashes) == 1 else "",
+            "replica_states": [_replica_state(s) for s in generators],
         }
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
@@ -101,3 +140,15 @@ class DispatcherDeployment:
             raise EngineError(
                 f"This dispatcher is of the model {self._model!r}, not of {config['model']!r}."
             )
+
+
+def _replica_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What one generator said of itself, with the names of the wire."""
+    return {
+        "replica": state["replica"],
+        "node": state["node"],
+        "ready": state["ready"],
+        "message": state["message"],
+        "configHash": state["config_hash"],
+        "adapters": state["load_states"],
+    }

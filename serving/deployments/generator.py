@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import pathlib
+import os
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.config_hash import config_hash
 from calotype.serving.deployments.remote import RemoteLeases, RemotePrompts, RemoteSafety
 from calotype.serving.deployments.reporting import report_forever
+from calotype.serving.environment import NODE_NAME
 from calotype.serving.errors import EngineError
 from calotype.serving.replica import GeneratorReplica, ReplicaSettings
-from calotype.serving.storage import FolderBlobStore
+from calotype.serving.storage import open_blobs
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -25,7 +28,7 @@ class GeneratorDeployment:
 
     def __init__(
         self,
-        blob_folder: str,
+        blob_url: str,
         torch_threads: int,
         dispatcher: DeploymentHandle,
         moderator: DeploymentHandle,
@@ -37,23 +40,32 @@ class GeneratorDeployment:
             RemoteLeases(dispatcher),
             RemotePrompts(text_encoder),
             RemoteSafety(moderator),
-            FolderBlobStore(pathlib.Path(blob_folder)),
+            open_blobs(blob_url),
         )
+        self._config_hash = ""
+        self._node = os.environ.get(NODE_NAME) or socket.gethostname()
         self._backlog_seconds = 0.0
+        self._target_seconds = 0.0
         self._reporting = asyncio.get_running_loop().create_task(
             report_forever(dispatcher, self._state, self._hear)
         )
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """``{"model": ImageModel, "adapters": [LoRAAdapter]}``; recorded, loaded afterwards."""
+        self._config_hash = config_hash(config)
+        model = ImageModel.model_validate(config["model"])
+        self._target_seconds = model.spec.autoscaling.target_queue_seconds
         self._replica.configure(
-            ImageModel.model_validate(config["model"]),
+            model,
             [LoRAAdapter.model_validate(adapter) for adapter in config["adapters"]],
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Asked by Serve; read by `autoscaling.QueueSecondsPolicy`."""
-        return {"backlog_seconds": self._backlog_seconds}
+        return {
+            "backlog_seconds": self._backlog_seconds,
+            "target_queue_seconds": self._target_seconds,
+        }
 
     def check_health(self) -> None:
         if not self._replica.healthy:
@@ -65,7 +77,8 @@ class GeneratorDeployment:
         await self._replica.close()
 
     def _state(self) -> dict[str, Any]:
-        return {"kind": "generator", **self._replica.state()}
+        own = {"kind": "generator", "node": self._node, "config_hash": self._config_hash}
+        return own | self._replica.state()
 
     def _hear(self, backlog_seconds: float) -> None:
         self._backlog_seconds = backlog_seconds

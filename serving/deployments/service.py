@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import ray
-import uvicorn
 from fastapi import FastAPI
 from ray import serve
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.server import build_server, listening_socket
 from calotype.serving.api.settings import GatewaySettings
 from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
 from calotype.serving.deployments.app import build_model_app
@@ -31,17 +31,14 @@ from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFail
 from calotype.serving.jobs.database import sqlite_url
 from calotype.serving.jobs.keys import ensure_first_key
 from calotype.serving.jobs.store import JobStore
-from calotype.serving.sources import adapter_file, model_folder
+from calotype.serving.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.storage import FolderBlobStore
 
 log = logging.getLogger(__name__)
 
-REVISION = "calotype.dev/revision"
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
-GOODBYE_SECONDS = 60
-"""How long open requests may go on after Ctrl-C; a second Ctrl-C ends it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +70,6 @@ def run_service(options: ServeOptions) -> None:
             service.close()
 
 
-class Server(uvicorn.Server):
-    """Ends quietly: uvicorn's own raises the signal again, which would cut the draining short."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-
 class Service:
     def __init__(
         self, options: ServeOptions, resources: Manifests, listener: socket.socket
@@ -116,14 +98,7 @@ class Service:
             self._catalog,
             lifespan=self._living,
         )
-        self._server = Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                timeout_graceful_shutdown=GOODBYE_SECONDS,
-                timeout_keep_alive=30,
-            )
-        )
+        self._server = build_server(app)
         await self._server.serve(sockets=[self._listener])
         self._options.say("Draining ...")
         if self._failure is not None:
@@ -275,7 +250,7 @@ def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
 def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:
     """The adapter with its file's time and size noted: a changed file is a changed user_config."""
     stat = adapter_file(adapter).stat()
-    noted = {"annotations": {REVISION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
+    noted = {"annotations": {REVISION_ANNOTATION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
     metadata = adapter.metadata.model_copy(update=noted)
     return adapter.model_copy(update={"metadata": metadata})
 
@@ -284,27 +259,6 @@ def _gpus(device: str) -> float:
     if device == "cpu":
         return 0
     return 1 if device == "cuda" or ray.cluster_resources().get("GPU", 0) >= 1 else 0
-
-
-@contextlib.contextmanager
-def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """The socket of the service, taken before anything slow begins."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Inherited by every connection. asyncio sets it only where a socket names its protocol, and
-    # without it an answer's body waits 40 ms for the client to acknowledge its head.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(512)
-    except OSError as error:
-        listener.close()
-        raise InvalidRequest(
-            f"Port {port} on {host} cannot be used ({error.strerror}); "
-            "choose another one with --port."
-        ) from None
-    with listener:
-        yield listener
 
 
 @contextlib.contextmanager

@@ -31,6 +31,13 @@ def test_replicas_report_one_backlog_which_counts_once() -> None:
     assert desired == 5
 
 
+def test_the_target_of_the_manifest_arrives_with_the_backlog() -> None:
+    told = context({"a": 100.0, "b": 100.0})
+    told.aggregated_metrics["target_queue_seconds"] = {"a": 50.0, "b": 50.0}
+    desired, _ = QueueSecondsPolicy(20)(told)
+    assert desired == 2
+
+
 def test_without_replicas_a_waiting_call_wakes_the_first() -> None:
     asleep, _ = QueueSecondsPolicy(20)(context({}, waiting=0, least=0))
     woken, _ = QueueSecondsPolicy(20)(context({}, waiting=1, least=0))

@@ -1,0 +1,96 @@
+"""How far the adapters of one replica are: what is wanted, what is served, and why not.
+
+An adapter whose new revision cannot be loaded goes on with the old one; both are told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(slots=True)
+class AdapterLoad:
+    """One adapter in one replica."""
+
+    revision: str
+    """The revision that is wanted."""
+    asked: float
+    state: Literal["loading", "ready", "failed"] = "loading"
+    message: str = ""
+    serving: str | None = None
+    """The revision that requests get; None while there is none."""
+    load_milliseconds: int | None = None
+    refused: bool = False
+    """Its file could not be had, so the engine was never asked."""
+
+    @property
+    def text(self) -> str:
+        """``loading``, ``ready``, or why it failed."""
+        if self.state != "failed":
+            return self.state
+        if self.serving is None:
+            return self.message
+        return f"{self.message} The revision before it ({self.serving or 'unnamed'}) is served on."
+
+
+class AdapterLoads:
+    """Written by `replica.GeneratorReplica`, from what it asks for and what the engine answers."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._loads: dict[str, AdapterLoad] = {}
+        self._last_end = clock()
+
+    def want(self, name: str, revision: str) -> None:
+        """An adapter is asked for; a known revision that did not fail stays as it is."""
+        load = self._loads.get(name)
+        if load is not None and load.revision == revision and load.state != "failed":
+            return
+        serving = None if load is None else load.serving
+        self._loads[name] = AdapterLoad(revision, self._clock(), serving=serving)
+
+    def refuse(self, name: str, message: str) -> None:
+        """The file of the wanted revision cannot be had."""
+        load = self._loads[name]
+        load.state, load.message, load.refused = "failed", message, True
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forgets all others."""
+        wanted = set(names)
+        self._loads = {name: load for name, load in self._loads.items() if name in wanted}
+
+    def observe(self, states: Mapping[str, str]) -> bool:
+        """Takes the engine's ``name -> "loading" | "ready" | sentence``; True while some load."""
+        for name, load in self._loads.items():
+            text = states.get(name, "loading")
+            if load.refused or text == "loading":
+                continue
+            if text != "ready":
+                load.state, load.message = "failed", text
+            elif load.state != "ready":
+                now = self._clock()
+                # The engine reads one file after the other: the wait for the others is not ours.
+                began = max(load.asked, self._last_end)
+                load.state, load.message, load.serving = "ready", "", load.revision
+                load.load_milliseconds, self._last_end = round(1000 * (now - began)), now
+        return any(load.state == "loading" for load in self._loads.values())
+
+    def texts(self) -> dict[str, str]:
+        """Name -> `AdapterLoad.text`."""
+        return {name: load.text for name, load in sorted(self._loads.items())}
+
+    def payload(self) -> dict[str, dict[str, Any]]:
+        """Name -> JSON with the names of the wire."""
+        return {
+            name: {
+                "state": load.state,
+                "revision": load.revision,
+                "servingRevision": load.serving,
+                "message": "" if load.state != "failed" else load.text,
+                "loadMilliseconds": load.load_milliseconds,
+            }
+            for name, load in sorted(self._loads.items())
+        }

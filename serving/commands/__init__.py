@@ -1,0 +1,1 @@
+"""Commands of `calotype` by purpose; `calotype.serving.cli` puts them together."""

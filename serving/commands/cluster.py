@@ -1,0 +1,72 @@
+"""`calotype gateway` and `calotype model-app`: the processes of a cluster's pods."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+GATEWAY_CONFIG = pathlib.Path("/etc/calotype/gateway/gateway.json")
+MODEL_CONFIG = pathlib.Path("/etc/calotype/model/model.json")
+
+_host = click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
+_port = click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port."
+)
+
+
+def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--config",
+        type=click.Path(path_type=pathlib.Path, dir_okay=False),
+        default=default,
+        show_default=True,
+        help=what,
+    )
+
+
+@click.command()
+@_config(GATEWAY_CONFIG, "Models, adapters and teams; read again when it changes.")
+@_host
+@_port
+def gateway(config: pathlib.Path, host: str, port: int) -> None:
+    """Serve the API of a cluster, without any model inside.
+
+    Model apps may come and go behind it.
+
+    Needs CALOTYPE_INTERNAL_TOKEN; CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL say where jobs and
+    pictures are kept, CALOTYPE_API_KEY is recorded as a valid key.
+    """
+    from calotype.serving.api.standalone import GatewayOptions, run_gateway
+    from calotype.serving.environment import ClusterEnvironment
+
+    run_gateway(
+        GatewayOptions(
+            config,
+            host,
+            port,
+            ClusterEnvironment.read(),
+            os.environ.get("CALOTYPE_API_KEY") or None,
+            os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
+            say=lambda sentence: click.echo(sentence),
+        )
+    )
+
+
+@click.command("model-app")
+@_config(MODEL_CONFIG, "The application; read again when it changes.")
+@_host
+@_port
+def model_app(config: pathlib.Path, host: str, port: int) -> None:
+    """Run one model in this pod, for the gateways of a cluster.
+
+    Needs the same CALOTYPE_INTERNAL_TOKEN, CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL as they.
+    """
+    from calotype.serving.deployments.model_app import ModelAppOptions, run_model_app
+
+    run_model_app(ModelAppOptions(config, host, port, say=lambda sentence: click.echo(sentence)))

@@ -1,0 +1,77 @@
+"""The model app of a cluster: what the operator names as ``import_path`` of a Serve application.
+
+    name: flux-2-dev
+    route_prefix: /
+    import_path: calotype.serving.deployments.cluster:build_app
+    args: {model: flux-2-dev, threads: 4, gpus: 1}
+    deployments:
+      - {name: Dispatcher, user_config: {model: flux-2-dev}}
+      - {name: Moderator, user_config: {policy: null}}
+      - {name: TextEncoder, user_config: {model: ...}}
+      - {name: Generator, user_config: {model: ..., adapters: [...]}, autoscaling_config: {...}}
+
+What a manifest says is in the ``user_config`` of the deployments (`deployments.app.user_config`),
+so that changing it restarts nothing. Where things are kept comes from the environment of the pods
+(`calotype.serving.environment`). No gateway is inside: `ingress` answers those of the cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from calotype.serving.config import describe
+from calotype.serving.deployments.app import (
+    POLICY_PATH,
+    QUICK_GOODBYE_SECONDS,
+    QUIET_LOG,
+    Places,
+    bind_model_app,
+)
+from calotype.serving.deployments.ingress import IngressDeployment
+from calotype.serving.environment import ClusterEnvironment
+from calotype.serving.errors import InvalidRequest
+
+IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
+DEPLOYMENTS = ("Dispatcher", "Moderator", "TextEncoder", "Generator", "Ingress")
+
+
+class ClusterOptions(BaseModel):
+    """``args`` of the application. Changing one of them restarts every replica."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1, description="Name of the ImageModel.")
+    threads: int = Field(1, ge=1, description="Threads of torch in one replica.")
+    gpus: float = Field(0, ge=0, description="GPUs of one generator and one text encoder.")
+
+
+def build_app(arguments: dict[str, Any]) -> Application:
+    """The deployments of one model behind an ingress.
+
+    Raises:
+        InvalidRequest: an argument or an environment variable is missing or wrong.
+    """
+    try:
+        options = ClusterOptions.model_validate(arguments)
+    except ValidationError as error:
+        raise InvalidRequest(f"args of the application: {describe(error)}") from None
+    environment = ClusterEnvironment.read()
+    places = Places(environment.database_url, environment.blob_url, environment.data_dir / "audit")
+    # One replica, unless the config file says otherwise.
+    scaling = AutoscalingConfig(
+        min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
+    )
+    parts = bind_model_app(places, options.model, scaling, {}, options.threads, options.gpus)
+    ingress = serve.deployment(serve.ingress()(IngressDeployment)).options(
+        name="Ingress",
+        max_ongoing_requests=2000,
+        graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
+        logging_config=QUIET_LOG,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return ingress.bind(parts.dispatcher, parts.moderator, parts.generator)
