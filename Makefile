@@ -5,7 +5,7 @@ STAMP := .venv/.calotype-setup
 # The oldest and the newest client of OpenAI's second major version; the tests drive both.
 OPENAI_CLIENTS := 2.0.0 2.54.0
 
-.PHONY: setup demo test lint serve bench constraints clean
+.PHONY: setup demo test test-cluster controlplane lint serve bench constraints clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,14 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The tests that need a Kubernetes control plane. `make test` runs them too where it is built.
+test-cluster: setup controlplane
+	$(BIN)/python -m pytest -m cluster
+
+# Builds etcd, the API server and the rest into a cache outside the folder; about 25 minutes once.
+controlplane:
+	$(PYTHON) tests/controlplane/binaries.py
 
 lint: setup
 	$(BIN)/python -S -c "import collections"
