@@ -86,28 +86,54 @@ class Modality(enum.StrEnum):
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 Action = Literal["block", "review", "blur", "flag"]
+VALIDATIONS = "x-kubernetes-validations"
+"""Key of a schema for rules in CEL: the API server refuses with the same words as this file."""
 
 
 class PolicyModel(BaseModel):
     """camelCase in YAML, nothing unknown, nothing changeable."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
     )
+
+
+_FLAG_ABOVE_BLOCK = "flag must not be above block: it would never be seen"
 
 
 class Rule(PolicyModel):
     """Thresholds of one category in one modality; a score at or above one has its effect."""
 
-    block: Score | None = Field(None, description="At or above: refused.")
-    review: Score | None = Field(None, description="At or above: held for a person, not served.")
-    blur: Score | None = Field(None, description="At or above: held, to be shown blurred only.")
-    flag: Score | None = Field(None, description="At or above: served, and marked in the answer.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            VALIDATIONS: [
+                {
+                    "rule": "!has(self.flag) || !has(self.block) || self.flag <= self.block",
+                    "message": _FLAG_ABOVE_BLOCK,
+                }
+            ]
+        }
+    )
+
+    block: Score | None = Field(None, description="At or above: refused. Default: nothing is.")
+    review: Score | None = Field(
+        None, description="At or above: held for a person, not served. Default: nothing is."
+    )
+    blur: Score | None = Field(
+        None, description="At or above: held, to be shown blurred only. Default: nothing is."
+    )
+    flag: Score | None = Field(
+        None, description="At or above: served, and marked in the answer. Default: nothing is."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Rule:
         if self.flag is not None and self.block is not None and self.flag > self.block:
-            raise ValueError("flag must not be above block: it would never be seen")
+            raise ValueError(_FLAG_ABOVE_BLOCK)
         return self
 
     def verdict(self, score: float) -> tuple[Verdict, float] | None:
@@ -122,33 +148,74 @@ class Rule(PolicyModel):
 class CategoryRules(PolicyModel):
     """One category: its thresholds for prompts, whole pictures and tiles of pictures."""
 
-    text: Rule = Rule()
-    image: Rule = Rule()
-    tile: Rule = Rule()
+    text: Rule = Field(Rule(), description="Thresholds for prompts, scores from 0 to 1.")
+    image: Rule = Field(Rule(), description="Thresholds for whole pictures, scores from 0 to 1.")
+    tile: Rule = Field(Rule(), description="Thresholds for parts of pictures, scores from 0 to 1.")
 
 
 class Terms(PolicyModel):
     """Terms of the policy's owner: brand names, project names, local slang."""
 
-    category: Category
-    action: Action = "block"
-    terms: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(min_length=1)
+    category: Category = Field(description="Category that a prompt with one of the terms gets.")
+    action: Action = Field("block", description="What happens to such a prompt.")
+    terms: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(
+        min_length=1,
+        max_length=1000,
+        description="Words and phrases, in any spelling that reads alike; * stands for any ending.",
+    )
 
 
-class Policy(PolicyModel):
-    """One immutable version of the rules; the spec of a ModerationPolicy."""
+def _known_lists(schema: dict[str, Any]) -> None:
+    schema["items"] = {"type": "string", "enum": list(available_lists())}
+
+
+class PolicySpec(PolicyModel):
+    """One immutable version of the rules, as the spec of a ModerationPolicy says it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            VALIDATIONS: [
+                {
+                    "rule": "self == oldSelf || self.version > oldSelf.version",
+                    "message": "decisions name the version they were made under: raise "
+                    "spec.version with every change",
+                }
+            ]
+        }
+    )
+
+    version: int = Field(ge=1, description="Raise it with every change; decisions name it.")
+    description: str = Field("", max_length=2000, description="For people: what it is for.")
+    categories: dict[Category, CategoryRules] = Field(
+        min_length=1,
+        description="Thresholds, category by category. A category that is left out is neither "
+        "blocked nor flagged by its score.",
+    )
+    lists: tuple[str, ...] = Field(
+        (),
+        max_length=16,
+        json_schema_extra=_known_lists,
+        description="Term lists of the package to apply. Default: none.",
+    )
+    terms: tuple[Terms, ...] = Field(
+        (), max_length=32, description="Terms of this policy's owner. Default: none."
+    )
+    on_error: Literal["block", "review"] = Field(
+        "block", description="What happens when a classifier fails. Nothing lets it pass."
+    )
+    timeout_seconds: float = Field(
+        20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
+    )
+    messages: dict[Category, Annotated[str, Field(max_length=1000)]] = Field(
+        default_factory=dict,
+        description="What the caller is told, category by category. Default: a sentence for all.",
+    )
+
+
+class Policy(PolicySpec):
+    """One immutable version of the rules, with its name."""
 
     name: str = Field("default", pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    version: int = Field(ge=1, description="Raise it with every change.")
-    description: str = ""
-    categories: dict[Category, CategoryRules] = Field(min_length=1)
-    lists: tuple[str, ...] = Field((), description="Names of the term lists to apply.")
-    terms: tuple[Terms, ...] = Field((), description="Terms of this policy's owner.")
-    on_error: Literal["block", "review"] = Field(
-        "block", description="When a classifier fails. Nothing lets it pass."
-    )
-    timeout_seconds: float = Field(20.0, gt=0.0, le=600.0, description="For one judgement.")
-    messages: dict[Category, str] = Field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -201,7 +268,12 @@ class Policy(PolicyModel):
 
 def _validated(where: str, document: Mapping[str, Any]) -> Policy:
     try:
-        policy = Policy.model_validate(document)
+        text = json.dumps(document, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PolicyError(f"{where}: cannot be written as JSON ({error}).") from error
+    try:
+        # As strictly as the API server, and through JSON as its YAML is: no "0.5" for 0.5.
+        policy = Policy.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "[key]") or "document"

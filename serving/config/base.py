@@ -50,6 +50,14 @@ class Transition:
     message: str
 
 
+def unchanged(field: str) -> str:
+    """CEL: a field that may be missing is as it was."""
+    return (
+        f"has(self.{field}) == has(oldSelf.{field}) && "
+        f"(!has(self.{field}) || self.{field} == oldSelf.{field})"
+    )
+
+
 class Ruled(BaseModel):
     """A model whose class names its rules."""
 

@@ -20,6 +20,7 @@ from calotype.serving.config.base import (
     Transition,
     Unique,
     name_rule,
+    unchanged,
 )
 from calotype.serving.config.conditions import Retried, Status
 from calotype.serving.config.namespaces import AdapterNamespaces
@@ -72,6 +73,18 @@ class AdapterPolicy(Spec):
 
 class ClaimTemplate(Spec):
     """A PersistentVolumeClaim that the operator makes."""
+
+    transitions = (
+        Transition(
+            unchanged("storageClassName"),
+            "the storage class of a volume cannot be changed: remove cache, wait until the volume "
+            "is gone, and add it again",
+        ),
+        Transition(
+            "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+            "a volume can grow but not shrink: give size at least its present value",
+        ),
+    )
 
     storage_class_name: str | None = Field(
         None,
@@ -164,20 +177,6 @@ class ImageModelSpec(Spec):
         Transition(
             "self.runtime == oldSelf.runtime",
             "runtime cannot be changed: create another ImageModel and move the aliases to it",
-        ),
-        Transition(
-            "!has(oldSelf.cache) || !has(self.cache) || "
-            "self.cache.persistentVolumeClaim.?storageClassName == "
-            "oldSelf.cache.persistentVolumeClaim.?storageClassName",
-            "the storage class of a volume cannot be changed: remove cache, wait until the volume "
-            "is gone, and add it again",
-        ),
-        Transition(
-            "!has(oldSelf.cache) || !has(self.cache) || "
-            "quantity(string(self.cache.persistentVolumeClaim.size)).compareTo("
-            "quantity(string(oldSelf.cache.persistentVolumeClaim.size))) >= 0",
-            "a volume can grow but not shrink: give cache.persistentVolumeClaim.size at least its "
-            "present value",
         ),
     )
 

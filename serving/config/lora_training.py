@@ -21,6 +21,7 @@ from calotype.serving.config.base import (
     Transition,
     Unique,
     name_rule,
+    unchanged,
 )
 from calotype.serving.config.conditions import Retried, Status, Time
 from calotype.serving.config.lora_adapter import Access, Probe, Scale
@@ -156,7 +157,7 @@ class LoRATrainingSpec(Spec):
     )
     transitions = (
         Transition(
-            " && ".join(f"self.?{name} == oldSelf.?{name}" for name in _UNCHANGED),
+            " && ".join(unchanged(name) for name in _UNCHANGED),
             "what a training learns cannot be changed once it exists (only suspend, "
             "credentialsSecretRef, activeDeadlineSeconds and adapterTemplate can): create another "
             "LoRATraining",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from calotype.serving.config.base import VALIDATIONS, Rule, Spec
+from calotype.serving.config.base import VALIDATIONS, Matches, Rule, Spec
 from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import ImageSize
+from calotype.serving.request import SAMPLER_NAMES, ImageSize
 
 PATCH = 16
 """Width and height of a picture are multiples of this: 8x by the VAE, 2x by the patching."""
@@ -52,13 +52,26 @@ Size = Annotated[
 ]
 
 
+SamplerName = Annotated[
+    str,
+    Field(min_length=1, max_length=64),
+    Matches(
+        "|".join(SAMPLER_NAMES) + r"|[A-Za-z0-9_-]+\.[A-Za-z0-9._-]+",
+        f"a sampler is one of {', '.join(SAMPLER_NAMES)}, or one that a package adds, which has a "
+        "dot in its name",
+    ),
+]
+
+
 class Defaults(Spec):
     """What a request gets that does not say."""
 
     steps: int = Field(28, ge=1, le=1000, description="Denoise steps.")
     guidance_scale: float = Field(4.0, ge=0, le=100, description="Distilled guidance; 0 = none.")
-    sampler: Literal["flow-euler"] = Field(
-        "flow-euler", description="How noise is taken away step by step."
+    sampler: SamplerName = Field(
+        "flow-euler",
+        description="How noise is taken away step by step: one of the package, or one that an "
+        "installed package adds under a name with a dot, such as acme.sde.",
     )
     size: Size = Field("1024x1024", description="WIDTHxHEIGHT in pixels, both multiples of 16.")
 
