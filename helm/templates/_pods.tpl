@@ -54,6 +54,7 @@ volumes:
 
 {{/* Environment that gateway, and no other pod of the chart, needs: where state is and the secrets. */}}
 {{- define "calotype.stateEnv" -}}
+- {name: CALOTYPE_DATA_DIR, value: /var/lib/calotype}
 - name: CALOTYPE_DATABASE_URL
   {{- with .Values.database.existingSecret }}
   {{- if .name }}
