@@ -1,0 +1,257 @@
+"""Every pod of the chart: hardened, bounded, and what the contract between the processes says."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from helm.rendering import CHART, RELEASE, Chart, Object, Rendered
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def environment(container: Object) -> dict[str, Object]:
+    return {entry["name"]: entry for entry in container.get("env", [])}
+
+
+def test_every_pod_passes_pod_security_restricted(rendered: Rendered) -> None:
+    pods = list(rendered.pods())
+    assert len(pods) >= 4
+    for where, pod in pods:
+        spec = pod["spec"]
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True, where
+        assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001, where
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), where
+        for volume in spec.get("volumes", []):
+            kinds = set(volume) - {"name"}
+            assert kinds <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, where
+        for container in containers(pod):
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, where
+            assert security["capabilities"] == {"drop": ["ALL"]}, where
+            assert security["readOnlyRootFilesystem"] is True, where
+            assert not any("hostPort" in port for port in container.get("ports", [])), where
+
+
+def test_every_container_asks_for_its_share_and_is_bounded_in_memory(rendered: Rendered) -> None:
+    for where, pod in rendered.pods():
+        for container in containers(pod):
+            assert set(container["resources"]["requests"]) == {"cpu", "memory"}, where
+            assert "memory" in container["resources"]["limits"], where
+
+
+def test_only_pods_that_speak_to_the_api_server_get_a_token(rendered: Rendered) -> None:
+    with_token = {w for w, pod in rendered.pods() if pod["spec"]["automountServiceAccountToken"]}
+    without = {w for w, pod in rendered.pods()} - with_token
+    assert without == {f"Deployment/{RELEASE}-gateway", f"Pod/{RELEASE}-test"}
+
+
+def test_no_pod_gets_the_services_of_its_neighbours_as_environment(rendered: Rendered) -> None:
+    assert all(pod["spec"]["enableServiceLinks"] is False for _, pod in rendered.pods())
+
+
+def test_every_mounted_volume_exists_and_every_volume_is_mounted(rendered: Rendered) -> None:
+    for where, pod in rendered.pods():
+        volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
+        mounted = {m["name"] for c in containers(pod) for m in c.get("volumeMounts", [])}
+        assert volumes == mounted, where
+
+
+def test_every_config_map_and_account_that_a_pod_names_is_in_the_chart(rendered: Rendered) -> None:
+    for where, pod in rendered.pods():
+        for volume in pod["spec"].get("volumes", []):
+            if "configMap" in volume:
+                rendered.one("ConfigMap", volume["configMap"]["name"])
+        if account := pod["spec"].get("serviceAccountName"):
+            rendered.one("ServiceAccount", account)
+        assert account or not pod["spec"]["automountServiceAccountToken"], where
+
+
+def test_selectors_match_the_pods_and_nothing_else(rendered: Rendered) -> None:
+    pods = {where: pod["metadata"]["labels"] for where, pod in rendered.pods()}
+
+    def selected(selector: Object) -> set[str]:
+        return {where for where, labels in pods.items() if selector.items() <= labels.items()}
+
+    gateway, operator = {f"Deployment/{RELEASE}-gateway"}, {f"Deployment/{RELEASE}-operator"}
+    for name, expected in (("gateway", gateway), ("operator", operator)):
+        deployment = rendered.one("Deployment", f"{RELEASE}-{name}")
+        assert selected(deployment["spec"]["selector"]["matchLabels"]) == expected
+    assert selected(rendered.one("Service", f"{RELEASE}-gateway")["spec"]["selector"]) == gateway
+    for budget in rendered.kind("PodDisruptionBudget"):
+        assert selected(budget["spec"]["selector"]["matchLabels"]) == gateway
+    for constraint in rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"][
+        "topologySpreadConstraints"
+    ]:
+        assert selected(constraint["labelSelector"]["matchLabels"]) == gateway
+    monitors = [*rendered.kind("ServiceMonitor"), *rendered.kind("PodMonitor")]
+    for monitor in monitors:
+        part = monitor["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert monitor["metadata"]["name"] == f"{RELEASE}-{part}"
+        matched = selected(monitor["spec"]["selector"]["matchLabels"])
+        assert matched == {f"Deployment/{RELEASE}-{part}"}
+
+
+def test_the_gateway_is_started_as_agreed(combination) -> None:
+    deployment = combination("trial").one("Deployment", f"{RELEASE}-gateway")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert [*container["command"], *container["args"]] == [
+        "calotype", "gateway", "--config", "/etc/calotype/gateway/gateway.json",
+        "--host", "0.0.0.0", "--port", "8000",
+    ]  # fmt: skip
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    config = volumes[mounts["/etc/calotype/gateway"]]
+    assert config["configMap"] == {"name": f"{RELEASE}-gateway-config"}
+    claim = volumes[mounts["/var/lib/calotype"]]["persistentVolumeClaim"]
+    assert claim == {"claimName": f"{RELEASE}-data"}
+    assert "emptyDir" in volumes[mounts["/tmp"]]
+    found = environment(container)
+    assert found["CALOTYPE_DATA_DIR"]["value"] == "/var/lib/calotype"
+    assert found["CALOTYPE_DATABASE_URL"]["value"] == "sqlite:////var/lib/calotype/calotype.db"
+    assert found["CALOTYPE_BLOB_URL"]["value"] == "file:///var/lib/calotype/assets"
+    keys = {
+        name: entry["valueFrom"]["secretKeyRef"]
+        for name, entry in found.items()
+        if "valueFrom" in entry
+    }
+    assert keys == {
+        "CALOTYPE_INTERNAL_TOKEN": {"name": f"{RELEASE}-internal", "key": "token"},
+        "CALOTYPE_SIGNING_SECRET": {"name": f"{RELEASE}-internal", "key": "signing-secret"},
+        "CALOTYPE_API_KEY": {"name": f"{RELEASE}-api-key", "key": "api-key"},
+    }
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
+    assert all(probe == {"path": "/healthz", "port": "http"} for probe in probes.values())
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert container["ports"] == [{"name": "http", "containerPort": 8000, "protocol": "TCP"}]
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_in_production_all_state_is_elsewhere(combination) -> None:
+    rendered = combination("production")
+    deployment = rendered.one("Deployment", f"{RELEASE}-gateway")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    database = environment(container)["CALOTYPE_DATABASE_URL"]["valueFrom"]["secretKeyRef"]
+    assert database == {"name": "calotype-database", "key": "database-url"}
+    blobs = environment(container)["CALOTYPE_BLOB_URL"]["value"]
+    assert blobs == "s3://calotype-pictures/production"
+    assert {"secretRef": {"name": "calotype-object-store"}} in container["envFrom"]
+    assert rendered.kind("PersistentVolumeClaim") == []
+    assert not any("persistentVolumeClaim" in volume for volume in pod["volumes"])
+    assert "replicas" not in deployment["spec"]  # the autoscaler has them
+    (scaler,) = rendered.kind("HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+    assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_gateway_has_time_to_end_its_requests(combination) -> None:
+    from calotype.serving.api.settings import GatewaySettings
+
+    deployment = combination("production").one("Deployment", f"{RELEASE}-gateway")
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > GatewaySettings().request_timeout
+
+
+def test_the_operator_is_started_as_agreed(combination) -> None:
+    deployment = combination("trial").one("Deployment", f"{RELEASE}-operator")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "calotype.operator"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[mounts["/etc/calotype"]]["configMap"] == {"name": f"{RELEASE}-operator"}
+    namespace = environment(container)["CALOTYPE_OPERATOR_NAMESPACE"]["valueFrom"]
+    assert namespace == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
+        "health": 8080,
+        "metrics": 9090,
+    }
+
+
+def test_other_settings_are_another_operator_pod(chart: Chart) -> None:
+    def checksum(values: Object) -> str:
+        deployment = chart.render(values=values).one("Deployment", f"{RELEASE}-operator")
+        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+        return str(annotations["checksum/settings"])
+
+    assert checksum({}) == checksum({"gateway": {"service": {"port": 81}}})
+    assert checksum({}) != checksum({"operator": {"settings": {"debounceSeconds": 3}}})
+
+
+def test_images_have_one_prefix_and_may_be_pinned_by_digest(chart: Chart) -> None:
+    digest = "sha256:" + "ab" * 32
+    values = {
+        "image": {
+            "registry": "registry.example.com/imaging",
+            "tag": "1.2.3",
+            "pullSecrets": ["registry"],
+            "operator": {"digest": digest},
+        }
+    }
+    rendered = chart.render("values-trial.yaml", values=values)
+    images = {where: containers(pod)[0]["image"] for where, pod in rendered.pods()}
+    prefix = "registry.example.com/imaging/calotype-"
+    assert images[f"Deployment/{RELEASE}-gateway"] == f"{prefix}gateway:1.2.3"
+    assert images[f"Deployment/{RELEASE}-operator"] == f"{prefix}operator@{digest}"
+    assert all(image.startswith(prefix) for image in images.values())
+    for where, pod in rendered.pods():
+        assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}], where
+    assert rendered.settings()["serveImage"] == f"{prefix}serve:1.2.3"
+    assert rendered.settings()["imagePullSecrets"] == ["registry"]
+
+
+def test_hooks_run_scripts_that_are_in_the_chart(combination) -> None:
+    rendered = combination("trial")
+    scripts = 0
+    for where, pod in rendered.pods():
+        mounts = {v["name"]: v.get("configMap", {}).get("name") for v in pod["spec"]["volumes"]}
+        for container in containers(pod):
+            for word in container["command"]:
+                if not word.endswith(".py"):
+                    continue
+                scripts += 1
+                folder, name = str(pathlib.PurePosixPath(word).parent), pathlib.Path(word).name
+                (source,) = [
+                    mounts[m["name"]] for m in container["volumeMounts"] if m["mountPath"] == folder
+                ]
+                text = rendered.one("ConfigMap", source)["data"][name]
+                assert text.strip() == (CHART / "scripts" / name).read_text().strip(), where
+    assert scripts == 3
+
+
+def test_names_fit_the_longest_release(chart: Chart) -> None:
+    longest = "r" * 53
+    rendered = chart.render("values-trial.yaml", release=longest)
+    for item in rendered.objects:
+        name = item["metadata"]["name"]
+        limit = 63 if item["kind"] in ("Service", "Job", "Pod", "Deployment") else 253
+        assert len(name) <= limit, f"{item['kind']} {name}"
+        labels = item["metadata"].get("labels", {})
+        assert all(len(value) <= 63 for value in labels.values())
+
+
+@pytest.mark.parametrize("name", ["gateway", "operator"])
+def test_placement_reaches_the_pods(chart: Chart, name: str) -> None:
+    placement: Object = {
+        "nodeSelector": {"pool": "cpu"},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
+        "priorityClassName": "high",
+    }
+    extra = {"podLabels": {"team": "imaging"}, "podAnnotations": {"note": "1"}}
+    env = [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
+    rendered = chart.render(values={name: {**placement, **extra, "extraEnv": env}})
+    template = rendered.one("Deployment", f"{RELEASE}-{name}")["spec"]["template"]
+    assert placement.items() <= template["spec"].items()
+    assert template["metadata"]["labels"]["team"] == "imaging"
+    assert template["metadata"]["annotations"]["note"] == "1"
+    assert env[0] in template["spec"]["containers"][0]["env"]
