@@ -179,6 +179,7 @@ class PolicySpec(PolicyModel):
                     "rule": "self == oldSelf || self.version > oldSelf.version",
                     "message": "decisions name the version they were made under: raise "
                     "spec.version with every change",
+                    "fieldPath": ".version",
                 }
             ]
         }

@@ -30,7 +30,7 @@ from calotype.serving.config import (
     Team,
     TeamStatus,
 )
-from calotype.serving.config.base import VALIDATIONS, Rule, Transition
+from calotype.serving.config.base import VALIDATIONS, Rule, Transition, validation
 
 FOLDER = pathlib.Path(__file__).with_name("crds")
 HEADER = "# Made by `python -m calotype.operator.crdgen` from serving/config; not to be edited.\n"
@@ -201,7 +201,7 @@ def _root(kind: Kind) -> dict[str, Any]:
         "properties": {
             "apiVersion": {"description": f"{API_VERSION}.", "type": "string"},
             "kind": {"description": f"{kind.name}.", "type": "string"},
-            "metadata": {"type": "object"},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": spec,
             "status": structural_schema(kind.status, defaults=False),
         },
@@ -211,7 +211,7 @@ def _root(kind: Kind) -> dict[str, Any]:
     else:
         spec["default"] = plain(field.get_default(call_default_factory=True))
     if rules:
-        found[VALIDATIONS] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
+        found[VALIDATIONS] = [validation(rule) for rule in rules]
     return found
 
 

@@ -6,6 +6,7 @@ server estimates what a CEL rule may cost at most, so every text, list and map h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,9 +113,21 @@ def _structural(schema: JsonSchema, defs: JsonSchema, where: str) -> JsonSchema:
         found["items"] = _structural(schema["items"], defs, f"{where}[]")
     if schema.get("default") is not None:
         found["default"] = schema["default"]
+        _say_default(found)
     if rules:
         found[VALIDATIONS] = rules
     return found
+
+
+def _say_default(schema: JsonSchema) -> None:
+    """`kubectl explain` shows descriptions but no defaults, so those that are short go there."""
+    default, said = schema["default"], schema.get("description", "")
+    if not said or "Default:" in said or (isinstance(default, dict) and default):
+        return
+    if isinstance(default, float) and default.is_integer():
+        default = int(default)
+    shown = json.dumps(default).strip('"') if default not in ([], {}, "") else "none"
+    schema["description"] = f"{said.removesuffix('.')}. Default: {shown}."
 
 
 def _resolved(schema: JsonSchema, defs: JsonSchema, where: str) -> JsonSchema:

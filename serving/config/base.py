@@ -40,6 +40,8 @@ class Rule:
     holds: Callable[[Any], bool]
     cel: str
     message: str
+    field: str = ""
+    """The field that is to blame, as in ``.defaults.size``; empty = the object itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Transition:
 
     cel: str
     message: str
+    field: str = ""
 
 
 def unchanged(field: str) -> str:
@@ -56,6 +59,12 @@ def unchanged(field: str) -> str:
         f"has(self.{field}) == has(oldSelf.{field}) && "
         f"(!has(self.{field}) || self.{field} == oldSelf.{field})"
     )
+
+
+def validation(rule: Rule | Transition) -> dict[str, str]:
+    """A rule as Kubernetes writes it."""
+    found = {"rule": rule.cel, "message": rule.message}
+    return found | ({"fieldPath": rule.field} if rule.field else {})
 
 
 class Ruled(BaseModel):
@@ -91,7 +100,7 @@ class Ruled(BaseModel):
         rules: list[Rule | Transition] = [*cls.rules, *cls.transitions]
         if rules:
             target = handler.resolve_ref_schema(found)
-            target[VALIDATIONS] = [{"rule": r.cel, "message": r.message} for r in rules]
+            target[VALIDATIONS] = [validation(rule) for rule in rules]
         return found
 
 
@@ -194,8 +203,7 @@ class ModelRef(Spec):
     name: Name = Field(description="Name of the ImageModel.")
     namespace: Namespace | None = Field(
         None,
-        description="Namespace of the ImageModel. Default: the namespace of this object. An "
-        "ImageModel takes adapters of other namespaces only if its adapters.namespaces says so.",
+        description="Namespace of the ImageModel. Default: the namespace of this object.",
     )
 
 
@@ -232,6 +240,7 @@ def name_rule(most: int, because: str, pattern: str = NAME) -> Rule:
         ),
         f"self.metadata.name.size() <= {most} && self.metadata.name.matches('^{pattern}$')",
         f"metadata.name may have {most} characters at most, {shown}: {because}",
+        ".metadata.name",
     )
 
 

@@ -20,8 +20,8 @@ from calotype.serving.config.base import (
     Transition,
     Unique,
     name_rule,
-    unchanged,
 )
+from calotype.serving.config.cache import Cache
 from calotype.serving.config.conditions import Retried, Status
 from calotype.serving.config.namespaces import AdapterNamespaces
 from calotype.serving.config.quantity import Quantity
@@ -71,37 +71,6 @@ class AdapterPolicy(Spec):
     )
 
 
-class ClaimTemplate(Spec):
-    """A PersistentVolumeClaim that the operator makes."""
-
-    transitions = (
-        Transition(
-            unchanged("storageClassName"),
-            "the storage class of a volume cannot be changed: remove cache, wait until the volume "
-            "is gone, and add it again",
-        ),
-        Transition(
-            "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
-            "a volume can grow but not shrink: give size at least its present value",
-        ),
-    )
-
-    storage_class_name: str | None = Field(
-        None,
-        min_length=1,
-        max_length=253,
-        description="StorageClass; more than one node needs one with ReadWriteMany. Default: the "
-        "cluster's. It cannot be changed later.",
-    )
-    size: Quantity = Field("100Gi", description="Size of the volume, in bytes; it may only grow.")
-
-
-class Cache(Spec):
-    """Where fetched weights are kept, so that a new replica does not fetch them again."""
-
-    persistent_volume_claim: ClaimTemplate = Field(description="A volume of the model's own.")
-
-
 class FallbackCondition(Spec):
     """When the other model draws."""
 
@@ -127,6 +96,7 @@ class ImageModelSpec(Spec):
             lambda s: s.defaults.steps <= s.limits.max_steps,
             "self.defaults.steps <= self.limits.maxSteps",
             "defaults.steps must not exceed limits.maxSteps: lower the default or raise the limit",
+            ".defaults.steps",
         ),
         Rule(
             lambda s: all(p.steps <= s.limits.max_steps for p in s.quality_presets.values()),
@@ -134,6 +104,7 @@ class ImageModelSpec(Spec):
             "self.limits.maxSteps)",
             "the steps of a quality preset must not exceed limits.maxSteps: lower the preset or "
             "raise the limit",
+            ".qualityPresets",
         ),
         Rule(
             lambda s: ImageSize.parse(s.defaults.size).pixels <= s.limits.max_pixels,
@@ -142,6 +113,7 @@ class ImageModelSpec(Spec):
             "<= self.limits.maxPixels",
             "defaults.size has more pixels than limits.maxPixels allows: choose a smaller size or "
             "raise the limit",
+            ".defaults.size",
         ),
         Rule(
             lambda s: min(_sides(s.defaults.size)) >= s.limits.min_side,
@@ -149,23 +121,27 @@ class ImageModelSpec(Spec):
             "self.defaults.size.split('x').all(side, int(side) >= self.limits.minSide)",
             "defaults.size is smaller than limits.minSide allows: choose a larger size or lower "
             "the limit",
+            ".defaults.size",
         ),
         Rule(
             lambda s: s.source.provider is None or s.credentials_secret_ref is not None,
             "!has(self.source.provider) || has(self.credentialsSecretRef)",
             "a provider wants an API key: put it into a Secret under the key API_KEY and name the "
             "Secret in credentialsSecretRef",
+            ".credentialsSecretRef",
         ),
         Rule(
             lambda s: s.source.hugging_face is None or s.source.hugging_face.filename is None,
             "!has(self.source.huggingFace) || !has(self.source.huggingFace.filename)",
             "a model is a whole repository: remove source.huggingFace.filename",
+            ".source.huggingFace.filename",
         ),
         Rule(
             lambda s: s.autoscaling.scale_to_zero_after_seconds is None or s.replicas.min == 0,
             "!has(self.autoscaling.scaleToZeroAfterSeconds) || self.replicas.min == 0",
             "autoscaling.scaleToZeroAfterSeconds has an effect only where replicas.min is 0: set "
             "replicas.min to 0 or remove scaleToZeroAfterSeconds",
+            ".autoscaling.scaleToZeroAfterSeconds",
         ),
     )
     transitions = (
@@ -173,10 +149,12 @@ class ImageModelSpec(Spec):
             "has(self.source.provider) == has(oldSelf.source.provider)",
             "a model with weights and a model of a provider cannot become each other: create "
             "another ImageModel and move the aliases to it",
+            ".source",
         ),
         Transition(
             "self.runtime == oldSelf.runtime",
             "runtime cannot be changed: create another ImageModel and move the aliases to it",
+            ".runtime",
         ),
     )
 
@@ -382,11 +360,13 @@ class ImageModel(Resource):
             "!has(self.spec.fallback) || self.spec.fallback.modelRef.name != self.metadata.name "
             "|| has(self.spec.fallback.modelRef.namespace)",
             "spec.fallback.modelRef names the model itself: name another one or remove fallback",
+            ".spec.fallback.modelRef",
         ),
         Rule(
             lambda m: m.metadata.name not in m.spec.aliases,
             "!has(self.spec.aliases) || !(self.metadata.name in self.spec.aliases)",
             "spec.aliases holds the model's own name, which it has anyway: remove it there",
+            ".spec.aliases",
         ),
     )
 

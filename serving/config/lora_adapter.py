@@ -36,6 +36,7 @@ class Scale(Spec):
             lambda s: s.min <= s.default <= s.max,
             "self.min <= self.default && self.default <= self.max",
             "scale wants min <= default <= max: the default must lie between the two",
+            ".default",
         ),
     )
 
@@ -77,6 +78,7 @@ class LoRAAdapterSpec(Spec):
             "!has(self.sha256) || !has(self.source.http) || !has(self.source.http.sha256) || "
             "self.sha256 == self.source.http.sha256",
             "sha256 and source.http.sha256 differ, so that no file could have both: keep one",
+            ".sha256",
         ),
     )
 
@@ -196,6 +198,7 @@ class LoRAAdapter(Resource):
             "!has(oldSelf.status.sha256)",
             "spec.modelRef cannot be changed after the adapter was checked for its model: delete "
             "it and create it for the other model",
+            ".spec.modelRef",
         ),
     )
 

@@ -153,6 +153,7 @@ class LoRATrainingSpec(Spec):
             lambda s: s.resolution % PATCH == 0,
             "self.resolution % 16 == 0",
             "resolution must be a multiple of 16, for example 512 or 1024",
+            ".resolution",
         ),
     )
     transitions = (

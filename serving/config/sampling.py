@@ -91,6 +91,7 @@ class Limits(Spec):
             "self.minSide * self.minSide <= self.maxPixels",
             "maxPixels is smaller than minSide x minSide, so that no size would be allowed: lower "
             "minSide or raise maxPixels",
+            ".maxPixels",
         ),
     )
 

@@ -161,8 +161,9 @@ class Source(OneOf):
         None,
         min_length=1,
         max_length=4096,
-        description="A folder (model) or file (adapter) on the machine of `calotype serve`, "
-        "relative to the manifest; in a cluster, on every node or in the image, absolute.",
+        description="A folder (model) or a safetensors file (adapter). On a laptop, relative to "
+        "the manifest; in a cluster, an absolute path inside the model's pods, such as one of the "
+        "image.",
     )
     hugging_face: HuggingFaceSource | None = Field(None, description="A Hugging Face repository.")
     s3: S3Source | None = Field(None, description="An S3 bucket.")

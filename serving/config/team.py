@@ -49,6 +49,7 @@ class Keys(Spec):
         Transition(
             "self.rotate >= oldSelf.rotate",
             "keys.rotate only counts up: raise it by one to have a new key made",
+            ".rotate",
         ),
     )
 
