@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.errors import CalotypeError, EngineError
@@ -33,17 +33,22 @@ class EngineThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    async def draw(self, request: GenerationRequest, embeds: Any) -> AsyncIterator[Event]:
+    async def draw(
+        self, request: GenerationRequest, embeds: Any, **more: Any
+    ) -> AsyncIterator[Event]:
         """Adds the request and yields its events; the last one is `Finished` or `Failed`.
 
         A caller that stops iterating aborts the request.
+
+        Args:
+            more: what else `Engine.add` takes: ``negative``, ``files``, ``checkpoint``.
         """
         queue: asyncio.Queue[Event] = asyncio.Queue()
         with self._changed:
             self._listeners[request.id] = (asyncio.get_running_loop(), queue)
         terminal = False
         try:
-            self.engine.add(request, embeds)
+            await self._add(request, embeds, more)
             with self._changed:
                 self._changed.notify()
             while not terminal:
@@ -60,6 +65,19 @@ class EngineThread:
                 self._listeners.pop(request.id, None)
             if not terminal:
                 self.abort(request.id)
+
+    async def _add(self, request: GenerationRequest, embeds: Any, more: Mapping[str, Any]) -> None:
+        if not more.get("files"):
+            self.engine.add(request, embeds, **more)
+            return
+        # Pictures take a while to decode, and the event loop has others to serve meanwhile.
+        adding = asyncio.ensure_future(asyncio.to_thread(self.engine.add, request, embeds, **more))
+        try:
+            await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: what it adds is aborted as soon as it is in.
+            adding.add_done_callback(lambda _: self.abort(request.id))
+            raise
 
     def abort(self, request_id: str) -> None:
         """Stops the request before its next step."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.moderation.moderator import Moderator
 from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.engine.input_pictures import restore_outside
 from calotype.serving.errors import ContentBlocked, EngineError
 from calotype.serving.generation import EncodedPrompt
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
@@ -163,9 +164,15 @@ class Studio:
         self._engine = _load_engine(model, adapters, torch_threads)
 
     def draw(
-        self, request: GenerationRequest, on_step: Callable[[int, int], None]
+        self,
+        request: GenerationRequest,
+        on_step: Callable[[int, int], None],
+        files: Mapping[str, bytes] | None = None,
     ) -> tuple[list[Drawn], int]:
         """The allowed pictures, and how many were blocked; ``on_step(step, steps)`` as it goes.
+
+        Args:
+            files: the pictures that the request names, as PNG, JPEG or WebP.
 
         Raises:
             ContentBlocked: the prompt, or every picture, is refused.
@@ -173,7 +180,11 @@ class Studio:
             EngineError: it cannot be drawn.
         """
         self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
-        pictures = [enlarge(pixels, request.size) for pixels in self._run(request, on_step)]
+        given = files or {}
+        pictures = [
+            restore_outside(request, given, enlarge(pixels, request.size))
+            for pixels in self._run(request, on_step, given)
+        ]
         drawn: list[Drawn] = []
         refused: list[ContentBlocked] = []
         for index, pixels in enumerate(pictures):
@@ -198,9 +209,12 @@ class Studio:
             raise blocked
 
     def _run(
-        self, request: GenerationRequest, on_step: Callable[[int, int], None]
+        self,
+        request: GenerationRequest,
+        on_step: Callable[[int, int], None],
+        files: Mapping[str, bytes],
     ) -> Iterator[Pixels]:
-        self._engine.add(request)
+        self._engine.add(request, files=files)
         try:
             while self._engine.has_work:
                 for event in self._engine.step():

@@ -15,8 +15,9 @@ import torch
 from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.batch import DenoiseState, Pass, Row
 from calotype.serving.engine.components import Components
-from calotype.serving.engine.conditioning import Conditions
+from calotype.serving.engine.conditioning import Conditioner, Conditions
 from calotype.serving.engine.guidance import Guidance, plan_guidance, prompts_of
+from calotype.serving.engine.input_pictures import read_inputs
 from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.noise import NoiseSource
 from calotype.serving.engine.samplers import build_sampler
@@ -35,10 +36,15 @@ if TYPE_CHECKING:
     """An encoded prompt, [text tokens, joint_attention_dim]."""
 
 
+_STRENGTH = 0.8
+"""How far a given picture is noised where a request does not say."""
+
+
 class Admission:
     """Checks requests against one model.
 
     Args:
+        conditioner: what knows how given pictures become tokens.
         pixels_per_token: side of the square of pixels that one image token stands for.
         max_steps: most denoise steps of a request.
     """
@@ -47,17 +53,23 @@ class Admission:
         self,
         components: Components,
         adapters: AdapterStore,
+        conditioner: Conditioner,
         pixels_per_token: int,
         max_steps: int,
     ) -> None:
         self._components = components
         self._adapters = adapters
+        self._conditioner = conditioner
         self._side = pixels_per_token
         self._max_steps = max_steps
         self._joint_dim: int = components.denoiser.config.joint_attention_dim
 
     def prepare(
-        self, request: GenerationRequest, embeds: Embeds | None, negative: Embeds | None
+        self,
+        request: GenerationRequest,
+        embeds: Embeds | None,
+        negative: Embeds | None,
+        files: Mapping[str, bytes],
     ) -> DenoiseState:
         """The state of a request before its first step.
 
@@ -71,6 +83,7 @@ class Admission:
         side, size = self._side, request.rendered_size
         grid = TokenGrid(size.height // side, size.width // side)
         two = self._components.settings.needs_two_passes
+        inputs = read_inputs(request, files, side)
         guidance = plan_guidance(request, needs_two_passes=two)
         encoded = [
             self._embeds(text, given)
@@ -84,14 +97,16 @@ class Admission:
             grid.tokens,
             self._components.dtype,
             sigmas=request.sampling.sigmas,
+            strength=_strength(request),
         )
         conditions = Conditions()
         rows = [
             _row(request, index, schedule, guidance, encoded, conditions)
             for index in range(request.n)
         ]
-        bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0])
-        return DenoiseState(request, bucket, grid, rows, schedule.steps)
+        layout = self._conditioner.layout(inputs)
+        bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0], layout)
+        return DenoiseState(request, bucket, grid, rows, schedule.steps, inputs)
 
     def _check_size(self, request: GenerationRequest) -> None:
         side, size = self._side, request.rendered_size
@@ -184,6 +199,20 @@ def _check_numbers(request: GenerationRequest, max_steps: int) -> None:
             param="step_cache",
         )
     _check_sigmas(sampling.sigmas, sampling.steps)
+
+
+def _strength(request: GenerationRequest) -> float:
+    """Share of the steps that is run; all of them where nothing is started from."""
+    if request.image is None:
+        return 1.0
+    if request.strength is None:
+        return _STRENGTH if request.mask is None and request.expand is None else 1.0
+    # Written so that NaN fails, too.
+    if not 0 < request.strength <= 1:
+        raise InvalidRequest(
+            f"strength must be above 0 and at most 1; got {request.strength}.", param="strength"
+        )
+    return request.strength
 
 
 def _check_sigmas(sigmas: Sequence[float], steps: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from calotype.serving.engine.conditioning import Conditions
+from calotype.serving.engine.input_pictures import InputPictures
 from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.lora_layers import Adapter, Stack
 from calotype.serving.engine.noise import NoiseSource
@@ -74,6 +75,7 @@ class DenoiseState:
     Attributes:
         steps: denoise steps that are run, fewer than the request names where it starts from a
             picture.
+        inputs: the pictures that the request brought.
         images: finished pictures by index.
         pinned: adapters to release at the end.
         seconds: its share of the time of every batch that it was in.
@@ -87,6 +89,7 @@ class DenoiseState:
     grid: TokenGrid
     rows: list[Row]
     steps: int
+    inputs: InputPictures = field(default_factory=InputPictures)
     images: dict[int, Pixels] = field(default_factory=dict)
     pinned: list[Adapter] = field(default_factory=list)
     seconds: float = 0.0

@@ -15,8 +15,16 @@ ControlNet-like conditions join at the first place (a control map is a reference
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
+
+from calotype.serving.engine.input_pictures import InputPictures
+from calotype.serving.engine.latents import normalize, pack, patchify
+
+if TYPE_CHECKING:
+    from calotype.serving.request import Pixels
 
 
 @dataclass(slots=True, eq=False)
@@ -52,3 +60,52 @@ class Conditions:
 
 def _mixed(start: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
     return sigma * noise + (1.0 - sigma) * start
+
+
+class Conditioner:
+    """Encodes the pictures that a request brings.
+
+    Args:
+        vae: diffusers' AutoencoderKLFlux2.
+        dtype: of the latents.
+        side: width and height in pixels of what one image token stands for.
+    """
+
+    def __init__(self, vae: Any, dtype: torch.dtype, side: int) -> None:
+        self._vae, self._dtype, self._side = vae, dtype, side
+
+    def layout(self, inputs: InputPictures) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tokens of each reference."""
+        shapes = (pixels.shape for pixels in inputs.references)
+        return tuple((s[0] // self._side, s[1] // self._side) for s in shapes)
+
+    def encode(self, inputs: InputPictures) -> Conditions:
+        """The conditions of a request. Runs the autoencoder."""
+        references = start = redraw = None
+        if inputs.references:
+            references = torch.cat([self._tokens(pixels) for pixels in inputs.references])
+        if inputs.start is not None:
+            start = self._tokens(inputs.start)
+        if inputs.redraw is not None:
+            marked = torch.tensor(inputs.redraw).to(self._vae.device, self._dtype)
+            # A token is drawn anew if any of its pixels is: a thin mask must not fall between.
+            blocks = functional.max_pool2d(marked[None, None], self._side)
+            redraw = pack(blocks)[0]
+        return Conditions(references, start, redraw)
+
+    @torch.inference_mode()
+    def _tokens(self, pixels: Pixels) -> torch.Tensor:
+        """Packed, normalised latents of a picture: [tokens, token channels]."""
+        # A copy: arrays from Pillow are read-only, which torch does not like.
+        picture = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
+        picture = picture.to(self._vae.device, torch.float32) / 255
+        scaled = (2.0 * picture - 1.0).to(self._vae.dtype)
+        latents = patchify(self._vae.encode(scaled).latent_dist.mode())
+        statistics = self._vae.bn
+        normal = normalize(
+            latents,
+            statistics.running_mean,
+            statistics.running_var,
+            self._vae.config.batch_norm_eps,
+        )
+        return pack(normal)[0].to(self._dtype)

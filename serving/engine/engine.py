@@ -6,10 +6,11 @@ tells what happened. It knows neither Ray nor HTTP; the deployments and the comm
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +19,11 @@ from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.admission import Admission
 from calotype.serving.engine.batch import DenoiseState, Row
 from calotype.serving.engine.components import Components
+from calotype.serving.engine.conditioning import Conditioner
 from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.guidance import prompts_of
+from calotype.serving.engine.input_pictures import InputPictures, merge
 from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.scheduler import StepScheduler
 from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, typed
@@ -36,6 +39,7 @@ from calotype.serving.request import (
 
 if TYPE_CHECKING:
     from calotype.serving.engine.admission import Embeds
+    from calotype.serving.request import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +80,9 @@ class Engine:
             components.denoiser, self.adapters.layers, components.device, components.dtype
         )
         self._decoder = Decoder(components.vae)
-        self._admission = Admission(
-            components, self.adapters, self._decoder.pixels_per_token, max_steps
-        )
+        side = self._decoder.pixels_per_token
+        self._conditioner = Conditioner(components.vae, components.dtype, side)
+        self._admission = Admission(components, self.adapters, self._conditioner, side, max_steps)
         self._scheduler = StepScheduler(max_batch_rows)
         self._runner = StepRunner(self._denoiser, self._scheduler)
         self._lock = threading.Lock()
@@ -111,18 +115,20 @@ class Engine:
         embeds: Embeds | None = None,
         *,
         negative: Embeds | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Takes a request in; it starts at the next `step`.
 
         Args:
             embeds: the encoded prompt, [text tokens, joint_attention_dim]; None encodes it here.
             negative: the encoded negative prompt, likewise.
+            files: the pictures that the request names, as PNG, JPEG or WebP.
 
         Raises:
             InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
             NotFound: it names an adapter that was never loaded.
         """
-        state = self._admission.prepare(request, embeds, negative)
+        state = self._admission.prepare(request, embeds, negative, files or {})
         with self._lock:
             if request.id in self._known:
                 raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
@@ -182,8 +188,10 @@ class Engine:
         for state in waiting:
             try:
                 started = self._pin_adapters(state)
-            except CalotypeError as error:
-                self._fail(state, error, events)
+                if started:
+                    self._condition(state)
+            except Exception as error:
+                self._fail(state, typed(error, state.request), events)
                 continue
             if not started:
                 self._pending.append(state)
@@ -211,6 +219,14 @@ class Engine:
         for row in state.rows:
             row.stack = stack
         return True
+
+    def _condition(self, state: DenoiseState) -> None:
+        """Encodes the pictures that a request brought."""
+        if state.inputs.start is not None or state.inputs.references:
+            conditions = self._conditioner.encode(state.inputs)
+            for row in state.rows:
+                row.conditions = conditions
+            state.inputs = dataclasses.replace(state.inputs, references=())
 
     def _honour_aborts(self, events: list[Event]) -> None:
         with self._lock:
@@ -285,8 +301,9 @@ class Engine:
                 self._decode_together([row], grid, events)
             return
         for row, pixels in zip(rows, pictures, strict=True):
-            if row.request_id in self._states:
-                self._states[row.request_id].images[row.index] = pixels
+            state = self._states.get(row.request_id)
+            if state is not None:
+                state.images[row.index] = _restored(pixels, state.inputs)
 
     # Endings
 
@@ -323,3 +340,10 @@ class Engine:
         for adapter in state.pinned:
             self.adapters.release(adapter)
         state.pinned = []
+
+
+def _restored(pixels: Pixels, inputs: InputPictures) -> Pixels:
+    """The picture with what was not to be drawn anew as it was given, to the bit."""
+    if inputs.start is None or inputs.redraw is None or not inputs.exact:
+        return pixels
+    return merge(pixels, inputs.start, inputs.redraw)
