@@ -52,6 +52,41 @@ ATTACHED = Counter(
     ["source"],
     registry=REGISTRY,
 )
+WEBHOOKS = Counter(
+    "calotype_webhook_deliveries",
+    "Attempts to tell a receiver of an event.",
+    ["type", "result"],
+    registry=REGISTRY,
+)
+LIMITED = Counter(
+    "calotype_rate_limited",
+    "Requests refused by a limit: rate, open jobs, quota, queue, deadline.",
+    ["reason"],
+    registry=REGISTRY,
+)
+STREAMS = Gauge("calotype_event_streams", "Event streams that are open.", registry=REGISTRY)
+PROMISES = Gauge(
+    "calotype_promises",
+    "Jobs that were over when it was promised (kept), and later (broken).",
+    ["model", "result"],
+    registry=REGISTRY,
+)
+SWEPT = Counter(
+    "calotype_swept",
+    "Expired things that the sweeper removed.",
+    ["kind"],
+    registry=REGISTRY,
+)
+BATCH_LINES = Counter(
+    "calotype_batch_lines", "Lines of batches that are over.", ["result"], registry=REGISTRY
+)
+
+
+def record_promises(counts: Iterable[tuple[str, int, int]]) -> None:
+    """Sets `PROMISES` of (model, kept, broken)."""
+    for model, kept, broken in counts:
+        PROMISES.labels(model, "kept").set(kept)
+        PROMISES.labels(model, "broken").set(broken)
 
 
 def record_jobs(counts: Mapping[tuple[str, str], int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import Any
 
 from starlette.requests import Request
@@ -12,54 +11,61 @@ from starlette.responses import JSONResponse
 from calotype.serving import metrics
 from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.signing import content_url
-from calotype.serving.errors import Cancelled, DeadlineExceeded, error_from_payload
+from calotype.serving.errors import Cancelled, DeadlineExceeded, NotFound, error_from_payload
 from calotype.serving.jobs.records import JobRecord
 
 
-async def images_response(
-    gateway: Gateway, request: Request, job: JobRecord, processing_ms: int
-) -> JSONResponse:
-    """The pictures of a job that is over, or not in time.
+async def images_body(gateway: Gateway, base: str, job: JobRecord) -> dict[str, Any]:
+    """`ImagesResponse` of a job that is over.
 
     Raises:
         CalotypeError: the one with which the job ended.
     """
+    images = drawn_images(job)
+    data = await asyncio.gather(*(_item(gateway, base, job, image) for image in images))
+    return described(job) | {"data": list(data), "usage": job.usage}
+
+
+def drawn_images(job: JobRecord) -> list[dict[str, Any]]:
+    """The pictures of a job that may be seen.
+
+    Raises:
+        CalotypeError: the one with which the job ended, or it is not over in time.
+    """
     if not job.over:
         raise DeadlineExceeded("The job was not finished within the time allowed for it.")
+    if job.purged is not None:
+        raise NotFound(f"The job '{job.id}' has expired.", code="expired")
     if job.status != "succeeded" or job.output is None:
         _count_refusal(job)
         raise error_from_payload(job.error) if job.error else Cancelled("The job was canceled.")
     _count_success(job)
-    images: list[dict[str, Any]] = job.output["images"]
-    blocked: list[dict[str, Any]] = job.output.get("blocked", [])
-    data = await asyncio.gather(*(_item(gateway, request, job, image) for image in images))
+    return list(job.output["images"])
+
+
+def described(job: JobRecord) -> dict[str, Any]:
+    """What an answer says beside the pictures."""
     body: dict[str, Any] = {
         "created": int(job.created),
         "background": "opaque",
         "output_format": job.input["output_format"],
         "quality": job.input["quality"],
         "size": job.input["size"],
-        "data": data,
-        "usage": job.usage,
         "job_id": job.id,
         "model": job.model,
         "metrics": {k: v for k, v in (job.metrics or {}).items() if k != "warnings"},
+        "recipe_hash": job.recipe_hash,
+        "recipe": job.recipe,
     }
-    if "safety_identifier" in job.input:
-        body["safety_identifier"] = job.input["safety_identifier"]
+    for name in ("safety_identifier", "recipe_changes"):
+        if name in job.input:
+            body[name] = job.input[name]
     # The gateway warns of what it did not grant, the worker of what the model could not read.
     warnings = [*job.input.get("warnings", []), *(job.metrics or {}).get("warnings", [])]
     if warnings:
         body["warnings"] = warnings
-    headers = {
-        "openai-version": "2020-10-01",
-        "openai-processing-ms": str(processing_ms),
-        "x-job-id": job.id,
-        "x-image-seeds": ",".join(str(image["seed"]) for image in images),
-        "x-image-flagged": ",".join(str(int(image["flagged"])) for image in images),
-    }
+    blocked: list[dict[str, Any]] = (job.output or {}).get("blocked", [])
     if blocked:
-        headers["x-images-blocked"] = str(len(blocked))
         body["moderation"] = {
             "blocked": [
                 {
@@ -70,18 +76,38 @@ async def images_response(
                 for image in blocked
             ]
         }
+    return body
+
+
+async def images_response(
+    gateway: Gateway, request: Request, job: JobRecord, processing_ms: int
+) -> JSONResponse:
+    """The answer of the synchronous routes. Raises like `images_body`."""
+    body = await images_body(gateway, gateway.base_url(request), job)
+    images: list[dict[str, Any]] = (job.output or {})["images"]
+    blocked: list[dict[str, Any]] = (job.output or {}).get("blocked", [])
+    headers = {
+        "openai-version": "2020-10-01",
+        "openai-processing-ms": str(processing_ms),
+        "x-job-id": job.id,
+        "x-image-seeds": ",".join(str(image["seed"]) for image in images),
+        "x-image-flagged": ",".join(str(int(image["flagged"])) for image in images),
+    }
+    if job.recipe_hash is not None:
+        headers["x-recipe-hash"] = job.recipe_hash
+    if blocked:
+        headers["x-images-blocked"] = str(len(blocked))
     return JSONResponse(body, headers=headers)
 
 
 async def _item(
-    gateway: Gateway, request: Request, job: JobRecord, image: dict[str, Any]
+    gateway: Gateway, base: str, job: JobRecord, image: dict[str, Any]
 ) -> dict[str, Any]:
     item: dict[str, Any] = {}
     if job.input["response_format"] == "url":
-        item["url"] = content_url(gateway, request, image["asset_id"])
+        item["url"] = content_url(gateway, base, image["asset_id"])
     else:
-        data = await asyncio.to_thread(gateway.blobs.get, image["blob_key"])
-        item["b64_json"] = base64.b64encode(data).decode("ascii")
+        item["b64_json"] = await gateway.read_base64(image["blob_key"])
     item |= {"seed": image["seed"], "flagged": image["flagged"]}
     if "revised_prompt" in job.input:
         item["revised_prompt"] = job.input["revised_prompt"]

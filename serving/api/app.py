@@ -17,17 +17,37 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from calotype.serving.api import assets, jobs, models, moderations, openai, ops
+from calotype.serving.api import (
+    assets,
+    batches,
+    edits,
+    files,
+    jobs,
+    models,
+    moderations,
+    openai,
+    ops,
+    usage,
+    webhooks,
+)
 from calotype.serving.api.attendance import Attendance
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.chores import chores
 from calotype.serving.api.failures import error_response
 from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.middleware import RequestFrame
+from calotype.serving.api.outlook import Outlook
 from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.watching import Watching
 from calotype.serving.errors import CalotypeError, EngineError, InvalidRequest, NotFound
+from calotype.serving.jobs.outbound import OutboundPolicy
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
 
+ROUTES = (
+    *(openai, edits, models, moderations, files, batches),
+    *(jobs, assets, webhooks, usage, ops),
+)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -49,11 +69,14 @@ def create_app(
         StorageFailed: the job database cannot be read.
     """
     attendance = Attendance(settings, store, backend)
+    watching = Watching(store, settings.watch_seconds)
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app) if lifespan else contextlib.nullcontext():
-            yield
+            async with chores(app):
+                yield
+            watching.close()
             await attendance.close()
 
     app = FastAPI(
@@ -69,8 +92,13 @@ def create_app(
         catalog=catalog,
         attendance=attendance,
         url_secret=store.service_secret("asset-urls"),
+        outlook=Outlook(store, settings.forecast_seconds),
+        watching=watching,
+        outbound=OutboundPolicy(
+            allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
+        ),
     )
-    for module in (openai, models, moderations, jobs, assets, ops):
+    for module in ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(CalotypeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

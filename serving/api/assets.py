@@ -46,8 +46,19 @@ async def get_asset(
         "sha256": asset.sha256,
         "created_at": int(asset.created),
         "expires_at": None if asset.expires is None else int(asset.expires),
-        "url": content_url(gateway, request, asset.id),
+        "url": content_url(gateway, gateway.base_url(request), asset.id),
     }
+
+
+@router.delete("/v1/assets/{asset_id}")
+async def delete_asset(
+    request: Request, asset_id: str, key: Annotated[KeyRecord, Depends(check_key)]
+) -> dict[str, Any]:
+    """Forgets the picture: its addresses stop working at once."""
+    gateway = gateway_of(request)
+    if not await asyncio.to_thread(gateway.store.delete_asset, asset_id, key.team_id):
+        raise NotFound(f"There is no asset '{asset_id[:80]}'.")
+    return {"id": asset_id, "object": "asset", "deleted": True}
 
 
 @router.get("/v1/assets/{asset_id}/content")
@@ -59,7 +70,9 @@ async def get_content(
     if not signature:
         key = await check_key(request)
         asset = await _find(gateway, asset_id, key.team_id)
-        return RedirectResponse(content_url(gateway, request, asset.id), status_code=302)
+        return RedirectResponse(
+            content_url(gateway, gateway.base_url(request), asset.id), status_code=302
+        )
     until = int(expires[:15]) if expires.isascii() and expires.isdigit() else 0
     if not signature_fits(gateway.url_secret, asset_id, until, signature):
         # The same answer as for an asset that never was: a guess learns nothing.

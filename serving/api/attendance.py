@@ -7,9 +7,10 @@ then find it. When nobody came back the job is canceled.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.requests import Request
 
@@ -51,26 +52,39 @@ class Attendance:
         Raises:
             ClientGone: the client hung up; the job is canceled after the grace.
         """
+        async with self.present(job_id) as stay:
+            waiting = asyncio.create_task(self.poll(job_id, seconds))
+            leaving = asyncio.create_task(_disconnected(request))
+            try:
+                await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise ClientGone
+                stay()
+                return waiting.result()
+            finally:
+                waiting.cancel()
+                leaving.cancel()
+
+    @contextlib.asynccontextmanager
+    async def present(self, job_id: str) -> AsyncIterator[Callable[[], None]]:
+        """A client waits for the job while the context lasts.
+
+        Yields:
+            What to call when the client got its answer. Without it the client has left: when it
+            was the last one the job is canceled after the grace.
+        """
         self._present[job_id] += 1
         departure = self._departures.pop(job_id, None)
         if departure is not None:
             departure.cancel()
-        waiting = asyncio.create_task(self.poll(job_id, seconds))
-        leaving = asyncio.create_task(_disconnected(request))
-        left = True
+        served: list[bool] = []
         try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            left = not waiting.done()
-            if left:
-                raise ClientGone
-            return waiting.result()
+            yield lambda: served.append(True)
         finally:
-            waiting.cancel()
-            leaving.cancel()
             self._present[job_id] -= 1
             if not self._present[job_id]:
                 del self._present[job_id]
-                if left:
+                if not served:
                     self._departures[job_id] = asyncio.create_task(self._depart(job_id))
 
     async def poll(self, job_id: str, seconds: float) -> JobRecord:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from calotype.serving.errors import InvalidRequest
@@ -14,15 +17,28 @@ from calotype.serving.errors import InvalidRequest
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+def json_body(schema: type[BaseModel]) -> dict[str, object]:
+    """OpenAPI's description of a body that `read_json` reads."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema.model_json_schema()}},
+        }
+    }
+
+
+async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> dict[str, Any]:
     """The request's JSON object.
 
+    Args:
+        seconds: within which all of it must arrive.
+
     Raises:
-        InvalidRequest: too long (``body_too_large``), not JSON, not an object, a key twice, NaN,
-            nested too deeply, or text that is no Unicode.
+        InvalidRequest: too slow (``request_timeout``), too long (``body_too_large``), not JSON,
+            not an object, a key twice, NaN, nested too deeply, or text that is no Unicode.
     """
     _check_content_type(request)
-    return parse_object(await _read(request, max_bytes))
+    return parse_object(await read_body(request, max_bytes, seconds))
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -64,19 +80,41 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The bytes of a body. Raises like `read_json`."""
+    raw = bytearray()
+    async for chunk in limited_stream(request, max_bytes, seconds):
+        raw += chunk
+    return bytes(raw)
+
+
+async def limited_stream(
+    request: Request, max_bytes: int, seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """The parts of a body, not more and not longer than this. Raises like `read_json`."""
     too_large = InvalidRequest(
         f"The body may have at most {max_bytes:,} bytes.", code="body_too_large"
     )
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > max_bytes:
         raise too_large
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
+    clock = asyncio.get_running_loop().time
+    end, seen = clock() + seconds, 0
+    parts = request.stream().__aiter__()
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                chunk = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The body did not arrive within {seconds:g} s.", code="request_timeout"
+            ) from None
+        seen += len(chunk)
+        if seen > max_bytes:
             raise too_large
-    return bytes(raw)
+        yield chunk
 
 
 def _no_constant(name: str) -> Any:

@@ -7,21 +7,26 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
 from calotype.serving import metrics
 from calotype.serving.api.gateway import Gateway, request_id_of
-from calotype.serving.api.planning import plan_generation
+from calotype.serving.api.outlook import check_deadline, promised_by
+from calotype.serving.api.planning import Pictures, plan_generation
 from calotype.serving.api.schemas import GenerationBody
 from calotype.serving.errors import (
     CalotypeError,
     Conflict,
     InvalidRequest,
+    Overloaded,
+    QuotaExceeded,
     error_from_payload,
 )
+from calotype.serving.jobs.quotas import RateState, rate_state
+from calotype.serving.jobs.recipe import changes, recipe_hash
 from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, new_id
 
 log = logging.getLogger(__name__)
@@ -38,47 +43,115 @@ class Terms:
     deadline_seconds: float
     expires_seconds: float
     metadata: dict[str, str]
+    wanted_seconds: float | None = None
+    """The deadline that the client itself set: refused when it cannot be met."""
+    webhook: dict[str, Any] | None = None
+    pictures: Pictures | None = None
+    recipe: Mapping[str, Any] | None = None
+    """What is asked to be drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request for a job comes from."""
+
+    key: KeyRecord
+    request_id: str
+    idempotency: str | None = None
+    """Hash of key, route and Idempotency-Key."""
+    retried: bool = False
+    """An SDK says that it sends the request again."""
+    batch_id: str | None = None
+    rates: list[RateState] = field(default_factory=list)
+    """Filled with the state of the team's rate limit, if it has one."""
+
+    @classmethod
+    def of(cls, request: Request, key: KeyRecord) -> Origin:
+        """Raises InvalidRequest when the Idempotency-Key is too long."""
+        origin = cls(
+            key,
+            request_id_of(request),
+            _idempotency(request, key),
+            request.headers.get("x-stainless-retry-count", "0") != "0",
+        )
+        request.state.rates = origin.rates
+        return origin
 
 
 async def create_or_join(
     gateway: Gateway,
-    request: Request,
-    key: KeyRecord,
+    origin: Origin,
     body: GenerationBody,
     raw: Mapping[str, Any],
     terms: Terms,
 ) -> JobRecord:
     """The job of this request, submitted to the backend.
 
+    Args:
+        raw: what was sent; equal requests are told by it.
+
     Raises:
         InvalidRequest, NotFound: see `plan_generation`.
         Conflict: the Idempotency-Key was used for another body.
+        QuotaExceeded: a limit of the team is reached.
         StorageFailed: the job could not be recorded, so there is none.
-        Overloaded: the queue is full; the job has failed.
+        Overloaded: the queue is full, or the deadline cannot be met.
     """
-    job_id = new_id("job")
-    plan = plan_generation(gateway.catalog, body, job_id, request_id_of(request))
+    job_id, key = new_id("job"), origin.key
+    plan = plan_generation(
+        gateway.catalog,
+        body,
+        job_id,
+        origin.request_id,
+        gateway.settings.features,
+        terms.pictures,
+    )
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
-    idempotency = _idempotency(request, key)
-    joined = await asyncio.to_thread(_find, gateway, request, key, digest, idempotency)
+    joined = await asyncio.to_thread(_find, gateway, origin, digest)
     if joined is not None:
         return joined
     now = gateway.store.clock.time()
-    new = NewJob(
-        id=job_id,
-        team_id=key.team_id,
-        api_key_id=key.id,
-        model=plan.model.name,
-        input=plan.input,
-        request=plan.request.to_payload(),
-        metadata=terms.metadata,
-        priority=plan.request.priority,
-        deadline=now + terms.deadline_seconds,
-        expires=now + terms.expires_seconds,
-        body_sha256=digest,
-        idempotency=idempotency,
-    )
-    job = await asyncio.to_thread(gateway.store.create_job, new)
+    request = plan.request.to_payload()
+    forecast = await gateway.outlook.forecast(plan.model.name)
+    estimate = gateway.outlook.estimate(forecast, request)
+    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    try:
+        check_deadline(estimate, terms.wanted_seconds)
+        details: dict[str, Any] = {}
+        if team is not None and team.prompt_in_files:
+            details["prompt_in_files"] = True
+        if terms.recipe is not None:
+            details["recipe_changes"] = changes(terms.recipe, plan.recipe)
+        new = NewJob(
+            id=job_id,
+            team_id=key.team_id,
+            api_key_id=key.id,
+            type=f"image.{plan.recipe['operation']}",
+            model=plan.model.name,
+            input=plan.input | details,
+            request=request,
+            metadata=terms.metadata,
+            priority=plan.request.priority,
+            deadline=now + terms.deadline_seconds,
+            expires=now + terms.expires_seconds,
+            body_sha256=digest,
+            idempotency=origin.idempotency,
+            recipe=plan.recipe,
+            recipe_hash=recipe_hash(plan.recipe),
+            reserved_seconds=forecast.device_seconds(request) if forecast.measured else 0.0,
+            price=gateway.settings.gpu_second_price,
+            promised=promised_by(now, estimate),
+            webhook=terms.webhook,
+            batch_id=origin.batch_id,
+        )
+        job, rate = await asyncio.to_thread(gateway.store.admit_job, new)
+    except (QuotaExceeded, Overloaded) as error:
+        metrics.LIMITED.labels(error.code).inc()
+        state = None if team is None else rate_state(team, now)
+        origin.rates.extend([] if state is None else [state])
+        raise
+    if rate is not None:
+        origin.rates.append(rate)
     if job.id != job_id:  # another request with the same Idempotency-Key was a moment earlier
         return _same_body(job, digest)
     await _submit(gateway, job_id)
@@ -90,6 +163,7 @@ async def _submit(gateway: Gateway, job_id: str) -> None:
         await gateway.backend.submit(job_id)
     except CalotypeError as error:
         if error.code == "queue_full":
+            metrics.LIMITED.labels(error.code).inc()
             raise
         # The row is there: the dispatcher finds it when it is back.
         log.warning("job %s waits in the store, the backend cannot be told: %s", job_id, error)
@@ -110,12 +184,10 @@ def _idempotency(request: Request, key: KeyRecord) -> str | None:
     return hashlib.sha256(scope.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _find(
-    gateway: Gateway, request: Request, key: KeyRecord, digest: str, idempotency: str | None
-) -> JobRecord | None:
+def _find(gateway: Gateway, origin: Origin, digest: str) -> JobRecord | None:
     store, now = gateway.store, gateway.store.clock.time()
-    if idempotency is not None:
-        first = store.find_idempotent(idempotency)
+    if origin.idempotency is not None:
+        first = store.find_idempotent(origin.idempotency)
         if first is None:
             return None
         if now - first.created > _KEY_SECONDS or _worth_repeating(first):
@@ -123,10 +195,9 @@ def _find(
             return None
         metrics.ATTACHED.labels("key").inc()
         return _same_body(first, digest)
-    retried = request.headers.get("x-stainless-retry-count", "0")
-    if not gateway.settings.attach_retries or retried == "0":
+    if not gateway.settings.attach_retries or not origin.retried:
         return None
-    first = store.find_same_body(key.id, digest, now - _RETRY_SECONDS)
+    first = store.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
     if first is None or first.status in ("failed", "canceled"):
         return None
     metrics.ATTACHED.labels("sdk_retry").inc()

@@ -26,6 +26,8 @@ _USER = "invalid_request_error"
 
 BY_CODE: dict[str, Wire] = {
     "body_too_large": Wire(413, _USER),
+    "request_timeout": Wire(408, _USER, retry=False),
+    "deadline_unreachable": Wire(429, "requests"),
     "image_file_too_large": Wire(413, _USER),
     "unsupported_content_type": Wire(415, _USER),
     "method_not_allowed": Wire(405, _USER),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,7 +11,10 @@ from starlette.requests import Request
 
 from calotype.serving.api.attendance import Attendance
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.outlook import Outlook
 from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.watching import Watching
+from calotype.serving.jobs.outbound import OutboundPolicy
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
 
@@ -24,9 +29,20 @@ class Gateway:
     attendance: Attendance
     url_secret: bytes
     """Signs asset URLs; the same on every gateway of one service."""
+    outlook: Outlook
+    watching: Watching
+    outbound: OutboundPolicy
+    """Where webhooks and image URLs may lead."""
 
-    def base_url(self, request: Request) -> str:
-        return (self.settings.public_url or str(request.base_url)).rstrip("/")
+    def base_url(self, request: Request | None) -> str:
+        """How clients reach this gateway; without a request only if ``public_url`` says it."""
+        seen = "" if request is None else str(request.base_url)
+        return (self.settings.public_url or seen).rstrip("/")
+
+    async def read_base64(self, blob_key: str) -> str:
+        """A stored picture as JSON carries it."""
+        data = await asyncio.to_thread(self.blobs.get, blob_key)
+        return base64.b64encode(data).decode("ascii")
 
 
 def gateway_of(request: Request) -> Gateway:

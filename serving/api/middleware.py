@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -51,6 +52,10 @@ class RequestFrame:
                 del headers["x-request-id"]
                 if self.set_header:
                     headers["x-request-id"] = request_id
+                for rate in scope["state"].get("rates", ()):
+                    headers["x-ratelimit-limit-requests"] = str(rate.limit)
+                    headers["x-ratelimit-remaining-requests"] = str(rate.remaining)
+                    headers["x-ratelimit-reset-requests"] = _duration(rate.reset_seconds)
             await send(message)
 
         try:
@@ -65,6 +70,12 @@ class RequestFrame:
             elapsed = time.perf_counter() - started
             metrics.HTTP_REQUESTS.labels(route, _method(scope), str(status)).inc()
             metrics.HTTP_SECONDS.labels(route).observe(elapsed)
+
+
+def _duration(seconds: float) -> str:
+    """``1s`` or ``6m0s``, as OpenAI writes it."""
+    whole = math.ceil(seconds)
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
 
 
 def _request_id(scope: Scope) -> str:

@@ -65,6 +65,7 @@ async def get_metrics(request: Request) -> Response:
     gateway = gateway_of(request)
     try:
         metrics.record_jobs(await asyncio.to_thread(gateway.store.count_jobs))
+        metrics.record_promises(await asyncio.to_thread(gateway.store.promises))
         statuses = await gateway.backend.status()
         metrics.record_models((s.name, s.replicas, s.queue_seconds) for s in statuses)
     except (CalotypeError, OSError) as error:

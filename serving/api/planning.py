@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.schemas import GenerationBody
+from calotype.serving.api.digests import adapter_digest, model_digest
+from calotype.serving.api.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.config import ImageModel
 from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import MAX_SEED, GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.jobs.recipe import make_recipe
+from calotype.serving.request import (
+    MAX_SEED,
+    GenerationRequest,
+    ImageSize,
+    SamplingParams,
+    sampler_names,
+)
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
@@ -24,18 +33,37 @@ _STYLE_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """Stored pictures that a request brings, by blob key."""
+
+    image: str | None = None
+    """To start from."""
+    mask: str | None = None
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedGeneration:
     """Everything that is decided before a job exists."""
 
     model: ImageModel
     request: GenerationRequest
     input: dict[str, Any]
+    recipe: dict[str, Any]
 
 
 def plan_generation(
-    catalog: Catalog, body: GenerationBody, job_id: str, request_id: str
+    catalog: Catalog,
+    body: GenerationBody,
+    job_id: str,
+    request_id: str,
+    features: Collection[str] = (),
+    pictures: Pictures | None = None,
 ) -> PlannedGeneration:
     """Checks ``body`` against the model that it names and fills in what it leaves out.
+
+    Args:
+        features: what the workers can do (`schemas.FEATURES`).
 
     Raises:
         NotFound: no such model or adapter.
@@ -43,7 +71,8 @@ def plan_generation(
     """
     model = catalog.model(body.model)
     limits = model.spec.limits
-    if not body.prompt.strip():
+    operation = _operation(body)
+    if operation != "variation" and not body.prompt.strip():
         raise InvalidRequest("prompt must not be empty.", param="prompt")
     if len(body.prompt) > limits.max_prompt_chars:
         raise InvalidRequest(
@@ -62,6 +91,7 @@ def plan_generation(
             f"seed + n - 1 must not exceed {MAX_SEED}: picture i is drawn with seed + i.",
             param="seed",
         )
+    given = pictures or Pictures()
     size, rendered_size = _sizes(model, body)
     prompt = body.prompt
     if body.style is not None:
@@ -78,14 +108,57 @@ def plan_generation(
                 if body.guidance_scale is None
                 else body.guidance_scale
             ),
-            sampler=body.sampler or model.spec.defaults.sampler,
+            sampler=_sampler(model, body, features),
+            sigmas=tuple(body.sigmas or ()),
         ),
         seed=seed,
         n=body.n,
         adapters=catalog.adapter_refs(model, [(lora.id, lora.scale) for lora in body.loras]),
+        preview_every=_preview_every(model, body, features),
         priority=PRIORITIES[body.priority],
+        negative_prompt=body.negative_prompt or None,
+        image=given.image,
+        mask=given.mask,
+        references=given.references,
+        strength=body.strength,
     )
-    return PlannedGeneration(model, request, _input(body, request, request_id))
+    recipe = make_recipe(
+        request.to_payload(),
+        operation=operation,
+        model={"name": model.name, "digest": model_digest(model)},
+        adapter_digests={
+            adapter.name: adapter_digest(adapter)
+            for adapter in catalog.adapters(model.name)
+            if any(ref.name == adapter.name for ref in request.adapters)
+        },
+        output={"format": body.output_format, "compression": body.output_compression},
+    )
+    return PlannedGeneration(model, request, _input(body, request, request_id), recipe)
+
+
+def _operation(body: GenerationBody) -> str:
+    if isinstance(body, VariationBody):
+        return "variation"
+    return "edit" if isinstance(body, EditBody) else "generate"
+
+
+def _sampler(model: ImageModel, body: GenerationBody, features: Collection[str]) -> str:
+    default = str(model.spec.defaults.sampler)
+    wanted = body.sampler or default
+    known = sampler_names() if "samplers" in features else (default,)
+    if wanted not in known:
+        raise InvalidRequest(
+            f"sampler {wanted!r} is not known; it must be one of {', '.join(known)}.",
+            param="sampler",
+        )
+    return wanted
+
+
+def _preview_every(model: ImageModel, body: GenerationBody, features: Collection[str]) -> int:
+    """Steps between previews, so that `partial_images` of them come before the end."""
+    if not body.partial_images or "previews" not in features:
+        return 0
+    return max(1, _steps(model, body) // (body.partial_images + 1))
 
 
 def _sizes(model: ImageModel, body: GenerationBody) -> tuple[ImageSize, ImageSize]:
@@ -134,6 +207,8 @@ def _input(body: GenerationBody, request: GenerationRequest, request_id: str) ->
         "response_format": body.response_format,
         "request_id": request_id,
     }
+    if body.stream:
+        wanted |= {"stream": True, "partial_images": body.partial_images}
     if body.style is not None:
         wanted |= {"style": body.style, "revised_prompt": request.prompt}
     if body.safety_identifier or body.user:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,9 @@ B = TypeVar("B", bound=BaseModel)
 
 ALIASES = {"guidance": "guidance_scale", "image_loras": "loras", "scheduler": "sampler"}
 
+EventType = Literal[
+    "image.job.started", "image.job.succeeded", "image.job.failed", "image.job.canceled"
+]
 _Text = Annotated[str, Field(max_length=512)]
 
 
@@ -49,8 +52,8 @@ class GenerationBody(Body):
     output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp.")
     background: Literal["auto", "opaque", "transparent"] = Field("auto")
     moderation: Literal["auto", "low"] = Field("auto")
-    stream: bool = False
-    partial_images: int = Field(0, ge=0, le=3)
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    partial_images: int = Field(0, ge=0, le=3, description="Previews of each picture, streamed.")
     user: _Text | None = None
     safety_identifier: _Text | None = None
     complexity: Literal["low", "medium", "high"] | None = Field(
@@ -62,7 +65,7 @@ class GenerationBody(Body):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Picture i uses seed+i.")
     steps: int | None = Field(None, ge=1, description="Denoise steps; wins over quality.")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Distilled guidance.")
-    sampler: Literal["flow-euler"] | None = None
+    sampler: str | None = Field(None, max_length=64, description="Default: the model's.")
     loras: list[LoRA] = Field(default_factory=list, description="Adapters and their strengths.")
     width: int | None = Field(None, ge=1, description="With height: wins over size.")
     height: int | None = Field(None, ge=1, description="With width: wins over size.")
@@ -73,55 +76,116 @@ class GenerationBody(Body):
     deadline_seconds: float | None = Field(
         None, gt=0, le=86_400, description="After so long the job fails instead of running."
     )
-    negative_prompt: str | None = None
-    sigmas: list[float] | None = None
-    reference_images: list[Any] | None = None
+    negative_prompt: str | None = Field(
+        None, max_length=32_000, description="What it shall not show; costs twice the time."
+    )
+    sigmas: list[float] | None = Field(
+        None, max_length=1000, description="Noise levels, falling, one for each step."
+    )
+    reference_images: list[Any] | None = Field(
+        None, max_length=16, description="URLs, or {image_url} or {file_id}: pictures to look at."
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How far a picture to start from is changed."
+    )
     controlnets: list[Any] | None = None
     ip_adapters: list[Any] | None = None
-    strength: float | None = None
     safety_tolerance: int | None = None
 
 
-_NOT_YET = (
+class EditBody(GenerationBody):
+    """POST /v1/images/edits as JSON; in multipart, `image` parts are the images."""
+
+    images: list[Any] = Field(
+        default_factory=list, max_length=16, description="{image_url} or {file_id} each."
+    )
+    mask: Any = Field(None, description="{image_url} or {file_id}; transparent = draw anew.")
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="Accepted for OpenAI's clients; says nothing to these models."
+    )
+    markup: Any = None
+
+
+class VariationBody(EditBody):
+    """POST /v1/images/variations: an image, no prompt."""
+
+    prompt: str = Field("", max_length=0, description="A variation has none.")
+
+
+FEATURES = (
+    "edits",
+    "references",
+    "variations",
     "negative_prompt",
     "sigmas",
-    "reference_images",
+    "samplers",
+    "previews",
+)
+"""What workers may or may not be able to do; `GatewaySettings.features` says which they can."""
+
+# Parameter -> the feature that it needs.
+_NEEDS = {
+    "negative_prompt": "negative_prompt",
+    "sigmas": "sigmas",
+    "reference_images": "references",
+    "strength": "variations",
+}
+_NEVER = (
     "controlnets",
     "ip_adapters",
-    "strength",
     "safety_tolerance",
-    "stream",
-    "partial_images",
     "frame_count",
     "frame_duration_ms",
     "svg",
+    "markup",
 )
+
+
+class WebhookBody(Body):
+    """Whom to tell of one job."""
+
+    url: str = Field(max_length=2048, description="https address.")
+    events: list[EventType] = Field(
+        default_factory=list, max_length=8, description="Default: the three ends of a job."
+    )
 
 
 class JobBody(Body):
     """POST /v1/jobs."""
 
-    type: Literal["image.generate"] = "image.generate"
+    type: Literal["image.generate", "image.edit", "image.variation"] = "image.generate"
     model: str | None = None
-    input: dict[str, Any] = Field(description="The parameters of /v1/images/generations.")
+    input: dict[str, Any] = Field(
+        default_factory=dict, description="The parameters of /v1/images/generations."
+    )
+    recipe: dict[str, Any] | None = Field(
+        None, description="A recipe of an earlier picture, instead of its parameters."
+    )
     priority: Literal["low", "normal", "high"] = "normal"
     deadline_seconds: float | None = Field(None, gt=0, le=86_400)
     expires_after_seconds: float | None = Field(None, ge=60, le=30 * 86_400)
     metadata: dict[Annotated[str, Field(max_length=64)], _Text] = Field(
         default_factory=dict, max_length=16
     )
-    webhook: dict[str, Any] | None = None
+    webhook: WebhookBody | None = None
 
 
-def parse_generation(raw: Mapping[str, Any]) -> GenerationBody:
-    """Reads the parameters of a generation.
+def parse_generation(
+    raw: Mapping[str, Any],
+    features: Collection[str] = (),
+    schema: type[GenerationBody] = GenerationBody,
+) -> GenerationBody:
+    """Reads the parameters of a generation, an edit or a variation.
+
+    Args:
+        features: what the workers can do (`FEATURES`).
 
     Raises:
         InvalidRequest: the first fault, with the parameter's name and what would be right.
     """
-    body = parse(GenerationBody, _without_aliases(raw))
-    for name in _NOT_YET:
-        if getattr(body, name):
+    body = parse(schema, _without_aliases(raw))
+    for name in (*_NEEDS, *_NEVER):
+        if _NEEDS.get(name) not in features and getattr(body, name, None):
             raise InvalidRequest(
                 f"{name} is not supported by this service yet; leave it out.",
                 code="unsupported_value",
@@ -138,6 +202,11 @@ def parse_generation(raw: Mapping[str, Any]) -> GenerationBody:
             "background 'transparent' is not supported by this model; use 'opaque' or 'auto'.",
             code="unsupported_value",
             param="background",
+        )
+    if body.partial_images and not body.stream:
+        raise InvalidRequest(
+            "partial_images is for streams; set stream to true, or leave it out.",
+            param="partial_images",
         )
     if (body.width is None) != (body.height is None):
         missing = "width" if body.width is None else "height"

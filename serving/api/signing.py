@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from starlette.requests import Request
-
 from calotype.serving.api.gateway import Gateway
 
 
@@ -19,9 +17,12 @@ def signature_fits(secret: bytes, asset_id: str, expires: int, given: str) -> bo
     return hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
 
 
-def content_url(gateway: Gateway, request: Request, asset_id: str) -> str:
-    """An address that whoever knows it may open for ``settings.url_seconds``."""
+def content_url(gateway: Gateway, base: str, asset_id: str) -> str:
+    """An address that whoever knows it may open for ``settings.url_seconds``.
+
+    Args:
+        base: `Gateway.base_url`.
+    """
     expires = int(gateway.store.clock.time()) + gateway.settings.url_seconds
     signed = signature(gateway.url_secret, asset_id, expires)
-    base = gateway.base_url(request)
     return f"{base}/v1/assets/{asset_id}/content?expires={expires}&signature={signed}"

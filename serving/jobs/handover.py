@@ -7,9 +7,10 @@ job is over.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from calotype.serving.jobs.database import reading, writing
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
@@ -66,10 +67,16 @@ class HandOver:
             drop(connection, list(gone.scalars()), self.clock.time())
 
     def add_preview(self, preview: PreviewRecord) -> bool:
-        """False when the lease is not the current one or the preview is there already."""
+        """False when the lease is not the current one or the preview is there already.
+
+        It counts for the step at which it arrives, so that it comes after what clients have seen.
+        """
         with writing(self.engine) as connection:
             if not _holds(connection, preview.job_id, preview.fence):
                 return False
+            step = select(jobs.c.step).where(jobs.c.id == preview.job_id)
+            reached = int(connection.execute(step).scalar_one())
+            preview = replace(preview, step=max(reached, preview.step))
             known = select(previews.c.blob_key).where(
                 previews.c.job_id == preview.job_id,
                 previews.c.image_index == preview.image_index,
@@ -91,12 +98,13 @@ class HandOver:
         with reading(self.engine) as connection:
             return [PreviewRecord(**row) for row in connection.execute(query).mappings()]
 
-    def watch_jobs(self, job_ids: Sequence[str]) -> Mapping[str, tuple[str, int, int]]:
-        """job id -> (status, fence, step): the cheap look that tells whether anything changed."""
-        query = select(jobs.c.id, jobs.c.status, jobs.c.fence, jobs.c.step)
+    def watch_jobs(self, job_ids: Sequence[str]) -> Mapping[str, tuple[Any, ...]]:
+        """job id -> (status, fence, step, previews): tells cheaply whether anything changed."""
+        drawn = select(func.count()).where(previews.c.job_id == jobs.c.id).scalar_subquery()
+        query = select(jobs.c.id, jobs.c.status, jobs.c.fence, jobs.c.step, drawn)
         with reading(self.engine) as connection:
             found = connection.execute(query.where(jobs.c.id.in_(list(job_ids))))
-            return {job_id: (status, fence, step) for job_id, status, fence, step in found}
+            return {row[0]: tuple(row[1:]) for row in found}
 
 
 def _holds(connection: Connection, job_id: str, fence: int) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from calotype.serving.errors import InvalidRequest, NotFound, Unauthenticated
 from calotype.serving.jobs.records import KeyRecord, new_id
@@ -13,6 +14,8 @@ from calotype.serving.jobs.store import JobStore
 
 KEY_PREFIX = "ct_live_"
 SCOPES = ("images", "jobs", "adapters", "trainings", "admin")
+TEAM_SCOPES = SCOPES[:-1]
+"""Of a key that a manifest declares."""
 DEFAULT_TEAM = "default"
 _SHOWN_CHARS = len(KEY_PREFIX) + 4
 _MAX_KEY_CHARS = 512
@@ -123,3 +126,26 @@ def rotate_key(store: JobStore, key_id: str, overlap_seconds: float) -> tuple[st
     made = create_key(store, team=team.name, name=old.name, scopes=old.scopes)
     store.expire_key(key_id, store.clock.time() + overlap_seconds)
     return made
+
+
+def declare_team(store: JobStore, team: Mapping[str, Any]) -> None:
+    """Applies a team of the gateway's configuration; what it does not name has no limit.
+
+    Args:
+        team: ``name``, ``weight``, ``quotas`` (names as in a Team manifest, camelCase), ``models``
+            (none = all), ``keyHashes`` (sha256 hex of each whole key).
+
+    Raises:
+        InvalidRequest: a limit is no number.
+    """
+    quotas = team.get("quotas") or {}
+    store.set_team(
+        str(team["name"]),
+        weight=float(team.get("weight", 1.0)),
+        requests_per_minute=quotas.get("requestsPerMinute"),
+        concurrent_jobs=quotas.get("concurrentJobs"),
+        gpu_seconds_per_day=quotas.get("gpuSecondsPerDay"),
+        budget_per_month=quotas.get("budgetPerMonth"),
+        allowed_models=list(team.get("models") or []) or None,
+    )
+    store.declare_keys(str(team["name"]), list(team.get("keyHashes") or []), TEAM_SCOPES)

@@ -241,3 +241,36 @@ class AttemptRecord:
     seconds: float
     http_status: int | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """Many requests that were sent as one file."""
+
+    id: str
+    team_id: str
+    api_key_id: str
+    endpoint: str
+    input_file_id: str
+    output_file_id: str | None
+    error_file_id: str | None
+    status: str
+    """OpenAI's: ``in_progress cancelling`` and the ends ``completed failed cancelled expired``."""
+    metadata: dict[str, str]
+    errors: list[dict[str, Any]] | None
+    created: float
+    moments: dict[str, float]
+    """State -> when it was entered."""
+    deadline: float
+    claimed_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    batch_id: str
+    line: int
+    custom_id: str
+    body: dict[str, Any]
+    job_id: str | None = None
+    answer: dict[str, Any] | None = None
+    """``status_code``, and ``body`` where it is not the job's own answer."""

@@ -20,6 +20,8 @@ from calotype.serving.protocols import Clock
 
 _REFERRING = (assets, files, checkpoints, previews)
 _PAGE = 200
+JOB_INPUT = "job_input"
+"""Purpose of a file that came with a request; it is not listed."""
 
 
 def hold(connection: Connection, keys: Iterable[str]) -> None:
@@ -86,6 +88,12 @@ class Shelf:
             row = connection.execute(query).mappings().first()
         return None if row is None else FileRecord(**row)
 
+    def find_blob(self, team_id: str, sha256: str) -> str | None:
+        """The key of a file of the team with these bytes, if it still has one."""
+        query = select(files.c.blob_key).where(files.c.team_id == team_id, files.c.sha256 == sha256)
+        with reading(self.engine) as connection:
+            return connection.execute(query.limit(1)).scalar_one_or_none()
+
     def list_files(
         self,
         team_id: str,
@@ -96,7 +104,7 @@ class Shelf:
         oldest_first: bool = False,
     ) -> list[FileRecord]:
         """A page of the team's files; ``after`` is the last id of the page before."""
-        query = select(files).where(files.c.team_id == team_id)
+        query = select(files).where(files.c.team_id == team_id, files.c.purpose != JOB_INPUT)
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         if after is not None:

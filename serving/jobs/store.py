@@ -14,8 +14,10 @@ from sqlalchemy.exc import IntegrityError
 
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.jobs.accounts import Accounts
+from calotype.serving.jobs.batches import Batches
 from calotype.serving.jobs.database import create_database_engine, reading, writing
 from calotype.serving.jobs.deliveries import Deliveries, announce
+from calotype.serving.jobs.expiry import Expiry
 from calotype.serving.jobs.forecast import Forecasts
 from calotype.serving.jobs.handover import HandOver, clear_hand_over
 from calotype.serving.jobs.ledger import Ledger, record_usage, used_seconds
@@ -28,7 +30,7 @@ from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import Clock, SystemClock
 
 
-class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries):
+class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Expiry):
     """The job database.
 
     Raises:
@@ -127,9 +129,12 @@ class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries):
         after: str | None = None,
         status: Status | None = None,
         created_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> list[JobRecord]:
-        """Newest first; ``after`` is the last id of the page before."""
-        query = select(jobs).where(jobs.c.team_id == team_id)
+        """Newest first, without expired ones; ``after`` is the last id of the page before."""
+        query = select(jobs).where(jobs.c.team_id == team_id, jobs.c.purged.is_(None))
+        for name, value in (metadata or {}).items():
+            query = query.where(jobs.c.metadata[name].as_string() == value)
         if status is not None:
             query = query.where(jobs.c.status == status)
         if created_after is not None:

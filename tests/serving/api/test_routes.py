@@ -313,10 +313,14 @@ def test_a_bad_listing_is_named(shared_service: Any, query: dict[str, str], para
 def test_a_bad_job_is_named(shared_service: Any) -> None:
     client = shared_service.http()
     for body, param in [
-        ({}, "input"),
+        ({}, "prompt"),
         ({"input": {"promt": "x"}}, "promt"),
         ({"input": {"prompt": "x"}, "type": "video"}, "type"),
-        ({"input": {"prompt": "x"}, "webhook": {"url": "https://x"}}, "webhook"),
+        ({"input": {"prompt": "x"}, "webhook": {"url": "https://127.0.0.1/x"}}, "webhook.url"),
+        ({"input": {"prompt": "x"}, "webhook": {"url": "http://example.com"}}, "webhook.url"),
+        ({"input": {"prompt": "x"}, "webhook": {"events": []}}, "webhook.url"),
+        ({"input": {"prompt": "x", "stream": True}}, "stream"),
+        ({"input": {"prompt": "x"}, "recipe": {"version": 1}}, "recipe"),
         ({"input": "x"}, "input"),
         ({"input": {"prompt": "x"}, "metadata": {"k": "v" * 513}}, "metadata.k"),
     ]:

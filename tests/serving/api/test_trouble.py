@@ -225,7 +225,7 @@ def test_a_job_that_cannot_be_recorded_is_refused_and_does_not_exist(
         raise StorageFailed("The job database cannot be written: database or disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.store, "create_job", full)
+        patch.setattr(service.store, "admit_job", full)
         answer = service.generate(prompt="a dog")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "storage_unavailable"
@@ -257,7 +257,7 @@ def test_a_bug_is_a_500_that_says_nothing_and_is_not_repeated(
         raise ZeroDivisionError("secret internals")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.store, "create_job", bug)
+        patch.setattr(service.store, "admit_job", bug)
         answer = service.generate(prompt="a dog")
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

@@ -1,0 +1,92 @@
+"""A job as clients see it: in answers, in events and in webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from calotype.serving.api.failures import error_object
+from calotype.serving.errors import error_from_payload
+from calotype.serving.jobs.records import JobRecord
+
+# Of the stored input: not the client's words.
+_HIDDEN = frozenset({"prompt_in_files", "traceparent"})
+
+
+def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]) -> dict[str, Any]:
+    """The job object of api.md section 4; pictures are addresses.
+
+    Args:
+        address_of: asset id -> where the picture can be had.
+    """
+    here = f"{base_url}/v1/jobs/{job.id}"
+    return {
+        "id": job.id,
+        "object": "image.job",
+        "type": job.type,
+        "model": job.model,
+        "status": job.status,
+        "progress": job.progress,
+        "queue_position": None,
+        "estimated_seconds": None,
+        "promised_by": _seconds(job.promised),
+        "created_at": int(job.created),
+        "started_at": _seconds(job.started),
+        "completed_at": _seconds(job.completed),
+        "expires_at": _seconds(job.expires),
+        "input": {name: value for name, value in job.input.items() if name not in _HIDDEN},
+        "recipe": job.recipe,
+        "recipe_hash": job.recipe_hash,
+        "output": _output(job, address_of),
+        "error": error_object(error_from_payload(job.error)) if job.error else None,
+        "moderation": _moderation(job),
+        "usage": job.usage,
+        "metrics": job.metrics,
+        "metadata": job.metadata,
+        "urls": {"get": here, "cancel": f"{here}/cancel", "events": f"{here}/events"},
+    }
+
+
+def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:
+    if job.output is None:
+        return None
+    return {
+        "images": [
+            {
+                "asset_id": image["asset_id"],
+                "url": address_of(image["asset_id"]),
+                "index": image["index"],
+                "seed": image["seed"],
+                "width": image["width"],
+                "height": image["height"],
+                "content_type": image["content_type"],
+                "sha256": image["sha256"],
+                "flagged": image["flagged"],
+            }
+            for image in job.output["images"]
+        ]
+    }
+
+
+def _moderation(job: JobRecord) -> dict[str, Any] | None:
+    """What was decided, without scores: those would teach how to get around the policy."""
+    if job.moderation is None:
+        return None
+    stages = {"input": [job.moderation.get("input")], "output": job.moderation.get("output") or []}
+    return {
+        stage: [
+            {
+                "decision_id": decision.get("id"),
+                "policy": decision.get("policy"),
+                "verdict": decision.get("verdict"),
+                "categories": decision.get("categories", []),
+            }
+            for decision in decisions
+            if decision
+        ]
+        for stage, decisions in stages.items()
+    }
+
+
+def _seconds(moment: float | None) -> int | None:
+    return None if moment is None else int(moment)
