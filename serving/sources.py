@@ -52,12 +52,13 @@ def adapter_file(adapter: LoRAAdapter) -> pathlib.Path:
     """
     source = adapter.spec.source
     if source.hugging_face is not None:
-        folder = _snapshot(source, AdapterLoadFailed, ["*.safetensors"])
-        files = sorted(folder.glob("*.safetensors"))
+        wanted = source.hugging_face.filename or "*.safetensors"
+        folder = _snapshot(source, AdapterLoadFailed, [wanted])
+        files = sorted(folder.glob(wanted))
         if len(files) != 1:
             raise AdapterLoadFailed(
-                f"LoRAAdapter {adapter.name}: {source.hugging_face.repo} holds {len(files)} "
-                "safetensors files; an adapter is exactly one."
+                f"LoRAAdapter {adapter.name}: {source.hugging_face.repo} holds {len(files)} files "
+                f"{wanted}; an adapter is exactly one: name it in source.huggingFace.filename."
             )
         file = files[0]
     elif source.built_in is not None:
@@ -119,6 +120,29 @@ def _snapshot(source: Source, fault: type[EngineError], patterns: list[str]) -> 
     except Exception as error:  # the library's own errors, and those of the network under it
         raise fault(
             f"{wanted.repo} (revision {wanted.revision}) could not be fetched from Hugging Face: "
-            f"{error}. A gated repository needs HF_TOKEN in the environment."
+            f"{_why(error)}."
         ) from error
     return pathlib.Path(found)
+
+
+def _why(error: Exception) -> str:
+    """What to do about a failed download; the library's own texts are paragraphs."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision; correct source.huggingFace.revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return "it is not there, or private or gated, which needs HF_TOKEN in the environment"
+    if isinstance(error, LocalEntryNotFoundError | ConnectionError):
+        return (
+            "the hub cannot be reached from this machine; download the repository elsewhere and "
+            "write source: {path: FOLDER}"
+        )
+    words = " ".join(str(error).split()).rstrip(".")
+    hint = "; a gated one needs HF_TOKEN in the environment"
+    return words + (hint if isinstance(error, HfHubHTTPError) else "")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -230,3 +233,38 @@ def test_a_selector_chooses_as_kubernetes_does(labels: dict[str, str], chosen: b
         }
     )
     assert selector.matches(labels) is chosen
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: pathlib.Path) -> None:
+    probe = (
+        "import sys\n"
+        "from calotype.serving.config import load_manifests\n"
+        "from calotype.serving.errors import CalotypeError\n"
+        "from calotype.serving.sources import adapter_file, model_folder\n"
+        "found = load_manifests([__import__('pathlib').Path(sys.argv[1])])\n"
+        "for fetch, what in ((model_folder, found.models), (adapter_file, found.adapters)):\n"
+        "    try:\n"
+        "        fetch(what[0])\n"
+        "    except CalotypeError as error:\n"
+        "        print(error.message)\n"
+    )
+    sneaker = changed(
+        ADAPTER, "spec.source", {"huggingFace": {"repo": "acme/loras", "filename": "a.safetensors"}}
+    )
+    load(tmp_path, MODEL, sneaker)
+    # The library reads its settings when it is imported, so they need a process of their own.
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    said = subprocess.run(
+        [sys.executable, "-c", probe, str(tmp_path / "given.yaml")],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    model, adapter = said.stdout.splitlines()
+    assert model.startswith("black-forest-labs/FLUX.2-dev (revision main) could not be fetched")
+    assert adapter.startswith("acme/loras (revision main) could not be fetched")
+    for sentence in (model, adapter):
+        assert sentence.endswith(
+            "download the repository elsewhere and write source: {path: FOLDER}."
+        )
