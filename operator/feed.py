@@ -1,0 +1,119 @@
+"""From what is watched to what is to be reconciled.
+
+Nothing is decided here: an event only names the keys that must look again, and looking again is
+cheap. What depends on several objects (names, capacity, references) is looked at once for a burst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calotype.operator.adapters import Address
+from calotype.operator.context import Context
+from calotype.operator.fetcher import job_ended
+from calotype.operator.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, TRAINING
+from calotype.operator.resources import (
+    CLAIMS,
+    DEPLOYMENTS,
+    IMAGE_MODELS,
+    JOBS,
+    LORA_ADAPTERS,
+    LORA_TRAININGS,
+    MODERATION_POLICIES,
+    OWN,
+    RAY_CLUSTERS,
+    RAY_JOBS,
+    RAY_SERVICES,
+    TEAMS,
+    Resource,
+)
+from calotype.operator.store import address_of
+from calotype.operator.workqueue import Key
+
+BURST_SECONDS = 0.5
+
+
+class ClusterFeed:
+    """Tells the store what there is, and the queue what to look at."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._concerning_others: set[tuple[str, Address]] = set()
+
+    def seen(self, resource: Resource, obj: dict[str, Any]) -> None:
+        if resource in OWN and self._context.store.put(resource.kind, obj):
+            self._concerning_others.add((resource.kind, address_of(obj)))
+
+    def happened(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
+        if resource not in OWN:
+            self._child(resource, obj, gone)
+            return
+        address, kind = address_of(obj), resource.kind
+        others = (kind, address) in self._concerning_others
+        self._concerning_others.discard((kind, address))
+        if gone:
+            others = self._context.store.drop(kind, address) or others
+        self._context.queue.add(Key(kind, *address))
+        if others:
+            self._others(resource, address, obj)
+
+    def _others(self, resource: Resource, address: Address, obj: Mapping[str, Any]) -> None:
+        """Who else is concerned by a changed spec, a new object, or one that is gone."""
+        context, spec = self._context, obj.get("spec") or {}
+        if resource == IMAGE_MODELS:
+            self._look("Models", "", "")
+            self._look("Refusals", *address)
+            for policy, _ in context.store.all("ModerationPolicy"):
+                if policy[0] == address[0]:
+                    context.queue.add(Key("ModerationPolicy", *policy), BURST_SECONDS)
+        elif resource == LORA_ADAPTERS:
+            ref = spec.get("modelRef") or {}
+            model = (ref.get("namespace") or address[0], str(ref.get("name")))
+            context.adapters_changed(model)
+            self._look("Refusals", *model)
+        elif resource == MODERATION_POLICIES:
+            self._policy(address)
+        elif resource == TEAMS:
+            for other, _ in context.store.all("Team"):
+                if other[1] == address[1]:
+                    context.queue.add(Key("Team", *other))
+            context.wake_gateway()
+
+    def _policy(self, address: Address) -> None:
+        context = self._context
+        self._look("Models", "", "")
+        for model in context.store.hosts():
+            if model[0] == address[0]:
+                context.wake_model(model, BURST_SECONDS)
+        for adapter, obj in context.store.all("LoRAAdapter"):
+            if adapter[0] == address[0] and obj["spec"].get("moderationPolicyRef"):
+                context.wake_adapter(adapter, BURST_SECONDS)
+        for team, _ in context.store.all("Team"):
+            if team[0] == address[0]:
+                context.queue.add(Key("Team", *team), BURST_SECONDS)
+        context.wake_gateway()
+
+    def _look(self, kind: str, namespace: str, name: str) -> None:
+        self._context.queue.add(Key(kind, namespace, name), BURST_SECONDS)
+
+    def _child(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
+        context = self._context
+        metadata = obj["metadata"]
+        labels = metadata.get("labels") or {}
+        namespace = metadata.get("namespace") or ""
+        if resource == JOBS:
+            active = not gone and not job_ended(obj)
+            context.slots.note((namespace, metadata["name"]), active)
+            if labels.get(ADAPTER) and labels.get(ADAPTER_NAMESPACE):
+                context.wake_adapter((labels[ADAPTER_NAMESPACE], labels[ADAPTER]))
+            elif labels.get(MODEL):
+                context.wake_model((namespace, labels[MODEL]))
+        elif resource == RAY_CLUSTERS:
+            if labels.get("ray.io/originated-from-crd") == "RayService":
+                context.wake_model((namespace, labels["ray.io/originated-from-cr-name"]), 0.2)
+        elif resource in (DEPLOYMENTS, CLAIMS, RAY_SERVICES):
+            if labels.get(MODEL):
+                context.wake_model((namespace, labels[MODEL]), 0.2)
+        elif resource == RAY_JOBS and labels.get(TRAINING):
+            context.queue.add(Key(LORA_TRAININGS.kind, namespace, labels[TRAINING]), 0.2)

@@ -1,0 +1,96 @@
+"""Asks model apps how they are, and wakes whoever is concerned by what changed."""
+
+from __future__ import annotations
+
+from calotype.operator.adapters import Address
+from calotype.operator.context import Context
+from calotype.operator.modelapp import Report
+from calotype.operator.reconcilers.workload import service_of
+from calotype.operator.workqueue import Key
+
+MISSES = 3
+"""Answers that may be missing in a row before the last one is forgotten."""
+
+
+async def reconcile_report(context: Context, key: Key) -> float | None:
+    """One question to one model app; returns when to ask again."""
+    address = (key.namespace, key.name)
+    model = context.store.model(address)
+    if model is None or model.spec.source.provider is not None or model.spec.suspend:
+        if context.reports.pop(address, None) is not None:
+            context.wake_model(address)
+            _wake_adapters(context, address, None)
+        return None
+    url = context.apps.url(service_of(model), model.metadata.namespace)
+    now = await context.apps.status(url)
+    before = context.reports.get(address)
+    if not now.reachable:
+        missed = context.missed[address] = context.missed.get(address, 0) + 1
+        if before is not None and before.reachable and missed < MISSES:
+            return context.settings.busy_poll_seconds
+    else:
+        context.missed.pop(address, None)
+    context.reports[address] = now
+    _spread(context, address, before, now)
+    return _pause(context, address, now)
+
+
+def _spread(context: Context, address: Address, before: Report | None, now: Report) -> None:
+    if before is None or _summary(before) != _summary(now):
+        context.wake_model(address)
+        context.wake_gateway()
+    if before is None or before.replica_set() != now.replica_set():
+        _wake_adapters(context, address, None)
+        return
+    old, new = before.adapter_states(), now.adapter_states()
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    if changed:
+        context.wake_model(address, context.settings.busy_poll_seconds)
+        _wake_adapters(context, address, changed)
+
+
+def _wake_adapters(context: Context, address: Address, names: set[str] | None) -> None:
+    for adapter in context.store.adapters_of(address):
+        if names is None or adapter[1] in names:
+            context.wake_adapter(adapter)
+
+
+def _summary(report: Report) -> tuple[object, ...]:
+    return (
+        report.reachable,
+        report.ready,
+        report.replicas,
+        report.config_hash,
+        report.message,
+        report.queue_seconds > 0,
+    )
+
+
+def _pause(context: Context, address: Address, now: Report) -> float:
+    """Often while something is under way."""
+    obj = context.store.get("ImageModel", address)
+    if obj is None:
+        return context.settings.busy_poll_seconds
+    pushed = context.pushed.get(address)
+    status = obj["status"]
+    settled = (
+        now.reachable
+        and now.ready
+        and "deletionTimestamp" not in obj["metadata"]
+        and (not now.config_hash or now.config_hash == status.get("configHash"))
+        and all(
+            told.get("state") == "ready"
+            for state in now.states
+            if state.get("ready")
+            for told in (state.get("adapters") or {}).values()
+        )
+        and (pushed is None or all(_known(now, name) for name in pushed))
+    )
+    settings = context.settings
+    return settings.status_poll_seconds if settled else settings.busy_poll_seconds
+
+
+def _known(report: Report, name: str) -> bool:
+    return all(
+        name in (state.get("adapters") or {}) for state in report.states if state.get("ready")
+    )

@@ -1,0 +1,136 @@
+"""Team -> a Secret with an API key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calotype.operator.adapters import Address
+from calotype.operator.conditions import Condition, Fact, Reason, false, true
+from calotype.operator.context import Context, address_of
+from calotype.operator.kube import ApiError
+from calotype.operator.labels import ROTATION
+from calotype.operator.manifests import InvalidSpec, parse
+from calotype.operator.resources import SECRETS, TEAMS
+from calotype.operator.team import (
+    KEY_PREFIX,
+    SECRET_KEY,
+    build_secret,
+    key_of,
+    make_key,
+    owned_by,
+    rotation_of,
+    secret_name,
+)
+from calotype.operator.workqueue import Key, Postponed
+from calotype.serving.config import Team
+
+
+async def reconcile_team(context: Context, key: Key) -> float | None:
+    """One look at one team."""
+    obj = await context.kube.get(TEAMS, key.namespace, key.name)
+    if obj is None or "deletionTimestamp" in obj["metadata"]:
+        if obj is not None:
+            await context.release(TEAMS, obj)
+        context.wake_gateway()
+        return None
+    try:
+        team = parse(Team, obj)
+    except InvalidSpec as error:
+        types = (Condition.ACCEPTED, Condition.READY)
+        facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
+        await context.status(obj, facts, {"phase": "Failed"})
+        return None
+    accepted = _accepted(context, address_of(obj), team)
+    if not accepted.holds:
+        facts = [accepted, false(Condition.READY, accepted.reason, accepted.message)]
+        await context.status(obj, facts, {"phase": "Failed"})
+        return None
+    secret, key_ready = await _key(context, obj, team)
+    facts = [
+        accepted,
+        key_ready,
+        Fact(Condition.READY, key_ready.status, key_ready.reason, key_ready.message),
+    ]
+    fields: dict[str, Any] = {"phase": "Ready" if key_ready.holds else "Failed"}
+    made = key_of(secret) if secret is not None and key_ready.holds else None
+    if made is not None:
+        fields |= {
+            "keySecretRef": {"name": secret_name(team.name), "key": SECRET_KEY},
+            "keyPrefix": made[: len(KEY_PREFIX) + 4] if made.startswith(KEY_PREFIX) else None,
+            "rotation": str(team.spec.keys.rotate),
+        }
+    usage = (obj.get("status") or {}).get("usage")
+    await context.status(obj, facts, {**fields, "usage": usage})
+    context.wake_gateway()
+    return context.settings.secret_poll_seconds * (20 if key_ready.holds else 1)
+
+
+def _accepted(context: Context, address: Address, team: Team) -> Fact:
+    type_ = Condition.ACCEPTED
+    own = context.store.get("Team", address)
+    mine = ((own or {}).get("metadata", {}).get("creationTimestamp") or "~", address)
+    for other, obj in context.store.all("Team"):
+        theirs = (obj["metadata"].get("creationTimestamp") or "", other)
+        if other[1] == address[1] and other != address and theirs < mine:
+            return false(
+                type_,
+                Reason.NAME_CONFLICT,
+                f"Namespace {other[0]} has a Team of this name, and jobs know a team by its name: "
+                "give this one another.",
+            )
+    ref = team.spec.moderation_policy_ref
+    if ref is not None and context.store.get("ModerationPolicy", (address[0], ref.name)) is None:
+        return false(
+            type_,
+            Reason.POLICY_MISSING,
+            f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
+            "correct spec.moderationPolicyRef.",
+        )
+    return true(type_, Reason.ACCEPTED, "The manifest can be used.")
+
+
+async def _key(
+    context: Context, obj: dict[str, Any], team: Team
+) -> tuple[dict[str, Any] | None, Fact]:
+    """The Secret, made or renewed where it has to be."""
+    type_ = Condition.KEY_READY
+    namespace, name = team.metadata.namespace, secret_name(team.name)
+    rotation = team.spec.keys.rotate
+    secret = await context.kube.get(SECRETS, namespace, name)
+    if secret is None:
+        await context.kube.create(build_secret(obj, make_key(), rotation, context.settings))
+        secret = await context.kube.get(SECRETS, namespace, name)
+    if secret is None or not owned_by(secret, obj):
+        return None, false(
+            type_,
+            Reason.SECRET_NOT_OURS,
+            f"Secret {name} is there, but not of this Team: delete it, and a key is made.",
+        )
+    if rotation_of(secret) != rotation or key_of(secret) is None:
+        secret = await _renew(context, obj, secret, rotation)
+    text = f"The key is in Secret {name}, entry {SECRET_KEY}."
+    return secret, true(type_, Reason.KEY_CREATED, text)
+
+
+async def _renew(
+    context: Context, obj: dict[str, Any], secret: dict[str, Any], rotation: int
+) -> dict[str, Any]:
+    """Another key in the same Secret; the old one is void as soon as the gateway hears of it."""
+    fresh = build_secret(obj, make_key(), rotation, context.settings)
+    body = {
+        "metadata": {
+            "resourceVersion": secret["metadata"]["resourceVersion"],
+            "annotations": {ROTATION: str(rotation)},
+        },
+        "data": fresh["data"],
+    }
+    metadata = secret["metadata"]
+    try:
+        changed = await context.kube.patch(SECRETS, metadata["namespace"], metadata["name"], body)
+    except ApiError as error:
+        if error.status == 409:
+            raise Postponed(0.5, "the Secret changed meanwhile") from error
+        raise
+    if changed is None:
+        raise Postponed(0.5, "the Secret was deleted meanwhile")
+    return changed

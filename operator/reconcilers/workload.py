@@ -1,0 +1,339 @@
+"""The workload of a model: a Deployment of one pod, or a RayService."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from calotype.operator import rayservice, singlepod
+from calotype.operator.application import build_application, config_hash, serve_config
+from calotype.operator.conditions import Condition, Fact, Reason, condition_of, false, true
+from calotype.operator.context import Context
+from calotype.operator.kube import JSON_PATCH, ApiError
+from calotype.operator.labels import CLUSTER_HASH, MODEL
+from calotype.operator.manifests import Weights, model_manifest
+from calotype.operator.podmonitor import build_podmonitor
+from calotype.operator.pods import Volumes
+from calotype.operator.resources import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    POD_MONITORS,
+    RAY_CLUSTERS,
+    RAY_SERVICES,
+)
+from calotype.operator.settings import ResourceProfile
+from calotype.operator.workqueue import Postponed
+from calotype.serving.config import ImageModel
+
+Adapters = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What runs, or could."""
+
+    possible: bool = True
+    """False while RayService is not installed."""
+    live: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    """The application as it was written last."""
+    config_object: Mapping[str, Any] | None = None
+    """The ConfigMap that holds it, of a SinglePod."""
+    selector: str | None = None
+    upgrade: Fact | None = None
+    again: float | None = None
+    adapters: Adapters = field(default_factory=tuple)
+
+    @property
+    def config_hash(self) -> str:
+        return config_hash(self.config) if self.config is not None else ""
+
+
+def service_of(model: ImageModel) -> str:
+    """The Service that the gateway and the operator speak to."""
+    if model.spec.runtime == "SinglePod":
+        return model.name
+    return rayservice.service_name(model.name)
+
+
+async def running_workload(context: Context, obj: Mapping[str, Any], model: ImageModel) -> Workload:
+    """What runs now."""
+    namespace = model.metadata.namespace
+    if model.spec.runtime == "SinglePod":
+        live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
+        name = singlepod.config_map_name(model.name)
+        config_map = await context.kube.get(CONFIG_MAPS, namespace, name)
+        config = _json(((config_map or {}).get("data") or {}).get("model.json"))
+        known = singlepod.selector(context.settings, model.name)
+        return Workload(
+            live=live,
+            config=config,
+            config_object=config_map,
+            selector=_selector(known),
+            adapters=_adapters(config),
+        )
+    live = await context.kube.get(RAY_SERVICES, namespace, model.name)
+    if live is None and not await context.kube.serves(RAY_SERVICES):
+        return Workload(possible=False, again=context.settings.status_poll_seconds * 3)
+    text = ((live or {}).get("spec") or {}).get("serveConfigV2")
+    config = ((_json(text) or {}).get("applications") or [None])[0]
+    return Workload(
+        live=live,
+        config=config,
+        selector=_selector({MODEL: model.name, "ray.io/group": "generator"}),
+        adapters=_adapters(config),
+    )
+
+
+async def workload(
+    context: Context,
+    obj: Mapping[str, Any],
+    model: ImageModel,
+    weights: Weights | None,
+    adapters: Adapters,
+    volumes: Volumes,
+    seen: Workload,
+    anyway: bool,
+) -> Workload:
+    """Makes it, or changes it where it differs."""
+    if not seen.possible:
+        return seen
+    settings = context.settings
+    profile = settings.profile(model.spec.resource_profile)
+    if profile is None:
+        return seen
+    encoder = _encoder_profile(context, model)
+    policy = context.store.policy_of(model)
+    single = model.spec.runtime == "SinglePod"
+    application = build_application(
+        model,
+        model_manifest(model, weights),
+        adapters,
+        {"name": policy[0], "spec": policy[1]} if policy is not None else None,
+        profile,
+        encoder,
+        groups=not single,
+    )
+    if application != seen.config:
+        context.metrics.pushes.labels(model.metadata.namespace, model.name).inc()
+    if single:
+        result = await _single_pod(context, obj, model, application, profile, volumes, seen, anyway)
+    else:
+        groups = rayservice.groups_of(model, profile, encoder)
+        result = await _ray_service(context, obj, model, application, groups, volumes, seen, anyway)
+    return replace(result, config=application, adapters=adapters)
+
+
+async def _single_pod(
+    context: Context,
+    obj: Mapping[str, Any],
+    model: ImageModel,
+    application: Mapping[str, Any],
+    profile: ResourceProfile,
+    volumes: Volumes,
+    seen: Workload,
+    anyway: bool,
+) -> Workload:
+    settings, namespace = context.settings, model.metadata.namespace
+    config = singlepod.build_config(obj, application, settings)
+    await context.apply(config, seen.config_object, anyway=anyway)
+    await context.ensure(singlepod.build_service(obj, settings), anyway=anyway)
+    wanted = singlepod.build_deployment(
+        obj, profile, volumes, settings, suspended=model.spec.suspend
+    )
+    live = seen.live
+    if await context.apply(wanted, live, anyway=anyway):
+        live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
+    await _monitor(context, obj, model, anyway)
+    return replace(seen, live=live)
+
+
+async def _ray_service(
+    context: Context,
+    obj: Mapping[str, Any],
+    model: ImageModel,
+    application: Mapping[str, Any],
+    groups: Sequence[rayservice.Group],
+    volumes: Volumes,
+    seen: Workload,
+    anyway: bool,
+) -> Workload:
+    settings, live = context.settings, seen.live
+    text = serve_config(application)
+    cluster = rayservice.build_cluster(model.name, groups, volumes, settings)
+    clusters = await _clusters(context, model)
+    upgrade = _upgrade(model, live, cluster, clusters)
+    kept: Mapping[str, Any] | None = None
+    if live is not None and upgrade.reason == Reason.HELD_BACK:
+        kept = _with_bounds(live["spec"]["rayClusterConfig"], cluster)
+    if upgrade.holds and not _said(obj, upgrade):
+        # First the word, then the deed: whoever watches has seen what will follow.
+        await _announce(context, obj, upgrade)
+    if live is not None and _timed_out(live):
+        await context.kube.delete(
+            RAY_SERVICES, model.metadata.namespace, model.name, live["metadata"]["uid"]
+        )
+        await context.event(
+            obj,
+            "Warning",
+            Reason.INITIALIZING_TIMEOUT,
+            "The RayService gave up initializing, which is for good; it is made anew.",
+        )
+        raise Postponed(2.0, "the RayService is made anew")
+    wanted = rayservice.build_rayservice(obj, model, groups, text, volumes, settings, cluster=kept)
+    drifted = live is not None and live["spec"].get("serveConfigV2") != text
+    if await context.apply(wanted, live, anyway=anyway or drifted):
+        live = await context.kube.get(RAY_SERVICES, model.metadata.namespace, model.name)
+    for running in clusters:
+        await _patch_bounds(context, running, kept or cluster)
+    await _monitor(context, obj, model, anyway)
+    return replace(seen, live=live, upgrade=upgrade)
+
+
+async def _patch_bounds(
+    context: Context, running: Mapping[str, Any], cluster: Mapping[str, Any]
+) -> None:
+    """KubeRay does not hand changed replica bounds to a running cluster; we do."""
+    patch = rayservice.replica_patch(running, cluster)
+    if patch is None:
+        return
+    metadata = running["metadata"]
+    try:
+        await context.kube.patch(
+            RAY_CLUSTERS, metadata["namespace"], metadata["name"], patch, JSON_PATCH
+        )
+    except ApiError as error:
+        if error.status in (409, 422):
+            raise Postponed(1.0, f"RayCluster {metadata['name']} changed meanwhile") from error
+        raise
+    context.metrics.writes.labels("RayCluster", "patch").inc()
+
+
+async def _clusters(context: Context, model: ImageModel) -> list[dict[str, Any]]:
+    """The RayClusters that KubeRay made of the RayService."""
+    found = await context.kube.list(
+        RAY_CLUSTERS,
+        model.metadata.namespace,
+        {"ray.io/originated-from-cr-name": model.name, "ray.io/originated-from-crd": "RayService"},
+    )
+    return [cluster for cluster in found if "deletionTimestamp" not in cluster["metadata"]]
+
+
+def _upgrade(
+    model: ImageModel,
+    live: Mapping[str, Any] | None,
+    cluster: Mapping[str, Any],
+    clusters: Sequence[Mapping[str, Any]],
+) -> Fact:
+    """Whether what the manifest asks for needs a second cluster, and what follows."""
+    type_ = Condition.UPGRADE_PLANNED
+    if live is None or model.spec.suspend:
+        return false(type_, Reason.NO_UPGRADE, "Running pods can take the manifest as it is.")
+    had = (live["metadata"].get("annotations") or {}).get(CLUSTER_HASH)
+    if had == rayservice.cluster_hash(cluster):
+        conditions = (live.get("status") or {}).get("conditions") or ()
+        if any(c["type"] == "UpgradeInProgress" and c["status"] == "True" for c in conditions):
+            return true(type_, Reason.NEW_CLUSTER, _needs(model, cluster, clusters))
+        return false(type_, Reason.NO_UPGRADE, "Running pods can take the manifest as it is.")
+    if model.spec.upgrade_strategy == "InPlaceOnly":
+        return true(
+            type_,
+            Reason.HELD_BACK,
+            "The change needs new pods, which upgradeStrategy InPlaceOnly does not make: set "
+            "spec.suspend to true and to false again when nobody needs the model, or choose "
+            "NewCluster.",
+        )
+    return true(type_, Reason.NEW_CLUSTER, _needs(model, cluster, clusters))
+
+
+def _needs(
+    model: ImageModel, cluster: Mapping[str, Any], clusters: Sequence[Mapping[str, Any]]
+) -> str:
+    running = clusters[0]["spec"] if clusters else {}
+    now = {g["groupName"]: g.get("replicas") for g in running.get("workerGroupSpecs", [])}
+    groups = [
+        {**group, "replicas": now.get(group["groupName"]) or group["replicas"]}
+        for group in cluster["workerGroupSpecs"]
+    ]
+    gpus = rayservice.gpus_of({"workerGroupSpecs": groups})
+    shown = " and ".join(f"{count} {name}" for name, count in sorted(gpus.items())) or "no GPU"
+    how = (
+        "they are taken by and by, while traffic moves over"
+        if model.spec.upgrade_strategy == "Incremental"
+        else "the old cluster serves until the new one is ready, and ends then"
+    )
+    return (
+        f"The change needs a second Ray cluster, that is {shown} beside the present ones until it "
+        f"has taken over; upgradeStrategy {model.spec.upgrade_strategy}: {how}."
+    )
+
+
+def _said(obj: Mapping[str, Any], fact: Fact) -> bool:
+    old = condition_of(obj, fact.type)
+    return old is not None and (old["status"], old["reason"]) == (fact.status, fact.reason)
+
+
+async def _announce(context: Context, obj: Mapping[str, Any], fact: Fact) -> None:
+    status = obj.get("status") or {}
+    facts = [
+        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
+        for c in status.get("conditions") or ()
+        if c["type"] in set(Condition) and c["type"] != fact.type
+    ]
+    fields = {k: v for k, v in status.items() if k not in ("conditions", "observedGeneration")}
+    await context.status(obj, [*facts, fact], fields)
+
+
+def _with_bounds(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The running cluster's spec with the new bounds of replicas, which change no pod."""
+    bounds = {group["groupName"]: group for group in wanted["workerGroupSpecs"]}
+    groups = []
+    for group in kept.get("workerGroupSpecs", []):
+        bound = bounds.get(group["groupName"], group)
+        fields = ("replicas", "minReplicas", "maxReplicas")
+        groups.append({**group, **{f: bound[f] for f in fields if f in bound}})
+    return {**kept, "workerGroupSpecs": groups}
+
+
+def _timed_out(live: Mapping[str, Any]) -> bool:
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    return any(c.get("reason") == "InitializingTimeout" for c in conditions)
+
+
+async def _monitor(
+    context: Context, obj: Mapping[str, Any], model: ImageModel, anyway: bool
+) -> None:
+    """A PodMonitor where Prometheus' operator is installed; looked for when everything is."""
+    known = context.monitors_installed
+    if known is None or anyway:
+        known = context.monitors_installed = await context.kube.serves(POD_MONITORS)
+    if not known:
+        return
+    await context.ensure(build_podmonitor(obj, model, context.settings), anyway=anyway)
+
+
+def _encoder_profile(context: Context, model: ImageModel) -> ResourceProfile | None:
+    encoder = model.spec.text_encoder
+    if encoder is None:
+        return None
+    return context.settings.profile(encoder.resource_profile or model.spec.resource_profile)
+
+
+def _selector(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def _adapters(config: Any) -> Adapters:
+    for deployment in (config or {}).get("deployments") or ():
+        if deployment.get("name") == "Generator":
+            return tuple((deployment.get("user_config") or {}).get("adapters") or ())
+    return ()
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except json.JSONDecodeError:
+        return None  # somebody wrote something else there; it is written again

@@ -1,0 +1,202 @@
+"""What the chart tells the operator: one YAML file, `/etc/calotype/operator.yaml`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+SETTINGS_FILE = pathlib.Path("/etc/calotype/operator.yaml")
+NAMESPACE_VARIABLE = "CALOTYPE_OPERATOR_NAMESPACE"
+ALL_NAMESPACES = "*"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; one sentence says which and why."""
+
+
+class Part(BaseModel):
+    """Base of the settings: camelCase in the file, nothing unknown."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+    )
+
+
+class SecretKey(Part):
+    """One entry of a Secret."""
+
+    name: str = Field(min_length=1, description="Name of the Secret.")
+    key: str = Field(min_length=1, description="Key inside it.")
+
+
+class SecretName(Part):
+    """A whole Secret."""
+
+    name: str = Field(min_length=1, description="Name of the Secret.")
+
+
+class Redis(Part):
+    """Where Ray keeps what must survive its head."""
+
+    address: str = Field(min_length=1, description="HOST:PORT.")
+    password_secret_ref: SecretKey | None = Field(None, description="Default: no password.")
+
+
+Quantities = dict[str, str | int | float]
+
+
+class ResourceProfile(Part):
+    """One replica's share of a node; an ImageModel names it as ``resourceProfile``."""
+
+    gpus: int = Field(0, ge=0, description="GPUs of one replica; 0 = it draws on the CPU.")
+    gpu_resource: str = Field("nvidia.com/gpu", description="What the nodes call their GPUs.")
+    requests: Quantities = Field(default_factory=dict, description="Beside the GPUs.")
+    limits: Quantities = Field(default_factory=dict, description="Beside the GPUs.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of nodes.")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="As in a pod.")
+    affinity: dict[str, Any] = Field(default_factory=dict, description="As in a pod.")
+    runtime_class_name: str | None = Field(None, description="Default: the cluster's.")
+    priority_class_name: str | None = Field(None, description="Default: the cluster's.")
+    threads: int = Field(1, ge=1, description="CPU threads of torch in one replica.")
+    hour_cost: float = Field(0.0, ge=0, description="What one replica costs per hour; 0 = unknown.")
+
+    def resources(self) -> dict[str, Any]:
+        """The ``resources`` of a container."""
+        gpus: Quantities = {self.gpu_resource: self.gpus} if self.gpus else {}
+        return {"requests": {**self.requests, **gpus}, "limits": {**self.limits, **gpus}}
+
+
+CPU_PROFILE = ResourceProfile(requests={"cpu": "500m", "memory": "3Gi"}, limits={"memory": "6Gi"})
+"""The profile named `default` where the chart gives none of that name: no GPU."""
+
+
+class OperatorSettings(Part):
+    """Everything that the operator does not read from the API server."""
+
+    release: str = Field(min_length=1, description="Name of the Helm release.")
+    namespaces: list[str] = Field(
+        default_factory=list,
+        description="Namespaces that are watched; ['*'] = all of them; empty = the operator's own.",
+    )
+    operator_namespace: str = Field("", description="Where the operator runs; from its pod.")
+    serve_image: str = Field(min_length=1, description="Image of model pods and fetch Jobs.")
+    serve_image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: list[str | SecretName] = Field(default_factory=list)
+    gateway_config_map: str = Field("", description="Default: RELEASE-gateway-config.")
+    database_url: str | None = Field(None, description="Where jobs are kept; or by Secret.")
+    database_secret_ref: SecretKey | None = None
+    blob_url: str | None = Field(None, description="Where pictures are kept.")
+    blob_secret_ref: SecretName | None = Field(None, description="Its keys become environment.")
+    internal_token_secret_ref: SecretKey | None = Field(
+        None, description="What gateway, operator and model apps say to each other."
+    )
+    data_claim: str | None = Field(
+        None, description="PersistentVolumeClaim at /var/lib/calotype; None = nothing is shared."
+    )
+    redis: Redis | None = None
+    resource_profiles: dict[str, ResourceProfile] = Field(default_factory=dict)
+    ray_version: str = "2.60.0"
+    control_resources: dict[str, Quantities] = Field(
+        {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        description="Of a Ray head, and of the pod of dispatcher, moderator and HTTP ingress.",
+    )
+    fetch_resources: dict[str, Quantities] = Field(
+        {"requests": {"cpu": "200m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
+        description="Of a fetch-and-check Job.",
+    )
+    pod_security_context: dict[str, Any] = Field(
+        default_factory=dict, description="Over the defaults, which are those of `restricted`."
+    )
+    container_security_context: dict[str, Any] = Field(
+        default_factory=dict, description="Over the defaults, which are those of `restricted`."
+    )
+    gateway_class_name: str | None = Field(
+        None, description="GatewayClass for upgradeStrategy Incremental; None = not available."
+    )
+    model_url: str = Field(
+        "http://{service}.{namespace}.svc:8000", description="Address of a model app."
+    )
+    debounce_seconds: float = Field(2.0, ge=0, description="Adapters changed within it: one push.")
+    debounce_at_most_seconds: float = Field(20.0, ge=0, description="A push waits no longer.")
+    status_poll_seconds: float = Field(10.0, gt=0, description="Between two looks at a model app.")
+    busy_poll_seconds: float = Field(1.5, gt=0, description="The same while something loads.")
+    secret_poll_seconds: float = Field(15.0, gt=0, description="Between two looks at a Secret.")
+    resync_seconds: float = Field(300.0, gt=0, description="Between two looks at everything.")
+    bind_seconds: float = Field(120.0, ge=0, description="A volume unbound for longer is reported.")
+    fetch_seconds: int = Field(14_400, ge=1, description="A fetch Job may take.")
+    retry_seconds: float = Field(30.0, gt=0, description="First pause after a failed fetch.")
+    longest_retry_seconds: float = Field(3600.0, gt=0, description="Longest pause.")
+    max_adapters_per_model: int = Field(1000, ge=0)
+    max_config_bytes: int = Field(
+        900_000, ge=1000, description="Of one model's configuration; etcd refuses 1.5 MB."
+    )
+    max_fetch_jobs: int = Field(8, ge=1, description="At the same time, of one model's namespace.")
+    drain_seconds: float = Field(
+        5.0, ge=0, description="Between an adapter's leaving the API and its unloading."
+    )
+    delete_deadline_seconds: float = Field(300.0, ge=0, description="Longest draining.")
+    health_port: int = Field(8080, ge=0, le=65535, description="0 = none.")
+    metrics_port: int = Field(9090, ge=0, le=65535, description="0 = none.")
+    workers: int = Field(8, ge=1, description="Reconciles at the same time.")
+    lease: bool = Field(True, description="Hold a Lease, so that two operators never act.")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> OperatorSettings:
+        if self.database_url and self.database_secret_ref:
+            raise ValueError("give databaseUrl or databaseSecretRef, not both")
+        return self
+
+    @property
+    def all_namespaces(self) -> bool:
+        return ALL_NAMESPACES in self.namespaces
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the watched namespaces; without meaning where all are watched."""
+        return self.namespaces or [self.operator_namespace]
+
+    @property
+    def gateway_config(self) -> str:
+        return self.gateway_config_map or f"{self.release}-gateway-config"
+
+    def profile(self, name: str) -> ResourceProfile | None:
+        """The profile of that name; `default` always exists."""
+        if name == "default":
+            return self.resource_profiles.get(name, CPU_PROFILE)
+        return self.resource_profiles.get(name)
+
+
+def load_settings(path: pathlib.Path) -> OperatorSettings:
+    """Reads the file; the operator's namespace comes from the environment of its pod.
+
+    Raises:
+        SettingsError: the file is missing, is no YAML, or says something that is not a setting.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path}: must be a mapping, beginning with release: NAME.")
+    namespace = os.environ.get(NAMESPACE_VARIABLE)
+    if namespace:
+        document.setdefault("operatorNamespace", namespace)
+    try:
+        settings = OperatorSettings.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SettingsError(f"{path}: {field}: {first['msg']}.") from None
+    if not settings.operator_namespace:
+        raise SettingsError(
+            f"The operator's namespace is not known: set {NAMESPACE_VARIABLE}, or "
+            f"operatorNamespace in {path}."
+        )
+    return settings

@@ -1,0 +1,220 @@
+"""An ImageModel becomes a running service, and its status says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from calotype.operator.resources import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    IMAGE_MODELS,
+    LORA_ADAPTERS,
+    MODERATION_POLICIES,
+    RAY_CLUSTERS,
+    RAY_SERVICES,
+    SECRETS,
+    SERVICES,
+)
+
+
+def gateway(world: Any) -> dict[str, Any]:
+    found = world.find(CONFIG_MAPS, "calotype-gateway-config")
+    return dict(json.loads(found["data"]["gateway.json"])) if found else {}
+
+
+async def test_a_model_in_one_pod_becomes_ready(world: Any, manifests: Any) -> None:
+    world.apply(manifests.model())
+    await world.start()
+    found = await world.ready(IMAGE_MODELS, "shapes")
+    status = found["status"]
+    assert status["phase"] == "Ready"
+    assert status["serving"] == "1/1"
+    assert status["observedGeneration"] == found["metadata"]["generation"]
+    owner = found["metadata"]["uid"]
+    for resource, name in (
+        (DEPLOYMENTS, "shapes"),
+        (SERVICES, "shapes"),
+        (CONFIG_MAPS, "shapes-app"),
+    ):
+        child = world.find(resource, name)
+        assert [o["uid"] for o in child["metadata"]["ownerReferences"]] == [owner]
+    await world.until(
+        lambda: [m["ready"] for m in gateway(world).get("models", [])] == [True], "gateway knows"
+    )
+    assert gateway(world)["models"][0]["manifest"]["spec"]["source"] == {
+        "builtIn": {"name": "shapes"}
+    }
+
+
+async def test_a_quiet_cluster_is_not_written_to(world: Any, manifests: Any) -> None:
+    world.apply(manifests.model())
+    world.apply(manifests.adapter())
+    await world.start()
+    await world.ready(LORA_ADAPTERS, "stripes")
+    await world.quiet()
+    version = world.server.objects.version
+    polls = len(world.server.calls)
+    await world.until(lambda: len(world.server.calls) > polls + 20, "it looks again")
+    assert world.server.objects.version == version
+
+
+async def test_weights_are_fetched_once_and_the_pods_are_told_where(
+    world: Any, manifests: Any
+) -> None:
+    source = {"huggingFace": {"repo": "acme/flux", "revision": "main"}}
+    world.apply(manifests.model(source=source, cache={"persistentVolumeClaim": {"size": "10Gi"}}))
+    await world.start()
+    found = await world.ready(IMAGE_MODELS, "shapes")
+    path = found["status"]["weightsPath"]
+    assert path.startswith("/var/lib/calotype/cache/models/calotype/shapes/")
+    config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+    generator = next(d for d in config["deployments"] if d["name"] == "Generator")
+    assert generator["user_config"]["model"]["spec"]["source"] == {"path": path}
+    await world.quiet()
+    assert len(world.cluster.started_jobs) == 1
+
+
+async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
+    world: Any, manifests: Any
+) -> None:
+    """KubeRay does not hand changed bounds to a running RayCluster."""
+    world.apply(
+        manifests.model(runtime="RayService", resourceProfile="a100", replicas={"min": 1, "max": 2})
+    )
+    await world.start()
+    await world.ready(IMAGE_MODELS, "shapes")
+    world.apply(
+        manifests.model(runtime="RayService", resourceProfile="a100", replicas={"min": 3, "max": 8})
+    )
+
+    def bounds() -> bool:
+        groups = world.find(RAY_CLUSTERS, "shapes-abcde")["spec"]["workerGroupSpecs"]
+        group = next(g for g in groups if g["groupName"] == "generator")
+        return (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (3, 8, 3)
+
+    await world.until(bounds, "bounds reach the RayCluster")
+    config = json.loads(world.find(RAY_SERVICES, "shapes")["spec"]["serveConfigV2"])
+    generator = next(
+        d for d in config["applications"][0]["deployments"] if d["name"] == "Generator"
+    )
+    assert generator["autoscaling_config"]["min_replicas"] == 3
+    assert generator["autoscaling_config"]["max_replicas"] == 8
+    condition = await world.condition(IMAGE_MODELS, "shapes", "UpgradePlanned", "False")
+    assert condition["reason"] == "NoUpgrade"
+
+
+async def test_a_second_cluster_is_announced_before_it_is_made(world: Any, manifests: Any) -> None:
+    world.apply(
+        manifests.model(runtime="RayService", resourceProfile="a100", replicas={"min": 2, "max": 2})
+    )
+    await world.start()
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.stop()
+    started = len(world.server.objects.changes)
+    await world.start(serveImage="calotype-serve:next")
+
+    def applied() -> bool:
+        cluster = world.find(RAY_SERVICES, "shapes")["spec"]["rayClusterConfig"]
+        image = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+        return bool(image == "calotype-serve:next")
+
+    await world.until(applied, "the new image is applied")
+    order = []
+    for change in world.server.objects.changes[started:]:
+        if change.resource == IMAGE_MODELS:
+            planned = [
+                c for c in change.obj["status"]["conditions"] if c["type"] == "UpgradePlanned"
+            ]
+            if planned and planned[0]["status"] == "True":
+                order.append("announced")
+                assert "2 nvidia.com/gpu" in planned[0]["message"]
+                assert "NewCluster" in planned[0]["message"]
+        elif change.resource == RAY_SERVICES and change.type == "MODIFIED":
+            text = json.dumps(change.obj["spec"]["rayClusterConfig"])
+            if "calotype-serve:next" in text:
+                order.append("applied")
+    assert order[0] == "announced"
+
+
+async def test_in_place_only_holds_a_change_back_and_still_pushes_configuration(
+    world: Any, manifests: Any
+) -> None:
+    spec = {"runtime": "RayService", "upgradeStrategy": "InPlaceOnly"}
+    world.apply(manifests.model(**spec))
+    await world.start()
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.stop()
+    await world.start(serveImage="calotype-serve:next")
+    condition = await world.condition(IMAGE_MODELS, "shapes", "UpgradePlanned", reason="HeldBack")
+    assert "suspend" in condition["message"]
+    world.apply(manifests.adapter())
+    await world.ready(LORA_ADAPTERS, "stripes")
+    assert "calotype-serve:next" not in json.dumps(world.find(RAY_SERVICES, "shapes"))
+    world.apply(manifests.model(suspend=True, **spec))
+    await world.until(
+        lambda: "calotype-serve:next" in json.dumps(world.find(RAY_SERVICES, "shapes")),
+        "a suspended model takes the change",
+    )
+
+
+async def test_kuberay_may_come_later(world: Any, manifests: Any) -> None:
+    ray = {r for r in world.server.resources if r.group == "ray.io"}
+    world.server.resources -= ray
+    world.apply(manifests.model(runtime="RayService"))
+    await world.start()
+    await world.condition(IMAGE_MODELS, "shapes", "KubeRayMissing")
+    await world.condition(IMAGE_MODELS, "shapes", "Ready", "False", "KubeRayNotInstalled")
+    world.server.resources |= ray
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.condition(IMAGE_MODELS, "shapes", "KubeRayMissing", "False")
+
+
+async def test_suspending_takes_the_pods_and_resuming_brings_them(
+    world: Any, manifests: Any
+) -> None:
+    world.apply(manifests.model())
+    await world.start()
+    await world.ready(IMAGE_MODELS, "shapes")
+    world.apply(manifests.model(suspend=True))
+    await world.condition(IMAGE_MODELS, "shapes", "Ready", "False", "Suspended")
+    assert world.find(DEPLOYMENTS, "shapes")["spec"]["replicas"] == 0
+    assert world.find(IMAGE_MODELS, "shapes")["status"]["phase"] == "Suspended"
+    world.apply(manifests.model(suspend=False))
+    await world.ready(IMAGE_MODELS, "shapes")
+
+
+async def test_a_provider_needs_a_key_and_no_cluster(world: Any, manifests: Any) -> None:
+    spec = {
+        "source": {"provider": {"name": "openai", "model": "gpt-image-1"}},
+        "credentialsSecretRef": {"name": "openai"},
+    }
+    world.apply(manifests.model("paid", **spec))
+    await world.start()
+    await world.condition(IMAGE_MODELS, "paid", "CredentialsReady", "False", "SecretMissing")
+    world.secret("openai", API_KEY="sk-1")
+    await world.ready(IMAGE_MODELS, "paid")
+    assert not world.server.objects.all(DEPLOYMENTS)
+    assert "finalizers" not in world.find(IMAGE_MODELS, "paid")["metadata"]
+    assert "sk-1" not in json.dumps(gateway(world))
+    assert world.find(SECRETS, "openai") is not None
+
+
+async def test_a_policy_travels_to_the_moderator(world: Any, manifests: Any) -> None:
+    policy = {
+        "apiVersion": "calotype.dev/v1alpha1",
+        "kind": "ModerationPolicy",
+        "metadata": {"name": "strict", "namespace": "calotype"},
+        "spec": {"version": 3, "categories": {"sexual": {"text": {"block": 0.2}}}},
+    }
+    world.apply(manifests.model(moderationPolicyRef={"name": "strict"}))
+    await world.start()
+    await world.condition(IMAGE_MODELS, "shapes", "Accepted", "False", "PolicyMissing")
+    assert not world.server.objects.all(DEPLOYMENTS), "nothing is drawn without its policy"
+    world.apply(policy)
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.ready(MODERATION_POLICIES, "strict")
+    config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+    moderator = next(d for d in config["deployments"] if d["name"] == "Moderator")
+    assert moderator["user_config"]["policy"] == {"name": "strict", "spec": policy["spec"]}
+    assert "strict" in gateway(world)["policies"]
