@@ -17,7 +17,7 @@ from calotype.operator.labels import digest
 from calotype.operator.manifests import Weights
 from calotype.operator.settings import OperatorSettings
 from calotype.operator.weights import source_hash, source_json, source_type
-from calotype.serving.config import ImageModel, LoRAAdapter, bytes_of
+from calotype.serving.config import ImageModel, LoRAAdapter, ModelSource, Source, bytes_of
 
 Address = tuple[str, str]
 """Namespace and name."""
@@ -121,6 +121,9 @@ def _unsuited(
             f"{candidate.address[0]}: its owner can allow that in spec.adapters.namespaces, or "
             "put the adapter into the model's namespace.",
         )
+    relative = relative_path(candidate.adapter.spec.source)
+    if relative is not None:
+        return relative
     claim = candidate.adapter.spec.source.persistent_volume_claim
     if claim is not None and candidate.address[0] != candidate.model[0]:
         return Refusal(
@@ -130,6 +133,17 @@ def _unsuited(
             "use another source.",
         )
     return candidate.policy_problem
+
+
+def relative_path(source: Source | ModelSource) -> Refusal | None:
+    """A path that is relative to a file means nothing in a cluster."""
+    if source.path is None or source.path.startswith("/"):
+        return None
+    return Refusal(
+        Reason.PATH_NOT_ABSOLUTE,
+        f"spec.source.path is {source.path!r}, relative to a file that a cluster does not see: "
+        "write the absolute path inside the model's pods, or use another source.",
+    )
 
 
 def _allowed(
@@ -270,13 +284,16 @@ class LoadSummary:
         return next((s["message"] for s in self.states if s["state"] == "Failed"), "")
 
 
-def summarise(name: str, revision: str, replicas: Sequence[Mapping[str, Any]]) -> LoadSummary:
+def summarise(
+    name: str, weights: Weights | None, replicas: Sequence[Mapping[str, Any]]
+) -> LoadSummary:
     """Counts over the replicas that draw; one that is still starting is not counted.
 
     Args:
-        revision: what shall be loaded; empty = the replicas need not agree on one.
+        weights: what shall be loaded; None = the source itself, of which there is one revision.
         replicas: ``replicaStates`` of the model app.
     """
+    wanted = {weights.sha256, weights.revision} - {""} if weights is not None else set()
     states: list[dict[str, Any]] = []
     loaded = failed = desired = old = 0
     for replica in replicas:
@@ -285,9 +302,12 @@ def summarise(name: str, revision: str, replicas: Sequence[Mapping[str, Any]]) -
         desired += 1
         told = (replica.get("adapters") or {}).get(name) or {}
         state = str(told.get("state") or "loading")
-        other = bool(revision and told.get("revision") and told["revision"] != revision)
+        other = bool(wanted and told.get("revision") and told["revision"] not in wanted)
         if state == "ready" and other:
-            old, state = old + 1, "loading"
+            state = "loading"
+            old += 1
+        elif state != "ready" and told.get("servingRevision"):
+            old += 1
         loaded += state == "ready"
         failed += state == "failed"
         entry = {

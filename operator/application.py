@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calotype.operator.labels import digest
 from calotype.operator.settings import ResourceProfile
 from calotype.serving.config import ImageModel, Replicas
+from calotype.serving.config_hash import config_hash as hash_of
 
 IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
@@ -114,7 +114,7 @@ def serve_config(application: Mapping[str, Any]) -> str:
 def config_hash(application: Mapping[str, Any]) -> str:
     """What ``/internal/v1/status`` calls ``configHash`` once replicas were given this."""
     generator = next(d for d in application["deployments"] if d["name"] == "Generator")
-    return digest(generator["user_config"])
+    return hash_of(generator["user_config"])
 
 
 def _deployment(
@@ -148,10 +148,9 @@ def _scaling(model: ImageModel) -> dict[str, Any]:
         **_bounds(spec.replicas),
         "upscale_delay_s": spec.autoscaling.upscale_delay_seconds,
         "downscale_delay_s": spec.autoscaling.downscale_delay_seconds,
-        "policy": {
-            "policy_function": POLICY_PATH,
-            "policy_kwargs": {"target_queue_seconds": spec.autoscaling.target_queue_seconds},
-        },
+        # Without arguments: Serve restarts all replicas when they change. The target stands in the
+        # model's manifest, and the generators report it.
+        "policy": {"policy_function": POLICY_PATH},
     }
     if spec.replicas.min == 0 and spec.autoscaling.scale_to_zero_after_seconds is not None:
         found["downscale_to_zero_delay_s"] = spec.autoscaling.scale_to_zero_after_seconds

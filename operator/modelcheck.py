@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.operator.adapters import Address, Refusal
+from calotype.operator.adapters import Address, Refusal, relative_path
 from calotype.operator.conditions import Reason
 from calotype.operator.policies import PolicyError, read_policy
 from calotype.operator.settings import OperatorSettings
@@ -28,6 +28,7 @@ def check_models(
         model = models[address]
         refusal = (
             _taken(model, address, names)
+            or relative_path(model.spec.source)
             or _profile(model, settings)
             or _policy(model, policies)
             or _upgrade(model, settings)

@@ -62,8 +62,9 @@ def container_security(settings: OperatorSettings) -> dict[str, Any]:
 
 def environment(settings: OperatorSettings, threads: int = 1) -> list[dict[str, Any]]:
     """The environment of model pods; secrets by reference."""
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": "CALOTYPE_DATA_DIR", "value": DATA_DIR},
+        {"name": "CALOTYPE_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "HOME", "value": "/tmp"},
         {"name": "OMP_NUM_THREADS", "value": str(threads)},
         {"name": "TOKENIZERS_PARALLELISM", "value": "false"},

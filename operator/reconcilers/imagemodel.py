@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calotype.operator.adapters import Address
+from calotype.operator.adapters import Address, Refusal
 from calotype.operator.claims import volume_problem
 from calotype.operator.conditions import Condition, Fact, Reason, false, timestamp, true
 from calotype.operator.context import Context, address_of
@@ -15,7 +15,7 @@ from calotype.operator.manifests import InvalidSpec, parse
 from calotype.operator.modelstatus import Observed, facts_of, phase_of
 from calotype.operator.pods import Volumes
 from calotype.operator.reconcilers.workload import Workload, running_workload, service_of, workload
-from calotype.operator.resources import CLAIMS, IMAGE_MODELS
+from calotype.operator.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.servable import for_replicas
 from calotype.operator.weights import (
     WeightsPlan,
@@ -63,6 +63,7 @@ async def _serve(
     context.recheck.discard(key)
     host = context.store.hosts().get(address)
     refusal = host.refusal if host is not None else None
+    refusal = refusal or await _unserved(context, model)
     credentials = await _credentials(context, model)
     volumes = volumes_of(model, context.settings)
     accepted = refusal is None
@@ -96,7 +97,7 @@ async def _serve(
     context.queue.add(Key("Report", *address))
     context.wake_gateway()
     waits = [step.again if step is not None else None, seen.again, _debounced(context, key)]
-    if not credentials.ready or problem is not None:
+    if not credentials.ready or problem is not None or refusal is not None:
         waits.append(context.settings.secret_poll_seconds)
     return min((wait for wait in waits if wait is not None), default=_poll(context, facts))
 
@@ -117,6 +118,27 @@ def _may_start(
     if seen.live is None and problem is not None and problem.reason == Reason.VOLUME_MISSING:
         return False
     return weights.ready is not None or weights.current
+
+
+async def _unserved(context: Context, model: ImageModel) -> Refusal | None:
+    """Pods read the Secrets of the release in their own namespace, and we copy none there."""
+    settings, namespace = context.settings, model.metadata.namespace
+    refs = (
+        settings.internal_token_secret_ref,
+        settings.database_secret_ref,
+        settings.blob_secret_ref,
+    )
+    if namespace == settings.operator_namespace:
+        return None
+    for ref in refs:
+        if ref is not None and await context.kube.get(SECRETS, namespace, ref.name) is None:
+            return Refusal(
+                Reason.NAMESPACE_NOT_SERVED,
+                f"The pods of a model need Secret {ref.name}, which namespace {namespace} does not "
+                f"have: put the ImageModel into namespace {settings.operator_namespace}, or copy "
+                "the Secret.",
+            )
+    return None
 
 
 async def _credentials(context: Context, model: ImageModel) -> Credentials:

@@ -112,8 +112,7 @@ def _loads(
     report = context.reports.get(model)
     if report is None or not report.reachable:
         return None
-    revision = weights.ready.revision if weights.ready is not None else ""
-    return summarise(adapter.name, revision, report.states)
+    return summarise(adapter.name, weights.ready, report.states)
 
 
 def _model_problem(context: Context, model: Address) -> str:

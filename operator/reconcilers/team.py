@@ -10,6 +10,12 @@ from calotype.operator.context import Context, address_of
 from calotype.operator.kube import ApiError
 from calotype.operator.labels import ROTATION
 from calotype.operator.manifests import InvalidSpec, parse
+from calotype.operator.policies import (
+    PolicyError,
+    laxer_at,
+    package_policy,
+    read_policy,
+)
 from calotype.operator.resources import SECRETS, TEAMS
 from calotype.operator.team import (
     KEY_PREFIX,
@@ -86,7 +92,34 @@ def _accepted(context: Context, address: Address, team: Team) -> Fact:
             f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
             "correct spec.moderationPolicyRef.",
         )
+    laxer = _laxer(context, team) if ref is not None else None
+    if laxer is not None:
+        return false(type_, Reason.POLICY_LAXER, laxer)
     return true(type_, Reason.ACCEPTED, "The manifest can be used.")
+
+
+def _laxer(context: Context, team: Team) -> str | None:
+    """Where the team's policy lets something pass that the policy of one of its models does not."""
+    ref = team.spec.moderation_policy_ref
+    namespace = team.metadata.namespace
+    found = context.store.get("ModerationPolicy", (namespace, ref.name)) if ref else None
+    if ref is None or found is None:
+        return None
+    try:
+        own = read_policy(ref.name, found["spec"])
+        for host in context.store.hosts().values():
+            if team.spec.models and host.model.name not in team.spec.models:
+                continue
+            base = context.store.policy_of(host.model)
+            place = laxer_at(own, read_policy(*base) if base is not None else package_policy())
+            if place is not None:
+                return (
+                    f"ModerationPolicy {ref.name} is laxer than the one of model "
+                    f"{host.model.name}: {place}. A team's policy may only be stricter."
+                )
+    except PolicyError as error:
+        return str(error)
+    return None
 
 
 async def _key(
