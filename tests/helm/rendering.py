@@ -79,13 +79,19 @@ class Chart:
     helm: pathlib.Path
     scratch: pathlib.Path
 
-    def render(self, *files: str, values: Object | None = None, release: str = RELEASE) -> Rendered:
+    def render(
+        self,
+        *files: str,
+        values: Object | None = None,
+        release: str = RELEASE,
+        namespace: str = NAMESPACE,
+    ) -> Rendered:
         """`helm template` with values files of the chart, and some values on top.
 
         Raises:
             Refused: helm does not render these values.
         """
-        text = self._run("template", release, *self._values(files, values), "-n", NAMESPACE)
+        text = self._run("template", release, *self._values(files, values), "-n", namespace)
         return Rendered([item for item in yaml.safe_load_all(text) if item])
 
     def refusal(self, *files: str, values: Object) -> str:

@@ -1,0 +1,149 @@
+"""What the chart tells the operator and applies for the user is what their own classes read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import pytest
+from helm.rendering import NAMESPACE, RELEASE, Chart, Object, Rendered
+from helm.schema import FIELDS
+
+from calotype.moderation.policy import Policy
+from calotype.operator.settings import OperatorSettings, ResourceProfile, load_settings
+from calotype.serving.config import ImageModel
+from calotype.serving.placement import plan_memory
+from calotype.serving.request import ImageSize
+
+
+def camel(model: type) -> set[str]:
+    return {field.alias for field in model.model_fields.values()}
+
+
+def test_the_operator_reads_its_settings(rendered: Rendered, tmp_path, monkeypatch) -> None:
+    text = rendered.one("ConfigMap", f"{RELEASE}-operator")["data"]["operator.yaml"]
+    (tmp_path / "operator.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("CALOTYPE_OPERATOR_NAMESPACE", NAMESPACE)
+    settings = load_settings(tmp_path / "operator.yaml")
+    assert settings.release == RELEASE
+    assert settings.watched == [NAMESPACE]
+    assert settings.gateway_config == f"{RELEASE}-gateway-config"
+    rendered.one("ConfigMap", settings.gateway_config)
+    assert settings.internal_token_secret_ref is not None
+    secret = rendered.one("Secret", settings.internal_token_secret_ref.name)
+    assert settings.internal_token_secret_ref.key in secret["data"]
+    assert settings.pod_security_context["runAsNonRoot"] is True
+    assert {"default", "cpu", "a100-80gb", "a100-40gb", "h100"} <= set(settings.resource_profiles)
+    assert (settings.health_port, settings.metrics_port) == (8080, 9090)
+
+
+def test_gateway_and_models_use_the_same_state(rendered: Rendered) -> None:
+    settings = rendered.settings()
+    pod = rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"]
+    env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+    database = env["CALOTYPE_DATABASE_URL"]
+    assert settings.get("databaseUrl") == database.get("value")
+    reference = database.get("valueFrom", {}).get("secretKeyRef")
+    assert settings.get("databaseSecretRef") == reference
+    assert settings["blobUrl"] == env["CALOTYPE_BLOB_URL"]["value"]
+    token = env["CALOTYPE_INTERNAL_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert settings["internalTokenSecretRef"] == token
+    claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    assert [{"claimName": claim} for claim in [settings.get("dataClaim")] if claim] == claims
+    assert [c["metadata"]["name"] for c in rendered.kind("PersistentVolumeClaim")] == [
+        claim["claimName"] for claim in claims
+    ]
+
+
+def test_redis_reaches_the_operator(combination) -> None:
+    assert combination("production").settings()["redis"] == {
+        "address": "redis-master.redis.svc:6379",
+        "passwordSecretRef": {"name": "calotype-redis", "key": "password"},
+    }
+    assert "redis" not in combination("trial").settings()
+
+
+def test_ray_is_the_version_of_the_image(combination) -> None:
+    assert combination("defaults").settings()["rayVersion"] == importlib.metadata.version("ray")
+
+
+def test_the_schema_offers_only_what_the_operator_reads() -> None:
+    offered = {p.rpartition(".")[2] for p in FIELDS if p.startswith("operator.settings.")}
+    inner = {"requests", "limits", "claims"}
+    assert offered - inner and offered - inner <= camel(OperatorSettings)
+    profile = {p.split(".")[2] for p in FIELDS if p.startswith("resourceProfiles.*.")}
+    assert profile == camel(ResourceProfile)
+
+
+def objects(rendered: Rendered) -> dict[str, Object]:
+    """Default objects by kind."""
+    (config,) = [
+        item
+        for item in rendered.kind("ConfigMap")
+        if item["metadata"]["name"].endswith("-defaults")
+    ]
+    found = [json.loads(v) for name, v in config["data"].items() if name.endswith(".json")]
+    return {item["kind"]: item for item in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [("trial", None), ("a100-p4d", "a100-40gb"), ("a100-a2", "a100-80gb"), ("lambda", "a100-80gb")],
+)
+def test_the_default_model_is_one_that_fits_its_gpu(combination, name, gpu) -> None:
+    rendered = combination(name)
+    manifest = objects(rendered)["ImageModel"]
+    assert manifest["metadata"]["namespace"] == NAMESPACE
+    model = ImageModel.model_validate(manifest)
+    profile = rendered.settings()["resourceProfiles"][model.spec.resource_profile]
+    if gpu is None:
+        assert model.spec.runtime == "SinglePod" and profile["gpus"] == 0
+        return
+    assert profile["gpus"] == 1 and profile["tolerations"]
+    assert model.spec.text_encoder is not None
+    pixels = ImageSize.parse(model.spec.defaults.size, "size").pixels
+    plan_memory("flux-2-dev", gpu, model.spec.precision, pixels, "separate")
+
+
+def test_a_cloud_s_nodes_are_selected_by_its_own_labels(combination) -> None:
+    profiles = combination("a100-a2").settings()["resourceProfiles"]
+    for name, accelerator in (
+        ("a100-40gb", "nvidia-tesla-a100"),
+        ("a100-80gb", "nvidia-a100-80gb"),
+    ):
+        assert profiles[name]["nodeSelector"] == {"cloud.google.com/gke-accelerator": accelerator}
+    p4d = combination("a100-p4d").settings()["resourceProfiles"]["a100-40gb"]
+    assert p4d["nodeSelector"]["node.kubernetes.io/instance-type"] == "p4d.24xlarge"
+    # Eight of them on one node of 96 vCPU and 1,152 GiB, with room for what every node runs.
+    assert 8 * int(p4d["limits"]["cpu"]) <= 92
+    assert 8 * int(p4d["limits"]["memory"].removesuffix("Gi")) <= 1100
+
+
+def test_the_default_policy_is_a_policy_that_blocks(combination) -> None:
+    manifest = objects(combination("production"))["ModerationPolicy"]
+    policy = Policy.from_spec(manifest["metadata"]["name"], manifest["spec"])
+    shipped = Policy.default()
+    assert policy.lists == shipped.lists
+    for category, rules in policy.categories.items():
+        assert rules == shipped.categories[category]
+
+
+def test_all_three_kinds_of_default_objects_are_applied_policy_first(chart: Chart) -> None:
+    values: Object = {
+        "defaultModel": {
+            "enabled": True,
+            "spec": {"runtime": "SinglePod", "source": {"builtIn": {"name": "shapes"}}},
+        },
+        "defaultPolicy": {"enabled": True, "spec": {"version": 1}},
+        "defaultTeam": {"enabled": True, "name": "shoes", "spec": {"weight": 2}},
+    }
+    rendered = chart.render(values=values)
+    assert set(objects(rendered)) == {"ImageModel", "ModerationPolicy", "Team"}
+    names = sorted(rendered.one("ConfigMap", f"{RELEASE}-defaults")["data"])
+    assert names == ["1-moderationpolicy.json", "1-team.json", "2-imagemodel.json", "hook.py"]
+
+
+def test_an_applied_object_says_nothing_that_helm_would_own(combination) -> None:
+    for manifest in objects(combination("trial")).values():
+        assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+        assert "annotations" not in manifest["metadata"]
