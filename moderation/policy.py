@@ -269,7 +269,7 @@ class Policy(PolicySpec):
 
 def _validated(where: str, document: Mapping[str, Any]) -> Policy:
     try:
-        text = json.dumps(document, default=str)
+        text = json.dumps(_without_nulls(document), default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"{where}: cannot be written as JSON ({error}).") from error
     try:
@@ -288,6 +288,13 @@ def _validated(where: str, document: Mapping[str, Any]) -> Policy:
             f" there are {', '.join(available_lists())}."
         )
     return policy
+
+
+def _without_nulls(given: Any) -> Any:
+    """``field: null`` is a field that is not there: Kubernetes reads it so."""
+    if isinstance(given, Mapping):
+        return {key: _without_nulls(value) for key, value in given.items() if value is not None}
+    return given
 
 
 def available_lists() -> tuple[str, ...]:

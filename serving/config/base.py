@@ -61,6 +61,13 @@ def unchanged(field: str) -> str:
     )
 
 
+def without_nulls(given: Any) -> Any:
+    """``field: null`` is a field that is not there, also in a map: Kubernetes reads it so."""
+    if isinstance(given, Mapping):
+        return {key: without_nulls(value) for key, value in given.items() if value is not None}
+    return given
+
+
 def validation(rule: Rule | Transition) -> dict[str, str]:
     """A rule as Kubernetes writes it."""
     found = {"rule": rule.cel, "message": rule.message}
@@ -80,10 +87,7 @@ class Ruled(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        """``field: null`` is a field that is not there: Kubernetes reads it so."""
-        if isinstance(given, Mapping):
-            return {key: value for key, value in given.items() if value is not None}
-        return given
+        return without_nulls(given)
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Ruled:
