@@ -22,6 +22,10 @@ class DispatchPolicy:
     """Pause between sweeps; None = only when `Dispatcher.sweep` is called."""
     rescan_seconds: float = 15.0
     """How often the store is searched for queued jobs that nobody announced."""
+    poll_seconds: float = 1.0
+    """How often the store is asked for young jobs that nobody announced."""
+    max_forecast: int = 2000
+    """Jobs that a forecast tells of, one by one."""
     judging_at_once: int = 16
     storage_delays: Sequence[float] = (0.1, 0.5, 2.0)
     """Pauses between attempts at a database that cannot be read or written."""

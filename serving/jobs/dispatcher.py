@@ -9,17 +9,13 @@ is a compare-and-set there; what is in memory here can be lost at any moment and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from calotype.serving.errors import (
-    CalotypeError,
-    NotFound,
-    Overloaded,
-    StorageFailed,
-)
+from calotype.serving.errors import CalotypeError, NotFound, Overloaded, StorageFailed
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.endings import (
     Ending,
@@ -30,20 +26,19 @@ from calotype.serving.jobs.endings import (
     poison_ending,
 )
 from calotype.serving.jobs.fair_queue import FairQueue, QueuedJob
-from calotype.serving.jobs.judging import judge_patiently, refusal
+from calotype.serving.jobs.foresight import Foresight
+from calotype.serving.jobs.judging import judge_job
 from calotype.serving.jobs.leases import HeldLease, KnownJob, Lease, LeaseTable
-from calotype.serving.jobs.predictor import WorkPredictor
-from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.patience import Patience
+from calotype.serving.jobs.records import Checkpoint, JobRecord, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import Clock, SafetyStage
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-class Dispatcher:
+class Dispatcher(Patience):
     """The queue and the leases of one model.
 
     Args:
@@ -61,17 +56,19 @@ class Dispatcher:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.policy = policy or DispatchPolicy()
-        self.predictor = WorkPredictor()
+        super().__init__(self.policy.storage_delays, sleep)
         self._store, self._safety, self._clock = store, safety, clock
-        self._model, self._sleep = model, sleep
+        self._model = model
         self._queue, self._leases = FairQueue(), LeaseTable()
         self._known: dict[str, KnownJob] = {}
         self._ends: dict[str, asyncio.Event] = {}
         self._work = asyncio.Event()
         self._judges = asyncio.Semaphore(self.policy.judging_at_once)
         self._weighed: set[str] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._rescanned = clock.monotonic()
+        self._rescanned = self._polled = clock.monotonic()
+        self.foresight = Foresight(
+            model, clock, self._known, self._leases, self._queue, self.policy.max_forecast
+        )
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -83,12 +80,6 @@ class Dispatcher:
             await self._admit(job)
         if self.policy.sweep_seconds is not None:
             self._spawn(self._sweep_forever(self.policy.sweep_seconds))
-
-    async def stop(self) -> None:
-        """Ends the background tasks; jobs stay in the store for the next dispatcher."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- the gateway's side --------------------------------------------------------------------
 
@@ -125,11 +116,9 @@ class Dispatcher:
                 self._announce(job_id)
                 return
             await self.submit(job_id)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 await end.wait()
-        except TimeoutError:
-            return
 
     async def cancel(self, job_id: str) -> bool:
         """Ends an open job as canceled; its replica hears of it with the next heartbeat."""
@@ -192,10 +181,11 @@ class Dispatcher:
         if job is None:
             return False
         ending = drawn_ending(job, parsed) if parsed.images else blocked_ending(job, parsed)
+        lease = self._leases.held(job_id, fence)
         if not await self._end(job_id, replace(ending, fence=fence)):
             job = await self._sql(self._store.get_job, job_id)
             return job is not None and job.status == "succeeded" and job.fence == fence
-        self.predictor.learn(job.request, float(parsed.metrics.get("gpu_seconds", 0.0)))
+        self.foresight.ended(job, lease, float(parsed.metrics.get("gpu_seconds", 0.0)))
         return True
 
     async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
@@ -206,13 +196,32 @@ class Dispatcher:
         """Gives a job back unharmed, because the replica drains; counts as no attempt."""
         return await self._requeue(job_id, fence, count_attempt=False)
 
+    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool:
+        """Notes where another replica could go on; False when the lease was lost."""
+        if self._leases.held(job_id, fence) is None:
+            return False
+        left = Checkpoint(job_id, fence, step, blob_key)
+        return await self._sql(self._store.save_checkpoint, left)
+
+    async def spoiled(self, job_id: str, fence: int) -> bool:
+        """The lease's checkpoint could not be used: it is forgotten, the job begins anew."""
+        if self._leases.held(job_id, fence) is None:
+            return False
+        await self._sql(self._store.drop_checkpoint, job_id)
+        return True
+
+    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
+        """Takes a judged preview (`PreviewRecord` without job and fence); False = not wanted."""
+        if self._leases.held(job_id, fence) is None:
+            return False
+        record = PreviewRecord(job_id=job_id, fence=fence, **preview)
+        return await self._sql(self._store.add_preview, record)
+
     # -- figures -------------------------------------------------------------------------------
 
     def backlog_seconds(self) -> float:
         """Predicted device seconds of everything that is not over."""
-        done = {lease.job_id: lease.done for lease in self._leases}
-        units = sum(job.units * (1 - done.get(id_, 0.0)) for id_, job in self._known.items())
-        return units * self.predictor.seconds_per_unit
+        return self.foresight.backlog_seconds()
 
     def snapshot(self) -> dict[str, float]:
         """Figures for autoscaling, ``ModelStatus`` and metrics."""
@@ -233,12 +242,19 @@ class Dispatcher:
         late = [id_ for id_, job in self._known.items() if job.deadline and job.deadline <= now]
         for job_id in late:
             await self._end(job_id, late_ending())
-        if self._clock.monotonic() - self._rescanned >= self.policy.rescan_seconds:
-            self._rescanned = self._clock.monotonic()
-            await self._find_unannounced()
+        monotonic = self._clock.monotonic()
+        if monotonic - self._rescanned >= self.policy.rescan_seconds:
+            self._rescanned = self._polled = monotonic
+            await self._find_unannounced(None)
+        elif monotonic - self._polled >= self.policy.poll_seconds:
+            self._polled = monotonic
+            await self._find_unannounced(now - self.policy.rescan_seconds)
+        news = self.foresight.news(self.policy.rescan_seconds)
+        if news is not None:
+            await self._sql(self._store.save_forecast, news)
 
-    async def _find_unannounced(self) -> None:
-        for job_id in await self._sql(self._store.queued_job_ids, self._model):
+    async def _find_unannounced(self, made_after: float | None) -> None:
+        for job_id in await self._sql(self._store.queued_job_ids, self._model, made_after):
             if job_id in self._known:
                 continue
             if len(self._known) >= self.policy.max_queue:
@@ -263,8 +279,7 @@ class Dispatcher:
             # Not this job's fault as far as anyone saw, so no attempt is counted, within bounds.
             await self._requeue(job.id, job.fence, count_attempt=False)
             return
-        expires = self._clock.monotonic() + self.policy.lease_seconds
-        self._leases.grant(HeldLease(job.id, job.fence, job.lease_replica, expires))
+        self._grant(job.id, job.fence, job.lease_replica)
 
     async def _admit(self, job: JobRecord) -> None:
         await self._remember(job)
@@ -288,36 +303,29 @@ class Dispatcher:
         known = self._known.get(job_id)
         if known is None:  # it ended while it was judged or taken back
             return
-        seconds = known.units * self.predictor.seconds_per_unit
-        self._queue.push(QueuedJob(job_id, known.team, seconds, known.priority, charged))
+        seconds = self.foresight.predictor.predict(known.request)
+        self._queue.push(
+            QueuedJob(job_id, known.team, seconds, known.priority, charged, known.created)
+        )
         self._work.set()
 
     async def _judge(self, job: JobRecord) -> None:
         try:
-            await self._judge_once(job)
+            async with self._judges:
+                moderation, error = await judge_job(
+                    self._safety, job, self.policy.judging, self._sleep
+                )
+            if error is not None:
+                payload = error.to_payload()
+                await self._end(job.id, Ending("failed", error=payload, moderation=moderation))
+                return
+            await self._sql(self._store.record_moderation, job.id, moderation)
         except StorageFailed as error:
             # Forgotten here, still queued in the store: the next rescan judges it again.
             log.warning("a judgement could not be recorded: %s", error)
             self._known.pop(job.id, None)
-
-    async def _judge_once(self, job: JobRecord) -> None:
-        prompt = str(job.request["prompt"])
-        try:
-            async with self._judges:
-                decision = await judge_patiently(
-                    lambda: self._safety.judge_prompt(prompt), self.policy.judging, self._sleep
-                )
-        except CalotypeError as error:
-            await self._end(job.id, Ending("failed", error=error.to_payload()))
-            return
-        moderation = {**(job.moderation or {}), "input": decision}
-        blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))
-        if blocked is not None:
-            payload = blocked.to_payload()
-            await self._end(job.id, Ending("failed", error=payload, moderation=moderation))
-            return
-        await self._sql(self._store.record_moderation, job.id, moderation)
-        self._enqueue(job.id, charged=job.fence > 0)
+        else:
+            self._enqueue(job.id, charged=job.fence > 0)
 
     async def _take(self, replica: str, limit: int, granted: list[Lease]) -> None:
         while len(granted) < limit:
@@ -335,9 +343,21 @@ class Dispatcher:
             if job is None:
                 self._announce(queued.job_id)
             elif queued.job_id in self._known:
-                until = self._clock.monotonic() + self.policy.lease_seconds
-                self._leases.grant(HeldLease(job.id, job.fence, replica, until))
-                granted.append(Lease.of(job, expires))
+                self._grant(job.id, job.fence, replica)
+                granted.append(Lease.of(job, expires, await self._checkpoint_of(job)))
+
+    def _grant(self, job_id: str, fence: int, replica: str) -> None:
+        alone = self.foresight.started()
+        until = self._clock.monotonic() + self.policy.lease_seconds
+        self._leases.grant(HeldLease(job_id, fence, replica, until, alone=alone))
+
+    async def _checkpoint_of(self, job: JobRecord) -> Checkpoint | None:
+        if job.fence == 1:
+            return None
+        try:
+            return await self._sql(self._store.get_checkpoint, job.id)
+        except StorageFailed:  # it begins anew: slower, but nothing is lost
+            return None
 
     async def _give_back(self, taking: asyncio.Task[None], granted: list[Lease]) -> None:
         await asyncio.wait([taking])
@@ -373,20 +393,8 @@ class Dispatcher:
         self._known.pop(job_id, None)
         self._queue.remove(job_id)
         self._leases.drop(job_id)
+        if not self._known:
+            self.foresight.pace.stopped()
         end = self._ends.pop(job_id, None)
         if end is not None:
             end.set()
-
-    async def _sql(self, call: Callable[..., T], *arguments: Any) -> T:
-        for delay in self.policy.storage_delays:
-            try:
-                return await asyncio.to_thread(call, *arguments)
-            except StorageFailed as error:
-                log.warning("the job store is asked again: %s", error)
-            await self._sleep(delay)
-        return await asyncio.to_thread(call, *arguments)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -22,13 +22,15 @@ class QueuedJob:
     """Higher runs first inside its team."""
     charged: bool = False
     """It was taken before and came back through no fault of its team: charge nothing, go first."""
+    created: float = 0.0
+    """Among equals the older one goes first, whoever was judged first."""
 
 
 @dataclass(slots=True)
 class _Team:
     weight: float = 1.0
     finish: float = 0.0
-    heap: list[tuple[int, int, str]] = field(default_factory=list)
+    heap: list[tuple[int, float, int, str]] = field(default_factory=list)
 
 
 class FairQueue:
@@ -58,7 +60,8 @@ class FairQueue:
         if not team.heap:
             team.finish = max(team.finish, self._now)
         order = next(self._returned if job.charged else self._arrival)
-        heapq.heappush(team.heap, (-job.priority, order, job.job_id))
+        age = -1.0 if job.charged else job.created
+        heapq.heappush(team.heap, (-job.priority, age, order, job.job_id))
         self._jobs[job.job_id] = job
 
     def pop(self) -> QueuedJob | None:
@@ -68,11 +71,20 @@ class FairQueue:
             return None
         start, name = min(waiting)
         team = self._teams[name]
-        job = self._jobs.pop(heapq.heappop(team.heap)[2])
+        job = self._jobs.pop(heapq.heappop(team.heap)[3])
         self._now = max(self._now, start)
         if not job.charged:
             team.finish = start + job.seconds / team.weight
         return job
+
+    def order(self) -> list[QueuedJob]:
+        """All queued jobs in the order in which `pop` would give them if none came or left."""
+        ahead = FairQueue()
+        ahead._jobs, ahead._now = dict(self._jobs), self._now
+        for name, team in self._teams.items():
+            if team.heap:
+                ahead._teams[name] = _Team(team.weight, team.finish, list(team.heap))
+        return list(iter(ahead.pop, None))
 
     def remove(self, job_id: str) -> bool:
         """Forgets a job; False when it is not queued."""
@@ -80,6 +92,6 @@ class FairQueue:
 
     def _trim(self, team: _Team) -> bool:
         # Removed jobs stay in the heap until they reach its top.
-        while team.heap and team.heap[0][2] not in self._jobs:
+        while team.heap and team.heap[0][3] not in self._jobs:
             heapq.heappop(team.heap)
         return bool(team.heap)

@@ -6,7 +6,7 @@ where its job stands without asking another process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from calotype.serving.jobs.database import reading, writing
+from calotype.serving.jobs.pace import Pace
 from calotype.serving.jobs.predictor import WorkPredictor
 from calotype.serving.jobs.tables import forecasts
 from calotype.serving.protocols import Clock
@@ -67,6 +68,50 @@ class Forecast:
 def promise(estimate: float) -> float:
     """Seconds within which a job is promised to be over."""
     return estimate * PROMISE_MARGIN + PROMISE_SLACK
+
+
+def foresee(
+    model: str,
+    now: float,
+    running: Sequence[tuple[str, float]],
+    waiting: Sequence[tuple[str, float]],
+    predictor: WorkPredictor,
+    pace: Pace,
+) -> Forecast:
+    """The forecast for jobs that run and wait, each with the device seconds that it still needs.
+
+    Jobs that run share their device, so that each of them ends about when half of what the
+    others need is done as well; a waiting one when all before it and half of its later
+    neighbours are.
+
+    Args:
+        running: in any order.
+        waiting: in the order in which they will be taken.
+    """
+    speed, overhead = pace.seconds_per_device_second, pace.overhead_seconds
+    ends: dict[str, float] = {}
+    positions: dict[str, int] = {}
+    in_hand = sum(seconds for _, seconds in running)
+    for job_id, seconds in running:
+        ends[job_id] = round((seconds + (in_hand - seconds) / 2) * speed + overhead / 2, 3)
+    neighbours = max(0, len(running) - 1)
+    done = in_hand
+    for place, (job_id, seconds) in enumerate(waiting):
+        done += seconds
+        later = sum(more for _, more in waiting[place + 1 : place + 1 + neighbours])
+        ends[job_id] = round((done + later / 2) * speed + overhead, 3)
+        positions[job_id] = place
+    return Forecast(
+        model=model,
+        updated=now,
+        queued=len(waiting),
+        backlog_seconds=round(done * speed, 3),
+        pace=speed,
+        overhead_seconds=overhead,
+        predictor=predictor.to_payload(),
+        ends=ends,
+        positions=positions,
+    )
 
 
 class Forecasts:

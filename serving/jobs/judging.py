@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.errors import CalotypeError, ContentBlocked, ModerationUnavailable
+from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import blocked_error
+from calotype.serving.protocols import SafetyStage
 
 log = logging.getLogger(__name__)
 
@@ -82,3 +84,22 @@ def refusal(stage: str, decision: Mapping[str, Any], request_id: str) -> Content
         decision_id=decision.get("id"),
         policy=decision.get("policy"),
     )
+
+
+async def judge_job(
+    safety: SafetyStage, job: JobRecord, policy: JudgingPolicy, sleep: Sleep
+) -> tuple[dict[str, Any], CalotypeError | None]:
+    """The moderation record of a job whose prompt is judged now, and why it must not be run.
+
+    A negative prompt is judged with the prompt: whatever the model reads is.
+    """
+    prompt = str(job.request["prompt"])
+    if job.request.get("negative_prompt"):
+        prompt = f"{prompt}\n{job.request['negative_prompt']}"
+    before = dict(job.moderation or {})
+    try:
+        decision = await judge_patiently(lambda: safety.judge_prompt(prompt), policy, sleep)
+    except CalotypeError as error:
+        return before, error
+    blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))
+    return before | {"input": decision}, blocked

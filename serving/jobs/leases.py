@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calotype.serving.jobs.predictor import work_units
-from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.recipe import picture_recipe
+from calotype.serving.jobs.records import Checkpoint, JobRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,25 @@ class Lease:
     team_id: str
     expires: float
     """Seconds since the epoch; a heartbeat moves it."""
+    recipe: dict[str, Any] | None = None
+    """What the files carry (`stamp_for`)."""
+    checkpoint: dict[str, Any] | None = None
+    """``{"step", "blob_key"}`` of what another replica left; None = from the beginning."""
 
     @classmethod
-    def of(cls, job: JobRecord, expires: float) -> Lease:
-        return cls(job.id, job.fence, job.request, job.input, job.team_id, expires)
+    def of(cls, job: JobRecord, expires: float, checkpoint: Checkpoint | None = None) -> Lease:
+        left = None
+        if checkpoint is not None:
+            left = {"step": checkpoint.step, "blob_key": checkpoint.blob_key}
+        return cls(
+            job.id, job.fence, job.request, job.input, job.team_id, expires, job.recipe, left
+        )
+
+    def stamp_for(self, index: int) -> dict[str, Any] | None:
+        """The recipe that the file of picture ``index`` carries; see `stamp.stamp`."""
+        if self.recipe is None:
+            return None
+        return picture_recipe(self.recipe, index, bool(self.input.get("prompt_in_files")))
 
     def to_payload(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,14 +60,16 @@ class KnownJob:
     """What a dispatcher remembers of a job that is not over."""
 
     team: str
-    units: float
-    """`predictor.work_units` of the whole job."""
+    request: dict[str, Any]
+    """What its work is predicted by: drawn size, steps, pictures."""
     priority: int
     deadline: float | None
+    created: float
 
     @classmethod
     def of(cls, job: JobRecord) -> KnownJob:
-        return cls(job.team_id, work_units(job.request), job.priority, job.deadline)
+        work = {name: job.request[name] for name in ("rendered_size", "steps", "n")}
+        return cls(job.team_id, work, job.priority, job.deadline, job.created)
 
 
 @dataclass(slots=True)
@@ -66,6 +83,8 @@ class HeldLease:
     """By `Clock.monotonic`."""
     done: float = 0.0
     """Share of the steps that are done, 0 to 1."""
+    alone: bool = True
+    """Nothing else ran or waited while it did."""
 
 
 class LeaseTable:
@@ -90,6 +109,11 @@ class LeaseTable:
         if lease is None or lease.fence != fence:
             return None
         return lease if replica in (None, lease.replica) else None
+
+    def done(self, job_id: str) -> float:
+        """Share of the job's steps that are done, 0 to 1."""
+        lease = self._held.get(job_id)
+        return 0.0 if lease is None else lease.done
 
     def drop(self, job_id: str, fence: int | None = None) -> None:
         lease = self._held.get(job_id)

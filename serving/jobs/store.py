@@ -159,8 +159,11 @@ class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches
             query = query.where(jobs.c.model == model)
         return self._all(query.order_by(jobs.c.created, jobs.c.id))
 
-    def queued_job_ids(self, model: str | None) -> list[str]:
+    def queued_job_ids(self, model: str | None, made_after: float | None = None) -> list[str]:
+        """Oldest first."""
         query = select(jobs.c.id).where(jobs.c.status == "queued")
+        if made_after is not None:
+            query = query.where(jobs.c.created >= made_after)
         if model is not None:
             query = query.where(jobs.c.model == model)
         with reading(self.engine) as connection:

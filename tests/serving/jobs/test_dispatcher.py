@@ -300,9 +300,11 @@ async def test_two_teams_share_whatever_one_of_them_has_queued(
     while dispatcher.snapshot()["judging"]:
         await asyncio.sleep(0)
     taken = [await take(dispatcher) for _ in range(3)]
-    late = [add_job(team="b") for _ in range(2)]
-    for job in late:
-        await dispatcher.submit(job.id)
+    late = []
+    for _ in range(2):
+        clock.advance(0.001)
+        late.append(add_job(team="b"))
+        await dispatcher.submit(late[-1].id)
     while dispatcher.snapshot()["judging"]:
         await asyncio.sleep(0)
     taken = [await take(dispatcher) for _ in range(4)]
