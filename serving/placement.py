@@ -7,7 +7,7 @@ and their parameters are counted. Activations are estimates, said to be so where
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ TextEncoderPlace = Literal["same", "separate"]
 PlanPrecision = Literal["float32", "bfloat16", "int8"]
 
 GB = 1e9
-_WEIGHT_BYTES: Mapping[str, float] = {"float32": 4, "bfloat16": 2, "int8": 1}
+_PRECISIONS = ("float32", "bfloat16", "int8")
 _RUNTIME_BYTES = 1.5 * GB
 """CUDA context, cuBLAS workspaces and what the allocator leaves unused: an estimate."""
 
@@ -160,7 +160,7 @@ def plan_memory(
 
 
 def _check_precision(precision: str | None, card: Gpu) -> None:
-    if precision is None or precision in _WEIGHT_BYTES:
+    if precision is None or precision in _PRECISIONS:
         return
     if precision.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "float8")):
         why = (
@@ -173,7 +173,7 @@ def _check_precision(precision: str | None, card: Gpu) -> None:
             param="precision",
         )
     raise InvalidRequest(
-        f"precision must be one of {', '.join(_WEIGHT_BYTES)}; got {precision!r}.",
+        f"precision must be one of {', '.join(_PRECISIONS)}; got {precision!r}.",
         param="precision",
     )
 
@@ -203,20 +203,24 @@ def _plan(
     max_pixels: int,
     place: TextEncoderPlace,
 ) -> MemoryPlan:
-    weight = _WEIGHT_BYTES[precision]
-    item = 4 if precision == "float32" else 2
     here = "denoiser GPU"
     there = here if place == "same" else "text encoder GPU"
     # Denoising and decoding follow each other: only the larger of the two is alive.
     activations = max(
-        sizes.denoiser_activations(max_pixels, item), sizes.vae_activations(max_pixels, item)
+        sizes.denoiser_activations(max_pixels, precision),
+        sizes.vae_activations(max_pixels, precision),
     )
     items = [
-        PlanItem("denoiser", here, sizes.denoiser * weight, sizes.denoiser),
-        PlanItem("VAE", here, sizes.vae * item, sizes.vae),
+        PlanItem("denoiser", here, sizes.weight_bytes("denoiser", precision), sizes.denoiser),
+        PlanItem("VAE", here, sizes.weight_bytes("vae", precision), sizes.vae),
         PlanItem("activations, 1 picture", here, activations),
         PlanItem("runtime", here, _RUNTIME_BYTES),
-        PlanItem("text encoder", there, sizes.text_encoder * weight, sizes.text_encoder),
+        PlanItem(
+            "text encoder",
+            there,
+            sizes.weight_bytes("text_encoder", precision),
+            sizes.text_encoder,
+        ),
     ]
     if place == "separate":
         items.append(PlanItem("runtime", there, _RUNTIME_BYTES))

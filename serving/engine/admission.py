@@ -183,6 +183,13 @@ def _check_numbers(request: GenerationRequest, max_steps: int) -> None:
         raise InvalidRequest(
             f"steps must be 1 to {max_steps}; got {sampling.steps}.", param="steps"
         )
+    if not (math.isfinite(request.weight) and request.weight > 0):
+        raise InvalidRequest(f"weight must be above 0; got {request.weight}.", param="weight")
+    if request.deadline_seconds is not None and not request.deadline_seconds > 0:
+        raise InvalidRequest(
+            f"deadline_seconds must be above 0; got {request.deadline_seconds}.",
+            param="deadline_seconds",
+        )
     if not 0 <= request.seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
     finite: Mapping[str, float | None] = {

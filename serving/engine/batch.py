@@ -82,6 +82,7 @@ class DenoiseState:
         reported: denoise steps told by `Progress` so far.
         saved: steps at the last checkpoint.
         deadline: on the engine's clock; None is none.
+        row_bytes: memory that one of its pictures takes between steps.
     """
 
     request: GenerationRequest
@@ -96,6 +97,7 @@ class DenoiseState:
     reported: int = 0
     saved: int = 0
     deadline: float | None = None
+    row_bytes: float = 0.0
 
     @property
     def steps_done(self) -> int:

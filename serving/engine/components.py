@@ -23,6 +23,7 @@ from calotype.serving.engine.tokenizer import load_tokenizer
 from calotype.serving.engine.weights import (
     WeightHeader,
     find_weight_headers,
+    fingerprint,
     read_tensors,
     unfilled,
 )
@@ -64,6 +65,7 @@ class Components:
         vae: diffusers' AutoencoderKLFlux2.
         schedule: keyword arguments of diffusers' FlowMatchEulerDiscreteScheduler.
         dtype: of activations and latents (bfloat16 where weights are int8).
+        fingerprint: tells the denoiser's weights from others; empty if it was not loaded.
     """
 
     folder: pathlib.Path
@@ -71,6 +73,8 @@ class Components:
     device: torch.device
     dtype: torch.dtype
     schedule: dict[str, Any]
+    precision: Precision = "float32"
+    fingerprint: str = ""
     text_encoder: TextEncoder | None = None
     denoiser: Any = None
     vae: Any = None
@@ -113,6 +117,7 @@ def load_components(
         torch.device(device),
         dtype,
         {key: value for key, value in schedule.items() if not key.startswith("_")},
+        precision,
     )
     # All files are looked at before the first is read: a damaged VAE is told in milliseconds, not
     # after the minutes that a denoiser of 64 GB takes.
@@ -132,6 +137,7 @@ def load_components(
             denoiser = _build(libraries.denoiser_class(), config, folder / "transformer")
             _fill(denoiser, headers, {}, loaded)
             loaded.denoiser = quantize_int8(denoiser) if precision == "int8" else denoiser
+            loaded.fingerprint = fingerprint(config, headers)
         else:
             loaded.vae = _build(libraries.vae_class(), config, folder / "vae")
             _fill(loaded.vae, headers, {}, loaded)

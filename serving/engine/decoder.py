@@ -17,6 +17,12 @@ _ROWS_PIXELS = 512 * 512
 ones would only cost memory (about 4 GB for a picture of 1024x1024 in bfloat16)."""
 
 
+def pixels_per_token(vae: Any) -> int:
+    """Side of the square of pixels that one image token stands for."""
+    halvings: int = len(vae.config.block_out_channels) - 1
+    return 2 * 2**halvings
+
+
 class Decoder:
     """The VAE's decoder.
 
@@ -26,8 +32,7 @@ class Decoder:
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
-        self.pixels_per_token: int = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
-        """Side of the square of pixels that one image token stands for."""
+        self.pixels_per_token = pixels_per_token(vae)
 
     def rows_at_once(self, grid: TokenGrid) -> int:
         """How many pictures of a size `decode` may be given together."""

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,12 +22,20 @@ from calotype.serving.engine.components import Components
 from calotype.serving.engine.conditioning import Conditioner
 from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.denoiser import Denoiser
+from calotype.serving.engine.footprint import Footprint
 from calotype.serving.engine.guidance import prompts_of
 from calotype.serving.engine.input_pictures import InputPictures, merge
 from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.scheduler import StepScheduler
-from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, typed
-from calotype.serving.errors import CalotypeError, Cancelled, InvalidRequest, NonFiniteLatents
+from calotype.serving.engine.step_profile import Profile
+from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, no_room, typed
+from calotype.serving.errors import (
+    CalotypeError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    NonFiniteLatents,
+)
 from calotype.serving.request import (
     Event,
     Failed,
@@ -55,10 +63,14 @@ class Engine:
 
     Args:
         components: a model with denoiser and VAE, and its text encoder if `add` shall encode.
-        max_batch_rows: denoiser passes that share one step.
+        max_batch_rows: denoiser passes that share one step at most.
+        profile: how many are worth it on this machine; without one, as many as are allowed.
+        memory_bytes: room for pictures in the making and their steps, besides the weights; None is
+            what is free on a CUDA device, and no limit on a CPU.
         adapters: the LoRA adapters that requests may name; an empty store if None.
         torch_threads: threads of torch in this process; None leaves torch's own choice.
         max_steps: most denoise steps of a request.
+        clock: seconds for deadlines, of a clock that does not go back.
     """
 
     def __init__(
@@ -69,6 +81,9 @@ class Engine:
         adapters: AdapterStore | None = None,
         torch_threads: int | None = None,
         max_steps: int = 1000,
+        profile: Profile | None = None,
+        memory_bytes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if components.denoiser is None or components.vae is None:
             raise ValueError("the engine needs components with denoiser and vae")
@@ -83,7 +98,13 @@ class Engine:
         side = self._decoder.pixels_per_token
         self._conditioner = Conditioner(components.vae, components.dtype, side)
         self._admission = Admission(components, self.adapters, self._conditioner, side, max_steps)
-        self._scheduler = StepScheduler(max_batch_rows)
+        self._footprint = Footprint(components, memory_bytes)
+        self._scheduler = StepScheduler(
+            max_batch_rows,
+            memory=self._footprint.memory,
+            profile=None if profile is None else profile.bucket_rows,
+        )
+        self._clock = clock
         self._runner = StepRunner(self._denoiser, self._scheduler)
         self._lock = threading.Lock()
         self._arrived: list[DenoiseState] = []
@@ -127,8 +148,14 @@ class Engine:
         Raises:
             InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
             NotFound: it names an adapter that was never loaded.
+            OutOfMemory: it would not fit even if it were alone.
         """
         state = self._admission.prepare(request, embeds, negative, files or {})
+        state.row_bytes = self._footprint.row(state)
+        if not self._scheduler.fits(state.bucket, len(state.rows), state.row_bytes):
+            raise no_room(request)
+        if request.deadline_seconds is not None:
+            state.deadline = self._clock() + request.deadline_seconds
         with self._lock:
             if request.id in self._known:
                 raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
@@ -146,7 +173,7 @@ class Engine:
         """Runs one denoise step of one batch, and decodes what is finished by it."""
         events: list[Event] = []
         self._take_in(events)
-        batch = self._scheduler.next_batch()
+        batch = self._scheduler.next_batch(self._clock())
         if batch is None:
             self._settle(events)
             if self._pending and not events:
@@ -168,11 +195,12 @@ class Engine:
         if any(self._is_shown(done) for done in outcome.stepped):
             self._settle(events)
         self._show(outcome.stepped, events)
-        seconds = (time.perf_counter() - started) / len(rows)
+        seconds = time.perf_counter() - started
+        self._scheduler.measured(batch, seconds)
         for row in rows:
             alive = self._states.get(row.request_id)
             if alive is not None:
-                alive.seconds += seconds
+                alive.seconds += seconds / len(rows)
         for request_id in dict.fromkeys(done.row.request_id for done in outcome.stepped):
             self._report(request_id, events)
         return events
@@ -184,6 +212,7 @@ class Engine:
             self._pending += self._arrived
             self._arrived = []
         self._honour_aborts(events)
+        self._give_up_late(events)
         waiting, self._pending = self._pending, []
         for state in waiting:
             try:
@@ -204,6 +233,10 @@ class Engine:
                 evaluations=state.rows[0].sampler.evaluations,
                 passes=len(state.rows[0].passes),
                 priority=state.request.priority,
+                tenant=state.request.tenant,
+                weight=state.request.weight,
+                deadline=state.deadline,
+                row_bytes=state.row_bytes,
             )
 
     def _pin_adapters(self, state: DenoiseState) -> bool:
@@ -240,6 +273,19 @@ class Engine:
             )
             if state is not None:
                 self._fail(state, Cancelled("The request was cancelled."), events)
+
+    def _give_up_late(self, events: list[Event]) -> None:
+        """Fails what cannot be finished in time, so that it does not make others late, too."""
+        now = self._clock()
+        late = [self._states[request_id] for request_id in self._scheduler.hopeless(now)]
+        late += [s for s in self._pending if s.deadline is not None and s.deadline < now]
+        for state in late:
+            message = (
+                f"The picture could not be finished within {state.request.deadline_seconds:g} "
+                "seconds; allow more time, or ask for fewer steps or a smaller size."
+            )
+            error = DeadlineExceeded(message, param="deadline_seconds")
+            self._fail(state, error, events)
 
     # After a step
 

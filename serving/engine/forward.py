@@ -76,11 +76,12 @@ class Forward:
                 model.double_stream_modulation_txt(time),
                 model.single_stream_modulation(time),
             )
-            image, text = model.x_embedder(hidden), model.context_embedder(embeds)
+            streams = [model.x_embedder(hidden), model.context_embedder(embeds)]
             if any(cache is not None for cache in caches):
-                image = self._through_caches(blocks, image, text, caches)
+                image = self._through_caches(blocks, streams, caches)
             else:
-                image = blocks.rest(*blocks.first(image, text))
+                blocks.first(streams)
+                image = blocks.rest(streams)
             tokens = bucket.rows * bucket.columns
             out: torch.Tensor = model.proj_out(model.norm_out(image[:, :tokens], time))
         return out
@@ -88,18 +89,19 @@ class Forward:
     def _through_caches(
         self,
         blocks: _Blocks,
-        image: torch.Tensor,
-        text: torch.Tensor,
+        streams: list[torch.Tensor],
         caches: Sequence[StepCache | None],
     ) -> torch.Tensor:
-        after, text = blocks.first(image, text)
-        first = after - image
+        before = streams[0]
+        blocks.first(streams)
+        after, text = streams
+        first = after - before
         fits = fitting(caches, first)
         run = [i for i, fit in enumerate(fits) if not fit]
         out = after.clone()
         if run:
             with self._applied(run):
-                out[run] = blocks.only(run).rest(after[run], text[run])
+                out[run] = blocks.only(run).rest([after[run], text[run]])
         for i, cache in enumerate(caches):
             if cache is None:
                 continue
@@ -145,15 +147,20 @@ class _Blocks:
         mods = (self.image_mod[passes], self.text_mod[passes], self.joint_mod[passes])
         return _Blocks(self.doubles, self.singles, self.rotary, *mods)
 
-    def first(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._double(self.doubles[0], image, text)
+    def first(self, streams: list[torch.Tensor]) -> None:
+        """Puts image and text tokens, in this order, through the first block, in place."""
+        self._double(self.doubles[0], streams)
 
-    def rest(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Image tokens after the blocks behind the first one."""
+    def rest(self, streams: list[torch.Tensor]) -> torch.Tensor:
+        """Image tokens after the blocks behind the first one.
+
+        Takes the streams out of the list, so that they are freed while the blocks run.
+        """
         for block in self.doubles[1:]:
-            image, text = self._double(block, image, text)
-        length = text.shape[1]
-        joint = torch.cat([text, image], dim=1)
+            self._double(block, streams)
+        length = streams[1].shape[1]
+        joint = torch.cat(streams[::-1], dim=1)
+        streams.clear()
         for block in self.singles:
             joint = block(
                 hidden_states=joint,
@@ -163,14 +170,12 @@ class _Blocks:
             )
         return joint[:, length:]
 
-    def _double(
-        self, block: Any, image: torch.Tensor, text: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        text, image = block(
+    def _double(self, block: Any, streams: list[torch.Tensor]) -> None:
+        image, text = streams
+        streams[1], streams[0] = block(
             hidden_states=image,
             encoder_hidden_states=text,
             temb_mod_img=self.image_mod,
             temb_mod_txt=self.text_mod,
             image_rotary_emb=self.rotary,
         )
-        return image, text

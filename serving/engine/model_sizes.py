@@ -13,6 +13,7 @@ from typing import Any
 
 from calotype.serving.engine import libraries
 from calotype.serving.engine.components import read_settings
+from calotype.serving.engine.quantization import INT8_SCALE_BYTES, is_quantised
 from calotype.serving.engine.text_model import TextModel, TextModelConfig
 from calotype.serving.engine.weights import unfilled
 from calotype.serving.errors import InvalidRequest
@@ -23,34 +24,91 @@ class ModelSizes:
     """Parameters of a model's parts, and what its activations depend on.
 
     Attributes:
-        inner_dim: width of the denoiser.
-        vae_channels: channels of the VAE decoder at full resolution.
+        in_layers: of each part, the parameters and the rows of the linear layers inside its
+            repeated layers: what int8 makes smaller (`quantization`).
+        vae_channels: channels of the VAE decoder at full resolution, and of what comes into it.
     """
 
     name: str
     denoiser: int
     text_encoder: int
     vae: int
-    inner_dim: int
-    mlp_ratio: float
-    vae_channels: int
+    in_layers: Mapping[str, tuple[int, int]]
+    token: TokenMemory
+    vae_channels: tuple[int, int]
     text_tokens: int
     pixels_per_token: int
 
-    def denoiser_activations(self, pixels: int, item: float) -> float:
-        """Bytes alive at the widest place of a single-stream block, one picture.
+    def weight_bytes(self, part: str, precision: str) -> float:
+        """Bytes of a part's weights: "denoiser", "text_encoder" or "vae"."""
+        item = _item(precision)
+        count: int = getattr(self, part)
+        if precision != "int8" or part == "vae":
+            return count * item
+        small, rows = self.in_layers[part]
+        return (count - small) * item + small + rows * INT8_SCALE_BYTES
 
-        Per token: the fused projection (3 d of query, key, value and 2 m of the gated MLP), its
-        output before the last projection (d + m), rotary copies of query and key in float32, and
-        the residual stream.
-        """
+    def denoiser_activations(self, pixels: int, precision: str) -> float:
+        """Bytes of one picture in the denoiser."""
         tokens = pixels / self.pixels_per_token**2 + self.text_tokens
-        d, m = self.inner_dim, self.inner_dim * self.mlp_ratio
-        return tokens * ((3 * d + 2 * m + d + m + 3 * d) * item + 4 * d * 4)
+        return tokens * self.token.bytes(precision)
 
-    def vae_activations(self, pixels: int, item: float) -> float:
-        """Bytes of four full-resolution feature maps of the decoder's last block."""
-        return pixels * 4 * 2 * self.vae_channels * item
+    def vae_activations(self, pixels: int, precision: str) -> float:
+        """Bytes of the feature maps that are alive at full resolution.
+
+        The map that comes into the decoder's last block stays until the block has ended; beside
+        it the block's first layer holds two of its size, the second one four of its own.
+        """
+        own, given = self.vae_channels
+        return pixels * max(given + 4 * own, 3 * given) * _item(precision)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMemory:
+    """What one token takes while it goes through the denoiser.
+
+    Attributes:
+        width: d, of the denoiser.
+        hidden: m, of its MLPs.
+        head: width of an attention head.
+        channels: of a token's latents.
+    """
+
+    width: int
+    hidden: int
+    head: int
+    channels: int
+
+    @classmethod
+    def of(cls, denoiser: Any) -> TokenMemory:
+        """Reads the sizes of diffusers' Flux2Transformer2DModel."""
+        config = denoiser.config
+        return cls(
+            denoiser.inner_dim,
+            int(denoiser.inner_dim * config.mlp_ratio),
+            config.attention_head_dim,
+            config.in_channels,
+        )
+
+    def bytes(self, precision: str) -> float:
+        """At the widest place, which is in a single-stream block.
+
+        At its end there are alive the stream and its norm (2 d), the fused projection (3 d of
+        query, key and value, 2 m of the gated MLP), query and key turned (2 d), the attention's
+        result (d), the MLP's (m) and both side by side (d + m). In int8 the fused projection
+        itself is wider: torchao holds it as int32 and twice as float32, beside the stream and its
+        norm in bfloat16 and the norm in int8 twice. All the time there are the latents, and the
+        rotary tables in float32.
+        """
+        d, m, item = self.width, self.hidden, _item(precision)
+        wide = (9 * d + 4 * m) * item
+        if precision == "int8":
+            wide = max(wide, 3 * 4 * (3 * d + 2 * m) + 2 * d * item + 2 * d)
+        return wide + self.channels * item + 2 * 4 * self.head
+
+
+def _item(precision: str) -> int:
+    return 4 if precision == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +242,17 @@ def _count_parts(
         denoiser=count(denoiser),
         text_encoder=count(text_encoder),
         vae=count(vae),
-        inner_dim=denoiser.inner_dim,
-        mlp_ratio=denoiser.config.mlp_ratio,
-        vae_channels=channels[0],
+        in_layers={"denoiser": _in_layers(denoiser), "text_encoder": _in_layers(text_encoder)},
+        token=TokenMemory.of(denoiser),
+        vae_channels=(channels[0], channels[min(1, len(channels) - 1)]),
         text_tokens=text_tokens,
         pixels_per_token=2 * 2 ** (len(vae.config.block_out_channels) - 1),
     )
+
+
+def _in_layers(model: Any) -> tuple[int, int]:
+    """Parameters and rows of the linear layers that int8 makes smaller."""
+    weights = [
+        module.weight for name, module in model.named_modules() if is_quantised(module, name)
+    ]
+    return sum(w.numel() for w in weights), sum(w.shape[0] for w in weights)

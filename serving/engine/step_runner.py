@@ -124,15 +124,20 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def no_room(request: GenerationRequest) -> OutOfMemory:
+    """The error of a request that is too large."""
+    return OutOfMemory(
+        f"There is not enough memory for a picture of {request.rendered_size}; ask for a smaller "
+        "size.",
+        param="size",
+    )
+
+
 def typed(error: Exception, request: GenerationRequest) -> CalotypeError:
     """The error that a request ends with."""
     if isinstance(error, CalotypeError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemory(
-            f"There is not enough memory for a picture of {request.rendered_size}; "
-            "ask for a smaller size.",
-            param="size",
-        )
+        return no_room(request)
     logger.error("the request %s failed", request.id, exc_info=error)
     return EngineError(f"The model failed on this request: {type(error).__name__}.")
