@@ -31,6 +31,8 @@ ip link add {BRIDGE} type bridge
 ip addr add {GATEWAY}/16 dev {BRIDGE}
 ip link set {BRIDGE} up
 ip route add local {SERVICE_RANGE} dev lo
+# A pod's call to the outside is then refused at once instead of being lost.
+echo 1 > /proc/sys/net/ipv4/ip_forward
 mount -t tmpfs -o size=6g tmpfs "$1"
 mkdir -p "$1/pods"
 printf '127.0.0.1 localhost\\n' > "$1/hosts"
@@ -92,6 +94,7 @@ class Namespace:
         self._entry = os.open(f"/proc/{self.holder.pid}/ns/net", os.O_RDONLY)
         self._threads = ThreadPoolExecutor(8, "namespace", initializer=self._enter)
         self._forwards: dict[tuple[str, int], int] = {}
+        self._servers: list[asyncio.Server] = []
         self._joins: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._forwarder = threading.Thread(target=self._serve, name="forwards", daemon=True)
@@ -110,12 +113,13 @@ class Namespace:
             outside = int(listener.getsockname()[1])
 
             def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                task = self._loop.create_task(_join(reader, writer, host, port))
+                task = self._loop.create_task(_connect(reader, writer, host, port))
                 self._joins.add(task)
                 task.add_done_callback(self._joins.discard)
 
             start = asyncio.start_server(answer, sock=listener)
-            asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
+            server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
+            self._servers.append(server)
             self._forwards[host, port] = outside
         return self._forwards[host, port]
 
@@ -136,14 +140,19 @@ class Namespace:
         self._enter()
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        pending = asyncio.all_tasks(self._loop)
-        for task in pending:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        self._loop.run_until_complete(self._end())
         self._loop.close()
 
+    async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
+        for task in self._joins:
+            task.cancel()
+        await asyncio.gather(*self._joins, return_exceptions=True)
+        await asyncio.sleep(0)  # a transport closes its socket in the round after
 
-async def _join(
+
+async def _connect(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
 ) -> None:
     """Carries one connection to `host:port`; refuses it where nothing answers there."""
@@ -152,10 +161,22 @@ async def _join(
     except OSError:
         writer.transport.abort()
         return
-    await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer))
+    await join((reader, writer), (inner_reader, inner_writer))
 
 
-async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def join(
+    one: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    other: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+) -> None:
+    """Carries what comes on either connection to the other until both have ended; closes them."""
+    try:
+        await asyncio.gather(_carry(one[0], other[1]), _carry(other[0], one[1]))
+    finally:
+        for writer in (one[1], other[1]):
+            writer.close()
+
+
+async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     """Copies until the source ends, and closes the sink's direction then."""
     try:
         while data := await source.read(1 << 16):

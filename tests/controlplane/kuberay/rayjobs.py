@@ -9,7 +9,7 @@ import aiohttp
 import yaml
 
 from . import pods as build
-from .conditions import now, seconds_since
+from .conditions import holds, now, seconds_since
 from .dashboard import Dashboard
 from .objects import Objects, has_finalizer, suffix
 from .rayclusters import of_type
@@ -97,15 +97,15 @@ class RayJobs:
         head = Dashboard(self._session, namespace, status["rayClusterName"])
         record = await head.job(status["jobId"])
         batch = await self._objects.submitter(job)
-        failed = any(
-            one["type"] == "Failed" and one["status"] == "True"
-            for one in (batch or {}).get("status", {}).get("conditions", [])
-        )
+        submitted = (batch or {}).get("status", {})
         if record is None:
-            if failed:
+            if holds(submitted, "Failed"):
                 self._end(status, "Failed", "SubmissionFailed", "the submitter failed")
             return
         status["jobStatus"], status["message"] = record["status"], record.get("message") or ""
+        # The submitter still shows the job's log, which ends with the cluster.
+        if batch and not (holds(submitted, "Complete") or holds(submitted, "Failed")):
+            return
         if record["status"] == "SUCCEEDED":
             self._end(status, "Complete", "", status["message"])
         elif record["status"] in ("FAILED", "STOPPED"):

@@ -223,6 +223,7 @@ class Container:
             "mounts": [(str(source), target, readonly) for source, target, readonly in mounts],
             "writable": [target.rstrip("/") for _, target, readonly in mounts if not readonly],
             "folder": self.spec.get("workingDir") or image.folder,
+            "home": image.home,
             "command": words,
             "env": env,
             "uid": identity.uid,

@@ -84,6 +84,9 @@ def enter_root(spec: dict, covered: list[str]) -> None:
     for handle, folder, target, readonly in opened:
         bind(f"/proc/self/fd/{handle}", target, readonly, folder)
         os.close(handle)
+    os.makedirs(spec["home"], exist_ok=True)
+    if spec["home"] != "/":
+        os.chown(spec["home"], spec["uid"], spec["gid"])
     if spec["readonlyRoot"]:
         for path in ["/", *(path for path in covered if path not in spec["writable"])]:
             mount("", path, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)

@@ -1,13 +1,12 @@
 """Services: their addresses really listen, and every pod knows them by name."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..place import carry
+from ..place import join
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -100,12 +99,7 @@ class Services:
             except (OSError, TimeoutError, LookupError):
                 writer.transport.abort()  # refused, as where a Service has no endpoint
                 return
-            try:
-                await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer))
-            finally:
-                for one in (inner_writer, writer):
-                    with contextlib.suppress(OSError, RuntimeError):
-                        one.close()
+            await join((reader, writer), (inner_reader, inner_writer))
 
         return serve
 
