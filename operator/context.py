@@ -77,6 +77,8 @@ class Context:
     """How often in a row a model app did not answer."""
     pushed: dict[Address, frozenset[str]] = field(default_factory=dict)
     """The adapters in each model's configuration as it was written last."""
+    fetch_jobs: dict[Key, set[str]] = field(default_factory=dict)
+    """Names of the fetch Jobs that there are of an adapter or a model."""
     recheck: set[Key] = field(default_factory=set)
     """What is applied again although nothing of ours changed: somebody may have edited it."""
     ensured: dict[tuple[str, str, str], str] = field(default_factory=dict)

@@ -97,6 +97,19 @@ class ClusterFeed:
     def _look(self, kind: str, namespace: str, name: str) -> None:
         self._context.queue.add(Key(kind, namespace, name), BURST_SECONDS)
 
+    def _fetch_job(self, job: str, namespace: str, labels: Mapping[str, str], gone: bool) -> None:
+        if labels.get(ADAPTER) and labels.get(ADAPTER_NAMESPACE):
+            key = Key(LORA_ADAPTERS.kind, labels[ADAPTER_NAMESPACE], labels[ADAPTER])
+        elif labels.get(MODEL):
+            key = Key(IMAGE_MODELS.kind, namespace, labels[MODEL])
+        else:
+            return
+        known = self._context.fetch_jobs.setdefault(key, set())
+        (known.discard if gone else known.add)(job)
+        if not known:
+            del self._context.fetch_jobs[key]
+        self._context.queue.add(key)
+
     def _child(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
         context = self._context
         metadata = obj["metadata"]
@@ -105,10 +118,7 @@ class ClusterFeed:
         if resource == JOBS:
             active = not gone and not job_ended(obj)
             context.slots.note((namespace, metadata["name"]), active)
-            if labels.get(ADAPTER) and labels.get(ADAPTER_NAMESPACE):
-                context.wake_adapter((labels[ADAPTER_NAMESPACE], labels[ADAPTER]))
-            elif labels.get(MODEL):
-                context.wake_model((namespace, labels[MODEL]))
+            self._fetch_job(metadata["name"], namespace, labels, gone)
         elif resource == RAY_CLUSTERS:
             if labels.get("ray.io/originated-from-crd") == "RayService":
                 context.wake_model((namespace, labels["ray.io/originated-from-cr-name"]), 0.2)

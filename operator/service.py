@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from calotype.operator.context import Context
 from calotype.operator.credentials import CredentialReader
@@ -33,7 +34,7 @@ from calotype.operator.reconcilers.team import reconcile_team
 from calotype.operator.resources import OWN
 from calotype.operator.settings import OperatorSettings
 from calotype.operator.store import Store
-from calotype.operator.watching import Watcher
+from calotype.operator.watching import STREAM, Watcher
 from calotype.operator.workqueue import Debounce, Key, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Operator:
             LeaseLost: another operator acts; this one must not.
         """
         self._catch_signals()
+        asyncio.get_running_loop().set_exception_handler(_quietly)
         health = HealthServers(
             self.metrics,
             lambda: time.monotonic() - self.queue.beat,
@@ -174,6 +176,17 @@ async def release_all(context: Context, namespaces: list[str] | None) -> int:
                     await context.release(resource, full)
                     count += 1
     return count
+
+
+def _quietly(loop: asyncio.AbstractEventLoop, told: dict[str, Any]) -> None:
+    """When one watch of kopf's fails, all others fail with it, and nobody asks them why: the first
+    one is in the log already."""
+    task = told.get("future") or told.get("task")
+    name = task.get_name() if isinstance(task, asyncio.Task) else ""
+    if name.startswith(STREAM):
+        log.debug("%s: %r", name, told.get("exception"))
+    else:
+        loop.default_exception_handler(told)
 
 
 async def _reraise(task: asyncio.Future[None]) -> None:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 SCOPE_SECONDS = 60.0
 """Between two looks at what may be watched."""
+STREAM = "watcher for "
+"""How the names of kopf's streams begin."""
 LABELLED = (DEPLOYMENTS, JOBS, CLAIMS)
 """Children that are watched by our label, so that those of others cost nothing."""
 
@@ -200,6 +202,7 @@ class Watcher:
             for task in (changed, *tasks):
                 task.cancel()
             await asyncio.gather(changed, *tasks, return_exceptions=True)
+            await _end_streams()
 
     async def _changed(self, scope: Scope) -> None:
         """Returns when there is more or less to watch than there was."""
@@ -213,3 +216,19 @@ class Watcher:
             if now != scope and now.complete:
                 log.info("watching begins anew, for another set of kinds or namespaces")
                 return
+
+
+async def _end_streams() -> None:
+    """When one stream of kopf's fails, it forgets the others, which would go on for ever.
+
+    They are ended one by one and not with everything else: a stream whose helper is cancelled in
+    the same moment takes that for a pause and begins anew.
+    """
+    for _ in range(30):
+        left = [t for t in asyncio.all_tasks() if t.get_name().startswith(STREAM)]
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.5)
+    log.error("%d streams could not be ended", len(left))

@@ -14,7 +14,14 @@ from calotype.operator.fetcher import Step
 from calotype.operator.manifests import InvalidSpec, parse
 from calotype.operator.modelstatus import Observed, facts_of, phase_of
 from calotype.operator.pods import Volumes
-from calotype.operator.reconcilers.workload import Workload, running_workload, service_of, workload
+from calotype.operator.reconcilers.report import first_report
+from calotype.operator.reconcilers.workload import (
+    Workload,
+    names_of,
+    running_workload,
+    service_of,
+    workload,
+)
 from calotype.operator.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.servable import for_replicas
 from calotype.operator.weights import (
@@ -74,9 +81,15 @@ async def _serve(
         step = await _fetch(context, key, obj, model, credentials, volumes)
         if step.fetched is not None:
             weights = plan_weights(model, obj["status"])
+    if not weights.to_fetch and context.fetch_jobs.get(key):
+        # Somebody was killed between writing a result down and clearing up.
+        await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
     seen = await running_workload(context, obj, model)
     if accepted and _may_start(weights, volumes, seen, problem):
         seen = await _deploy(context, obj, model, weights, volumes, seen, anyway)
+    if seen.live is not None and not model.spec.suspend:
+        await first_report(context, address, model)
+    context.pushed.setdefault(address, names_of(seen.adapters))
     report = context.reports.get(address)
     observed = Observed(
         model=model,
@@ -233,7 +246,7 @@ async def _deploy(
         adapters = for_replicas(context, address_of(obj), model)
         context.debounce.clear(key)
     seen = await workload(context, obj, model, weights.ready, adapters, volumes, seen, anyway)
-    names = frozenset(str(a["metadata"]["name"]) for a in adapters)
+    names = names_of(adapters)
     if context.pushed.get(address_of(obj)) != names:
         context.pushed[address_of(obj)] = names
         for address in context.store.adapters_of(address_of(obj)):

@@ -41,6 +41,9 @@ from calotype.operator.weights import plan_weights, source_type, volumes_of
 from calotype.operator.workqueue import Key
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel, LoRAAdapter
 
+UNKNOWN_SECONDS = 0.5
+"""Between two looks while the model has not been asked yet."""
+
 
 async def reconcile_adapter(context: Context, key: Key) -> float | None:
     """One look at one adapter."""
@@ -82,6 +85,11 @@ async def _serve(
         if weights.to_fetch and credentials.ready:
             waiting, step = await _fetch(context, key, obj, adapter, host.model, credentials)
             weights = plan_adapter_weights(adapter, obj.get("status") or {})
+    if not weights.to_fetch and context.fetch_jobs.get(key):
+        # Somebody was killed between writing a result down and clearing up.
+        await context.fetcher.clean(obj, model_address[0], "adapter", model_address[1])
+    if step is None and not _known(context, model_address):
+        return UNKNOWN_SECONDS
     loads = _loads(context, model_address, adapter, weights)
     seen = AdapterSeen(
         suspended=adapter.spec.suspend,
@@ -104,6 +112,17 @@ async def _serve(
         rejected = step is not None and step.reason == Reason.CREDENTIALS_REJECTED
         waits.append(context.settings.secret_poll_seconds * (1 if rejected else 20))
     return min((wait for wait in waits if wait is not None), default=None)
+
+
+def _known(context: Context, model: Address) -> bool:
+    """Whether the model's replicas were asked since we started; until then nothing is news."""
+    host = context.store.hosts().get(model)
+    if host is None or host.model.spec.source.provider is not None:
+        return True
+    obj = context.store.get("ImageModel", model)
+    if obj is None or "deletionTimestamp" in obj["metadata"]:
+        return True
+    return model in context.pushed and (host.model.spec.suspend or model in context.reports)
 
 
 def _loads(

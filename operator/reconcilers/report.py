@@ -7,6 +7,7 @@ from calotype.operator.context import Context
 from calotype.operator.modelapp import Report
 from calotype.operator.reconcilers.workload import service_of
 from calotype.operator.workqueue import Key
+from calotype.serving.config import ImageModel
 
 MISSES = 3
 """Answers that may be missing in a row before the last one is forgotten."""
@@ -33,6 +34,14 @@ async def reconcile_report(context: Context, key: Key) -> float | None:
     context.reports[address] = now
     _spread(context, address, before, now)
     return _pause(context, address, now)
+
+
+async def first_report(context: Context, address: Address, model: ImageModel) -> None:
+    """Asks at once where nobody has asked yet: after a start, a status must not say less than it
+    did before only because we know nothing."""
+    if address not in context.reports:
+        url = context.apps.url(service_of(model), model.metadata.namespace)
+        context.reports[address] = await context.apps.status(url)
 
 
 def _spread(context: Context, address: Address, before: Report | None, now: Report) -> None:

@@ -332,6 +332,11 @@ def _adapters(config: Any) -> Adapters:
     return ()
 
 
+def names_of(adapters: Adapters) -> frozenset[str]:
+    """The names of rendered adapters."""
+    return frozenset(str(adapter["metadata"]["name"]) for adapter in adapters)
+
+
 def _json(text: str | None) -> Any:
     try:
         return json.loads(text) if text else None

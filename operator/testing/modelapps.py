@@ -30,6 +30,8 @@ class FakeModelApp:
     pushes: list[list[str]] = field(default_factory=list)
     """The adapters of each configuration that was another one than that before."""
     remembered: set[str] = field(default_factory=set)
+    good: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Replica and adapter -> the revision that was loaded last."""
 
     def configure(self, application: dict[str, Any]) -> None:
         if application == self.application:
@@ -72,13 +74,25 @@ class FakeModelApp:
         }
 
     def _state(self, index: int, name: str, adapter: dict[str, Any]) -> dict[str, Any]:
-        revision = adapter["metadata"].get("annotations", {}).get(REVISION, "")
+        annotations = adapter["metadata"].get("annotations", {})
+        revision = adapter["spec"].get("sha256") or annotations.get(REVISION, "")
         fails = name in self.failing and (
             self.failing_replicas is None or index >= self.replicas - self.failing_replicas
         )
         if fails:
-            return {"state": "failed", "revision": revision, "message": self.failing[name]}
-        return {"state": "ready", "revision": revision, "loadMilliseconds": 12.0}
+            return {
+                "state": "failed",
+                "revision": revision,
+                "servingRevision": self.good.get((index, name)),
+                "message": self.failing[name],
+            }
+        self.good[index, name] = revision
+        return {
+            "state": "ready",
+            "revision": revision,
+            "servingRevision": revision,
+            "loadMilliseconds": 12.0,
+        }
 
 
 class FakeModelApps:
