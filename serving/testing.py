@@ -11,29 +11,19 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from calotype.serving.errors import CalotypeError, NotFound
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.judging import judge_patiently
 from calotype.serving.jobs.leases import Lease
-from calotype.serving.jobs.records import new_id
-from calotype.serving.jobs.result import (
-    CONTENT_TYPES,
-    BlockedImage,
-    GenerationResult,
-    ImageResult,
-    openai_usage,
-)
+from calotype.serving.jobs.result import GenerationResult, ImageResult, openai_usage
 from calotype.serving.jobs.store import JobStore
-from calotype.serving.pictures import encode_picture
 from calotype.serving.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.request import GenerationRequest
 from calotype.serving.storage import check_key
+from calotype.serving.testing_painter import Painter, PainterSettings
 
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
@@ -130,18 +120,6 @@ class ScriptedSafety:
         return self.image(pixels)
 
 
-def paint(request: GenerationRequest) -> list[Pixels]:
-    """One flat picture per image; its colour follows from prompt, seed, steps and adapters."""
-    pictures: list[Pixels] = []
-    for index in range(request.n):
-        adapters = [(ref.name, ref.scale) for ref in request.adapters if ref.scale]
-        recipe = (request.prompt, request.seed + index, request.sampling, adapters)
-        colour = np.frombuffer(hashlib.sha256(repr(recipe).encode()).digest()[:3], np.uint8)
-        shape = (request.size.height, request.size.width, 3)
-        pictures.append(np.broadcast_to(colour, shape).copy())
-    return pictures
-
-
 def drawn_result(lease: Lease) -> dict[str, Any]:
     """What a worker says that drew one picture for ``lease``; no such picture is stored."""
     size = GenerationRequest.from_payload(lease.request).size
@@ -173,11 +151,22 @@ class PaintingBackend:
         models: Sequence[str] = ("shapes",),
         clock: Clock | None = None,
         policy: DispatchPolicy | None = None,
+        settings: PainterSettings | None = None,
     ) -> None:
         self.safety: SafetyStage = safety or ScriptedSafety()
-        self.dispatcher = Dispatcher(store, self.safety, clock or SystemClock(), policy)
-        self._blobs, self._models = blobs, list(models)
-        self._policy = policy or DispatchPolicy()
+        # Of all models, but its forecast is told as the first one's.
+        self.dispatcher = Dispatcher(
+            store, self.safety, clock or SystemClock(), policy, forecast_as=models[0]
+        )
+        judging = (policy or DispatchPolicy()).judging
+        self.painter = Painter(
+            "painter",
+            self.dispatcher,
+            self.safety,
+            blobs,
+            replace(settings or PainterSettings(), judging=judging),
+        )
+        self._models = list(models)
         self._may_paint = threading.Event()
         self._may_paint.set()
         self._resting = threading.Event()
@@ -230,73 +219,7 @@ class PaintingBackend:
                 continue
             self._resting.clear()
             try:
-                for lease in await self.dispatcher.lease("painter", 1, 0.05):
-                    await self._paint(lease)
+                await self.painter.work(0.05)
             except CalotypeError:
                 # A busy database: the lease runs out or is asked for again.
                 await asyncio.sleep(0.05)
-
-    async def _paint(self, lease: Lease) -> None:
-        stored: list[str] = []
-        try:
-            result = await self._finish(lease, stored)
-            if await self.dispatcher.complete(lease.job_id, lease.fence, result.to_payload()):
-                stored.clear()
-        except CalotypeError as error:
-            await self.dispatcher.fail(lease.job_id, lease.fence, error.to_payload())
-        finally:
-            for key in stored:
-                self._blobs.delete(key)
-
-    async def _finish(self, lease: Lease, stored: list[str]) -> GenerationResult:
-        request = GenerationRequest.from_payload(lease.request)
-        pictures = paint(request)
-        judging = self._policy.judging
-        decisions = [
-            await judge_patiently(partial(self.safety.judge_image, pixels), judging, asyncio.sleep)
-            for pixels in pictures
-        ]
-        images: list[ImageResult] = []
-        blocked: list[BlockedImage] = []
-        for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
-            if judged["blocked"]:
-                blocked.append(
-                    BlockedImage(index, judged["categories"], judged["id"], judged["policy"])
-                )
-            else:
-                images.append(self._store(lease, request, index, pixels, judged, stored))
-        tokens = len(request.prompt.split())
-        return GenerationResult(
-            images=images,
-            blocked=blocked,
-            metrics={"gpu_seconds": 0.001 * request.n},
-            usage=openai_usage(tokens, [request.size] * request.n),
-            decisions=decisions,
-        )
-
-    def _store(
-        self,
-        lease: Lease,
-        request: GenerationRequest,
-        index: int,
-        pixels: Pixels,
-        judged: dict[str, Any],
-        stored: list[str],
-    ) -> ImageResult:
-        kind = lease.input["output_format"]
-        data = encode_picture(pixels, kind, lease.input["output_compression"])
-        asset_id = new_id("asset")
-        key = f"{lease.team_id}/{asset_id}.{kind}"
-        stored.append(key)
-        self._blobs.put(key, data)
-        return ImageResult(
-            asset_id=asset_id,
-            blob_key=key,
-            index=index,
-            seed=request.seed + index,
-            width=request.size.width,
-            height=request.size.height,
-            content_type=CONTENT_TYPES[kind],
-            sha256=hashlib.sha256(data).hexdigest(),
-            flagged=judged["flagged"],
-        )

@@ -44,6 +44,7 @@ class Dispatcher(Patience):
     Args:
         model: only jobs of this model; None = of any.
         sleep: how pauses are made (tests put their own in).
+        forecast_as: the model whose forecast it writes, where it has jobs of any.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Dispatcher(Patience):
         policy: DispatchPolicy | None = None,
         model: str | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        forecast_as: str | None = None,
     ) -> None:
         self.policy = policy or DispatchPolicy()
         super().__init__(self.policy.storage_delays, sleep)
@@ -64,10 +66,11 @@ class Dispatcher(Patience):
         self._ends: dict[str, asyncio.Event] = {}
         self._work = asyncio.Event()
         self._judges = asyncio.Semaphore(self.policy.judging_at_once)
-        self._weighed: set[str] = set()
+        self._weighed: set[str] = set()  # teams whose weight the queue knows
         self._rescanned = self._polled = clock.monotonic()
         self.foresight = Foresight(
-            model, clock, self._known, self._leases, self._queue, self.policy.max_forecast
+            *(forecast_as or model, clock, self._known, self._leases, self._queue),
+            most=self.policy.max_forecast,
         )
 
     # -- life ----------------------------------------------------------------------------------
@@ -98,17 +101,15 @@ class Dispatcher(Patience):
         if job.status != "queued" or job_id in self._known:
             return
         if len(self._known) >= self.policy.max_queue:
-            full = Overloaded(
-                f"The queue is full: {len(self._known)} jobs wait. Try again later.",
-                code="queue_full",
-                retry_after=min(60.0, max(1.0, self.backlog_seconds() / 10)),
-            )
+            text = f"The queue is full: {len(self._known)} jobs wait. Try again later."
+            pause = min(60.0, max(1.0, self.backlog_seconds() / 10))
+            full = Overloaded(text, code="queue_full", retry_after=pause)
             await self._end(job_id, Ending("failed", error=full.to_payload()))
             raise full
         await self._admit(job)
 
     async def wait(self, job_id: str, wait_seconds: float) -> None:
-        """Returns when the job is over, or after ``wait_seconds``."""
+        """Returns when the job is over, or in time."""
         end = self._ends.setdefault(job_id, asyncio.Event())
         if job_id not in self._known:
             job = await self._sql(self._store.get_job, job_id)
@@ -140,7 +141,6 @@ class Dispatcher(Patience):
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
-            # Nobody will run what was taken for a caller that is gone: back to the queue.
             self._spawn(self._give_back(taking, granted))
             raise
         return granted
@@ -347,9 +347,9 @@ class Dispatcher(Patience):
                 granted.append(Lease.of(job, expires, await self._checkpoint_of(job)))
 
     def _grant(self, job_id: str, fence: int, replica: str) -> None:
-        alone = self.foresight.started()
-        until = self._clock.monotonic() + self.policy.lease_seconds
-        self._leases.grant(HeldLease(job_id, fence, replica, until, alone=alone))
+        now = self._clock.monotonic()
+        alone, until = self.foresight.started(now), now + self.policy.lease_seconds
+        self._leases.grant(HeldLease(job_id, fence, replica, until, granted=now, alone=alone))
 
     async def _checkpoint_of(self, job: JobRecord) -> Checkpoint | None:
         if job.fence == 1:

@@ -77,6 +77,7 @@ def foresee(
     waiting: Sequence[tuple[str, float]],
     predictor: WorkPredictor,
     pace: Pace,
+    together: int = 1,
 ) -> Forecast:
     """The forecast for jobs that run and wait, each with the device seconds that it still needs.
 
@@ -87,6 +88,7 @@ def foresee(
     Args:
         running: in any order.
         waiting: in the order in which they will be taken.
+        together: how many jobs run at once.
     """
     speed, overhead = pace.seconds_per_device_second, pace.overhead_seconds
     ends: dict[str, float] = {}
@@ -94,7 +96,7 @@ def foresee(
     in_hand = sum(seconds for _, seconds in running)
     for job_id, seconds in running:
         ends[job_id] = round((seconds + (in_hand - seconds) / 2) * speed + overhead / 2, 3)
-    neighbours = max(0, len(running) - 1)
+    neighbours = together - 1
     done = in_hand
     for place, (job_id, seconds) in enumerate(waiting):
         done += seconds

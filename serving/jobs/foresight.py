@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,9 @@ from calotype.serving.jobs.pace import Pace
 from calotype.serving.jobs.predictor import WorkPredictor
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.protocols import Clock
+
+_RECENT = 32
+"""Leases whose company tells how many jobs run at once."""
 
 
 class Foresight:
@@ -34,6 +38,7 @@ class Foresight:
         self._model, self._clock, self._most = model or "", clock, most
         self._known, self._leases, self._queue = known, leases, queue
         self._told: Forecast | None = None
+        self._together: deque[int] = deque([1], maxlen=_RECENT)
 
     def backlog_seconds(self) -> float:
         """Predicted device seconds of everything that is not over."""
@@ -51,6 +56,7 @@ class Foresight:
             [(job_id, self._left(job_id)) for job_id in told],
             self.predictor,
             self.pace,
+            together=max(self._together),
         )
         beyond = sum(self._left(job_id) for job_id in silent) * found.pace
         return replace(found, queued=len(waiting), backlog_seconds=found.backlog_seconds + beyond)
@@ -64,21 +70,22 @@ class Foresight:
         self._told = found
         return found
 
-    def started(self) -> bool:
+    def started(self, now: float) -> bool:
         """A job is about to be leased; whether nothing else runs or waits."""
-        self.pace.started(self._clock.monotonic())
+        self.pace.started(now)
+        self._together.append(len(self._leases) + 1)
         for other in self._leases:
             other.alone = False
         return not len(self._leases) and not len(self._queue)
 
     def ended(self, job: JobRecord, lease: HeldLease | None, device_seconds: float) -> None:
         """A job was drawn in so many measured device seconds; ``lease`` is what it ran under."""
-        predicted = self.predictor.predict(job.request)
         self.predictor.learn(job.request, device_seconds)
         busy = bool(len(self._leases) or len(self._queue))
-        self.pace.ended(self._clock.monotonic(), predicted, busy=busy)
+        now = self._clock.monotonic()
+        self.pace.ended(now, device_seconds, busy=busy)
         if lease is not None and lease.alone and not busy:
-            self.pace.ran_alone(self._clock.time() - job.created, device_seconds)
+            self.pace.ran_alone(now - lease.granted, device_seconds)
 
     def _left(self, job_id: str) -> float:
         whole = self.predictor.predict(self._known[job_id].request)

@@ -83,6 +83,8 @@ class HeldLease:
     """By `Clock.monotonic`."""
     done: float = 0.0
     """Share of the steps that are done, 0 to 1."""
+    granted: float = 0.0
+    """By `Clock.monotonic`."""
     alone: bool = True
     """Nothing else ran or waited while it did."""
 

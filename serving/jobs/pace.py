@@ -1,4 +1,4 @@
-"""How fast the queue really moves: seconds that pass for one predicted device second.
+"""How fast the queue really moves: seconds that pass for one device second of work.
 
 Device time is not all that a job takes, and several jobs share a device; so the pace is measured
 where it shows, between the ends of jobs while work waits. What a job takes beside device time
@@ -20,7 +20,7 @@ class Pace:
     """Not thread-safe: one event loop owns it."""
 
     overhead_seconds: float = 0.0
-    """Of a job that runs alone, from its making to its end, beside device time."""
+    """Of a job that runs alone, from its lease to its end, beyond what the pace explains."""
     _work: float = 0.0
     _time: float = 0.0
     _ends: int = 0
@@ -37,10 +37,10 @@ class Pace:
         if self._since is None:
             self._since = now
 
-    def ended(self, now: float, predicted: float, *, busy: bool) -> None:
-        """A job of so many predicted device seconds ended; ``busy`` = others wait or run."""
-        if self._since is not None and predicted > 0:
-            self._work = self._work * _MEMORY + predicted
+    def ended(self, now: float, device_seconds: float, *, busy: bool) -> None:
+        """A job that took so much device time ended; ``busy`` = others wait or run."""
+        if self._since is not None and device_seconds > 0:
+            self._work = self._work * _MEMORY + device_seconds
             self._time = self._time * _MEMORY + max(0.0, now - self._since)
             self._ends += 1
         self._since = now if busy else None
@@ -49,9 +49,9 @@ class Pace:
         """Nothing waits or runs any more."""
         self._since = None
 
-    def ran_alone(self, seconds: float, predicted: float) -> None:
-        """A job that met no other was over ``seconds`` after it was made."""
-        spare = max(0.0, seconds - predicted)
+    def ran_alone(self, seconds: float, device_seconds: float) -> None:
+        """A job that met no other was over ``seconds`` after it was leased."""
+        spare = max(0.0, seconds - device_seconds * self.seconds_per_device_second)
         rate = _LEARNING_RATE if self._alone_seen else 1.0
         self.overhead_seconds += rate * (spare - self.overhead_seconds)
         self._alone_seen = True

@@ -33,6 +33,15 @@ from calotype.serving.jobs.store import JobStore
 from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import GenerationBackend
 from calotype.serving.testing import MemoryBlobStore, PaintingBackend, ScriptedSafety, decision
+from calotype.serving.testing_painter import PainterSettings
+
+QUICK: dict[str, Any] = {
+    "watch_seconds": 0.02,
+    "webhook_seconds": 0.05,
+    "batch_seconds": 0.05,
+    "forecast_seconds": 0.0,
+}
+"""Pauses that make tests short."""
 
 
 def judge_text(text: str) -> dict[str, Any]:
@@ -86,6 +95,7 @@ def running(
     settings: GatewaySettings | None = None,
     policy: DispatchPolicy | None = None,
     wrap: Callable[[PaintingBackend], GenerationBackend] = lambda backend: backend,
+    painter: PainterSettings | None = None,
 ) -> Iterator[Service]:
     """A gateway over ``folder``; arguments replace the parts of the usual one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +105,10 @@ def running(
     quick = policy or DispatchPolicy(
         judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
     )
-    backend = PaintingBackend(store, blobs, safety, policy=quick)
+    backend = PaintingBackend(store, blobs, safety, policy=quick, settings=painter)
     catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
     app = create_app(
-        settings or GatewaySettings(hangup_grace=0),
+        settings or GatewaySettings(hangup_grace=0, **QUICK),
         store,
         blobs,
         wrap(backend),
@@ -120,6 +130,18 @@ def start_service(tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
     with contextlib.ExitStack() as stack:
         count = itertools.count()
         yield lambda **parts: stack.enter_context(running(tmp_path / str(next(count)), **parts))
+
+
+@pytest.fixture(scope="session")
+def shared_running() -> Callable[..., contextlib.AbstractContextManager[Service]]:
+    """`running` for fixtures of a whole file: ``shared_running(folder, features=...)``."""
+    return lambda folder, **more: running(folder, GatewaySettings(hangup_grace=0, **QUICK, **more))
+
+
+@pytest.fixture
+def quick() -> Callable[..., GatewaySettings]:
+    """Settings with short pauses: ``quick(features=...)``."""
+    return lambda **more: GatewaySettings(**({"hangup_grace": 0} | QUICK | more))
 
 
 @pytest.fixture

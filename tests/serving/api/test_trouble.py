@@ -274,7 +274,7 @@ def test_a_damaged_adapter_is_refused_by_name_and_the_next_works(
         raise AdapterLoadFailed("The adapter 'stripes' is a pickle.", param="loras[0].id")
 
     with monkeypatch.context() as patch:
-        patch.setattr("calotype.serving.testing.paint", damaged)
+        patch.setattr("calotype.serving.testing_painter.begin", damaged)
         answer = service.generate(prompt="a dog", loras=[{"id": "stripes"}])
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "adapter_load_failed"
