@@ -6,6 +6,7 @@ act on a batch is `lora_layers`; what a file must look like is `lora_file`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pathlib
 import queue
@@ -167,7 +168,8 @@ class AdapterStore:
             state = "ready"
             try:
                 layers = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
-                loaded = Adapter(name, {k: _moved(la, self._device) for k, la in layers.items()})
+                moved = {k: _moved(la, self._device) for k, la in layers.items()}
+                loaded = Adapter(name, moved, _digest(path))
             except EngineError as fault:
                 state = fault.message
             except Exception as fault:
@@ -202,6 +204,11 @@ class AdapterStore:
             entry.adapter = None
             if entry.state == "ready":
                 entry.state = "evicted"
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _moved(layer: LoraLayer, device: torch.device) -> LoraLayer:

@@ -5,6 +5,7 @@ Called by `engine.Engine.add`; raises before anything is taken in.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.batch import DenoiseState, Pass, Row
+from calotype.serving.engine.checkpoint import check_adapters
 from calotype.serving.engine.components import Components
 from calotype.serving.engine.conditioning import Conditioner, Conditions
 from calotype.serving.engine.guidance import Guidance, plan_guidance, prompts_of
@@ -99,14 +101,42 @@ class Admission:
             sigmas=request.sampling.sigmas,
             strength=_strength(request),
         )
-        conditions = Conditions()
-        rows = [
-            _row(request, index, schedule, guidance, encoded, conditions)
-            for index in range(request.n)
-        ]
+        rows = [_row(request, index, schedule, guidance, encoded) for index in range(request.n)]
         layout = self._conditioner.layout(inputs)
         bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0], layout)
         return DenoiseState(request, bucket, grid, rows, schedule.steps, inputs)
+
+    def start(self, state: DenoiseState) -> bool:
+        """Gets what a request needs for its first step; False while an adapter is being read.
+
+        Takes every adapter of the request or none, and encodes its pictures.
+
+        Raises:
+            AdapterLoadFailed: an adapter cannot be used.
+            InvalidRequest: its checkpoint was taken with other adapters.
+        """
+        refs = [ref for ref in state.request.adapters if ref.scale != 0.0]
+        for ref in refs:
+            adapter = self._adapters.acquire(ref.name)
+            if adapter is None:
+                self.release(state)
+                return False
+            state.pinned.append(adapter)
+        check_adapters(state)
+        stack = tuple((a, ref.scale) for a, ref in zip(state.pinned, refs, strict=True))
+        conditions = Conditions()
+        if state.inputs.start is not None or state.inputs.references:
+            conditions = self._conditioner.encode(state.inputs)
+            state.inputs = dataclasses.replace(state.inputs, references=())
+        for row in state.rows:
+            row.stack, row.conditions = stack, conditions
+        return True
+
+    def release(self, state: DenoiseState) -> None:
+        """Gives a request's adapters back."""
+        for adapter in state.pinned:
+            self._adapters.release(adapter)
+        state.pinned = []
 
     def _check_size(self, request: GenerationRequest) -> None:
         side, size = self._side, request.rendered_size
@@ -156,7 +186,6 @@ def _row(
     schedule: Schedule,
     guidance: Guidance,
     encoded: Sequence[torch.Tensor],
-    conditions: Conditions,
 ) -> Row:
     noise = NoiseSource(request.seed + index)
     share = request.sampling.step_cache
@@ -171,7 +200,6 @@ def _row(
         noise,
         passes,
         guidance.true,
-        conditions,
     )
 
 

@@ -44,7 +44,8 @@ class Row:
     Attributes:
         passes: the prompt, and the negative prompt if there is one.
         true_guidance: weight of the first pass against the second.
-        conditions: what its picture is drawn after, shared by the rows of a request.
+        conditions: what its picture is drawn after, shared by the rows of a request; filled in
+            when the request starts.
         latents: [image tokens, token channels]; None until its first step, so that waiting
             requests cost no memory.
         start_noise: what it started from, kept where parts of a picture are noised again.
@@ -58,7 +59,7 @@ class Row:
     noise: NoiseSource
     passes: tuple[Pass, ...]
     true_guidance: float
-    conditions: Conditions
+    conditions: Conditions = field(default_factory=Conditions)
     latents: torch.Tensor | None = None
     start_noise: torch.Tensor | None = None
     stack: Stack = ()
@@ -81,6 +82,7 @@ class DenoiseState:
         seconds: its share of the time of every batch that it was in.
         reported: denoise steps told by `Progress` so far.
         saved: steps at the last checkpoint.
+        revisions: of the adapters that its checkpoint was taken with; None without a checkpoint.
         deadline: on the engine's clock; None is none.
         row_bytes: memory that one of its pictures takes between steps.
     """
@@ -96,6 +98,7 @@ class DenoiseState:
     seconds: float = 0.0
     reported: int = 0
     saved: int = 0
+    revisions: dict[str, str] | None = None
     deadline: float | None = None
     row_bytes: float = 0.0
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from calotype.serving.engine.decoder import TILE_ABOVE_PIXELS, tiled
 from calotype.serving.engine.input_pictures import InputPictures
 from calotype.serving.engine.latents import normalize, pack, patchify
 
@@ -100,7 +101,9 @@ class Conditioner:
         picture = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
         picture = picture.to(self._vae.device, torch.float32) / 255
         scaled = (2.0 * picture - 1.0).to(self._vae.dtype)
-        latents = patchify(self._vae.encode(scaled).latent_dist.mode())
+        height, width = pixels.shape[:2]
+        with tiled(self._vae, height * width > TILE_ABOVE_PIXELS):
+            latents = patchify(self._vae.encode(scaled).latent_dist.mode())
         statistics = self._vae.bn
         normal = normalize(
             latents,

@@ -6,7 +6,6 @@ tells what happened. It knows neither Ray nor HTTP; the deployments and the comm
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
@@ -17,15 +16,15 @@ import torch
 
 from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.admission import Admission
-from calotype.serving.engine.batch import DenoiseState, Row
+from calotype.serving.engine.batch import DenoiseState, steps_done
+from calotype.serving.engine.checkpoint import restore, save
 from calotype.serving.engine.components import Components
 from calotype.serving.engine.conditioning import Conditioner
 from calotype.serving.engine.decoder import Decoder
+from calotype.serving.engine.delivery import Delivery
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.footprint import Footprint
 from calotype.serving.engine.guidance import prompts_of
-from calotype.serving.engine.input_pictures import InputPictures, merge
-from calotype.serving.engine.latents import TokenGrid
 from calotype.serving.engine.scheduler import StepScheduler
 from calotype.serving.engine.step_profile import Profile
 from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, no_room, typed
@@ -37,6 +36,7 @@ from calotype.serving.errors import (
     NonFiniteLatents,
 )
 from calotype.serving.request import (
+    Checkpoint,
     Event,
     Failed,
     Finished,
@@ -47,7 +47,6 @@ from calotype.serving.request import (
 
 if TYPE_CHECKING:
     from calotype.serving.engine.admission import Embeds
-    from calotype.serving.request import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ class Engine:
         adapters: the LoRA adapters that requests may name; an empty store if None.
         torch_threads: threads of torch in this process; None leaves torch's own choice.
         max_steps: most denoise steps of a request.
+        preview_side: longest side of a preview in pixels.
         clock: seconds for deadlines, of a clock that does not go back.
     """
 
@@ -83,6 +83,7 @@ class Engine:
         max_steps: int = 1000,
         profile: Profile | None = None,
         memory_bytes: float | None = None,
+        preview_side: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if components.denoiser is None or components.vae is None:
@@ -95,6 +96,7 @@ class Engine:
             components.denoiser, self.adapters.layers, components.device, components.dtype
         )
         self._decoder = Decoder(components.vae)
+        self._delivery = Delivery(self._decoder, preview_side)
         side = self._decoder.pixels_per_token
         self._conditioner = Conditioner(components.vae, components.dtype, side)
         self._admission = Admission(components, self.adapters, self._conditioner, side, max_steps)
@@ -110,6 +112,7 @@ class Engine:
         self._arrived: list[DenoiseState] = []
         self._aborted: set[str] = set()
         self._known: set[str] = set()
+        self._wanted: set[str] = set()
         # What follows is touched by the stepping thread only.
         self._pending: list[DenoiseState] = []
         self._states: dict[str, DenoiseState] = {}
@@ -137,6 +140,7 @@ class Engine:
         *,
         negative: Embeds | None = None,
         files: Mapping[str, bytes] | None = None,
+        checkpoint: bytes | None = None,
     ) -> None:
         """Takes a request in; it starts at the next `step`.
 
@@ -144,6 +148,7 @@ class Engine:
             embeds: the encoded prompt, [text tokens, joint_attention_dim]; None encodes it here.
             negative: the encoded negative prompt, likewise.
             files: the pictures that the request names, as PNG, JPEG or WebP.
+            checkpoint: goes on from where one of this request was taken (`request.Checkpoint`).
 
         Raises:
             InvalidRequest: the request cannot be drawn by this model; nothing was taken in.
@@ -151,6 +156,8 @@ class Engine:
             OutOfMemory: it would not fit even if it were alone.
         """
         state = self._admission.prepare(request, embeds, negative, files or {})
+        if checkpoint is not None:
+            restore(state, checkpoint, self.components)
         state.row_bytes = self._footprint.row(state)
         if not self._scheduler.fits(state.bucket, len(state.rows), state.row_bytes):
             raise no_room(request)
@@ -161,6 +168,12 @@ class Engine:
                 raise InvalidRequest(f"The request {request.id!r} is already running.", param="id")
             self._known.add(request.id)
             self._arrived.append(state)
+
+    def checkpoint(self, request_id: str) -> None:
+        """Asks for a `Checkpoint` after the request's next step; unknown ids are no error."""
+        with self._lock:
+            if request_id in self._known:
+                self._wanted.add(request_id)
 
     def abort(self, request_id: str) -> None:
         """Ends a request before its next step, by `Failed(Cancelled)`; unknown ids are no error."""
@@ -192,8 +205,6 @@ class Engine:
             self._unchecked = FiniteCheck([done.row for done in outcome.stepped])
         # An abort that came during the step saves the decode.
         self._honour_aborts(events)
-        if any(self._is_shown(done) for done in outcome.stepped):
-            self._settle(events)
         self._show(outcome.stepped, events)
         seconds = time.perf_counter() - started
         self._scheduler.measured(batch, seconds)
@@ -216,9 +227,7 @@ class Engine:
         waiting, self._pending = self._pending, []
         for state in waiting:
             try:
-                started = self._pin_adapters(state)
-                if started:
-                    self._condition(state)
+                started = self._admission.start(state)
             except Exception as error:
                 self._fail(state, typed(error, state.request), events)
                 continue
@@ -237,29 +246,8 @@ class Engine:
                 weight=state.request.weight,
                 deadline=state.deadline,
                 row_bytes=state.row_bytes,
+                done=[row.sampler.done for row in state.rows],
             )
-
-    def _pin_adapters(self, state: DenoiseState) -> bool:
-        """Acquires every adapter of a request, or none; False while one is being read."""
-        refs = [ref for ref in state.request.adapters if ref.scale != 0.0]
-        for ref in refs:
-            adapter = self.adapters.acquire(ref.name)
-            if adapter is None:
-                self._release(state)
-                return False
-            state.pinned.append(adapter)
-        stack = tuple((a, ref.scale) for a, ref in zip(state.pinned, refs, strict=True))
-        for row in state.rows:
-            row.stack = stack
-        return True
-
-    def _condition(self, state: DenoiseState) -> None:
-        """Encodes the pictures that a request brought."""
-        if state.inputs.start is not None or state.inputs.references:
-            conditions = self._conditioner.encode(state.inputs)
-            for row in state.rows:
-                row.conditions = conditions
-            state.inputs = dataclasses.replace(state.inputs, references=())
 
     def _honour_aborts(self, events: list[Event]) -> None:
         with self._lock:
@@ -298,58 +286,61 @@ class Engine:
                 message = f"The model produced no finite numbers by step {state.steps_done}."
                 self._fail(state, NonFiniteLatents(message), events)
 
-    def _is_shown(self, done: Stepped) -> bool:
-        return done.row.finished or self._wants_preview(done)
-
-    def _wants_preview(self, done: Stepped) -> bool:
+    def _wants_preview(self, done: Stepped, before: int) -> bool:
+        """Whether this evaluation ended a step that is shown; ``before`` it so many were done."""
         state = self._states.get(done.row.request_id)
         every = 0 if state is None else state.request.preview_every
-        return every > 0 and not done.row.finished and done.row.sampler.done % every == 0
+        if state is None or not every or done.row.finished:
+            return False
+        steps = steps_done(done.row.sampler, state.steps)
+        return steps > before and steps % every == 0
 
     def _show(self, stepped: Sequence[Stepped], events: list[Event]) -> None:
-        """Decodes previews and finished pictures."""
-        for done in stepped:
-            if self._wants_preview(done):
-                self._preview(done, events)
-        self._decode(
-            [d.row for d in stepped if d.row.finished and d.row.request_id in self._states], events
-        )
+        """Decodes previews and finished pictures, and takes checkpoints."""
+        seen = [
+            done
+            for done in stepped
+            if (state := self._states.get(done.row.request_id)) is not None
+            and self._wants_preview(done, state.reported)
+        ]
+        saved = [s for s in self._running(stepped) if self._is_saved(s)]
+        finished = [done.row for done in stepped if done.row.finished]
+        if seen or saved or finished:
+            self._settle(events)
+        for done in seen:
+            state = self._states.get(done.row.request_id)
+            pixels = None if state is None else self._delivery.preview(done, state.grid)
+            if state is not None and pixels is not None:
+                row, steps = done.row, steps_done(done.row.sampler, state.steps)
+                events.append(Preview(row.request_id, row.index, steps, pixels))
+        rows = [row for row in finished if row.request_id in self._states]
+        for row, error in self._delivery.finish(rows, self._states):
+            if row.request_id in self._states:
+                state = self._states[row.request_id]
+                self._fail(state, typed(error, state.request), events)
+        for state in saved:
+            if state.request.id in self._states and not all(r.finished for r in state.rows):
+                self._save(state, events)
 
-    def _preview(self, done: Stepped, events: list[Event]) -> None:
-        row, state = done.row, self._states[done.row.request_id]
-        try:
-            pixels = self._decoder.decode(done.estimate().unsqueeze(0), state.grid)[0]
-        except Exception as error:
-            self._fail(state, typed(error, state.request), events)
-            return
-        events.append(Preview(state.request.id, row.index, row.sampler.done, pixels))
+    def _running(self, stepped: Sequence[Stepped]) -> list[DenoiseState]:
+        names = dict.fromkeys(done.row.request_id for done in stepped)
+        return [self._states[name] for name in names if name in self._states]
 
-    def _decode(self, rows: Sequence[Row], events: list[Event]) -> None:
-        if not rows:
-            return
-        grid = self._states[rows[0].request_id].grid
-        at_once = self._decoder.rows_at_once(grid)
-        for begin in range(0, len(rows), at_once):
-            self._decode_together(rows[begin : begin + at_once], grid, events)
+    def _is_saved(self, state: DenoiseState) -> bool:
+        every = state.request.checkpoint_every
+        with self._lock:
+            asked = state.request.id in self._wanted
+        return asked or (every > 0 and state.steps_done - state.saved >= every)
 
-    def _decode_together(self, rows: Sequence[Row], grid: TokenGrid, events: list[Event]) -> None:
-        latents = torch.stack([row.latents for row in rows if row.latents is not None])
-        try:
-            pictures = self._decoder.decode(latents, grid)
-        except Exception as error:
-            if len(rows) == 1:
-                state = self._states.get(rows[0].request_id)
-                if state is not None:
-                    self._fail(state, typed(error, state.request), events)
-                return
-            logger.warning("decoding %d pictures failed, trying one by one: %r", len(rows), error)
-            for row in rows:
-                self._decode_together([row], grid, events)
-            return
-        for row, pixels in zip(rows, pictures, strict=True):
-            state = self._states.get(row.request_id)
-            if state is not None:
-                state.images[row.index] = _restored(pixels, state.inputs)
+    def _save(self, state: DenoiseState, events: list[Event]) -> None:
+        # What was reused so far is not kept: from here on it is as if the request had just come.
+        for cache in state.caches:
+            cache.forget()
+        state.saved = state.steps_done
+        with self._lock:
+            self._wanted.discard(state.request.id)
+        data = save(state, self.components)
+        events.append(Checkpoint(state.request.id, state.saved, data))
 
     # Endings
 
@@ -377,19 +368,8 @@ class Engine:
         self._scheduler.remove(request_id)
         self._states.pop(request_id, None)
         self._pending = [s for s in self._pending if s is not state]
-        self._release(state)
+        self._admission.release(state)
         with self._lock:
             self._known.discard(request_id)
             self._aborted.discard(request_id)
-
-    def _release(self, state: DenoiseState) -> None:
-        for adapter in state.pinned:
-            self.adapters.release(adapter)
-        state.pinned = []
-
-
-def _restored(pixels: Pixels, inputs: InputPictures) -> Pixels:
-    """The picture with what was not to be drawn anew as it was given, to the bit."""
-    if inputs.start is None or inputs.redraw is None or not inputs.exact:
-        return pixels
-    return merge(pixels, inputs.start, inputs.redraw)
+            self._wanted.discard(request_id)

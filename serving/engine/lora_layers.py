@@ -26,10 +26,11 @@ _PLANS_KEPT = 16
 class Adapter:
     """One loaded revision of an adapter. Rows hold it, so it outlives its place in the store."""
 
-    __slots__ = ("layers", "name", "size")
+    __slots__ = ("digest", "layers", "name", "size")
 
-    def __init__(self, name: str, layers: dict[str, LoraLayer]) -> None:
+    def __init__(self, name: str, layers: dict[str, LoraLayer], digest: str = "") -> None:
         self.name = name
+        self.digest = digest
         self.layers = layers
         self.size = sum(
             t.numel() * t.element_size() for la in layers.values() for t in (la.down, la.up)

@@ -15,7 +15,7 @@ in the order of arrival, so that the first is not slowed by the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from calotype.serving.engine.fair_share import FairShare
@@ -174,7 +174,7 @@ class StepScheduler:
         weight: float = 1.0,
         deadline: float | None = None,
         row_bytes: float = 0.0,
-        done: int = 0,
+        done: Sequence[int] | None = None,
     ) -> None:
         """Queues a request.
 
@@ -185,7 +185,7 @@ class StepScheduler:
             tenant: whose it is, and ``weight`` its share against other tenants.
             deadline: when it must be finished, on the clock of `next_batch`.
             row_bytes: what a picture in the making takes of the memory.
-            done: evaluations of each picture that are behind it already.
+            done: evaluations that each picture has behind it already; None is none.
         """
         if request_id in self._entries:
             raise ValueError(f"request {request_id!r} is already scheduled")
@@ -203,7 +203,7 @@ class StepScheduler:
             deadline,
             row_bytes,
             self._arrivals,
-            [done] * rows,
+            [0] * rows if done is None else list(done),
         )
 
     def remove(self, request_id: str) -> None:

@@ -183,13 +183,18 @@ class WatchedEngine(Engine):
             run(rows, bucket, outcome)
 
         self._runner._run = watched  # type: ignore[method-assign]
+        keep = self._delivery._keep
 
-    def _decode_together(self, rows: Any, grid: Any, events: Any) -> None:
-        for row in rows:
-            picture = self._decoder.decode_float(row.latents.unsqueeze(0), grid)[0]
-            self.drawn.floats[row.request_id, row.index] = picture
-            self.drawn.latents[row.request_id, row.index] = row.latents.clone()
-        super()._decode_together(rows, grid, events)
+        def kept(rows: Any, pictures: Any, states: Any) -> None:
+            for row in rows[: len(pictures)]:
+                floats = self._decoder.decode_float(
+                    row.latents.unsqueeze(0), states[row.request_id].grid
+                )
+                self.drawn.floats[row.request_id, row.index] = floats[0]
+                self.drawn.latents[row.request_id, row.index] = row.latents.clone()
+            keep(rows, pictures, states)
+
+        self._delivery._keep = kept  # type: ignore[method-assign]
 
     def step(self) -> list[Event]:
         events = super().step()
