@@ -22,6 +22,7 @@ import uvicorn
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.settings import GatewaySettings
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.jobs.database import sqlite_url
@@ -59,7 +60,12 @@ class Service:
     backend: PaintingBackend
     catalog: Catalog
     safety: ScriptedSafety
+    app: Any = None
     clients: list[httpx.Client] = field(default_factory=list)
+
+    def gateway(self) -> Gateway:
+        found: Gateway = self.app.state.gateway
+        return found
 
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
@@ -117,7 +123,7 @@ def running(
     )
     with _served(app) as url:
         key, _ = create_key(store)
-        service = Service(url, key, store, blobs, backend, catalog, safety)
+        service = Service(url, key, store, blobs, backend, catalog, safety, app)
         yield service
         for client in service.clients:
             client.close()
