@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from calotype.serving.commands.cluster import gateway, model_app
+from calotype.serving.commands.fetch import fetch
 from calotype.serving.errors import CalotypeError, InvalidRequest
 
 DATA_DIR = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data"))
@@ -40,6 +41,7 @@ def cli() -> None:
 
 cli.add_command(gateway)
 cli.add_command(model_app)
+cli.add_command(fetch)
 
 
 @cli.command()

@@ -1,0 +1,1 @@
+"""Fetches weights onto a volume and checks them on a CPU: `calotype fetch`."""
