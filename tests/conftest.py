@@ -1,3 +1,3 @@
 """Fixtures that several folders share."""
 
-pytest_plugins = ["controlplane.fixtures"]
+pytest_plugins = ["controlplane.fixtures", "controlplane.reports"]

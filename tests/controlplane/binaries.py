@@ -1,7 +1,8 @@
 """The programs of a Kubernetes control plane: where they are, and how missing ones are built.
 
 `python binaries.py` builds what is missing into a cache outside the checkout, one folder for each
-go.sum: a changed pin gives a new folder, a second checkout builds nothing. Standard library only.
+go.sum: a changed pin gives a new folder, a second checkout builds nothing. $CALOTYPE_GO is the go
+command where it is not on PATH. Standard library only.
 """
 
 import fcntl
@@ -88,7 +89,7 @@ def go_tool(names: list[str]) -> str:
     """The go command; SystemExit says how to get it."""
     wanted = re.search(r"^go (\d+)\.(\d+)", (HERE / "go.mod").read_text(), re.MULTILINE)
     assert wanted
-    go = shutil.which("go") or GO
+    go = os.environ.get("CALOTYPE_GO") or shutil.which("go") or GO
     found = re.match(r"go version go(\d+)\.(\d+)", _output([go, "version"]))
     if found and tuple(map(int, found.groups())) >= tuple(map(int, wanted.groups())):
         return go

@@ -55,6 +55,7 @@ class ControlPlane:
         self.audit_file = folder / "audit.jsonl"
         self.admin: Path
         self._commands: dict[str, list[str]] = {}
+        self._environments: dict[str, Mapping[str, str] | None] = {}
         self._admin_tls: ssl.SSLContext
 
     def start(self) -> None:
@@ -88,7 +89,7 @@ class ControlPlane:
     def spawn(self, name: str, arguments: list[str], env: Mapping[str, str] | None = None) -> Child:
         """Starts one of the programs in this control plane's place."""
         command = [*self.place.prefix, self.binaries[name], *arguments]
-        self._commands[name] = arguments
+        self._commands[name], self._environments[name] = arguments, env
         self.children[name] = Child(name, command, self.folder / f"{name}.log", env)
         return self.children[name]
 
@@ -102,7 +103,7 @@ class ControlPlane:
             self.children[name].signal(sign)
             self.children[name].process.wait(20)
         self.end(name)
-        self.spawn(name, self._commands[name])
+        self.spawn(name, self._commands[name], self._environments[name])
         if name in ("kube-apiserver", "etcd"):
             self.await_api()
 

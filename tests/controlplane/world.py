@@ -127,6 +127,8 @@ def process_world(binaries: Mapping[str, Path], folder: Path) -> Iterator[World]
                 start_node(plane, place, images())
                 start_kuberay(plane)
                 world.until(lambda: world.find("node", NODE), "the process node has registered")
+                account = lambda: world.find("serviceaccount", "default")  # noqa: E731
+                world.until(account, "ServiceAccount default, without which pods are refused")
                 yield world
             finally:
                 world.close()

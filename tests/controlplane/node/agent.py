@@ -1,6 +1,7 @@
 """The node itself: its object, its heartbeat, and the pods that are bound to it."""
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ class Agent:
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+        shutil.rmtree(machine.scratch / "pods", ignore_errors=True)  # of a node that was killed
         await logs.serve(machine.address, certificate, key, self.find_log)
         await self._claims.install()
         await self._register()

@@ -9,6 +9,7 @@ changed: afterwards root's files may not be readable.
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import warnings  # noqa: F401  os.execvpe imports it, and it cannot be found any more by then
@@ -23,6 +24,7 @@ OWN = {"proc", "sys", "dev"}
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 LINKS = (("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr"))
 CANNOT_RUN, NOT_FOUND = 128, 127
+OPEN_FILES = 1 << 20  # what container runtimes give
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,6 +99,11 @@ def become(spec: dict) -> None:
     if spec["dropCapabilities"]:
         for capability in range(LAST_CAPABILITY + 1):
             libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    except ValueError:  # root of a container of CI may not raise its own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.setgroups(spec["groups"])
     os.setgid(spec["gid"])
     os.setuid(spec["uid"])
