@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from typing import Any
 
 import httpx
@@ -186,3 +187,41 @@ def test_only_what_kuberay_cannot_change_makes_another_cluster() -> None:
     assert rayservices.fingerprint(spec, 1) == before
     group["template"]["spec"]["containers"][0]["image"] = "2"
     assert rayservices.fingerprint(spec, 1) != before
+
+
+def test_a_changed_cluster_is_replaced_without_a_lost_request_and_suspended_to_nothing(
+    world: World, ray_namespace: str
+) -> None:
+    install_application(world, ray_namespace)
+    document = service(world, "first")
+    world.apply(document, "-n", ray_namespace)
+    found = world.wait("rayservice", "greeter", "Ready", ray_namespace, 300)
+    old = found["status"]["activeServiceStatus"]["rayClusterName"]
+    assert found["metadata"]["generation"] == 2  # its defaults were written into it
+    # A new controller does not know what Serve was told; telling it again changes nothing.
+    world.plane.restart("kuberay", signal.SIGKILL)
+
+    with world.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
+        world.until(lambda: ask(url), "the application answers")
+        head = document["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+        head["containers"][0]["env"].append({"name": "CHANGED", "value": "1"})
+        world.apply(document, "-n", ray_namespace)
+        upgrading = world.wait("rayservice", "greeter", "UpgradeInProgress", ray_namespace)
+        new = upgrading["status"]["pendingServiceStatus"]["rayClusterName"]
+        answers = []
+
+        def switched() -> bool:
+            answers.append(ask(url))
+            status = world.get("rayservice", "greeter", ray_namespace)["status"]
+            return status["activeServiceStatus"]["rayClusterName"] == new
+
+        world.until(switched, "the new cluster has the traffic", 300)
+        assert {(answer or {}).get("word") for answer in answers} == {"first"}
+    world.wait_gone("raycluster", old, ray_namespace)
+
+    world.patch("rayservice", "greeter", {"spec": {"suspend": True}}, ray_namespace)
+    found = world.wait("rayservice", "greeter", "Suspended", ray_namespace)
+    assert found["status"]["activeServiceStatus"] == {}
+    nothing = lambda: not world.items("pods", ray_namespace)  # noqa: E731
+    world.until(nothing, "the pods of the suspended RayService are gone")
+    assert world.find("service", "greeter-serve-svc", ray_namespace) is None
