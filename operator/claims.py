@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from calotype.operator.conditions import Condition, Fact, Reason, false, moment
 from calotype.operator.settings import OperatorSettings
+
+
+def waiting(claims: Iterable[Mapping[str, Any] | None]) -> bool:
+    """Whether one of them has no volume yet."""
+    return any(
+        claim is None or (claim.get("status") or {}).get("phase") != "Bound" for claim in claims
+    )
 
 
 def volume_problem(

@@ -32,6 +32,7 @@ from calotype.operator.store import address_of
 from calotype.operator.workqueue import Key
 
 BURST_SECONDS = 0.5
+_IDENTITY = ("uid", "generation", "deletionTimestamp")
 
 
 class ClusterFeed:
@@ -39,24 +40,28 @@ class ClusterFeed:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._concerning_others: set[tuple[str, Address]] = set()
+        self._told: dict[tuple[str, Address], tuple[Any, ...]] = {}
+        """Which generation of each object the others were told of."""
 
     def seen(self, resource: Resource, obj: dict[str, Any]) -> None:
-        if resource in OWN and self._context.store.put(resource.kind, obj):
-            self._concerning_others.add((resource.kind, address_of(obj)))
+        if resource in OWN:
+            self._context.store.put(resource.kind, obj)
 
     def happened(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
         if resource not in OWN:
             self._child(resource, obj, gone)
             return
         address, kind = address_of(obj), resource.kind
-        others = (kind, address) in self._concerning_others
-        self._concerning_others.discard((kind, address))
-        if gone:
-            others = self._context.store.drop(kind, address) or others
         self._context.queue.add(Key(kind, *address))
-        if others:
-            self._others(resource, address, obj)
+        now = tuple(obj["metadata"].get(part) for part in _IDENTITY)
+        if gone:
+            self._context.store.drop(kind, address)
+            self._told.pop((kind, address), None)
+        elif self._told.get((kind, address)) == now:
+            return  # its status changed, which concerns nobody else
+        else:
+            self._told[kind, address] = now
+        self._others(resource, address, obj)
 
     def _others(self, resource: Resource, address: Address, obj: Mapping[str, Any]) -> None:
         """Who else is concerned by a changed spec, a new object, or one that is gone."""
@@ -64,6 +69,8 @@ class ClusterFeed:
         if resource == IMAGE_MODELS:
             self._look("Models", "", "")
             self._look("Refusals", *address)
+            for adapter in context.store.adapters_of(address):
+                context.wake_adapter(adapter, BURST_SECONDS)  # its limits may be others now
             for policy, _ in context.store.all("ModerationPolicy"):
                 if policy[0] == address[0]:
                     context.queue.add(Key("ModerationPolicy", *policy), BURST_SECONDS)

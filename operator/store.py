@@ -77,25 +77,23 @@ class Store:
         self.namespace_labels: dict[str, dict[str, str]] = {}
         self.terminating: set[str] = set()
 
-    def put(self, kind: str, obj: Mapping[str, Any]) -> bool:
-        """Remembers an object; says whether others may be concerned (not its status alone)."""
+    def put(self, kind: str, obj: Mapping[str, Any]) -> None:
+        """Remembers an object."""
         address, kept = address_of(obj), trimmed(obj)
         objects = self._objects.setdefault(kind, {})
         old = objects.get(address)
         objects[address] = kept
         if old is not None and _same_for_others(old, kept):
-            return False
+            return
         self._parse(kind, address, kept)
         self._forget()
-        return True
 
-    def drop(self, kind: str, address: Address) -> bool:
-        """Forgets an object; says whether it was known."""
-        known = self._objects.get(kind, {}).pop(address, None) is not None
+    def drop(self, kind: str, address: Address) -> None:
+        """Forgets an object."""
+        self._objects.get(kind, {}).pop(address, None)
         self._adapters.pop(address, None) if kind == "LoRAAdapter" else None
         self._models.pop(address, None) if kind == "ImageModel" else None
         self._forget()
-        return known
 
     def get(self, kind: str, address: Address) -> dict[str, Any] | None:
         return self._objects.get(kind, {}).get(address)

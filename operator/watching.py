@@ -91,7 +91,7 @@ def build_registry(feed: Feed, scope: Scope) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.ConnectionInfo:
+    async def login(**_: Any) -> kopf.ConnectionInfo:
         return read_login()
 
     for resource in scope.resources:
@@ -104,13 +104,14 @@ def _register(registry: kopf.OperatorRegistry, feed: Feed, resource: Resource) -
     name = f"{resource.plural}.{resource.group}"
 
     # Kopf calls index handlers for everything that is listed before it calls any event handler:
-    # so nothing is done before everything is known.
+    # so nothing is done before everything is known. Both are coroutines although they wait for
+    # nothing: kopf would run plain functions in threads.
     @kopf.index(*where, registry=registry, id=f"{name}/known")
-    def known(body: kopf.Body, **_: Any) -> None:
+    async def known(body: kopf.Body, **_: Any) -> None:
         feed.seen(resource, _plain(body, resource))
 
     @kopf.on.event(*where, registry=registry, id=f"{name}/event")
-    def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002
+    async def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002
         feed.happened(resource, _plain(body, resource), type == "DELETED")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calotype.operator.adapters import Address, Refusal
-from calotype.operator.claims import volume_problem
+from calotype.operator.claims import volume_problem, waiting
 from calotype.operator.conditions import Condition, Fact, Reason, false, timestamp, true
 from calotype.operator.context import Context, address_of
 from calotype.operator.credentials import Credentials
@@ -74,7 +74,7 @@ async def _serve(
     credentials = await _credentials(context, model)
     volumes = volumes_of(model, context.settings)
     accepted = refusal is None
-    problem = await _claim(context, obj, model, volumes, accepted, anyway)
+    problem, unbound = await _claim(context, obj, model, volumes, accepted, anyway)
     weights = plan_weights(model, obj.get("status") or {})
     step: Step | None = None
     if weights.to_fetch and accepted and credentials.ready and volumes.keeps_weights:
@@ -110,7 +110,7 @@ async def _serve(
     context.queue.add(Key("Report", *address))
     context.wake_gateway()
     waits = [step.again if step is not None else None, seen.again, _debounced(context, key)]
-    if not credentials.ready or problem is not None or refusal is not None:
+    if not credentials.ready or problem is not None or refusal is not None or unbound:
         waits.append(context.settings.secret_poll_seconds)
     return min((wait for wait in waits if wait is not None), default=_poll(context, facts))
 
@@ -170,15 +170,17 @@ async def _claim(
     volumes: Volumes,
     accepted: bool,
     anyway: bool,
-) -> Fact | None:
-    """Makes the cache's claim; returns what is wrong with the volumes, if anything is."""
+) -> tuple[Fact | None, bool]:
+    """Makes the cache's claim; returns what is wrong with the volumes, if anything is, and whether
+    one is not there yet."""
     if is_fetched(model.spec.source) and not volumes.keeps_weights:
-        return false(
+        nowhere = false(
             Condition.WEIGHTS_CACHED,
             Reason.VOLUME_MISSING,
             "There is nowhere to keep what is fetched: give spec.cache.persistentVolumeClaim a "
             "size, or install the chart with a volume of its own.",
         )
+        return nowhere, False
     claims: dict[str, dict[str, Any] | None] = {}
     for name in filter(None, (volumes.cache, volumes.source)):
         claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
@@ -187,7 +189,8 @@ async def _claim(
         name = claim_name(model.name)
         if await context.apply(wanted, claims[name], anyway=anyway):
             claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
-    return volume_problem(claims, context.kube.now(), context.settings)
+    problem = volume_problem(claims, context.kube.now(), context.settings)
+    return problem, waiting(claims.values())
 
 
 async def _fetch(
@@ -224,6 +227,8 @@ async def _fetch(
         fresh = await context.kube.get(IMAGE_MODELS, *address_of(obj))
         obj["status"] = (fresh or {}).get("status") or {**status, **fields}
         await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
+        for adapter in context.store.adapters_of(address_of(obj)):
+            context.wake_adapter(adapter, 1.0)  # they are checked against it
     return step
 
 
