@@ -225,3 +225,23 @@ def test_a_changed_cluster_is_replaced_without_a_lost_request_and_suspended_to_n
     nothing = lambda: not world.items("pods", ray_namespace)  # noqa: E731
     world.until(nothing, "the pods of the suspended RayService are gone")
     assert world.find("service", "greeter-serve-svc", ray_namespace) is None
+
+
+def test_ray_s_own_autoscaler_asks_for_a_worker_and_gets_it(
+    world: World, ray_namespace: str
+) -> None:
+    install_application(world, ray_namespace)
+    document = service(world, "wide")
+    config = document["spec"]["rayClusterConfig"]
+    config |= {"enableInTreeAutoscaling": True}
+    config["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 5}
+    config["headGroupSpec"]["rayStartParams"]["num-cpus"] = "0"  # the replica needs a worker
+    world.apply(document, "-n", ray_namespace)
+    found = world.wait("rayservice", "greeter", "Ready", ray_namespace, 400)
+    name = found["status"]["activeServiceStatus"]["rayClusterName"]
+    [group] = world.get("raycluster", name, ray_namespace)["spec"]["workerGroupSpecs"]
+    assert group["replicas"] == 1
+    with world.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
+        world.until(lambda: ask(url), "the application answers")
+    used = {call["user"]["username"] for call in world.plane.audit() if call["verb"] == "patch"}
+    assert f"system:serviceaccount:{ray_namespace}:{name}" in used

@@ -95,11 +95,17 @@ CLUSTER = record(
     "headGroupSpec",
 )
 STRATEGIES = choice("NewCluster", "None", "NewClusterWithIncrementalUpgrade")
+STEPS = record(
+    {
+        "gatewayClassName": TEXT,
+        **{name: number(0) for name in ("maxSurgePercent", "stepSizePercent", "intervalSeconds")},
+    }
+)
 SERVICE = record(
     {
         "rayClusterConfig": CLUSTER,
         "serveConfigV2": TEXT,
-        "upgradeStrategy": record({"type": STRATEGIES}),
+        "upgradeStrategy": record({"type": STRATEGIES, "clusterUpgradeOptions": STEPS}),
         "rayClusterDeletionDelaySeconds": number(0),
         "excludeHeadPodFromServeSvc": FLAG,
         "serveService": ANY,
