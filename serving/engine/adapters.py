@@ -1,7 +1,9 @@
 """The store of LoRA adapters: files in, checked and ready weights out.
 
-Called by the engine (acquire, release) and by its owner (load, unload, states). How loaded adapters
-act on a batch is `lora_layers`; what a file must look like is `lora_file`.
+An adapter lies on disk, in the CPU's memory, or there and on the denoiser's device. Each of the two
+memories has a budget of bytes; what was used longest ago leaves first. Called by the engine
+(acquire, release) and by its owner (load, unload, states). How loaded adapters act on a batch is
+`lora_layers`; what a file must look like is `lora_file`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import pathlib
 import queue
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,29 +26,72 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
+class _Held:
+    """One revision of an adapter in memory; ``host`` are its factors on the CPU."""
+
+    adapter: Adapter
+    host: dict[str, LoraLayer] | None
+
+
+@dataclass(slots=True)
 class _Entry:
+    """What is known of a name.
+
+    Attributes:
+        state: "loading", "ready", or the sentence that says why it failed.
+        held: the revision that serves, which is the last one that could be loaded.
+        on_its_way: a job of the loader for it is queued or runs.
+    """
+
     path: pathlib.Path
     revision: object
     state: str = "loading"
-    """"loading", "ready", "evicted", or the sentence that says why it failed."""
-    adapter: Adapter | None = None
+    held: _Held | None = None
+    on_its_way: bool = field(default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlace:
+    """Where an adapter is: ``tier`` is "device", "cpu" or "disk"."""
+
+    tier: str
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something for the loader; ``back`` brings back what was loaded before."""
+
+    name: str
+    path: pathlib.Path
+    revision: object
+    back: bool
 
 
 class AdapterStore:
-    """Adapters by name: loaded in the background, least recently used dropped above a budget.
+    """Adapters by name, read in the background.
 
-    Thread-safe. A dropped adapter stays known and is read again when a request needs it; a new
-    revision under a known name is loaded beside the old one, which serves until the new is ready.
+    Thread-safe. A dropped adapter stays known and is brought back when a request needs it; a new
+    revision under a known name is loaded beside the old one, which serves until the new is ready,
+    and for good if the new one cannot be loaded.
 
     Args:
         denoiser: the model that the adapters must fit.
         max_rank: highest rank that is accepted.
-        budget_bytes: memory for adapter weights; None is no limit. Adapters in use by running
-            requests are kept whatever the budget.
+        budget_bytes: memory for adapters on the denoiser's device; None is no limit. Adapters in
+            use by running requests are kept whatever the budget.
+        cpu_budget_bytes: likewise for their copies in the CPU's memory, from which they come back
+            to the device without reading the disk.
     """
 
     def __init__(
-        self, denoiser: torch.nn.Module, *, max_rank: int = 64, budget_bytes: int | None = None
+        self,
+        denoiser: torch.nn.Module,
+        *,
+        max_rank: int = 64,
+        budget_bytes: int | None = None,
+        cpu_budget_bytes: int | None = None,
     ) -> None:
         self.layers = LoraLayers(denoiser)
         self._shapes = linear_shapes(denoiser)
@@ -54,11 +99,12 @@ class AdapterStore:
         self._device = parameter.device
         self._dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.bfloat16
         self._max_rank = max_rank
-        self._budget = budget_bytes
+        self._budget, self._cpu_budget = budget_bytes, cpu_budget_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        """Least recently used first."""
         self._pins: dict[int, int] = {}
         self._changed = threading.Condition()
-        self._jobs: queue.SimpleQueue[tuple[str, pathlib.Path, object]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
 
     def load(self, name: str, path: pathlib.Path | str, *, wait: float | None = None) -> None:
@@ -77,12 +123,12 @@ class AdapterStore:
         with self._changed:
             entry = self._entries.get(name)
             if entry is None or (entry.path, entry.revision) != (path, revision):
-                old = None if entry is None else entry.adapter
-                self._entries[name] = _Entry(path, revision, adapter=old)
-                self._request(name, path, revision)
-            elif entry.state not in ("loading", "ready", "evicted"):
+                old = None if entry is None else entry.held
+                entry = self._entries[name] = _Entry(path, revision, held=old)
+                self._request(name, entry, back=False)
+            elif entry.state not in ("loading", "ready"):
                 entry.state = "loading"
-                self._request(name, path, revision)
+                self._request(name, entry, back=False)
             if wait is None:
                 return
             self._changed.wait_for(lambda: self._state(name) != "loading", timeout=wait)
@@ -96,8 +142,8 @@ class AdapterStore:
         """Forgets an adapter; requests that run with it keep it. Unknown names are no error."""
         with self._changed:
             entry = self._entries.pop(name, None)
-            if entry is not None and entry.adapter is not None:
-                self.layers.forget(entry.adapter)
+            if entry is not None and entry.held is not None:
+                self._retire(entry.held.adapter)
             self._changed.notify_all()
 
     def states(self) -> dict[str, str]:
@@ -105,13 +151,18 @@ class AdapterStore:
         with self._changed:
             return {name: self._state(name) for name in sorted(self._entries)}
 
-    def resident_bytes(self) -> int:
-        """Memory of all adapters in the store."""
+    def places(self) -> dict[str, AdapterPlace]:
+        """Where every adapter is."""
         with self._changed:
-            return self._resident()
+            return {name: _place(entry.held) for name, entry in sorted(self._entries.items())}
+
+    def resident_bytes(self) -> int:
+        """Memory of all adapters on the device."""
+        with self._changed:
+            return self._on_device()
 
     def acquire(self, name: str) -> Adapter | None:
-        """The adapter, pinned until `release`; None while it is loading.
+        """The adapter on the device, pinned until `release`; None while it is on its way there.
 
         Raises:
             NotFound: no adapter of this name was ever loaded.
@@ -121,16 +172,18 @@ class AdapterStore:
             entry = self._entries.get(name)
             if entry is None:
                 raise NotFound(f"There is no LoRA adapter {name!r}.", param="loras")
-            if entry.adapter is not None:
-                self._entries.move_to_end(name)
-                self._pins[id(entry.adapter)] = self._pins.get(id(entry.adapter), 0) + 1
-                return entry.adapter
-            if entry.state == "evicted":
-                entry.state = "loading"
-                self._request(name, entry.path, entry.revision)
-            if entry.state == "loading":
-                return None
-            raise AdapterLoadFailed(entry.state, param=str(entry.path))
+            self._entries.move_to_end(name)
+            held = entry.held
+            if held is not None and held.adapter.layers is not None:
+                key = id(held.adapter)
+                self._pins[key] = self._pins.get(key, 0) + 1
+                return held.adapter
+            kept = held is not None and held.host is not None
+            if entry.state not in ("loading", "ready") and not kept:
+                raise AdapterLoadFailed(entry.state, param=str(entry.path))
+            if not entry.on_its_way:
+                self._request(name, entry, back=True)
+            return None
 
     def release(self, adapter: Adapter) -> None:
         """Takes back one `acquire`."""
@@ -140,8 +193,8 @@ class AdapterStore:
                 self._pins[id(adapter)] = left
                 return
             self._pins.pop(id(adapter), None)
-            if all(entry.adapter is not adapter for entry in self._entries.values()):
-                self.layers.forget(adapter)
+            if all(e.held is None or e.held.adapter is not adapter for e in self._entries.values()):
+                self._retire(adapter)
             self._evict()
 
     def wait_for_change(self, timeout: float) -> None:
@@ -151,59 +204,110 @@ class AdapterStore:
 
     def _state(self, name: str) -> str:
         entry = self._entries.get(name)
-        if entry is None:
-            return f"The adapter {name!r} was unloaded."
-        return "ready" if entry.state == "evicted" else entry.state
+        return f"The adapter {name!r} was unloaded." if entry is None else entry.state
 
-    def _request(self, name: str, path: pathlib.Path, revision: object) -> None:
-        self._jobs.put((name, path, revision))
+    def _request(self, name: str, entry: _Entry, *, back: bool) -> None:
+        entry.on_its_way = True
+        self._jobs.put(_Job(name, entry.path, entry.revision, back))
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="adapter-loader", daemon=True)
             self._worker.start()
 
     def _work(self) -> None:
         while True:
-            name, path, revision = self._jobs.get()
-            loaded: Adapter | None = None
-            state = "ready"
+            job = self._jobs.get()
+            with self._changed:
+                entry = self._wanted(job)
+                held = entry.held if entry is not None and job.back else None
+            if entry is None:
+                continue  # unloaded or changed meanwhile; a newer job follows
+            state, arrived = "ready", None
             try:
-                layers = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
-                moved = {k: _moved(la, self._device) for k, la in layers.items()}
-                loaded = Adapter(name, moved, _digest(path))
+                arrived = self._bring(job.name, job.path, held)
             except EngineError as fault:
                 state = fault.message
             except Exception as fault:
                 # The loader must outlive any file; the cause is kept in the log and in the state.
-                logger.exception("loading the adapter %s failed", name)
-                state = f"{path} cannot be used as an adapter: {fault}."
+                logger.exception("loading the adapter %s failed", job.name)
+                state = f"{job.path} cannot be used as an adapter: {fault}."
             with self._changed:
-                entry = self._entries.get(name)
-                if entry is not None and (entry.path, entry.revision) == (path, revision):
-                    old, entry.state = entry.adapter, state
-                    if loaded is not None:
-                        entry.adapter = loaded
-                        self._entries.move_to_end(name)
-                        if old is not None:
-                            self.layers.forget(old)
-                        self._evict(keep=name)
-                    self._changed.notify_all()
+                self._arrived(job, state, arrived)
 
-    def _resident(self) -> int:
-        return sum(e.adapter.size for e in self._entries.values() if e.adapter is not None)
+    def _wanted(self, job: _Job) -> _Entry | None:
+        entry = self._entries.get(job.name)
+        if entry is None or (entry.path, entry.revision) != (job.path, job.revision):
+            return None
+        return entry
+
+    def _bring(self, name: str, path: pathlib.Path, held: _Held | None) -> _Held:
+        """An adapter on the device, from the CPU's memory if it is there, else from its file."""
+        if held is not None and held.host is not None:
+            if held.adapter.layers is None:
+                held.adapter.layers = _moved(held.host, self._device)
+            return held
+        host = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
+        digest = _digest(path)
+        if held is not None and held.adapter.digest == digest:
+            held.adapter.layers, held.host = _moved(host, self._device), host
+            return held
+        return _Held(Adapter(name, _moved(host, self._device), digest), host)
+
+    def _arrived(self, job: _Job, state: str, held: _Held | None) -> None:
+        entry = self._wanted(job)
+        if entry is not None:
+            entry.on_its_way = False
+            # What comes back says nothing of a newer revision that could not be loaded.
+            if not job.back or held is None:
+                entry.state = state
+            old = entry.held
+            if held is not None:
+                entry.held = held
+                self._entries.move_to_end(job.name)
+                if old is not None and old.adapter is not held.adapter:
+                    self._retire(old.adapter)
+                self._evict(keep=job.name)
+        self._changed.notify_all()
+
+    def _retire(self, adapter: Adapter) -> None:
+        """Frees the device of an adapter that no name stands for, unless rows still use it."""
+        if id(adapter) not in self._pins:
+            self.layers.forget(adapter)
+            adapter.layers = None
+
+    def _on_device(self) -> int:
+        held = (e.held for e in self._entries.values() if e.held is not None)
+        return sum(h.adapter.size for h in held if h.adapter.layers is not None)
+
+    def _on_cpu(self) -> int:
+        held = (e.held for e in self._entries.values() if e.held is not None)
+        return sum(h.adapter.size for h in held if h.host is not None)
 
     def _evict(self, keep: str | None = None) -> None:
-        if self._budget is None:
-            return
-        for name, entry in list(self._entries.items()):
-            if self._resident() <= self._budget:
-                return
-            adapter = entry.adapter
-            if name == keep or adapter is None or id(adapter) in self._pins:
-                continue
-            self.layers.forget(adapter)
-            entry.adapter = None
-            if entry.state == "ready":
-                entry.state = "evicted"
+        held = [(e, e.held) for n, e in self._entries.items() if e.held is not None and n != keep]
+        for entry, one in held:
+            if self._budget is None or self._on_device() <= self._budget:
+                break
+            pinned = id(one.adapter) in self._pins
+            if one.adapter.layers is not None and not pinned and self._comes_back(entry, one.host):
+                self._retire(one.adapter)
+        # Copies of what is on the device anyway are the cheapest to lose.
+        for entry, one in sorted(held, key=lambda item: item[1].adapter.layers is None):
+            if self._cpu_budget is None or self._on_cpu() <= self._cpu_budget:
+                break
+            if self._comes_back(entry, one.adapter.layers):
+                one.host = None
+
+    def _comes_back(self, entry: _Entry, elsewhere: object) -> bool:
+        """Whether a copy may go: another one stays, or the file of this revision is still there."""
+        return elsewhere is not None or entry.state == "ready"
+
+
+def _place(held: _Held | None) -> AdapterPlace:
+    if held is None:
+        return AdapterPlace("disk", 0, "")
+    on_device, on_cpu = held.adapter.layers is not None, held.host is not None
+    tier = "device" if on_device else "cpu" if on_cpu else "disk"
+    return AdapterPlace(tier, held.adapter.size, held.adapter.digest)
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -211,8 +315,13 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _moved(layer: LoraLayer, device: torch.device) -> LoraLayer:
-    return LoraLayer(layer.down.to(device), layer.up.to(device))
+def _moved(layers: dict[str, LoraLayer], device: torch.device) -> dict[str, LoraLayer]:
+    return {
+        name: LoraLayer(
+            layer.down.to(device, non_blocking=True), layer.up.to(device, non_blocking=True)
+        )
+        for name, layer in layers.items()
+    }
 
 
 def _revision(path: pathlib.Path) -> object:

@@ -1,9 +1,6 @@
 """A LoRA file, checked against the denoiser before one of its tensors is read.
 
-Keys are brought to diffusers' form by diffusers' own converters, run first on stand-ins that have
-the shapes of the header but no memory: PEFT (``transformer.`` or ``base_model.model.``),
-ai-toolkit, fal and Black Forest Labs (``diffusion_model.``), kohya (``lora_unet_``).
-Called by `adapters.AdapterStore`.
+The spellings of different trainers are `lora_keys`. Called by `adapters.AdapterStore`.
 """
 
 from __future__ import annotations
@@ -17,11 +14,16 @@ from typing import Any
 
 import torch
 
-from calotype.serving.engine import libraries
+from calotype.serving.engine.lora_keys import (
+    ALPHA,
+    UnknownKeys,
+    refuse_other_kinds,
+    to_diffusers,
+    without_guidance,
+)
 from calotype.serving.engine.weights import FLOAT_DTYPES, WeightHeader, read_header, read_tensors
 from calotype.serving.errors import AdapterLoadFailed
 
-_ALPHA = re.compile(r"(.+)\.alpha$")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
 
 LinearShapes = Mapping[str, tuple[int, int]]
@@ -66,7 +68,7 @@ def read_lora(
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _failed(path, f"{name} holds NaN or infinity")
-    converted = _convert(path, tensors)
+    converted = _convert(path, tensors, shapes)
     scales = _scales(header, converted)
     pairs = _pairs(path, converted)
     _check_layers(path, pairs, shapes, max_rank)
@@ -87,12 +89,14 @@ def _check_header(header: WeightHeader, shapes: LinearShapes, max_rank: int) -> 
     for name, info in header.tensors.items():
         if info.dtype not in FLOAT_DTYPES:
             raise _failed(path, f"{name} is of type {info.dtype}, not a floating-point type")
-        if "dora_scale" in name or "lora_magnitude_vector" in name:
-            raise _failed(path, f"it is a DoRA adapter ({name}), which is not supported")
+    try:
+        refuse_other_kinds(header.tensors)
+    except UnknownKeys as fault:
+        raise _failed(path, str(fault)) from fault
     # One number seen as a whole tensor: the converters may look at values, so meta tensors fail.
     one = torch.ones(())
     ghosts = {name: one.expand(info.shape) for name, info in header.tensors.items()}
-    _check_layers(path, _pairs(path, _convert(path, ghosts)), shapes, max_rank)
+    _check_layers(path, _pairs(path, _convert(path, ghosts, shapes)), shapes, max_rank)
 
 
 def _check_layers(
@@ -126,28 +130,13 @@ def _check_layers(
             )
 
 
-def _convert(path: pathlib.Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keys in diffusers' form: ``<module>.lora_A.weight``, ``.lora_B.weight`` or ``.alpha``."""
-    names = list(tensors)
+def _convert(
+    path: pathlib.Path, tensors: Mapping[str, torch.Tensor], shapes: LinearShapes
+) -> dict[str, torch.Tensor]:
     try:
-        if any(name.startswith("lora_unet_") for name in names):
-            # The kohya converter folds alpha into the factors.
-            tensors = libraries.lora_converter("kohya")(dict(tensors))
-        elif any(name.startswith("diffusion_model.") for name in names):
-            alphas = {k: v for k, v in tensors.items() if _ALPHA.match(k)}
-            rest = {k: v for k, v in tensors.items() if k not in alphas}
-            if alphas:
-                raise _failed(path, f"alpha values such as {next(iter(alphas))!r} are not known")
-            tensors = libraries.lora_converter("diffusion_model")(rest)
-    except (ValueError, KeyError, IndexError, RuntimeError) as fault:
-        raise _failed(path, f"its keys are not those of a FLUX.2 adapter ({fault})") from fault
-    return {_plain(name): tensor for name, tensor in tensors.items()}
-
-
-def _plain(name: str) -> str:
-    # PEFT writes the adapter's name between "lora_A" and "weight" when it saves a live model.
-    name = name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-    return name.removeprefix("base_model.model.").removeprefix("transformer.")
+        return without_guidance(to_diffusers(tensors), shapes)
+    except UnknownKeys as fault:
+        raise _failed(path, str(fault)) from fault
 
 
 def _pairs(
@@ -159,7 +148,7 @@ def _pairs(
         found = _FACTOR.match(name)
         if found is not None:
             factors.setdefault(found[1], {})[found[2]] = tensor
-        elif (alpha := _ALPHA.match(name)) is not None:
+        elif (alpha := ALPHA.match(name)) is not None:
             alphas.append(alpha[1])
             if tensor.numel() != 1:
                 raise _failed(path, f"{name} must be one number")

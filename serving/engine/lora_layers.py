@@ -13,28 +13,39 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from calotype.serving.engine.lora_file import LoraLayer
 
-_PLANS_KEPT = 16
+_PLANS_KEPT = 64
+BANK_BYTES = 512 * 1024**2
+"""Memory for the joined matrices of adapters that were used together."""
 
 
 class Adapter:
-    """One loaded revision of an adapter. Rows hold it, so it outlives its place in the store."""
+    """One loaded revision of an adapter. Rows hold it, so it outlives its place in the store.
+
+    Attributes:
+        digest: sha256 of its file.
+        layers: module name -> its factors on the denoiser's device; None while they are not there.
+        size: bytes of its factors.
+    """
 
     __slots__ = ("digest", "layers", "name", "size")
 
-    def __init__(self, name: str, layers: dict[str, LoraLayer], digest: str = "") -> None:
+    def __init__(self, name: str, layers: dict[str, LoraLayer] | None, digest: str = "") -> None:
         self.name = name
         self.digest = digest
         self.layers = layers
-        self.size = sum(
-            t.numel() * t.element_size() for la in layers.values() for t in (la.down, la.up)
-        )
+        self.size = lora_bytes(layers or {})
+
+
+def lora_bytes(layers: dict[str, LoraLayer]) -> int:
+    """Bytes of an adapter's factors."""
+    return sum(t.numel() * t.element_size() for la in layers.values() for t in (la.down, la.up))
 
 
 Stack = tuple[tuple[Adapter, float], ...]
@@ -42,40 +53,64 @@ Stack = tuple[tuple[Adapter, float], ...]
 
 
 @dataclass(slots=True)
-class _Layer:
-    """Adapters of a batch at one linear layer.
+class _Joined:
+    """Adapters at one linear layer.
 
     Attributes:
         down: [in_features, ranks of all adapters].
         up: [ranks, out_features].
-        weights: [rows that have adapters, ranks], each row's scales.
+        owner: [ranks], the place of the adapter that each rank belongs to.
     """
 
     down: torch.Tensor
     up: torch.Tensor
-    weights: torch.Tensor
+    owner: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Bank:
+    """Adapters that were used together, joined per layer."""
+
+    adapters: tuple[Adapter, ...]
+    layers: dict[str, _Joined]
+    size: int
 
 
 @dataclass(slots=True)
 class _Plan:
+    """What the rows of a batch add.
+
+    Attributes:
+        rows: indices of the rows that have adapters; None means all.
+        scales: [rows that have adapters, adapters of the bank].
+        weights: per layer, ``scales`` spread over the ranks; filled in as layers come by.
+    """
+
+    bank: _Bank
     rows: torch.Tensor | None
-    """Indices of the rows that have adapters; None means all."""
-    layers: dict[str, _Layer]
-    adapters: tuple[Adapter, ...]
-    """Keeps them alive: the plan is found again by their identity."""
+    scales: torch.Tensor
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def weight(self, name: str, layer: _Joined) -> torch.Tensor:
+        found = self.weights.get(name)
+        if found is None:
+            found = self.weights[name] = self.scales.index_select(1, layer.owner)
+        return found
 
 
 class LoraLayers:
     """Hooks on a denoiser's linear layers that add the adapters of the current batch."""
 
-    def __init__(self, denoiser: torch.nn.Module) -> None:
+    def __init__(self, denoiser: torch.nn.Module, bank_bytes: int = BANK_BYTES) -> None:
         self._modules = {
             name: module
             for name, module in denoiser.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
+        self._bank_bytes = bank_bytes
         self._hooks: dict[str, Any] = {}
         self._active: _Plan | None = None
+        self._banks: OrderedDict[tuple[int, ...], _Bank] = OrderedDict()
         self._plans: OrderedDict[tuple[object, ...], _Plan] = OrderedDict()
         # Adapters are forgotten by other threads than the one that draws.
         self._lock = threading.Lock()
@@ -93,6 +128,11 @@ class LoraLayers:
         finally:
             self._active = before
 
+    def bank_bytes(self) -> int:
+        """Memory of the joined matrices, besides the adapters themselves."""
+        with self._lock:
+            return sum(bank.size for bank in self._banks.values())
+
     def _plan(self, stacks: Sequence[Stack]) -> _Plan:
         key = tuple(tuple((id(adapter), scale) for adapter, scale in s) for s in stacks)
         with self._lock:
@@ -105,44 +145,73 @@ class LoraLayers:
             return plan
 
     def _build(self, stacks: Sequence[Stack]) -> _Plan:
+        used = {id(adapter): adapter for stack in stacks for adapter, _ in stack}
+        bank = self._bank(tuple(used[key] for key in sorted(used)))
+        places = {id(adapter): place for place, adapter in enumerate(bank.adapters)}
         rows = [i for i, stack in enumerate(stacks) if stack]
-        adapters = tuple(dict.fromkeys(adapter for stack in stacks for adapter, _ in stack))
-        scales = [dict[Adapter, float]() for _ in rows]
+        scales = torch.zeros(len(rows), len(places))
         for place, i in enumerate(rows):
             for adapter, scale in stacks[i]:
                 # The same adapter twice in one stack adds up, as it would if applied twice.
-                scales[place][adapter] = scales[place].get(adapter, 0.0) + scale
-        layers: dict[str, _Layer] = {}
-        for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-            here = [a for a in adapters if name in a.layers]
-            device = self._modules[name].weight.device
-            found = [a.layers[name] for a in here]
-            weights = [
-                [s.get(a, 0.0) for a in here for _ in range(a.layers[name].down.shape[0])]
-                for s in scales
-            ]
-            layers[name] = _Layer(
-                torch.cat([la.down.to(device) for la in found]).t().contiguous(),
-                torch.cat([la.up.to(device) for la in found], dim=1).t().contiguous(),
-                torch.tensor(weights, dtype=found[0].down.dtype, device=device),
+                scales[place, places[id(adapter)]] += scale
+        any_layer = next(iter(bank.layers.values()))
+        device, dtype = any_layer.down.device, any_layer.down.dtype
+        index = None if len(rows) == len(stacks) else torch.tensor(rows).to(device)
+        return _Plan(bank, index, scales.to(device, dtype))
+
+    def _bank(self, adapters: tuple[Adapter, ...]) -> _Bank:
+        key = tuple(id(adapter) for adapter in adapters)
+        bank = self._banks.get(key)
+        if bank is None:
+            bank = self._banks[key] = self._join(adapters)
+            held = sum(b.size for b in self._banks.values())
+            for old in list(self._banks)[:-1]:
+                if held <= self._bank_bytes:
+                    break
+                held -= self._drop(old)
+        self._banks.move_to_end(key)
+        return bank
+
+    def _drop(self, key: tuple[int, ...]) -> int:
+        """Forgets a bank and the plans made of it; its bytes."""
+        bank = self._banks.pop(key)
+        for plan in [k for k, p in self._plans.items() if p.bank is bank]:
+            del self._plans[plan]
+        return bank.size
+
+    def _join(self, adapters: tuple[Adapter, ...]) -> _Bank:
+        layers: dict[str, _Joined] = {}
+        size = 0
+        factors = [adapter.layers or {} for adapter in adapters]
+        for name in dict.fromkeys(name for layer in factors for name in layer):
+            here = [(i, layer[name]) for i, layer in enumerate(factors) if name in layer]
+            downs, ups = [la.down for _, la in here], [la.up for _, la in here]
+            owner = [i for i, la in here for _ in range(la.down.shape[0])]
+            joined = _Joined(
+                # One adapter alone is used as it is, without a copy.
+                (downs[0] if len(here) == 1 else torch.cat(downs)).t(),
+                (ups[0] if len(here) == 1 else torch.cat(ups, dim=1)).t(),
+                torch.tensor(owner).to(downs[0].device),
             )
+            layers[name] = joined
+            if len(here) > 1:
+                size += joined.down.nbytes + joined.up.nbytes
             if name not in self._hooks:
                 self._hooks[name] = self._modules[name].register_forward_hook(self._hook(name))
-        index = None
-        if len(rows) < len(stacks):
-            index = torch.tensor(rows, device=next(iter(self._modules.values())).weight.device)
-        return _Plan(index, layers, adapters)
+        return _Bank(adapters, layers, size)
 
     def _hook(self, name: str) -> Any:
         def add(
             _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
         ) -> torch.Tensor | None:
             plan = self._active
-            layer = None if plan is None else plan.layers.get(name)
+            layer = None if plan is None else plan.bank.layers.get(name)
             if plan is None or layer is None:
                 return None
             given = inputs[0] if plan.rows is None else inputs[0].index_select(0, plan.rows)
-            weights = layer.weights if given.ndim == 2 else layer.weights.unsqueeze(1)
+            weights = plan.weight(name, layer)
+            if given.ndim > 2:
+                weights = weights.unsqueeze(1)
             added = ((given.to(layer.down.dtype) @ layer.down) * weights) @ layer.up
             if plan.rows is None:
                 return output + added.to(output.dtype)
@@ -152,10 +221,10 @@ class LoraLayers:
         return add
 
     def forget(self, adapter: Adapter) -> None:
-        """Drops plans of an adapter that was unloaded, so that its memory is freed."""
+        """Drops what was made of an adapter that leaves the device, so that its memory is freed."""
         with self._lock:
-            for key in [k for k, plan in self._plans.items() if adapter in plan.adapters]:
-                del self._plans[key]
+            for key in [k for k in self._banks if id(adapter) in k]:
+                self._drop(key)
 
     def remove(self) -> None:
         """Takes every hook off the denoiser."""
@@ -163,3 +232,4 @@ class LoraLayers:
             hook.remove()
         self._hooks.clear()
         self._plans.clear()
+        self._banks.clear()
