@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import logging
 import time
@@ -42,7 +43,7 @@ PAUSE_SECONDS = 0.5
 
 
 class RemoteBackend:
-    """Speaks to the ingress of each model app (`deployments.ingress`).
+    """Speaks to the ingress of each model app (`api.ingress`).
 
     Args:
         token: the internal token of this service.
@@ -52,6 +53,7 @@ class RemoteBackend:
         self.endpoints: dict[str, str] = {}
         """Model -> base URL of its app; may be replaced while running."""
         self._store = store
+        self._model_of = functools.lru_cache(10_000)(self._look_up)
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS),
@@ -67,11 +69,11 @@ class RemoteBackend:
         await self._client.aclose()
 
     async def submit(self, job_id: str) -> None:
-        await self._post(await self._model_of(job_id), f"jobs/{job_id}/submit")
+        await self._post(await self._app_of(job_id), f"jobs/{job_id}/submit")
 
     async def wait(self, job_id: str, timeout: float) -> None:
         try:
-            model = await self._model_of(job_id)
+            model = await self._app_of(job_id)
             await self._post(
                 model, f"jobs/{job_id}/wait", timeout + 5, params={"seconds": f"{timeout:.3f}"}
             )
@@ -80,7 +82,7 @@ class RemoteBackend:
             await asyncio.sleep(min(PAUSE_SECONDS, timeout))
 
     async def cancel(self, job_id: str) -> None:
-        await self._post(await self._model_of(job_id), f"jobs/{job_id}/cancel")
+        await self._post(await self._app_of(job_id), f"jobs/{job_id}/cancel")
 
     async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
         """Asks the first model app that answers: all of them have the service's policy."""
@@ -123,10 +125,21 @@ class RemoteBackend:
         except (ValueError, KeyError, TypeError) as error:
             return ModelStatus(model, ready=False, message=f"Its app answers nonsense: {error!r}.")
 
-    async def _model_of(self, job_id: str) -> str:
-        job = await asyncio.to_thread(self._store.get_job, job_id)
-        if job is None or job.model not in self.endpoints:
+    async def _app_of(self, job_id: str) -> str:
+        model = await asyncio.to_thread(self._model_of, job_id)
+        if model not in self.endpoints:
             raise Overloaded("The model of this job is not served at the moment.", retry_after=30)
+        return model
+
+    def _look_up(self, job_id: str) -> str:
+        """The model of a job, which never changes.
+
+        Raises:
+            Overloaded: there is no such job, or not any more.
+        """
+        job = self._store.get_job(job_id)
+        if job is None:
+            raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model
 
     async def _post(

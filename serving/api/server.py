@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from calotype.serving.errors import InvalidRequest
 
 GOODBYE_SECONDS = 60
-"""How long open requests may go on after a signal to end; a second Ctrl-C ends it at once."""
+"""How long open requests may go on after Ctrl-C; a second one ends it at once."""
 
 
 class Server(uvicorn.Server):
@@ -32,11 +32,14 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def build_server(app: FastAPI) -> Server:
+def build_server(app: FastAPI, goodbye_seconds: int = GOODBYE_SECONDS) -> Server:
+    """Args:
+    goodbye_seconds: how long open requests may go on after a signal to end.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
-        timeout_graceful_shutdown=GOODBYE_SECONDS,
+        timeout_graceful_shutdown=goodbye_seconds,
         timeout_keep_alive=30,
     )
     return Server(config)

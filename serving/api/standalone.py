@@ -9,31 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
+import json
+import os
 import pathlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.availability import answer_for_absent_models
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.following import ConfigFollower
 from calotype.serving.api.gateway import Gateway
-from calotype.serving.api.gateway_config import parse_gateway_config
 from calotype.serving.api.remote_backend import RemoteBackend
 from calotype.serving.api.server import build_server, listening_socket
 from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.config import describe
 from calotype.serving.environment import ClusterEnvironment
-from calotype.serving.errors import CalotypeError, InvalidRequest
+from calotype.serving.errors import InvalidRequest, StorageFailed
 from calotype.serving.jobs.keys import ensure_first_key
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.storage import open_blobs
 
-log = logging.getLogger(__name__)
-
-POLL_SECONDS = 2.0
-"""A changed ConfigMap switches a symbolic link, which no file watcher follows reliably."""
+DATABASE_PATIENCE = 60.0
+"""Gateway and database of a fresh installation start at the same time."""
+DATABASE_PAUSE = 2.0
+GOODBYE_SECONDS = 300
+"""Longer than a synchronous request may take: a rolling update cuts none of them off."""
+SETTING = "CALOTYPE_GATEWAY_"
+"""``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class GatewayOptions:
     host: str
     port: int
     environment: ClusterEnvironment
+    settings: GatewaySettings = field(default_factory=GatewaySettings)
     api_key: str | None = field(default=None, repr=False)
     """Recorded as a valid key when given; none is made up."""
     signing_secret: str | None = field(default=None, repr=False)
@@ -57,86 +66,80 @@ def run_gateway(options: GatewayOptions) -> None:
         CalotypeError: the port is taken, the job database or the environment cannot be used.
     """
     with listening_socket(options.host, options.port) as listener:
-        gateway = StandaloneGateway(options)
+        store = open_store(options.environment.database_url, options.say)
         try:
-            asyncio.run(build_server(gateway.app).serve(sockets=[listener]))
+            app = build_gateway(options, store)
+            asyncio.run(build_server(app, GOODBYE_SECONDS).serve(sockets=[listener]))
         finally:
-            gateway.close()
+            store.close()
 
 
-class StandaloneGateway:
-    """A gateway over a job store, and the file that tells it what is on offer."""
+def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
+    """The gateway's settings from the environment; lists are JSON.
 
-    def __init__(self, options: GatewayOptions) -> None:
-        self._options = options
-        environment = options.environment
-        self._store = JobStore.open(environment.database_url)
-        if options.api_key is not None:
-            ensure_first_key(self._store, options.api_key)
-        self._catalog = Catalog([])
-        self._backend = RemoteBackend(self._store, environment.internal_token)
-        self._seen: bytes | None = None
-        self._problem = ""
-        self.app = create_app(
-            GatewaySettings(),
-            self._store,
-            open_blobs(environment.blob_url),
-            self._backend,
-            self._catalog,
-            lifespan=self._living,
-        )
-        answer_for_absent_models(self.app)
-        if options.signing_secret:
-            gateway: Gateway = self.app.state.gateway
-            secret = options.signing_secret.encode()
-            self.app.state.gateway = dataclasses.replace(gateway, url_secret=secret)
+    Raises:
+        InvalidRequest: a variable names no setting, or its value is not possible.
+    """
+    given: dict[str, Any] = {}
+    for variable, text in variables.items():
+        if variable.startswith(SETTING):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            given[variable.removeprefix(SETTING).lower()] = value
+    try:
+        return GatewaySettings.model_validate(given)
+    except ValidationError as error:
+        raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None
 
-    def close(self) -> None:
-        self._store.close()
 
-    async def look(self) -> None:
-        """Takes the file if its content changed; what cannot be used changes nothing."""
-        path = self._options.config
+def open_store(
+    url: str,
+    say: Callable[[str], None],
+    patience: float = DATABASE_PATIENCE,
+    sleep: Callable[[float], None] = time.sleep,
+) -> JobStore:
+    """The job database, waited for while it starts.
+
+    Raises:
+        StorageFailed: it did not answer in time.
+    """
+    give_up = time.monotonic() + patience
+    while True:
         try:
-            raw = await asyncio.to_thread(path.read_bytes)
-        except OSError as error:
-            self._complain(f"{path} cannot be read ({error.strerror}).")
-            return
-        if raw == self._seen:
-            return
-        try:
-            config = parse_gateway_config(raw, path)
-            self._catalog.replace([served.manifest for served in config.models], config.adapters)
-        except InvalidRequest as error:
-            self._seen = raw
-            self._complain(error.message)
-            return
-        self._backend.endpoints = {served.manifest.name: served.url for served in config.models}
-        self._seen, self._problem = raw, ""
-        names = ", ".join(served.manifest.name for served in config.models)
-        self._options.say(f"Serving now: {names or 'no model'}.")
+            return JobStore.open(url)
+        except StorageFailed as error:
+            if time.monotonic() >= give_up:
+                raise
+            say(f"Waiting for the job database: {error.message}")
+        sleep(DATABASE_PAUSE)
 
-    def _complain(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            self._options.say(f"The configuration is not used: {problem} The last good one stays.")
+
+def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
+    """The application, which follows its configuration file while it runs."""
+    environment = options.environment
+    if options.api_key is not None:
+        ensure_first_key(store, options.api_key)
+    catalog = Catalog([])
+    backend = RemoteBackend(store, environment.internal_token)
+    follower = ConfigFollower(options.config, catalog, backend, store, options.say)
 
     @contextlib.asynccontextmanager
-    async def _living(self, app: FastAPI) -> AsyncIterator[None]:
-        await self.look()
-        following = asyncio.create_task(self._follow())
-        self._options.say(
-            f"The gateway listens on {self._options.host}, port {self._options.port}."
-        )
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        await follower.look()
+        following = asyncio.create_task(follower.follow())
+        options.say(f"The gateway listens on {options.host}, port {options.port}.")
         yield
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        await self._backend.close()
+        await backend.close()
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                await self.look()
-            except CalotypeError as error:  # the job store, for instance: tried again
-                self._complain(error.message)
+    blobs = open_blobs(environment.blob_url)
+    app = create_app(options.settings, store, blobs, backend, catalog, lifespan=living)
+    answer_for_absent_models(app)
+    if options.signing_secret:
+        gateway: Gateway = app.state.gateway
+        secret = options.signing_secret.encode()
+        app.state.gateway = dataclasses.replace(gateway, url_secret=secret)
+    return app

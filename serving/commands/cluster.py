@@ -40,9 +40,10 @@ def gateway(config: pathlib.Path, host: str, port: int) -> None:
     Model apps may come and go behind it.
 
     Needs CALOTYPE_INTERNAL_TOKEN; CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL say where jobs and
-    pictures are kept, CALOTYPE_API_KEY is recorded as a valid key.
+    pictures are kept, CALOTYPE_API_KEY is recorded as a valid key, CALOTYPE_GATEWAY_PUBLIC_URL
+    stands in signed addresses.
     """
-    from calotype.serving.api.standalone import GatewayOptions, run_gateway
+    from calotype.serving.api.standalone import GatewayOptions, read_settings, run_gateway
     from calotype.serving.environment import ClusterEnvironment
 
     run_gateway(
@@ -51,6 +52,7 @@ def gateway(config: pathlib.Path, host: str, port: int) -> None:
             host,
             port,
             ClusterEnvironment.read(),
+            read_settings(),
             os.environ.get("CALOTYPE_API_KEY") or None,
             os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
             say=lambda sentence: click.echo(sentence),

@@ -173,16 +173,23 @@ class ModelApp:
 
 @contextlib.contextmanager
 def _ray() -> Iterator[None]:
-    """Ray in this pod alone. From the main thread: its processes die with the one that asked."""
-    ray.init(
-        address="local",
-        num_cpus=max(2, os.cpu_count() or 1),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=True,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    """Ray in this pod alone. From the main thread: its processes die with the one that asked.
+
+    Raises:
+        ModelLoadFailed: its processes did not come up, for instance for want of memory or time.
+    """
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises whatever its processes could not do
+        raise ModelLoadFailed(f"Ray could not be started in this pod: {error}") from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         yield

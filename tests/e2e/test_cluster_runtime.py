@@ -109,7 +109,14 @@ class Cluster:
 
     def start_app(self) -> None:
         self.start("model-app", "model.json", self.app_port)
-        self.wait_for(lambda: self.status().get("ready"), "the model is loaded", READY_SECONDS)
+        self.wait_for(lambda: self.ready_or_restarted(), "the model is loaded", READY_SECONDS)
+
+    def ready_or_restarted(self) -> bool:
+        """On a machine that is too busy Ray gives up; the kubelet starts the container again."""
+        ended = self.running["model-app"].poll() is not None
+        if ended and "Ray could not be started" in self.log("model-app"):
+            self.start("model-app", "model.json", self.app_port)
+        return bool(self.status().get("ready"))
 
     def end(self, command: str, number: int = signal.SIGTERM) -> int:
         """Sends the signal; returns the exit status when nothing of the process is left."""

@@ -1,25 +1,44 @@
-"""A hub and a web server on loopback, and orders to fetch from them."""
+"""Servers on loopback with orders to fetch from them; a gateway and the place of a model app."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import http.server
 import json
 import pathlib
+import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
-from calotype.serving.config import BUILT_IN_MODEL
+from calotype.serving.api import following
+from calotype.serving.api.ingress import build_ingress
+from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.standalone import GatewayOptions, build_gateway, open_store
+from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
+from calotype.serving.environment import ClusterEnvironment
 from calotype.serving.fetching import hub, transfer
 from calotype.serving.fetching.order import FetchOrder
+from calotype.serving.jobs.keys import create_key
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.storage import open_blobs
+from calotype.serving.testing import PaintingBackend, ScriptedSafety, decision
 
+TOKEN = "internal-token"
 BASE = BUILT_IN_MODEL.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+STRIPES = BUILT_IN_ADAPTER.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 @dataclass
@@ -168,3 +187,150 @@ def order(tmp_path: pathlib.Path) -> Callable[..., FetchOrder]:
         return FetchOrder.model_validate(document | fields)
 
     return make
+
+
+class PaintingApp:
+    """`api.ingress.ModelApp` with a painter: what a model app is, without a model."""
+
+    def __init__(self, backend: PaintingBackend) -> None:
+        self._backend = backend
+
+    async def submit(self, job_id: str) -> None:
+        await self._backend.submit(job_id)
+
+    async def wait(self, job_id: str, seconds: float) -> None:
+        await self._backend.wait(job_id, seconds)
+
+    async def cancel(self, job_id: str) -> None:
+        await self._backend.cancel(job_id)
+
+    async def judge(self, texts: Sequence[str], images: Sequence[Any]) -> list[dict[str, Any]]:
+        return await self._backend.judge(texts, images)
+
+    async def status(self) -> dict[str, Any]:
+        return {
+            "name": "shapes",
+            "ready": True,
+            "replicas": 1,
+            "queueSeconds": 0.0,
+            "configHash": "",
+            "message": "",
+            "adapters": {"stripes": "ready"},
+            "replicaStates": [],
+        }
+
+
+def judge_text(text: str) -> dict[str, Any]:
+    return decision("input", blocked=["sexual"] if "forbidden" in text else [])
+
+
+def judge_image(pixels: Any) -> dict[str, Any]:
+    return decision("output", blocked=["sexual"] if pixels[0, 0, 0] == 255 else [])
+
+
+@dataclass
+class House:
+    """A gateway, and the place where a model app may be."""
+
+    folder: pathlib.Path
+    environment: ClusterEnvironment
+    app_port: int
+    url: str = ""
+    key: str = ""
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.folder / "gateway.json"
+
+    def document(self, **changed: Any) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.app_port}"
+        models = [{"manifest": BASE, "url": url, "ready": True}]
+        whole = {"models": models, "adapters": [STRIPES], "policies": {}, "teams": []}
+        return copy.deepcopy(whole | changed)
+
+    def configure(self, document: Any) -> None:
+        fresh = self.folder / "fresh.json"
+        fresh.write_text(document if isinstance(document, str) else json.dumps(document))
+        fresh.replace(self.config)
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.key if key is None else key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def get(self, path: str, key: str | None = None) -> httpx.Response:
+        with self.http(key) as client:
+            return client.get(path)
+
+    def generate(self, key: str | None = None, **body: Any) -> httpx.Response:
+        with self.http(key) as client:
+            return client.post("/v1/images/generations", json={"prompt": "a fox", **body})
+
+    def submit(self, **body: Any) -> httpx.Response:
+        with self.http() as client:
+            return client.post("/v1/jobs", json={"input": {"prompt": "a fox", **body}})
+
+    def wait_for(self, holds: Callable[[], Any], what: str) -> None:
+        deadline = time.monotonic() + 20
+        while not holds():
+            assert time.monotonic() < deadline, f"never came true: {what}; {self.said}"
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def model_app(self) -> Iterator[PaintingBackend]:
+        """The model is there."""
+        store = JobStore.connect(self.environment.database_url)
+        safety = ScriptedSafety(judge_text, judge_image)
+        backend = PaintingBackend(store, open_blobs(self.environment.blob_url), safety)
+        app = build_ingress(PaintingApp(backend), TOKEN)
+        app.router.lifespan_context = backend.lifespan
+        with served(app, self.app_port):
+            yield backend
+        store.close()
+
+
+@contextlib.contextmanager
+def served(app: FastAPI, port: int = 0) -> Iterator[str]:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    assert started.wait(20), "the server did not start"
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@pytest.fixture
+def house(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.05)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = ClusterEnvironment.read(
+        {"CALOTYPE_DATA_DIR": str(tmp_path / "data"), "CALOTYPE_INTERNAL_TOKEN": TOKEN}
+    )
+    house = House(tmp_path, environment, port)
+    house.configure(house.document())
+    store = open_store(environment.database_url, house.said.append)
+    settings = GatewaySettings(hangup_grace=0, wait_slice=1)
+    options = GatewayOptions(
+        house.config, "127.0.0.1", 0, environment, settings, say=house.said.append
+    )
+    with served(build_gateway(options, store)) as url:
+        house.url, house.key = url, create_key(store)[0]
+        yield house
+    store.close()

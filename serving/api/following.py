@@ -1,0 +1,102 @@
+"""Follows the file in which the operator tells the gateways what is on offer and to whom.
+
+What cannot be used changes nothing: the last good content stays, and one sentence says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+
+from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.gateway_config import (
+    DeclaredTeam,
+    GatewayConfig,
+    parse_gateway_config,
+)
+from calotype.serving.api.remote_backend import RemoteBackend
+from calotype.serving.errors import CalotypeError
+from calotype.serving.jobs.keys import declare_team
+from calotype.serving.jobs.store import JobStore
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+"""A changed ConfigMap switches a symbolic link, which no file watcher follows reliably."""
+
+
+class ConfigFollower:
+    """Brings catalog, endpoints and teams to what the file says.
+
+    Args:
+        say: where sentences for whoever reads the log go.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        catalog: Catalog,
+        backend: RemoteBackend,
+        store: JobStore,
+        say: Callable[[str], None],
+    ) -> None:
+        self._path, self._catalog, self._backend = path, catalog, backend
+        self._store, self._say = store, say
+        self._seen: bytes | None = None
+        self._teams: tuple[DeclaredTeam, ...] | None = None
+        self._problem = ""
+
+    async def follow(self) -> None:
+        """Looks again and again, for ever."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await self.look()
+            except Exception:  # a bug of ours must not leave the gateway with what it has for ever
+                log.exception("looking at %s failed", self._path)
+
+    async def look(self) -> None:
+        """Takes the file if its content changed."""
+        try:
+            raw = await asyncio.to_thread(self._path.read_bytes)
+            if raw == self._seen:
+                return
+            config = parse_gateway_config(raw, self._path)
+            self._offer(config)
+            # Last, because the job store may be away: then all of it is done again.
+            await asyncio.to_thread(self._declare, tuple(config.teams))
+        except OSError as error:
+            self._complain(f"{self._path} cannot be read ({error.strerror}).")
+        except CalotypeError as error:
+            self._complain(error.message)
+        else:
+            self._seen, self._problem = raw, ""
+            names = ", ".join(served.manifest.name for served in config.models)
+            self._say(f"The configuration is used: {names or 'no model'}.")
+
+    def _offer(self, config: GatewayConfig) -> None:
+        self._catalog.replace([served.manifest for served in config.models], config.adapters)
+        self._backend.endpoints = {
+            served.manifest.name: url for served in config.models if (url := served.url)
+        }
+
+    def _declare(self, teams: Sequence[DeclaredTeam]) -> None:
+        """Makes the declared teams and keys of the job store exactly these."""
+        if self._teams == teams:
+            return
+        for team in teams:
+            if self._teams is None or team not in self._teams:
+                declare_team(self._store, team.model_dump(by_alias=True))
+        kept = {team.name for team in teams}
+        declared = {key.team_id for key in self._store.list_keys() if key.declared}
+        for record in self._store.list_teams():
+            if record.id in declared and record.name not in kept:
+                self._store.declare_keys(record.name, [], [])
+        self._teams = tuple(teams)
+
+    def _complain(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._say(f"The configuration is not used; the last good one stays. {problem}")
