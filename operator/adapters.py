@@ -281,7 +281,7 @@ class LoadSummary:
 
     @property
     def first_failure(self) -> str:
-        return next((s["message"] for s in self.states if s["state"] == "Failed"), "")
+        return next((s["message"] for s in self.states if s["state"] == "failed"), "")
 
 
 def summarise(
@@ -301,7 +301,7 @@ def summarise(
             continue
         desired += 1
         told = (replica.get("adapters") or {}).get(name) or {}
-        state = str(told.get("state") or "loading")
+        state = str(told.get("state") or "missing")
         other = bool(wanted and told.get("revision") and told["revision"] not in wanted)
         if state == "ready" and other:
             state = "loading"
@@ -314,12 +314,12 @@ def summarise(
             "replica": str(replica.get("replica") or ""),
             "node": replica.get("node"),
             "revision": told.get("revision"),
-            "state": state.capitalize(),
+            "state": state,
             "message": (told.get("message") or None) if state == "failed" else None,
             "loadMilliseconds": told.get("loadMilliseconds"),
         }
         states.append({key: value for key, value in entry.items() if value not in (None, "")})
-    order = {"Failed": 0, "Loading": 1, "Ready": 2}
+    order = {"failed": 0, "missing": 1, "loading": 2, "ready": 3}
     states.sort(key=lambda s: (order.get(s["state"], 1), s.get("replica", "")))
     return LoadSummary(desired, loaded, failed, tuple(states[:MOST_LOAD_STATES]), old)
 

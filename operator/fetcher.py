@@ -168,7 +168,10 @@ class Fetcher:
         if not self._slots.take(key, (task.namespace, task.job_name)):
             return None
         made = await self._kube.create(build_job(task, volumes, self._settings))
-        return made or await self._kube.get(JOBS, task.namespace, task.job_name)
+        if made is None:  # an answer that was lost: the Job is there all the same
+            jobs = await self._jobs(task.owner, task.namespace, task.kind, task.model)
+            return next((j for j in jobs if j["metadata"]["name"] == task.job_name), None)
+        return made
 
     async def _jobs(
         self, owner: Mapping[str, Any], namespace: str, kind: str, model: str

@@ -24,6 +24,7 @@ from aiohttp import web
 from calotype.operator.kube import ApiError
 from calotype.operator.resources import ALL, Resource
 from calotype.operator.testing.objects import Change, ObjectStore
+from calotype.operator.testing.schemas import check_status
 
 _PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
@@ -213,6 +214,8 @@ class FakeApiServer:
         kind = request.headers["Content-Type"]
         if kind.startswith("application/apply-patch"):
             manager = request.query["fieldManager"]
+            if subresource == "status":
+                check_status(resource.plural, body["status"])
             return self.objects.apply(resource, body, manager, subresource)
         if kind.startswith("application/json-patch"):
             return self.objects.json_patch(resource, namespace, name, body)

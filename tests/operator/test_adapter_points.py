@@ -142,7 +142,7 @@ async def test_point_4_three_of_five_replicas_is_not_ready(world: Any, manifests
     status = world.find(LORA_ADAPTERS, "stripes")["status"]
     assert (status["phase"], status["loaded"]) == ("Degraded", "3/5")
     assert status["replicas"] == {"desired": 5, "loaded": 3, "failed": 2}
-    assert [s["state"] for s in status["loadStates"]] == ["Failed"] * 2 + ["Ready"] * 3
+    assert [s["state"] for s in status["loadStates"]] == ["failed"] * 2 + ["ready"] * 3
     app.failing = {}
     await world.ready(LORA_ADAPTERS, "stripes")
     assert world.find(LORA_ADAPTERS, "stripes")["status"]["loaded"] == "5/5"

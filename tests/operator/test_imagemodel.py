@@ -217,4 +217,4 @@ async def test_a_policy_travels_to_the_moderator(world: Any, manifests: Any) -> 
     config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
     moderator = next(d for d in config["deployments"] if d["name"] == "Moderator")
     assert moderator["user_config"]["policy"] == {"name": "strict", "spec": policy["spec"]}
-    assert "strict" in gateway(world)["policies"]
+    await world.until(lambda: "strict" in gateway(world).get("policies", {}), "the gateway knows")

@@ -39,6 +39,7 @@ async def test_a_training_ends_as_an_adapter_that_is_loaded(world: Any, manifest
     assert status["adapterRef"] == {"name": "sneaker", "namespace": "calotype"}
     adapter = await world.ready(LORA_ADAPTERS, "sneaker")
     assert adapter["spec"]["triggerWords"] == ["acme sneaker"]
+    path = adapter["spec"]["source"]["path"]
     assert adapter["spec"]["source"]["path"].endswith(
         "/trainings/calotype/sneaker/adapter.safetensors"
     )
