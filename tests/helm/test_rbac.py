@@ -8,31 +8,31 @@ import pytest
 from helm.rendering import COMBINATIONS, NAMESPACE, RELEASE, Chart, Object, Rendered
 
 READ = {"get", "list", "watch"}
-WRITE = {"create", "patch", "delete"}
+APPLY = {"get", "create", "patch"}
 WATCHED: dict[tuple[str, str], set[str]] = {
     ("calotype.dev", "imagemodels"): READ | {"patch"},
     ("calotype.dev", "loraadapters"): READ | {"create", "patch"},
-    ("calotype.dev", "moderationpolicies"): READ,
-    ("calotype.dev", "teams"): READ,
-    ("calotype.dev", "loratrainings"): READ,
+    ("calotype.dev", "moderationpolicies"): READ | {"patch"},
+    ("calotype.dev", "teams"): READ | {"patch"},
+    ("calotype.dev", "loratrainings"): READ | {"patch"},
     ("calotype.dev", "imagemodels/status"): {"patch"},
     ("calotype.dev", "loraadapters/status"): {"patch"},
     ("calotype.dev", "moderationpolicies/status"): {"patch"},
     ("calotype.dev", "teams/status"): {"patch"},
     ("calotype.dev", "loratrainings/status"): {"patch"},
-    ("apps", "deployments"): READ | WRITE,
-    ("batch", "jobs"): READ | WRITE,
-    ("", "services"): {"get"} | WRITE,
-    ("", "configmaps"): {"get"} | WRITE,
-    ("", "persistentvolumeclaims"): READ | {"create", "patch"},
-    ("", "secrets"): {"get"} | WRITE,
+    ("apps", "deployments"): READ | APPLY,
+    ("batch", "jobs"): {"list", "watch", "create", "delete"},
+    ("", "services"): APPLY,
+    ("", "configmaps"): APPLY,
+    ("", "persistentvolumeclaims"): READ | APPLY,
+    ("", "secrets"): APPLY,
     ("", "pods"): {"list"},
     ("", "namespaces"): {"get"},
     ("", "events"): {"create"},
-    ("ray.io", "rayservices"): READ | WRITE,
-    ("ray.io", "rayjobs"): READ | WRITE,
-    ("ray.io", "rayclusters"): READ | {"patch"},
-    ("monitoring.coreos.com", "podmonitors"): {"get"} | WRITE,
+    ("ray.io", "rayservices"): READ | APPLY | {"delete"},
+    ("ray.io", "rayjobs"): READ | APPLY,
+    ("ray.io", "rayclusters"): {"list", "watch", "patch"},
+    ("monitoring.coreos.com", "podmonitors"): APPLY,
 }
 """(API group, resource) -> verbs in a watched namespace."""
 
