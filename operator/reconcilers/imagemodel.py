@@ -14,6 +14,7 @@ from calotype.operator.fetcher import Step
 from calotype.operator.manifests import InvalidSpec, parse
 from calotype.operator.modelstatus import Observed, facts_of, phase_of
 from calotype.operator.pods import Volumes
+from calotype.operator.reconcilers.figures import loaded_everywhere, rounded
 from calotype.operator.reconcilers.report import first_report
 from calotype.operator.reconcilers.workload import (
     Workload,
@@ -327,7 +328,7 @@ def _fields(
     ready = report.ready_replicas if report is not None else 0
     desired = report.replicas if report is not None and report.reachable else ready
     names = context.pushed.get(address) or frozenset()
-    loaded = _loaded(report, names)
+    loaded = loaded_everywhere(report, names)
     profile = context.settings.profile(model.spec.resource_profile)
     cost = profile.hour_cost * desired if profile is not None else 0.0
     failure = step.failure if step is not None else None
@@ -341,36 +342,9 @@ def _fields(
         "selector": running.selector,
         "adapters": {"loaded": loaded, "desired": len(names)},
         "configHash": running.config_hash or None,
-        "queueSeconds": _rounded(report, (obj.get("status") or {}).get("queueSeconds")),
+        "queueSeconds": rounded(report, (obj.get("status") or {}).get("queueSeconds")),
         "gpuHourCost": cost or None,
     }
-
-
-def _loaded(report: Any, names: frozenset[str]) -> int:
-    """Adapters that every replica that draws has."""
-    if report is None:
-        return 0
-    ready = [state.get("adapters") or {} for state in report.states if state.get("ready")]
-    if not ready:
-        return 0
-    return sum(
-        all((adapters.get(name) or {}).get("state") == "ready" for adapters in ready)
-        for name in names
-    )
-
-
-def _rounded(report: Any, before: float | None) -> float | None:
-    """The predicted wait; small changes are no reason to write a status."""
-    if report is None or not report.reachable:
-        return None
-    now = round(report.queue_seconds)
-    if (
-        before is not None
-        and abs(now - before) <= max(2.0, 0.2 * before)
-        and (now > 0) == (before > 0)
-    ):
-        return before
-    return float(now)
 
 
 # --- the end ------------------------------------------------------------------------------------
