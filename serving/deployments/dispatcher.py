@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from ray import serve
-from ray.serve.exceptions import RayServeException
 
 from calotype.serving.deployments.remote import RemoteSafety
 from calotype.serving.errors import EngineError
@@ -22,30 +18,11 @@ from calotype.serving.protocols import SystemClock
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-log = logging.getLogger(__name__)
-
 LEASE_SECONDS = 12.0
 """Generators beat every 2 s; a killed one costs its jobs this long."""
 FORGET_SECONDS = 15.0
 """A replica that has not reported for so long does not count any more."""
 DRAIN_POLL_SECONDS = 0.2
-
-
-class ForetellingSafety(RemoteSafety):
-    """Has a prompt encoded while it is judged: its embedding is ready when the job is leased.
-
-    The encoder remembers it; one whose prompt is blocked was encoded for nothing, which is cheap.
-    """
-
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
-        try:
-            handle = serve.get_deployment_handle(
-                "TextEncoder", serve.get_replica_context().app_name
-            )
-            handle.prepare.remote(text)  # nobody waits: what fails here fails again with a reason
-        except (RayServeException, KeyError) as error:
-            log.warning("the text encoder could not be told of a prompt: %s", error)
-        return await super().judge_prompt(text)
 
 
 class DispatcherDeployment:
@@ -60,7 +37,7 @@ class DispatcherDeployment:
         self._draining = False
         self._core = Dispatcher(
             JobStore.open(database_url),
-            ForetellingSafety(moderator),
+            RemoteSafety(moderator),
             SystemClock(),
             DispatchPolicy(lease_seconds=LEASE_SECONDS),
             model=model,

@@ -53,11 +53,6 @@ class TextEncoderDeployment:
         found = (await asyncio.to_thread(encoder.encode, [prompt]))[0]
         return found.embeds.float().cpu().numpy(), found.token_count, found.truncated
 
-    async def prepare(self, prompt: str) -> None:
-        """Encodes a prompt that will be asked for soon; the encoder keeps what it made."""
-        if self._encoder is not None:
-            await asyncio.to_thread(self._encoder.encode, [prompt])
-
     def _state(self) -> dict[str, Any]:
         return {
             "kind": "text_encoder",

@@ -43,6 +43,9 @@ class Pace:
             self._work = self._work * _MEMORY + device_seconds
             self._time = self._time * _MEMORY + max(0.0, now - self._since)
             self._ends += 1
+            if self._ends == _ENOUGH:
+                # What was put down to each job's own overhead so far, the pace explains from here.
+                self.overhead_seconds, self._alone_seen = 0.0, False
         self._since = now if busy else None
 
     def stopped(self) -> None:

@@ -81,8 +81,8 @@ async def test_refused_requests_end_with_one_failure(thread):
 
 @pytest.mark.parametrize("files", [{}, {"p": picture()}], ids=["plain", "with a picture"])
 async def test_a_cancelled_caller_leaves_nothing_behind(thread, engine, files):
-    asked = request("long", steps=500, image="p" if files else None)
-    for pause in (0.0, 0.05):
+    for name, pause in (("at once", 0.0), ("later", 0.05)):
+        asked = request(name, steps=500, image="p" if files else None)
         task = asyncio.create_task(drawn(thread, asked, files=files))
         await asyncio.sleep(pause)
         task.cancel()
