@@ -250,7 +250,7 @@ class AdapterStore:
         if held is not None and held.adapter.digest == digest:
             held.adapter.layers, held.host = _moved(host, self._device), host
             return held
-        return _Held(Adapter(name, _moved(host, self._device), digest), host)
+        return _Held(Adapter(name, _moved(host, self._device), str(path), digest), host)
 
     def _arrived(self, job: _Job, state: str, held: _Held | None) -> None:
         entry = self._wanted(job)

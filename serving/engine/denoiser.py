@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from calotype.serving.engine.batch import Pass, Row
-from calotype.serving.engine.forward import Forward
 from calotype.serving.engine.latents import TokenGrid
-from calotype.serving.engine.lora_layers import LoraLayers
+from calotype.serving.engine.lora_layers import Stack
 from calotype.serving.engine.samplers import LinearSampler, step_together
 from calotype.serving.engine.scheduler import Bucket
+from calotype.serving.engine.step_cache import StepCache
+
+
+class PassRunner(Protocol):
+    """`forward.Forward` on one device, `parallel.ParallelForward` on several."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        embeds: torch.Tensor,
+        bucket: Bucket,
+        caches: Sequence[StepCache | None],
+        stacks: Sequence[Stack],
+    ) -> torch.Tensor: ...
 
 
 class Denoiser:
@@ -21,22 +35,20 @@ class Denoiser:
 
     Args:
         model: the transformer.
-        lora: what adds the rows' adapters.
+        forward: runs passes through the transformer.
         dtype: of latents, as Flux2Pipeline keeps them.
     """
 
     def __init__(
-        self, model: Any, lora: LoraLayers, device: torch.device, dtype: torch.dtype
+        self, model: Any, forward: PassRunner, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.token_channels: int = model.config.in_channels
         self.joint_dim: int = model.config.joint_attention_dim
-        self._lora = lora
         self._guided: bool = model.config.guidance_embeds
-        self._running: list[Row] = []
-        self._forward = Forward(model, self._applied)
+        self._forward = forward
 
     def run(
         self, rows: Sequence[Row], bucket: Bucket, max_passes: int | None = None
@@ -81,7 +93,6 @@ class Denoiser:
         if self._guided:
             scales = [one.guidance for _, one in passes]
             guidance = torch.tensor(scales, dtype=torch.float32).to(self.device)
-        self._running = [row for row, _ in passes]
         return self._forward(
             hidden,
             torch.tensor(times, dtype=self.dtype).to(self.device),
@@ -89,10 +100,8 @@ class Denoiser:
             _stacked([one.embeds for _, one in passes]),
             bucket,
             [one.cache for _, one in passes],
+            [row.stack for row, _ in passes],
         )
-
-    def _applied(self, places: Sequence[int]) -> AbstractContextManager[None]:
-        return self._lora.applied([self._running[i].stack for i in places])
 
     def _start(self, row: Row, bucket: Bucket) -> None:
         grid = TokenGrid(bucket.rows, bucket.columns)

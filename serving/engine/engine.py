@@ -24,7 +24,9 @@ from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.delivery import Delivery
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.footprint import Footprint
+from calotype.serving.engine.forward import Forward
 from calotype.serving.engine.guidance import prompts_of
+from calotype.serving.engine.parallel import ParallelForward, SequenceGroup
 from calotype.serving.engine.scheduler import StepScheduler
 from calotype.serving.engine.step_profile import Profile
 from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, no_room, typed
@@ -70,6 +72,8 @@ class Engine:
         torch_threads: threads of torch in this process; None leaves torch's own choice.
         max_steps: most denoise steps of a request.
         preview_side: longest side of a preview in pixels.
+        compiler: backend of torch.compile for the denoiser's blocks; None compiles nothing.
+        group: devices that share each picture; this engine is its rank 0 (`parallel`).
         clock: seconds for deadlines, of a clock that does not go back.
     """
 
@@ -84,6 +88,8 @@ class Engine:
         profile: Profile | None = None,
         memory_bytes: float | None = None,
         preview_side: int = 256,
+        compiler: str | None = None,
+        group: SequenceGroup | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if components.denoiser is None or components.vae is None:
@@ -92,9 +98,13 @@ class Engine:
             torch.set_num_threads(torch_threads)
         self.components = components
         self.adapters = adapters or AdapterStore(components.denoiser)
-        self._denoiser = Denoiser(
-            components.denoiser, self.adapters.layers, components.device, components.dtype
+        layers = self.adapters.layers
+        forward = (
+            Forward(components.denoiser, layers, compiler)
+            if group is None
+            else ParallelForward(components, layers, group)
         )
+        self._denoiser = Denoiser(components.denoiser, forward, components.device, components.dtype)
         self._decoder = Decoder(components.vae)
         self._delivery = Delivery(self._decoder, preview_side)
         side = self._decoder.pixels_per_token

@@ -8,8 +8,9 @@ forward.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from calotype.serving.engine.latents import TokenGrid, image_ids, text_ids
+from calotype.serving.engine.lora_layers import LoraLayers, Stack
 from calotype.serving.engine.scheduler import Bucket
 from calotype.serving.engine.step_cache import StepCache, fitting
 
@@ -31,17 +33,25 @@ class Forward:
 
     Args:
         model: diffusers' Flux2Transformer2DModel.
-        applied: puts the adapters of the given passes (their places in the batch) on the model;
-            needed where only a part of a batch runs through some blocks.
+        lora: what adds adapters; None for a model without.
+        compiler: backend of torch.compile for the blocks, for example "inductor"; None runs them
+            as they are. Steps with adapters are never compiled: every new stack of them would
+            be compiled again.
     """
 
     def __init__(
-        self, model: Any, applied: Callable[[Sequence[int]], AbstractContextManager[None]]
+        self, model: Any, lora: LoraLayers | None = None, compiler: str | None = None
     ) -> None:
         self._model = model
-        self._doubles = list(model.transformer_blocks)
-        self._singles = list(model.single_transformer_blocks)
-        self._applied = applied
+        self._eager = (list(model.transformer_blocks), list(model.single_transformer_blocks))
+        self._lora = lora
+        self._compiled: tuple[list[Any], list[Any]] | None = None
+        if compiler is not None:
+            # All blocks of a kind share what was compiled for the first one.
+            self._compiled = (
+                [torch.compile(block, backend=compiler) for block in self._eager[0]],
+                [torch.compile(block, backend=compiler) for block in self._eager[1]],
+            )
         self._layouts: OrderedDict[Bucket, Rotary] = OrderedDict()
 
     def __call__(
@@ -52,6 +62,7 @@ class Forward:
         embeds: torch.Tensor,
         bucket: Bucket,
         caches: Sequence[StepCache | None] = (),
+        stacks: Sequence[Stack] = (),
     ) -> torch.Tensor:
         """Velocities of the pictures' own tokens, [passes, tokens, channels].
 
@@ -61,36 +72,62 @@ class Forward:
             guidance: [passes], or None for a model that takes none.
             embeds: [passes, text tokens, joint_attention_dim].
             caches: of each pass; empty if there are none.
+            stacks: adapters of each pass; empty if there are none.
         """
+        rotary = self._rotary(bucket, hidden.device)
+        shown = bucket.rows * bucket.columns
+        return self.run(hidden, timestep, guidance, embeds, rotary, shown, caches, stacks)
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        embeds: torch.Tensor,
+        rotary: Rotary,
+        shown: int,
+        caches: Sequence[StepCache | None] = (),
+        stacks: Sequence[Stack] = (),
+    ) -> torch.Tensor:
+        """The same of any tokens, of which the first ``shown`` are put out."""
         model = self._model
-        everyone = range(len(hidden))
         dtype = hidden.dtype
-        with self._applied(everyone):
+        with self._applied(stacks, range(len(stacks))):
             told = None if guidance is None else guidance.to(dtype) * 1000
             time = model.time_guidance_embed(timestep.to(dtype) * 1000, told)
+            adapted = any(stacks)
+            doubles, singles = self._eager if adapted else self._compiled or self._eager
             blocks = _Blocks(
-                self._doubles,
-                self._singles,
-                self._rotary(bucket, hidden.device),
+                doubles,
+                singles,
+                rotary,
                 model.double_stream_modulation_img(time),
                 model.double_stream_modulation_txt(time),
                 model.single_stream_modulation(time),
             )
             streams = [model.x_embedder(hidden), model.context_embedder(embeds)]
             if any(cache is not None for cache in caches):
-                image = self._through_caches(blocks, streams, caches)
+                image = self._through_caches(blocks, streams, caches, stacks)
             else:
                 blocks.first(streams)
                 image = blocks.rest(streams)
-            tokens = bucket.rows * bucket.columns
-            out: torch.Tensor = model.proj_out(model.norm_out(image[:, :tokens], time))
+            out: torch.Tensor = model.proj_out(model.norm_out(image[:, :shown], time))
         return out
+
+    def _applied(
+        self, stacks: Sequence[Stack], passes: Sequence[int]
+    ) -> AbstractContextManager[None]:
+        """Within, some passes of a batch are drawn with their adapters."""
+        if self._lora is None or not stacks:
+            return contextlib.nullcontext()
+        return self._lora.applied([stacks[i] for i in passes])
 
     def _through_caches(
         self,
         blocks: _Blocks,
         streams: list[torch.Tensor],
         caches: Sequence[StepCache | None],
+        stacks: Sequence[Stack],
     ) -> torch.Tensor:
         before = streams[0]
         blocks.first(streams)
@@ -100,7 +137,7 @@ class Forward:
         run = [i for i, fit in enumerate(fits) if not fit]
         out = after.clone()
         if run:
-            with self._applied(run):
+            with self._applied(stacks, run):
                 out[run] = blocks.only(run).rest([after[run], text[run]])
         for i, cache in enumerate(caches):
             if cache is None:

@@ -51,6 +51,11 @@ def denoiser_class() -> Any:
     return _module(_DENOISER).Flux2Transformer2DModel
 
 
+def rotary_function() -> Any:
+    """diffusers' apply_rotary_emb."""
+    return _module(_DENOISER).apply_rotary_emb
+
+
 def vae_class() -> Any:
     """diffusers' AutoencoderKLFlux2."""
     return _module(_VAE).AutoencoderKLFlux2

@@ -29,16 +29,18 @@ class Adapter:
     """One loaded revision of an adapter. Rows hold it, so it outlives its place in the store.
 
     Attributes:
-        digest: sha256 of its file.
+        source: its file, and ``digest`` the sha256 of it.
         layers: module name -> its factors on the denoiser's device; None while they are not there.
         size: bytes of its factors.
     """
 
-    __slots__ = ("digest", "layers", "name", "size")
+    __slots__ = ("digest", "layers", "name", "size", "source")
 
-    def __init__(self, name: str, layers: dict[str, LoraLayer] | None, digest: str = "") -> None:
+    def __init__(
+        self, name: str, layers: dict[str, LoraLayer] | None, source: str = "", digest: str = ""
+    ) -> None:
         self.name = name
-        self.digest = digest
+        self.source, self.digest = source, digest
         self.layers = layers
         self.size = lora_bytes(layers or {})
 

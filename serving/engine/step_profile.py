@@ -218,7 +218,7 @@ def _time_step(components: Components, bucket: Bucket, rows: int) -> float:
     guidance = (
         torch.full((rows,), 4.0, device=components.device) if config.guidance_embeds else None
     )
-    forward = Forward(components.denoiser, lambda _: contextlib.nullcontext())
+    forward = Forward(components.denoiser)
     times = []
     for turn in range(_ROUNDS + 1):
         started = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import numpy as np
@@ -289,7 +288,7 @@ def test_forward_equals_the_models_own(components, oracle):
     hidden = torch.randn(2, 15, config.in_channels, generator=generator)
     embeds = torch.randn(2, 8, config.joint_attention_dim, generator=generator)
     time, told = torch.tensor([0.9, 0.2]), torch.tensor([1.0, 4.0])
-    forward = Forward(components.denoiser, lambda _: contextlib.nullcontext())
+    forward = Forward(components.denoiser)
     with torch.no_grad():
         theirs = oracle.transformer(
             hidden_states=hidden,
