@@ -1,0 +1,258 @@
+"""The whole way as a platform engineer walks it: helm install, kubectl apply, a picture, an
+adapter, helm test, kubectl delete, helm uninstall. Every pod really runs, with the chart's own
+commands, accounts and probes."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from controlplane.cluster import Answer, Object
+from controlplane.world import World
+from helm.rendering import CHART
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+EXAMPLES = CHART.parent / "examples"
+PROMPT = "a large red circle on a white background"
+MODEL_SECONDS = 420
+SOFT_STRIPES: Object = {
+    "apiVersion": "calotype.dev/v1alpha1",
+    "kind": "LoRAAdapter",
+    "metadata": {"name": "stripes-soft"},
+    "spec": {
+        "modelRef": {"name": "shapes"},
+        "source": {"builtIn": {"name": "stripes"}},
+        "scale": {"default": 0.6, "min": 0.0, "max": 1.0},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """The installed chart, and what its user has at hand."""
+
+    world: World
+    namespace: str
+    url: str
+    notes: str
+
+    def kubectl(self, *words: str | Path, check: bool = True, stdin: str = "") -> Answer:
+        return self.world.kubectl(
+            *words, "-n", self.namespace, check=check, stdin=stdin, timeout=MODEL_SECONDS + 30
+        )
+
+    def helm(self, *words: str | Path) -> Answer:
+        return self.world.helm(*words, "-n", self.namespace)
+
+    def secret(self, name: str, key: str) -> str:
+        text = self.kubectl("get", "secret", name, "-o", f"jsonpath={{.data.{key}}}")
+        return base64.b64decode(text).decode()
+
+    def client(self, key: str | None = None) -> openai.OpenAI:
+        mine = key or self.secret("calotype-api-key", "api-key")
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=mine, max_retries=0, timeout=300)
+
+    def draw(self, loras: list[Object] | None = None, **more: object) -> bytes:
+        """The bytes of the picture with seed 7."""
+        body: Object = {"seed": 7, **({"loras": loras} if loras else {}), **more}
+        with self.client() as client:
+            answer = client.images.generate(
+                model="shapes", prompt=PROMPT, response_format="b64_json", extra_body=body
+            )
+        assert answer.data is not None
+        return base64.b64decode(str(answer.data[0].b64_json))
+
+    def models(self, key: str | None = None) -> list[str]:
+        """What the gateway offers to a key."""
+        with self.client(key) as client:
+            return [model.id for model in client.models.list()]
+
+    def pods(self, component: str) -> list[Object]:
+        selector = f"app.kubernetes.io/instance=calotype,app.kubernetes.io/component={component}"
+        return self.world.items("pods", self.namespace, selector)
+
+    def named(self, kind: str, part: str) -> list[str]:
+        """Names of objects that have ``part`` in them."""
+        names = [item["metadata"]["name"] for item in self.world.items(kind, self.namespace)]
+        return [name for name in names if part in name]
+
+    def wait(self, what: str) -> Answer:
+        seconds = f"--timeout={MODEL_SECONDS}s"
+        return self.kubectl("wait", "--for=condition=Ready", what, seconds)
+
+
+@pytest.fixture(scope="module")
+def release(world: World) -> Iterator[Release]:
+    """`helm install` with the values of a trial, and a way to the gateway."""
+    registry, _, tag = world.image("calotype-gateway").rpartition(":")
+    registry = registry.rpartition("/")[0]
+    words = ["-f", str(CHART / "values-trial.yaml"), "--wait", "--timeout", "3m"]
+    words += ["--set", f"image.registry={registry}", "--set", f"image.tag={tag}"]
+    if world.find("crd", "imagemodels.calotype.dev") is not None:  # other tests were here
+        words.append("--take-ownership")
+    with world.namespace() as name:
+        notes = world.helm("install", "calotype", str(CHART), "-n", name, *words)
+        with world.forward("svc/calotype-gateway", 80, name) as url:
+            yield Release(world, name, url, notes)
+        world.kubectl("delete", "imagemodels,loraadapters", "--all", "-n", name, check=False)
+
+
+@pytest.fixture(scope="module")
+def drawing(release: Release) -> Release:
+    """The release with the examples applied, and their model Ready."""
+    release.kubectl("apply", "-f", EXAMPLES)
+    release.wait("imagemodel/shapes")
+    release.wait("loraadapter/stripes")
+    return release
+
+
+def test_the_chart_s_pods_run_with_the_chart_s_accounts(release: Release) -> None:
+    for component in ("gateway", "operator"):
+        (pod,) = release.pods(component)
+        assert pod["spec"]["serviceAccountName"] == f"calotype-{component}"
+        (status,) = pod["status"]["containerStatuses"]
+        assert status["ready"] and status["restartCount"] == 0
+    assert "STATUS: deployed" in release.notes
+    assert f"kubectl port-forward -n {release.namespace} service/calotype-gateway" in release.notes
+    assert "KubeRay is not installed" not in release.notes  # this cluster has it
+
+
+def test_the_default_model_of_the_trial_draws_without_any_further_word(release: Release) -> None:
+    release.wait("imagemodel/shapes")
+    assert release.draw().startswith(b"\x89PNG")
+
+
+def test_the_examples_are_served(drawing: Release) -> None:
+    table = drawing.kubectl("get", "imagemodels,loraadapters,teams")
+    assert "1/1" in table
+    picture = drawing.draw()
+    assert picture == drawing.draw()
+    assert picture != drawing.draw([{"id": "stripes", "scale": 1.0}])
+
+
+def test_the_examples_policy_judges(drawing: Release) -> None:
+    with pytest.raises(openai.BadRequestError) as refused, drawing.client() as client:
+        client.images.generate(model="shapes", prompt="a portrait of Zorblax the rival")
+    assert refused.value.code == "moderation_blocked"
+
+
+def test_the_team_s_key_opens_the_gateway(drawing: Release) -> None:
+    drawing.wait("team/web-shop")
+    key = drawing.secret("calotype-key-web-shop", "api-key")
+
+    def known() -> bool:
+        try:
+            return drawing.models(key) == ["shapes"]
+        except openai.AuthenticationError:  # the gateway reads its configuration every 2 s
+            return False
+
+    drawing.world.until(known, "the gateway knows the team's key")
+    with pytest.raises(openai.AuthenticationError):
+        drawing.models("ct_live_nobody_has_this_key")
+
+
+def test_an_adapter_that_is_applied_draws_and_one_that_is_deleted_does_not(
+    drawing: Release,
+) -> None:
+    plain = drawing.draw()
+    with pytest.raises(openai.APIStatusError) as unknown:
+        drawing.draw([{"id": "stripes-soft"}])
+    assert unknown.value.status_code in (400, 404)
+
+    drawing.kubectl("apply", "-f", "-", stdin=json.dumps(SOFT_STRIPES))
+    drawing.wait("loraadapter/stripes-soft")
+    assert "1/1" in drawing.kubectl("get", "loraadapter", "stripes-soft")
+    soft = drawing.draw([{"id": "stripes-soft"}])
+    assert soft not in (plain, drawing.draw([{"id": "stripes", "scale": 1.0}]))
+    assert soft == drawing.draw([{"id": "stripes", "scale": 0.6}])
+
+    drawing.kubectl("delete", "loraadapter", "stripes-soft", "--timeout=120s")
+    with pytest.raises(openai.APIStatusError) as gone:
+        drawing.draw([{"id": "stripes-soft"}])
+    assert gone.value.status_code in (400, 404)
+    assert drawing.draw() == plain
+
+
+def test_helm_test_is_content(drawing: Release) -> None:
+    answer = drawing.helm("test", "calotype", "--logs")
+    assert "Phase:          Succeeded" in answer
+    assert "The gateway serves shapes" in answer
+
+
+def test_upgrade_and_rollback_disturb_no_model(drawing: Release) -> None:
+    (model,), (gateway,) = drawing.pods("model"), drawing.pods("gateway")
+    picture = drawing.draw()
+    more = ("--set", "operator.settings.debounceSeconds=1", "--wait", "--timeout", "3m")
+    drawing.helm("upgrade", "calotype", str(CHART), "--reuse-values", *more)
+    drawing.helm("rollback", "calotype", "1", "--wait", "--timeout", "3m")
+    drawing.wait("imagemodel/shapes")
+    assert [pod["metadata"]["uid"] for pod in drawing.pods("model")] == [model["metadata"]["uid"]]
+    assert [p["metadata"]["uid"] for p in drawing.pods("gateway")] == [gateway["metadata"]["uid"]]
+    assert drawing.draw() == picture
+
+
+def test_no_account_of_the_release_was_refused_anything(drawing: Release) -> None:
+    account = f"system:serviceaccount:{drawing.namespace}:"
+    used: dict[str, int] = {}
+    refused = []
+    for event in drawing.world.plane.audit():
+        user = event["user"].get("username", "")
+        if not user.startswith(account):
+            continue
+        name = user.removeprefix(account)
+        used[name] = used.get(name, 0) + 1
+        if event.get("responseStatus", {}).get("code") == 403:
+            refused.append((name, event["verb"], event.get("objectRef")))
+    assert refused == []
+    assert {"calotype-operator", "calotype-defaults"} <= set(used)
+
+
+def test_what_is_deleted_drains_and_is_gone(drawing: Release) -> None:
+    slow = {"steps": 50, "size": "512x512"}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(drawing.draw, None, **slow)
+        model = lambda: httpx.get(f"{drawing.url}/metrics").text  # noqa: E731
+        drawing.world.until(
+            lambda: 'calotype_jobs{model="shapes",status="running"} 1.0' in model(),
+            "the picture is being drawn",
+        )
+        drawing.kubectl("delete", "-f", EXAMPLES, "--timeout=180s")
+        assert running.result(timeout=300).startswith(b"\x89PNG")
+    for kind in ("imagemodels", "loraadapters", "teams", "moderationpolicies"):
+        assert drawing.world.items(kind, drawing.namespace) == []
+    for kind in ("deployments", "services", "configmaps", "pods"):
+        drawing.world.until(
+            lambda kind=kind: not drawing.named(kind, "shapes"), f"the model's {kind} are gone", 90
+        )
+    assert drawing.world.find("secret", "calotype-key-web-shop", drawing.namespace) is None
+    drawing.world.until(lambda: drawing.models() == [], "the gateway offers no model")
+
+
+def test_after_an_uninstallation_everything_that_stays_can_be_deleted(drawing: Release) -> None:
+    world, namespace = drawing.world, drawing.namespace
+    drawing.kubectl("apply", "-f", EXAMPLES)
+    held = lambda found: "calotype.dev/operator" in found["metadata"].get("finalizers", [])  # noqa: E731
+    world.wait("imagemodel", "shapes", held, namespace)
+    world.until(lambda: drawing.pods("model"), "the model has a pod")
+
+    answer = drawing.helm("uninstall", "calotype", "--timeout", "3m")
+    assert "kept due to the resource policy" in answer
+    for component in ("gateway", "operator"):
+        world.until(lambda c=component: not drawing.pods(c), f"the {component} has ended", 90)
+    model = world.get("imagemodel", "shapes", namespace)
+    assert not model["metadata"].get("finalizers")
+    world.get("secret", "calotype-api-key", namespace)
+    world.get("pvc", "calotype-data", namespace)
+    assert drawing.pods("model")  # goes on until its ImageModel goes
+
+    drawing.kubectl("delete", "-f", EXAMPLES, "--timeout=30s")
+    world.wait_gone("deployment", "shapes", namespace)
+    world.until(lambda: not drawing.pods("model"), "the model's pod is gone", 90)
