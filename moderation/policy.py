@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 from calotype.moderation.errors import PolicyError
+from calotype.moderation.strictness import completed, laxer_at
 
 POLICIES = pathlib.Path(__file__).with_name("policies")
 
@@ -186,6 +187,11 @@ class PolicySpec(PolicyModel):
     )
 
     version: int = Field(ge=1, description="Raise it with every change; decisions name it.")
+    extends: Literal["floor", "default"] | None = Field(
+        None,
+        description="Policy of the package that this one adds to: what is left out is taken from "
+        "there, and nothing may be looser. Default: it stands alone.",
+    )
     description: str = Field("", max_length=2000, description="For people: what it is for.")
     categories: dict[Category, CategoryRules] = Field(
         min_length=1,
@@ -264,10 +270,31 @@ class Policy(PolicySpec):
     @classmethod
     def default(cls) -> Policy:
         """The policy that ships with calotype."""
-        return cls.load(POLICIES / "default.yaml")
+        return cls.packaged("default")
+
+    @classmethod
+    def packaged(cls, name: str) -> Policy:
+        """A policy of the package: ``default``, or the ``floor`` under it."""
+        return cls.load(POLICIES / f"{name}.yaml")
 
 
 def _validated(where: str, document: Mapping[str, Any]) -> Policy:
+    """Checked alone first, so that a mistake is named as it was written, then on its floor."""
+    own = _parsed(where, document)
+    if own.extends is None:
+        return own
+    floor = Policy.packaged(own.extends)
+    policy = _parsed(where, completed(dict(_without_nulls(document)), floor))
+    looser = laxer_at(policy, floor)
+    if looser is not None:
+        raise PolicyError(
+            f"{where}: {looser}: looser than the policy {floor.identity} that it extends. "
+            "Make it at least as strict, or leave it out."
+        )
+    return policy
+
+
+def _parsed(where: str, document: Mapping[str, Any]) -> Policy:
     try:
         text = json.dumps(_without_nulls(document), default=str)
     except (TypeError, ValueError, RecursionError) as error:

@@ -136,3 +136,54 @@ def test_only_allow_and_flag_are_served() -> None:
 def test_every_shipped_policy_loads() -> None:
     for path in POLICIES.glob("*.yaml"):
         assert Policy.load(path).name == path.stem
+
+
+def extending(**changes: Any) -> dict[str, Any]:
+    return {"version": 1, "extends": "floor", "categories": {"violence": {}}, **changes}
+
+
+def test_what_an_extending_policy_leaves_out_comes_from_below() -> None:
+    policy = Policy.from_spec("house", extending())
+    floor = Policy.packaged("floor")
+    for modality in Modality:
+        category = Category.SEXUAL_MINORS
+        assert policy.rule(category, modality) == floor.rule(category, modality)
+    assert "minors" in policy.lists
+    assert policy.messages[Category.SEXUAL_MINORS]
+    assert policy.sha256 != Policy.from_spec("house", extending(categories={"hate": {}})).sha256
+
+
+def test_a_floor_may_be_made_stricter() -> None:
+    stricter = extending(categories={"sexual/minors": {"image": {"block": 0.2}}}, lists=["hate"])
+    policy = Policy.from_spec("house", stricter)
+    assert policy.rule(Category.SEXUAL_MINORS, Modality.IMAGE).block == 0.2
+    assert policy.rule(Category.SEXUAL_MINORS, Modality.TILE).block == 0.5
+    assert set(policy.lists) == {"minors", "hate"}
+    above_flag = extending(
+        extends="default", categories={"sexual": {"text": {"block": 0.1}}}, version=2
+    )
+    assert Policy.from_spec("house", above_flag).rule(Category.SEXUAL, Modality.TEXT).block == 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (
+            {"categories": {"sexual/minors": {"image": {"block": 0.9}}}},
+            "categories.sexual/minors.image.block is 0.9, above 0.5",
+        ),
+        (
+            {"extends": "default", "categories": {"sexual": {"tile": {"block": 1.0}}}},
+            "categories.sexual.tile.block is 1.0, above 0.82",
+        ),
+        ({"onError": "review"}, "onError is review, not block"),
+    ],
+)
+def test_a_floor_cannot_be_loosened(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(PolicyError, match="looser than the policy") as caught:
+        Policy.from_spec("house", extending(**changes))
+    assert field in str(caught.value)
+
+
+def test_the_packages_policy_stands_on_its_floor() -> None:
+    assert Policy.default().extends == "floor"
