@@ -46,7 +46,7 @@ class ConfigFollower:
         self._store, self._say = store, say
         self._seen: bytes | None = None
         self._teams: tuple[DeclaredTeam, ...] | None = None
-        self._problem = ""
+        self._told = ""
 
     async def follow(self) -> None:
         """Looks again and again, for ever."""
@@ -68,11 +68,14 @@ class ConfigFollower:
             # Last, because the job store may be away: then all of it is done again.
             await asyncio.to_thread(self._declare, tuple(config.teams))
         except OSError as error:
+            if self._seen is None and isinstance(error, FileNotFoundError):
+                self._tell(f"There is no {self._path} yet: no models and no teams are known.")
+                return
             self._complain(f"{self._path} cannot be read ({error.strerror}).")
         except CalotypeError as error:
             self._complain(error.message)
         else:
-            self._seen, self._problem = raw, ""
+            self._seen, self._told = raw, ""
             names = ", ".join(served.manifest.name for served in config.models)
             self._say(f"The configuration is used: {names or 'no model'}.")
 
@@ -97,6 +100,10 @@ class ConfigFollower:
         self._teams = tuple(teams)
 
     def _complain(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            self._say(f"The configuration is not used; the last good one stays. {problem}")
+        self._tell(f"The configuration is not used; the last good one stays. {problem}")
+
+    def _tell(self, sentence: str) -> None:
+        """Once, however often it is found again."""
+        if sentence != self._told:
+            self._told = sentence
+            self._say(sentence)

@@ -225,7 +225,8 @@ def judge_text(text: str) -> dict[str, Any]:
 
 
 def judge_image(pixels: Any) -> dict[str, Any]:
-    return decision("output", blocked=["sexual"] if pixels[0, 0, 0] == 255 else [])
+    """White pictures are blocked; the painter's are of one colour that the seed says."""
+    return decision("output", blocked=["sexual"] if pixels.min() == 255 else [])
 
 
 @dataclass

@@ -46,7 +46,7 @@ def test_a_call_that_waits_is_answered_when_the_model_app_comes(house: House) ->
     house.wait_for(lambda: house.get("/v1/jobs").json()["data"], "the job is there")
     with house.model_app():
         waiting.join(25)
-    assert answers[0].status_code == 200
+    assert answers[0].status_code == 200, answers[0].text
 
 
 def test_a_call_that_waited_in_vain_says_so_and_leaves_no_job_behind(house: House) -> None:
@@ -181,6 +181,17 @@ def test_what_cannot_be_used_changes_nothing_and_is_told_once(
     house.wait_for(lambda: "is used" in house.said[-1], "a good one is taken again")
     assert house.get("/v1/models").json()["data"][0]["adapters"] == []
     assert sum(says in sentence for sentence in house.said) == 1
+
+
+def test_an_empty_file_offers_nothing_and_is_no_fault(house: House) -> None:
+    for content in ("", "{}"):
+        house.configure(house.document())
+        house.wait_for(lambda: house.get("/v1/models").json()["data"], "the model is offered")
+        house.configure(content)
+        house.wait_for(lambda: not house.get("/v1/models").json()["data"], "nothing is offered")
+        assert house.get("/readyz").status_code == 200
+        assert house.generate().json()["error"]["code"] == "model_not_found"
+    assert not any("not used" in sentence for sentence in house.said)
 
 
 def test_a_symbolic_link_that_is_switched_is_followed(house: House) -> None:
