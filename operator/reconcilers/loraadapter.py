@@ -268,7 +268,7 @@ async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
     elapsed = context.deleting_for(obj) or 0.0
     await context.look_at_namespace(address[0])
     why = context.must_let_go(obj, elapsed)
-    if why is None and _in_use(context, obj, model):
+    if why is None and _in_use(context, obj, model, elapsed):
         pause = context.settings.busy_poll_seconds
         if elapsed < context.settings.drain_seconds:
             pause = context.settings.drain_seconds - elapsed
@@ -297,7 +297,7 @@ async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
     return None
 
 
-def _in_use(context: Context, obj: dict[str, Any], model: Address) -> bool:
+def _in_use(context: Context, obj: dict[str, Any], model: Address, elapsed: float) -> bool:
     """Whether a replica that draws may still hold the adapter."""
     host = context.store.hosts().get(model)
     model_obj = context.store.get("ImageModel", model)
@@ -307,6 +307,11 @@ def _in_use(context: Context, obj: dict[str, Any], model: Address) -> bool:
         return False
     if address_of(obj) in context.store.refusals():
         return False  # the adapter of that name in the replicas is another one
+    accepted = condition_of(model_obj, Condition.ACCEPTED)
+    if accepted is not None and accepted["status"] == "False":
+        # Replicas of a refused model keep what they have until it is accepted again; the gateway,
+        # which has forgotten the adapter by then, sends them no request for it.
+        return elapsed < context.settings.drain_seconds
     report = context.reports.get(model)
     if report is not None and report.reachable:
         return report.has(obj["metadata"]["name"]) or _pushed(context, obj, model)

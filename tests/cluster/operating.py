@@ -89,7 +89,7 @@ class Pretence:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._threads = [
             threading.Thread(target=self._server.serve_forever, daemon=True),
             threading.Thread(target=self._run_jobs, daemon=True),
@@ -169,6 +169,11 @@ class Pretence:
             }
             name = pod["metadata"]["name"]
             self.cluster.patch("pods", name, {"status": status}, self.namespace, sub="status")
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An operator that was killed does not wait for its answer."""
 
 
 class OperatorProcess:

@@ -109,6 +109,23 @@ async def test_point_7_deleting_does_not_wait_for_a_model_that_nobody_reaches(
     await world.gone(IMAGE_MODELS, "shapes")
 
 
+async def test_point_7_deleting_does_not_wait_for_a_model_that_is_refused(
+    world: Any, manifests: Any
+) -> None:
+    """Its replicas are told nothing until it is accepted again."""
+    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+    lost = {"moderationPolicyRef": {"name": "lost"}}
+    world.apply(manifests.model(**lost))
+    await world.condition(IMAGE_MODELS, "shapes", "Accepted", "False", "PolicyMissing")
+    world.delete(LORA_ADAPTERS, "stripes")
+    await world.gone(LORA_ADAPTERS, "stripes")
+    assert names_pushed(world) == {"stripes"}
+    await world.until(lambda: names_at_the_gateway(world) == set(), "the gateway forgets it")
+    world.apply(manifests.model())
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.until(lambda: names_pushed(world) == set(), "the replicas forget it")
+
+
 async def test_point_7_a_model_with_work_ends_it_first(world: Any, manifests: Any) -> None:
     await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
     app = world.cluster.apps.app("calotype", "shapes")
