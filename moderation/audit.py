@@ -18,7 +18,10 @@ from typing import Any
 from calotype.moderation.errors import AuditError
 
 GENESIS = "0" * 64
-KEPT = ("id", "stage", "policy", "policy_sha256", "verdict", "categories", "scores", "findings")
+KEPT = (
+    *("id", "stage", "policy", "policy_sha256", "verdict", "categories", "scores", "peaks"),
+    "findings",
+)
 """What a line keeps of a decision; ``reason`` may hold paths and is left out."""
 
 
@@ -32,11 +35,17 @@ class AuditLog:
         self._last = _last_hash(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def append(self, decision: Mapping[str, Any]) -> str:
-        """Records a decision's payload and returns the line's hash. Raises OSError."""
+    def append(self, decision: Mapping[str, Any], digest: str | None = None) -> str:
+        """Records a decision's payload and returns the line's hash. Raises OSError.
+
+        Args:
+            digest: keyed digest of what was judged (`vault.PromptVault.digest`).
+        """
         kept = {name: decision[name] for name in KEPT if name in decision}
         with self._lock:
             entry = {"time": round(time.time(), 3), "decision": kept, "previous": self._last}
+            if digest is not None:
+                entry["content"] = digest
             line_hash = _hash(entry)
             self._file.write(json.dumps({**entry, "hash": line_hash}, sort_keys=True) + "\n")
             self._file.flush()

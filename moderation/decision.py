@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy import Category, Modality, Policy, Verdict
 
 Stage = Literal["input", "output"]
 
@@ -38,6 +38,20 @@ class Finding:
         }
 
 
+Measured = tuple[Category, Modality, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a policy's rules found in one prompt or picture."""
+
+    findings: Sequence[Finding]
+    scores: Mapping[Category, float]
+    """Per category the highest of all modalities; 1 where a list refused."""
+    peaks: tuple[Measured, ...] = ()
+    """Per category and modality the highest that a classifier measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One judgement of one prompt (stage input) or picture (stage output)."""
@@ -49,6 +63,7 @@ class Decision:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     scores: Mapping[Category, float] = field(default_factory=dict)
+    peaks: tuple[Measured, ...] = ()
     unavailable: bool = False
     reason: str | None = None
     """Why nothing could be judged: a sentence that names the classifier."""
@@ -98,6 +113,10 @@ class Decision:
             "categories": [category.value for category in self.categories],
             "flagged_categories": [category.value for category in self.flagged_categories],
             "scores": {category.value: round(score, 4) for category, score in self.scores.items()},
+            "peaks": [
+                [category.value, modality.value, round(score, 4)]
+                for category, modality, score in self.peaks
+            ],
             "findings": [finding.to_payload() for finding in self.findings],
             "milliseconds": round(self.milliseconds, 2),
         }
@@ -110,12 +129,13 @@ def new_decision_id() -> str:
 def decide(
     policy: Policy,
     stage: Stage,
-    findings: Sequence[Finding],
-    scores: Mapping[Category, float],
+    judgement: Judgement,
     milliseconds: float,
 ) -> Decision:
     """The most severe finding wins; no finding means ALLOW."""
-    ranked = sorted(findings, key=lambda finding: (-finding.verdict.severity, -finding.score))
+    ranked = sorted(
+        judgement.findings, key=lambda finding: (-finding.verdict.severity, -finding.score)
+    )
     verdict = ranked[0].verdict if ranked else Verdict.ALLOW
     message = None
     if not verdict.served:
@@ -127,7 +147,8 @@ def decide(
         policy_sha256=policy.sha256,
         verdict=verdict,
         findings=tuple(ranked),
-        scores=dict(scores),
+        scores=dict(judgement.scores),
+        peaks=judgement.peaks,
         message=message,
         milliseconds=milliseconds,
     )

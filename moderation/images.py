@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from calotype.moderation.classifiers import Call, Guard, Pixels, Scores
-from calotype.moderation.decision import Finding
+from calotype.moderation.decision import Judgement
 from calotype.moderation.errors import ClassifierUnavailable, PictureError
 from calotype.moderation.policy import Category, Modality, Policy
 from calotype.moderation.prompts import Peaks
@@ -113,10 +113,8 @@ class Scan:
     """Looks at the whole picture, and only at tiles that an earlier one found `SUSPICIOUS`."""
 
 
-def judge(
-    pixels: Pixels, policy: Policy, scans: Sequence[Scan], deadline: float
-) -> tuple[list[Finding], dict[Category, float]]:
-    """Findings and scores. Raises ClassifierUnavailable: then nothing is known."""
+def judge(pixels: Pixels, policy: Policy, scans: Sequence[Scan], deadline: float) -> Judgement:
+    """Raises ClassifierUnavailable: then nothing is known."""
     pixels = checked(pixels)
     peaks = Peaks()
     parts = {"whole": pixels, **tiles(pixels)}
@@ -137,7 +135,7 @@ def judge(
     )
     again = sorted(suspicious - {"whole"})
     look([(scan, where) for where in again for scan in scans if scan.seconds])
-    return peaks.findings(policy), peaks.scores()
+    return Judgement(peaks.findings(policy), peaks.scores(), peaks.measured())
 
 
 def _side_by_side(

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from calotype.moderation import images
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
-from calotype.moderation.decision import Decision, Finding, Stage, decide, failed
+from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.heads import HeadsClassifier
-from calotype.moderation.policy import Category, Policy
+from calotype.moderation.policy import Policy
 from calotype.moderation.prompts import PromptRules
 
 TextFactory = Callable[[], TextClassifier]
@@ -28,7 +28,6 @@ ImageFactory = Callable[[], ImageClassifier]
 
 
 Given = TypeVar("Given")
-Judgement = tuple[list[Finding], dict[Category, float]]
 
 
 class Moderator:
@@ -105,13 +104,13 @@ class Moderator:
 def _decision(policy: Policy, stage: Stage, judge: Callable[[float], Judgement]) -> Decision:
     start = time.monotonic()
     try:
-        findings, scores = judge(start + policy.timeout_seconds)
+        judgement = judge(start + policy.timeout_seconds)
     except ModerationError as error:
         return failed(policy, stage, str(error), 1000 * (time.monotonic() - start))
     except Exception as error:  # the last line: what no one foresaw must not pass either
         reason = f"The safety stage failed: {type(error).__name__}: {error}"
         return failed(policy, stage, reason, 1000 * (time.monotonic() - start))
-    return decide(policy, stage, findings, scores, 1000 * (time.monotonic() - start))
+    return decide(policy, stage, judgement, 1000 * (time.monotonic() - start))
 
 
 def _given(classifier: Given) -> Given:

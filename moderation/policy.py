@@ -166,6 +166,19 @@ class Terms(PolicyModel):
     )
 
 
+class Privacy(PolicyModel):
+    """What is kept of a prompt beside its decision."""
+
+    prompts: Literal["none", "digest", "encrypted"] = Field(
+        "digest",
+        description="none, a keyed digest (the same prompt is found again), or the digest and an "
+        "encrypted copy that reviewers can open. Default: digest.",
+    )
+    days: int = Field(
+        30, ge=1, le=3650, description="Days that encrypted copies can be opened. Default: 30."
+    )
+
+
 def _known_lists(schema: dict[str, Any]) -> None:
     schema["items"] = {"type": "string", "enum": list(available_lists())}
 
@@ -213,6 +226,7 @@ class PolicySpec(PolicyModel):
     timeout_seconds: float = Field(
         20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
     )
+    privacy: Privacy = Field(Privacy(), description="What is kept of prompts.")
     messages: dict[Category, Annotated[str, Field(max_length=1000)]] = Field(
         default_factory=dict,
         description="What the caller is told, category by category. Default: a sentence for all.",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calotype.moderation.classifiers import Guard
-from calotype.moderation.decision import Finding
+from calotype.moderation.decision import Finding, Judgement, Measured
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.matching import TermMatcher
 from calotype.moderation.policy import Category, Modality, Policy, Verdict
@@ -44,6 +44,12 @@ class Peaks:
     def peak(self, category: Category, modality: Modality) -> Peak | None:
         return self._peaks.get((category, modality))
 
+    def measured(self) -> tuple[Measured, ...]:
+        """Every maximum, for the record: another policy can be tried on them."""
+        return tuple(
+            (category, modality, peak.score) for (category, modality), peak in self._peaks.items()
+        )
+
     def scores(self) -> dict[Category, float]:
         """Per category, in the order of `Category`, the highest of all modalities."""
         found: dict[Category, float] = {}
@@ -77,10 +83,8 @@ class PromptRules:
         self.matcher = TermMatcher.of(policy)
         self.lexicon = Lexicon(self.matcher.vocabulary)
 
-    def judge(
-        self, text: str, classifiers: Sequence[Guard[str]], deadline: float
-    ) -> tuple[list[Finding], dict[Category, float]]:
-        """Findings and scores. Raises ClassifierUnavailable: then nothing is known."""
+    def judge(self, text: str, classifiers: Sequence[Guard[str]], deadline: float) -> Judgement:
+        """Raises ClassifierUnavailable: then nothing is known."""
         if len(text) > READ_LIMIT:
             raise ClassifierUnavailable(
                 f"The prompt has {len(text)} characters; no more than {READ_LIMIT} can be judged."
@@ -104,7 +108,7 @@ class PromptRules:
                 scores_by_category[finding.category] = max(
                     finding.score, scores_by_category.get(finding.category, 0.0)
                 )
-        return listed + peaks.findings(self.policy), scores_by_category
+        return Judgement(listed + peaks.findings(self.policy), scores_by_category, peaks.measured())
 
     def _minors(self, readings: Sequence[View], peaks: Peaks) -> list[Finding]:
         """A minor in a prompt that a classifier finds even slightly sexual, whatever its words."""

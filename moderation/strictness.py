@@ -27,8 +27,6 @@ def laxer_at(policy: Policy, base: Policy) -> str | None:
         for term in terms.terms:
             if terms.action != "flag" and (terms.category, term) not in held:
                 return f"terms: {term!r} of {terms.category} is missing"
-    if base.on_error == "block" and policy.on_error != "block":
-        return f"onError is {policy.on_error}, not block"
     for category, rules in base.categories.items():
         own = policy.categories.get(category)
         for modality in MODALITIES:

@@ -6,7 +6,6 @@ inside the commands that need them, so that ``calotype --help`` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import secrets
@@ -18,6 +17,7 @@ import click
 
 from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.commands.fetch import fetch
+from calotype.serving.commands.moderation import moderate, moderation
 from calotype.serving.errors import CalotypeError, InvalidRequest
 
 DATA_DIR = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data"))
@@ -42,6 +42,8 @@ def cli() -> None:
 cli.add_command(gateway)
 cli.add_command(model_app)
 cli.add_command(fetch)
+cli.add_command(moderate)
+cli.add_command(moderation)
 
 
 @cli.command()
@@ -167,74 +169,6 @@ def generate(
 
 
 @cli.command()
-@click.argument("text", required=False)
-@click.option(
-    "--image", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="Judge a picture."
-)
-@click.option(
-    "--policy", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="A policy file."
-)
-def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path | None) -> None:
-    """Judge TEXT or a picture; print the decision as JSON."""
-    if (text is None) == (image is None):
-        raise InvalidRequest("Give either a text or --image FILE.")
-    moderator = _moderator(policy)
-    if image is not None:
-        from calotype.moderation.pictures import read_picture
-
-        decision = moderator.judge_image(read_picture(image))
-    else:
-        decision = moderator.judge_prompt(text or "")
-    click.echo(json.dumps(decision.to_payload(), indent=2))
-
-
-@cli.group()
-def moderation() -> None:
-    """Look after the safety stage."""
-
-
-@moderation.command()
-@click.option(
-    "--dataset", required=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
-    help="CSV with the columns text,label; 'benign' is the label of what must pass.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option(
-    "--policy", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="A policy file."
-)
-def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) -> None:
-    """Measure block rates on labelled prompts, with 95 % bootstrap intervals."""
-    from calotype.moderation.evaluation import evaluate as measure
-
-    with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
-
-        def progress(done: int, rows: int) -> None:
-            bar.length = rows
-            bar.update(done - bar.pos)
-
-        report = measure(dataset, _moderator(policy), progress)
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
-        return
-    for line in report.lines():
-        click.echo(line)
-
-
-@moderation.group()
-def audit() -> None:
-    """The record of every decision."""
-
-
-@audit.command()
-@click.argument("file", type=click.Path(path_type=pathlib.Path, dir_okay=False, exists=True))
-def verify(file: pathlib.Path) -> None:
-    """Check that no line of an audit log was changed, removed or moved."""
-    from calotype.moderation.audit import verify as check
-
-    click.echo(f"{file}: {check(file)} decisions, the chain is whole.")
-
-
-@cli.command()
 @click.option("--model", default="flux-2-dev", show_default=True, help="flux-2-dev or a folder.")
 @click.option("--gpu", required=True, help="For example a100-80gb, h100-80gb, l40s-48gb.")
 @click.option("--precision", help="float32, bfloat16, int8; the best that fits if not given.")
@@ -319,13 +253,6 @@ def _named(
     """Adapters under names that tell them apart, also when two files share one."""
     return {f"{path.stem}-{i}" if i else path.stem: (path, scale)
             for i, (path, scale) in enumerate(adapters)}  # fmt: skip
-
-
-def _moderator(policy: pathlib.Path | None) -> Any:
-    from calotype.moderation.moderator import Moderator
-    from calotype.moderation.policy import Policy
-
-    return Moderator.load(Policy.load(policy) if policy is not None else None)
 
 
 def main() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from calotype.moderation.audit import AuditLog
-from calotype.moderation.decision import Decision
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy import Policy, Privacy
+from calotype.moderation.vault import PromptVault
 from calotype.serving.errors import ModerationUnavailable
 
 if TYPE_CHECKING:
@@ -29,23 +29,39 @@ class ModeratorDeployment:
     def __init__(self, audit_folder: str) -> None:
         self._moderator = Moderator.load()
         replica = serve.get_replica_context().replica_tag
-        self._audit = AuditLog(pathlib.Path(audit_folder) / f"audit-{replica}.jsonl")
+        folder = pathlib.Path(audit_folder)
+        self._audit = AuditLog(folder / f"audit-{replica}.jsonl")
+        self._vault = PromptVault(folder / "prompts", replica)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """``{"policy": null | {"name", "spec"}}``; null is the policy of the package."""
         self._moderator.reconfigure(read_policy(config.get("policy")))
 
     async def judge_prompt(self, text: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self._recorded, self._moderator.judge_prompt, text)
+        return await asyncio.to_thread(self._judge_prompt, text)
 
     async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
-        return await asyncio.to_thread(self._recorded, self._moderator.judge_image, pixels)
+        return await asyncio.to_thread(self._judge_image, pixels)
 
-    def _recorded(self, judge: Callable[[Any], Decision], content: Any) -> dict[str, Any]:
+    def _judge_prompt(self, text: str) -> dict[str, Any]:
+        privacy = self._moderator.policy.privacy
+        payload = self._moderator.judge_prompt(text).to_payload()
+        return self._recorded(payload, text, privacy)
+
+    def _judge_image(self, pixels: Pixels) -> dict[str, Any]:
+        return self._recorded(self._moderator.judge_image(pixels).to_payload())
+
+    def _recorded(
+        self, payload: dict[str, Any], prompt: str | None = None, privacy: Privacy | None = None
+    ) -> dict[str, Any]:
         """A decision that cannot be recorded is not given: the audit has no gaps."""
-        payload = judge(content).to_payload()
         try:
-            self._audit.append(payload)
+            digest = None
+            if prompt is not None and privacy is not None and privacy.prompts != "none":
+                digest = self._vault.digest(prompt)
+                if privacy.prompts == "encrypted":
+                    self._vault.keep(str(payload["id"]), prompt, privacy.days)
+            self._audit.append(payload, digest)
         except OSError as error:
             raise ModerationUnavailable(
                 f"The audit log cannot be written ({error.strerror})."

@@ -176,7 +176,10 @@ def test_a_floor_may_be_made_stricter() -> None:
             {"extends": "default", "categories": {"sexual": {"tile": {"block": 1.0}}}},
             "categories.sexual.tile.block is 1.0, above 0.82",
         ),
-        ({"onError": "review"}, "onError is review, not block"),
+        (
+            {"extends": "default", "categories": {"self-harm": {"text": {"block": 0.81}}}},
+            "categories.self-harm.text.block is 0.81, above 0.8",
+        ),
     ],
 )
 def test_a_floor_cannot_be_loosened(changes: dict[str, Any], field: str) -> None:

@@ -1,0 +1,129 @@
+"""`calotype moderate` and `calotype moderation`: ask the safety stage, measure it, look it over."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import pathlib
+import sys
+from typing import Any
+
+import click
+
+from calotype.serving.errors import InvalidRequest
+
+policy_option = click.option(
+    "--policy", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="A policy file."
+)
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option(
+    "--image", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="Judge a picture."
+)
+@policy_option
+def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path | None) -> None:
+    """Judge TEXT or a picture; print the decision as JSON."""
+    if (text is None) == (image is None):
+        raise InvalidRequest("Give either a text or --image FILE.")
+    moderator = _moderator(policy)
+    if image is not None:
+        from calotype.moderation.pictures import read_picture
+
+        decision = moderator.judge_image(read_picture(image))
+    else:
+        decision = moderator.judge_prompt(text or "")
+    click.echo(json.dumps(decision.to_payload(), indent=2))
+
+
+@click.group()
+def moderation() -> None:
+    """Look after the safety stage."""
+
+
+@moderation.command()
+@click.option(
+    "--dataset", required=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="CSV with the columns text,label; 'benign' is the label of what must pass.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@policy_option
+def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) -> None:
+    """Measure block rates on labelled prompts, with 95 % bootstrap intervals."""
+    from calotype.moderation.evaluation import evaluate as measure
+
+    with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
+
+        def progress(done: int, rows: int) -> None:
+            bar.length = rows
+            bar.update(done - bar.pos)
+
+        report = measure(dataset, _moderator(policy), progress)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+        return
+    for line in report.lines():
+        click.echo(line)
+
+
+@moderation.group()
+def audit() -> None:
+    """The record of every decision."""
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=pathlib.Path, dir_okay=False, exists=True))
+def verify(file: pathlib.Path) -> None:
+    """Check that no line of an audit log was changed, removed or moved."""
+    from calotype.moderation.audit import verify as check
+
+    click.echo(f"{file}: {check(file)} decisions, the chain is whole.")
+
+
+@audit.command()
+@click.argument("decision")
+@click.argument("folder", type=click.Path(path_type=pathlib.Path, file_okay=False, exists=True))
+def prompt(decision: str, folder: pathlib.Path) -> None:
+    """Open the prompt of DECISION, where the policy keeps encrypted copies.
+
+    FOLDER is the audit folder of the service, DATA_DIR/audit. Whoever opens one is on record.
+    """
+    from calotype.moderation.audit import AuditLog
+    from calotype.moderation.vault import PromptVault
+
+    text = PromptVault(folder / "prompts", "reader").read(decision)
+    opened = AuditLog(folder / "opened" / "audit.jsonl")
+    opened.append({"id": decision, "stage": "opened", "verdict": getpass.getuser()})
+    opened.close()
+    click.echo(text)
+
+
+@moderation.command()
+@click.argument("logs", type=click.Path(path_type=pathlib.Path, exists=True))
+@click.option(
+    "--policy", required=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="The policy to try.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def replay(logs: pathlib.Path, policy: pathlib.Path, as_json: bool) -> None:
+    """Judge logged decisions again under another policy, before anybody meets it.
+
+    LOGS is an audit log or a folder of them, for example DATA_DIR/audit.
+    """
+    from calotype.moderation.policy import Policy
+    from calotype.moderation.replay import replay as judge_again
+
+    found = judge_again(logs, Policy.load(policy))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    for line in found.lines():
+        click.echo(line)
+
+
+def _moderator(policy: pathlib.Path | None) -> Any:
+    from calotype.moderation.moderator import Moderator
+    from calotype.moderation.policy import Policy
+
+    return Moderator.load(Policy.load(policy) if policy is not None else None)
