@@ -1,14 +1,15 @@
 """How well the stage does on somebody's own prompts: ``calotype moderation evaluate``.
 
-The data set is a CSV with the columns ``text`` and ``label``. ``benign`` is the label of what must
-pass; every other label, whether or not a policy knows it, is a kind of what should be refused.
+The data set is a CSV with the columns ``text`` and ``label``, and perhaps ``language``. ``benign``
+is the label of what must pass; every other label, whether or not a policy knows it, is a kind of
+what should be refused.
 """
 
 from __future__ import annotations
 
 import csv
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import EvaluationError
+from calotype.moderation.evasions import FAMILIES
 
 BENIGN = "benign"
 RESAMPLES = 1000
@@ -26,6 +28,29 @@ class PromptJudge(Protocol):
     """What is evaluated; `moderator.Moderator` is one."""
 
     def judge_prompt(self, text: str) -> Decision: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled prompt."""
+
+    text: str
+    label: str
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evasion:
+    """Prompts that were refused plain, written in one of `evasions.FAMILIES`."""
+
+    family: str
+    n: int
+    refused: int
+
+    @property
+    def kept(self) -> float:
+        """The part that is refused still."""
+        return self.refused / self.n if self.n else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +90,23 @@ class Report:
     policy: str
     policy_sha256: str
     labels: tuple[LabelReport, ...]
+    languages: tuple[tuple[str, tuple[LabelReport, ...]], ...] = ()
+    evasions: tuple[Evasion, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "languages": {
+                language: {label.label: label.to_json() for label in labels}
+                for language, labels in self.languages
+            },
+            "evasions": {
+                evasion.family: {
+                    "n": evasion.n,
+                    "refused": evasion.refused,
+                    "kept": round(evasion.kept, 6),
+                }
+                for evasion in self.evasions
+            },
             "dataset": self.dataset,
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
@@ -82,7 +121,21 @@ class Report:
             f"{'label':<{width}}  {'n':>6}  {'blocked':>7}  {'flagged':>7}    rate  95 % interval"
         )
         shown = [f"{self.dataset} under policy {self.policy}", head]
-        for label in self.labels:
+        shown += self._rows(self.labels, width)
+        for language, labels in self.languages:
+            shown += [f"language {language}", *self._rows(labels, width)]
+        if self.evasions:
+            shown.append("evasion            of refused plain   refused still")
+        shown += [
+            f"{evasion.family:<18} {evasion.n:>16} {100 * evasion.kept:>14.1f}%"
+            for evasion in self.evasions
+        ]
+        return shown
+
+    @staticmethod
+    def _rows(labels: Sequence[LabelReport], width: int) -> list[str]:
+        shown = []
+        for label in labels:
             note = "  false blocks" if label.label == BENIGN else ""
             if label.unavailable:
                 note += f"  {label.unavailable} could not be judged"
@@ -97,32 +150,51 @@ def evaluate(
     path: str | pathlib.Path,
     moderator: PromptJudge,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    evasions: bool = False,
 ) -> Report:
     """Judges every row. Raises EvaluationError for a file that is no such data set.
 
     Args:
         path: CSV with a header; columns text and label, others are ignored.
         moderator: who judges.
-        progress: told how many of how many rows are done.
+        progress: told how many of how many prompts are judged.
+        evasions: writes what was refused in every family of `evasions.FAMILIES` as well.
     """
     rows = read(pathlib.Path(path))
-    outcomes: dict[str, list[Decision]] = {}
-    for number, (text, label) in enumerate(rows, start=1):
-        outcomes.setdefault(label, []).append(moderator.judge_prompt(text))
+    decisions: list[Decision] = []
+    for number, row in enumerate(rows, start=1):
+        decisions.append(moderator.judge_prompt(row.text))
         if progress is not None:
             progress(number, len(rows))
-    first = next(iter(outcomes.values()))[0]
-    labels = sorted(outcomes, key=lambda label: (label != BENIGN, label))
+    judged = list(zip(rows, decisions, strict=True))
+    languages = sorted({row.language for row in rows if row.language})
+    refused = [row.text for row, decision in judged if decision.blocked and row.label != BENIGN]
     return Report(
         dataset=str(path),
-        policy=first.policy,
-        policy_sha256=first.policy_sha256,
-        labels=tuple(_label_report(label, outcomes[label]) for label in labels),
+        policy=decisions[0].policy,
+        policy_sha256=decisions[0].policy_sha256,
+        labels=_label_reports(judged),
+        languages=tuple(
+            (name, _label_reports([pair for pair in judged if pair[0].language == name]))
+            for name in languages
+        ),
+        evasions=tuple(_evaded(moderator, refused, progress)) if evasions else (),
     )
 
 
-def read(path: pathlib.Path) -> list[tuple[str, str]]:
-    """The rows (text, label). Raises EvaluationError."""
+def _evaded(
+    moderator: PromptJudge, refused: Sequence[str], progress: Callable[[int, int], None] | None
+) -> Iterator[Evasion]:
+    for number, (family, rewrite) in enumerate(FAMILIES.items(), start=1):
+        still = sum(moderator.judge_prompt(rewrite(text)).blocked for text in refused)
+        if progress is not None:
+            progress(number, len(FAMILIES))
+        yield Evasion(family, len(refused), still)
+
+
+def read(path: pathlib.Path) -> list[Row]:
+    """The rows. Raises EvaluationError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -134,19 +206,31 @@ def read(path: pathlib.Path) -> list[tuple[str, str]]:
                     f" a data set has the columns text and label (found: {', '.join(columns)})."
                 )
             reader.fieldnames = columns
-            rows = [(row["text"], row["label"], reader.line_num) for row in reader]
+            rows = [
+                (row["text"], row["label"], row.get("language") or "", reader.line_num)
+                for row in reader
+            ]
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: is not UTF-8 text ({error.reason}).") from error
     except csv.Error as error:
         raise EvaluationError(f"{path}: is not CSV ({error}).") from error
-    for text, label, line in rows:
+    for text, label, _, line in rows:
         if text is None or label is None or not label.strip():
             raise EvaluationError(f"{path}: line {line} has no text or no label.")
     if not rows:
         raise EvaluationError(f"{path}: has a header but no rows.")
-    return [(text, label.strip()) for text, label, _ in rows]
+    return [Row(text, label.strip(), language.strip()) for text, label, language, _ in rows]
+
+
+def _label_reports(judged: Sequence[tuple[Row, Decision]]) -> tuple[LabelReport, ...]:
+    """One per label, what must pass first."""
+    outcomes: dict[str, list[Decision]] = {}
+    for row, decision in judged:
+        outcomes.setdefault(row.label, []).append(decision)
+    labels = sorted(outcomes, key=lambda label: (label != BENIGN, label))
+    return tuple(_label_report(label, outcomes[label]) for label in labels)
 
 
 def _label_report(label: str, decisions: Sequence[Decision]) -> LabelReport:

@@ -47,10 +47,19 @@ def moderation() -> None:
     "--dataset", required=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
     help="CSV with the columns text,label; 'benign' is the label of what must pass.",
 )  # fmt: skip
+@click.option(
+    "--evasions", is_flag=True,
+    help="Also write what was refused in twelve disguises, and count what is refused still.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @policy_option
-def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) -> None:
-    """Measure block rates on labelled prompts, with 95 % bootstrap intervals."""
+def evaluate(
+    dataset: pathlib.Path, evasions: bool, as_json: bool, policy: pathlib.Path | None
+) -> None:
+    """Measure block rates on labelled prompts, with 95 % bootstrap intervals.
+
+    A column ``language`` in the data adds a table per language.
+    """
     from calotype.moderation.evaluation import evaluate as measure
 
     with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
@@ -59,7 +68,7 @@ def evaluate(dataset: pathlib.Path, as_json: bool, policy: pathlib.Path | None) 
             bar.length = rows
             bar.update(done - bar.pos)
 
-        report = measure(dataset, _moderator(policy), progress)
+        report = measure(dataset, _moderator(policy), progress, evasions=evasions)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
         return

@@ -7,6 +7,7 @@ import pytest
 
 from calotype.moderation.errors import EvaluationError
 from calotype.moderation.evaluation import bootstrap_interval, evaluate
+from calotype.moderation.evasions import FAMILIES
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Policy
 from calotype.moderation.testing import FixedTextClassifier, RaisingClassifier
@@ -100,3 +101,32 @@ def test_wrong_file_is_one_sentence(tmp_path: pathlib.Path, content: bytes, reas
 def test_missing_file_is_named() -> None:
     with pytest.raises(EvaluationError, match=r"nowhere\.csv: cannot be read"):
         evaluate("nowhere.csv", judge())
+
+
+def test_languages_are_reported_apart(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("text,label,language\nviolet,bouba,de\ngreen,bouba,fr\ngreen,benign,fr\n")
+    report = evaluate(path, judge())
+    assert [name for name, _ in report.languages] == ["de", "fr"]
+    found = report.to_json()["languages"]
+    assert found["de"]["bouba"]["rate"] == 1.0 and found["fr"]["bouba"]["rate"] == 0.0
+    assert found["fr"]["benign"]["n"] == 1 and "benign" not in found["de"]
+    assert "language fr" in report.lines()
+
+
+def test_a_disguise_counts_what_is_refused_still(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("text,label\nviolet one,bouba\ngreen,bouba\nviolet two,bouba\n")
+    report = evaluate(path, judge(), evasions=True)
+    kept = {evasion.family: (evasion.n, evasion.kept) for evasion in report.evasions}
+    assert list(kept) == list(FAMILIES)
+    assert kept["injection"] == kept["suffix"] == (2, 1.0)
+    assert report.to_json()["evasions"]["suffix"]["refused"] == 2
+    assert evaluate(path, judge()).evasions == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_hides_the_words_and_gives_the_same_twice(family: str) -> None:
+    plain = "a nude woman and a corpse in the house"
+    hidden = FAMILIES[family](plain)
+    assert hidden != plain and FAMILIES[family](plain) == hidden
