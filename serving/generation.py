@@ -9,37 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.errors import (
     CalotypeError,
     Cancelled,
     EngineError,
+    InvalidRequest,
     NotFound,
 )
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
 from calotype.serving.jobs.leases import Lease
-from calotype.serving.jobs.records import new_id
-from calotype.serving.jobs.result import (
-    CONTENT_TYPES,
-    BlockedImage,
-    GenerationResult,
-    ImageResult,
-    openai_usage,
-)
-from calotype.serving.pictures import blur, encode_picture, enlarge
+from calotype.serving.jobs.result import GenerationResult, openai_usage
+from calotype.serving.lease_trail import Trail, TrailKeeper
+from calotype.serving.picture_desk import PictureDesk
 from calotype.serving.protocols import BlobStore, SafetyStage
-from calotype.serving.request import Failed, Finished, GenerationRequest, Progress
-
-if TYPE_CHECKING:
-    from calotype.serving.request import Pixels
+from calotype.serving.request import (
+    Checkpoint,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Preview,
+    Progress,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class PromptSource(Protocol):
     async def encode(self, prompt: str) -> EncodedPrompt: ...
 
 
-class LeaseSource(Protocol):
+class LeaseSource(TrailKeeper, Protocol):
     """The generators' side of `jobs.dispatcher.Dispatcher`."""
 
     async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]: ...
@@ -75,11 +72,14 @@ class LeaseSource(Protocol):
 
     async def release(self, job_id: str, fence: int) -> bool: ...
 
+    async def spoiled(self, job_id: str, fence: int) -> bool: ...
+
 
 @dataclass(slots=True)
 class _Running:
     lease: Lease
-    steps: int
+    request: GenerationRequest
+    trail: Trail
     step: int = 0
     task: asyncio.Task[None] | None = None
     lost: bool = field(default=False)
@@ -90,7 +90,7 @@ class GenerationWorker:
 
     Args:
         concurrency: leases held at once.
-        beat_seconds: pause between heartbeats.
+        beat_seconds: pause between heartbeats, and between the checkpoints of a request.
         wait_seconds: length of one long poll for work.
     """
 
@@ -110,6 +110,7 @@ class GenerationWorker:
         self.replica = replica
         self._engine, self._leases, self._prompts = engine, leases, prompts
         self._safety, self._blobs = safety, blobs
+        self._desk = PictureDesk(safety, blobs)
         self._concurrency, self._beat = concurrency, beat_seconds
         self._wait = wait_seconds
         self._running: dict[str, _Running] = {}
@@ -156,128 +157,150 @@ class GenerationWorker:
             log.warning("no lease from the dispatcher: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
         for lease in granted:
-            running = _Running(lease, int(lease.request["steps"]))
+            running = self._begin(lease)
             self._running[lease.job_id] = running
             running.task = asyncio.create_task(self._answer_for(running))
         for _ in range(free - len(granted)):
             self._slots.release()
 
+    def _begin(self, lease: Lease) -> _Running:
+        # The engine shares its steps out between teams.
+        request = replace(GenerationRequest.from_payload(lease.request), tenant=lease.team_id)
+        trail = Trail(lease, request, self._leases, self._safety, self._blobs)
+        return _Running(lease, request, trail, int((lease.checkpoint or {}).get("step", 0)))
+
     async def _answer_for(self, running: _Running) -> None:
         lease = running.lease
-        stored: list[str] = []
+        told: bool | None = False
         try:
-            result = await self._draw(running, stored)
-            kept = await self._tell(
+            result = await self._draw(running)
+            told = await self._tell(
                 self._leases.complete(lease.job_id, lease.fence, result.to_payload())
             )
-            if kept is not False:
-                # Recorded, or recorded for all we know: only a plain refusal makes them waste.
-                stored.clear()
         except CalotypeError as error:
             if not (running.lost and isinstance(error, Cancelled)):
-                await self._tell(self._leases.fail(lease.job_id, lease.fence, error.to_payload()))
+                told = await self._tell(
+                    self._leases.fail(lease.job_id, lease.fence, error.to_payload())
+                )
         except Exception as error:
             log.exception("job %s failed", lease.job_id)
             fault = EngineError(f"The picture could not be drawn: {type(error).__name__}: {error}.")
-            await self._tell(self._leases.fail(lease.job_id, lease.fence, fault.to_payload()))
+            told = await self._tell(
+                self._leases.fail(lease.job_id, lease.fence, fault.to_payload())
+            )
         finally:
-            for key in stored:  # nobody will ever ask for these
-                await asyncio.to_thread(self._blobs.delete, key)
             self._running.pop(lease.job_id, None)
             self._slots.release()
+            await running.trail.close()
+        if told:
+            await running.trail.forget()
 
-    async def _draw(self, running: _Running, stored: list[str]) -> GenerationResult:
+    async def _draw(self, running: _Running) -> GenerationResult:
         started = time.monotonic()
-        request = GenerationRequest.from_payload(running.lease.request)
-        prompt = await self._prompts.encode(request.prompt)
+        request = running.request
+        encoded, files = await asyncio.gather(self._encoded(request), self._files(request))
+        prompt = encoded[0]
+        given: dict[str, Any] = {}
+        if len(encoded) > 1:
+            given["negative"] = encoded[1].embeds
+        if files:
+            given["files"] = files
         finished: Finished | None = None
-        async for event in self._engine.draw(request, prompt.embeds):
+        async for event in self._events(running, prompt.embeds, given):
             if isinstance(event, Progress):
                 running.step = event.step
+            elif isinstance(event, Preview | Checkpoint):
+                running.trail.note(event)
             elif isinstance(event, Failed):
                 raise event.error
-            elif isinstance(event, Finished):
+            else:
                 finished = event
         if finished is None:
             raise EngineError("The engine ended the request without an answer.")
         drawn_at = time.monotonic()
-        enlarged = finished.images
-        if request.rendered_size != request.size:
-            enlarged = await asyncio.to_thread(
-                lambda: tuple(enlarge(pixels, request.size) for pixels in finished.images)
-            )
-        encode = functools.partial(_encoded, running.lease)
-        # Encoded while they are judged: the file of a blocked picture is dropped unseen.
-        decisions, files = await asyncio.gather(
-            asyncio.gather(*(self._judged(pixels) for pixels in enlarged)),
-            asyncio.to_thread(lambda: [encode(pixels) for pixels in enlarged]),
+        handed, _ = await asyncio.gather(
+            self._desk.hand_out(running.lease, request, finished.images, files),
+            running.trail.finish(),
         )
-        judged_at = time.monotonic()
-        images, blocked = [], []
-        for index, (pixels, decision) in enumerate(zip(enlarged, decisions, strict=True)):
-            if decision["blocked"] and decision.get("verdict") != "BLUR":
-                names = [str(name) for name in decision.get("categories", [])]
-                blocked.append(
-                    BlockedImage(index, names, decision.get("id"), decision.get("policy"))
-                )
-                continue
-            data = files[index]
-            if decision.get("verdict") == "BLUR":
-                data = await asyncio.to_thread(_encoded, running.lease, blur(pixels))
-            images.append(await self._store(running.lease, request, index, data, decision, stored))
         metrics: dict[str, Any] = {
             "gpu_seconds": round(finished.denoise_seconds, 4),
             "megapixels": round(request.n * request.size.pixels / 1e6, 4),
             "steps": request.sampling.steps,
             "rendered_size": str(request.rendered_size),
             "draw_ms": round(1000 * (drawn_at - started)),
-            "moderation_ms": round(1000 * (judged_at - drawn_at)),
+            "moderation_ms": round(1000 * handed.judging_seconds),
         }
-        if prompt.truncated:
+        if any(text.truncated for text in encoded):
             metrics["warnings"] = [
                 "The prompt is longer than the model reads; its end changed nothing."
             ]
         usage = openai_usage(prompt.token_count, [request.size] * request.n)
-        return GenerationResult(images, blocked, metrics, usage, list(decisions))
+        return GenerationResult(handed.images, handed.blocked, metrics, usage, handed.decisions)
 
-    async def _judged(self, pixels: Pixels) -> dict[str, Any]:
-        """The safety stage's decision; asked again while the stage comes back from a crash."""
-        judge = functools.partial(self._safety.judge_image, pixels)
-        return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
+    async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
+        """The prompt, and the negative one where a second pass runs."""
+        texts = self._engine.engine.prompts_of(request)
+        return list(await asyncio.gather(*(self._prompts.encode(text) for text in texts)))
 
-    async def _store(
-        self,
-        lease: Lease,
-        request: GenerationRequest,
-        index: int,
-        data: bytes,
-        decision: Mapping[str, Any],
-        stored: list[str],
-    ) -> ImageResult:
-        kind = _format(lease)
-        asset_id = new_id("asset")
-        key = f"{lease.team_id}/{asset_id}.{kind}"
-        stored.append(key)
-        await asyncio.to_thread(self._blobs.put, key, data)
-        return ImageResult(
-            asset_id=asset_id,
-            blob_key=key,
-            index=index,
-            seed=request.seed + index,
-            width=request.size.width,
-            height=request.size.height,
-            content_type=CONTENT_TYPES[kind],
-            sha256=hashlib.sha256(data).hexdigest(),
-            flagged=bool(decision.get("flagged")),
-        )
+    async def _files(self, request: GenerationRequest) -> dict[str, bytes]:
+        """The pictures that the request names, by blob key.
+
+        Raises:
+            InvalidRequest: one of them is not kept any more.
+        """
+        names = [request.image, request.mask, *request.references]
+        keys = list(dict.fromkeys(name for name in names if name is not None))
+        try:
+            found = [await asyncio.to_thread(self._blobs.get, key) for key in keys]
+        except NotFound:
+            raise InvalidRequest(
+                "A picture that the request names is not kept any more; send it again.",
+                param="image",
+            ) from None
+        return dict(zip(keys, found, strict=True))
+
+    async def _events(
+        self, running: _Running, embeds: Any, given: Mapping[str, Any]
+    ) -> AsyncIterator[Event]:
+        """The engine's events, from the checkpoint on where there is one that can be used."""
+        left = await self._checkpoint(running)
+        if left is not None:
+            async for event in self._engine.draw(running.request, embeds, **given, checkpoint=left):
+                if isinstance(event, Failed) and _of_checkpoint(event.error):
+                    log.warning("job %s begins anew: %s", running.lease.job_id, event.error)
+                    await self._spoiled(running)
+                    break
+                yield event
+            else:
+                return
+        running.step = 0
+        async for event in self._engine.draw(running.request, embeds, **given):
+            yield event
+
+    async def _checkpoint(self, running: _Running) -> bytes | None:
+        left = running.lease.checkpoint
+        if left is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._blobs.get, left["blob_key"])
+        except NotFound:
+            await self._spoiled(running)
+        except CalotypeError as error:
+            log.warning("job %s begins anew: %s", running.lease.job_id, error)
+        return None
+
+    async def _spoiled(self, running: _Running) -> None:
+        await self._tell(self._leases.spoiled(running.lease.job_id, running.lease.fence))
 
     async def _beat_forever(self) -> None:
         while True:
             await asyncio.sleep(self._beat)
             progress = {
-                job_id: (running.lease.fence, running.step, running.steps)
+                job_id: (running.lease.fence, running.step, running.request.sampling.steps)
                 for job_id, running in self._running.items()
             }
+            for job_id in progress:
+                self._engine.engine.checkpoint(job_id)
             try:
                 lost = await self._leases.heartbeat(self.replica, progress)
             except Exception as error:  # the lease outlives a few lost beats
@@ -303,9 +326,5 @@ class GenerationWorker:
             return None
 
 
-def _format(lease: Lease) -> str:
-    return str(lease.input.get("output_format") or "png")
-
-
-def _encoded(lease: Lease, pixels: Pixels) -> bytes:
-    return encode_picture(pixels, _format(lease), lease.input.get("output_compression"))
+def _of_checkpoint(error: CalotypeError) -> bool:
+    return isinstance(error, InvalidRequest) and error.param == "checkpoint"

@@ -72,7 +72,9 @@ def _look(gateway: Gateway, job_id: str) -> tuple[JobRecord, list[PreviewRecord]
     job = gateway.store.get_job(job_id)
     if job is None:
         raise NotFound(f"There is no job '{job_id}'.")
-    return job, [] if job.over else gateway.store.list_previews(job_id)
+    # A job that was not asked for previews has none, and costs no second look.
+    shown = job.request.get("preview_every") and job.status in ("running", "succeeded")
+    return job, gateway.store.list_previews(job_id) if shown else []
 
 
 async def job_stream(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calotype.serving.api.schemas import FEATURES
+
 
 class GatewaySettings(BaseModel):
     """Settings of `calotype.serving.api.app.create_app`."""
@@ -36,7 +38,8 @@ class GatewaySettings(BaseModel):
         True, description="An SDK's retry without Idempotency-Key joins the job it repeats."
     )
     features: frozenset[str] = Field(
-        frozenset(), description="What the workers can do beside drawing; see schemas.FEATURES."
+        frozenset(FEATURES),
+        description="What the workers can do beside drawing; a subset of schemas.FEATURES.",
     )
     max_upload_bytes: int = Field(
         128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."

@@ -96,6 +96,15 @@ class DispatcherDeployment:
     async def release(self, job_id: str, fence: int) -> bool:
         return await self._core.release(job_id, fence)
 
+    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool:
+        return await self._core.checkpoint(job_id, fence, step, blob_key)
+
+    async def spoiled(self, job_id: str, fence: int) -> bool:
+        return await self._core.spoiled(job_id, fence)
+
+    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
+        return await self._core.preview(job_id, fence, preview)
+
     async def report(self, state: dict[str, Any]) -> float:
         """Takes a generator's or text encoder's state; answers with the backlog in seconds."""
         self._reports[state["replica"]] = (time.monotonic(), state)

@@ -95,15 +95,24 @@ class RemoteLeases:
         return lost
 
     async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool:
-        return bool(await self._end("complete", job_id, fence, dict(result)))
+        return bool(await self._tell("complete", job_id, fence, dict(result)))
 
     async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
-        return bool(await self._end("fail", job_id, fence, dict(error)))
+        return bool(await self._tell("fail", job_id, fence, dict(error)))
 
     async def release(self, job_id: str, fence: int) -> bool:
-        return bool(await self._end("release", job_id, fence))
+        return bool(await self._tell("release", job_id, fence))
 
-    async def _end(self, method: str, *arguments: Any) -> Any:
+    async def spoiled(self, job_id: str, fence: int) -> bool:
+        return bool(await self._tell("spoiled", job_id, fence))
+
+    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool:
+        return bool(await self._tell("checkpoint", job_id, fence, step, blob_key))
+
+    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
+        return bool(await self._tell("preview", job_id, fence, dict(preview)))
+
+    async def _tell(self, method: str, *arguments: Any) -> Any:
         return await call(
             lambda: getattr(self._dispatcher, method).remote(*arguments), "The dispatcher"
         )

@@ -52,7 +52,7 @@ def _history(job: JobRecord, previews: Sequence[PreviewRecord]) -> Iterator[JobE
         leased = base if job.fence % 2 else base - _PER_FENCE
         if job.status != "queued":
             yield JobEvent(leased + 1, "started")
-    if job.status == "running":
+    if job.status in ("running", "succeeded"):
         marks: list[tuple[int, PreviewRecord | None]] = [
             (
                 _mark(base, preview.step, 1 + preview.partial_index * 10 + preview.image_index),
@@ -61,7 +61,7 @@ def _history(job: JobRecord, previews: Sequence[PreviewRecord]) -> Iterator[JobE
             for preview in previews
             if preview.fence == job.fence
         ]
-        if job.step:
+        if job.step and job.status == "running":
             marks.append((_mark(base, job.step, 0), None))
         for number, preview in sorted(marks, key=lambda mark: mark[0]):
             yield JobEvent(number, "progress" if preview is None else "partial_image", preview)

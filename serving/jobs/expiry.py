@@ -60,10 +60,11 @@ class Expiry:
                         body_sha256=None,
                     )
                 )
-                gone = connection.execute(
-                    delete(assets).where(assets.c.job_id == job.id).returning(assets.c.blob_key)
-                )
-                drop(connection, list(gone.scalars()), now)
+                for table in (assets, previews):
+                    gone = connection.execute(
+                        delete(table).where(table.c.job_id == job.id).returning(table.c.blob_key)
+                    )
+                    drop(connection, list(gone.scalars()), now)
         return len(ended)
 
     def forget_jobs(self, purged_before: float, limit: int = _PAGE) -> int:

@@ -1,7 +1,7 @@
 """What a running generator leaves for others: checkpoints for its successor, previews for clients.
 
-Both are fenced: what arrives under an older lease is refused. The blobs become garbage when the
-job is over.
+Both are fenced: what arrives under an older lease is refused. The blobs become garbage when nobody
+needs them any more.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from calotype.serving.jobs.tables import checkpoints, jobs, previews
 from calotype.serving.protocols import Clock
 
 
-def clear_hand_over(connection: Connection, job_id: str, now: float) -> None:
-    """Lets go of the checkpoint and the previews of a job that is over."""
-    for table in (checkpoints, previews):
+def clear_hand_over(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
+    """Lets go of the checkpoint of a job that is over, and of previews of what was not drawn.
+
+    Those of a drawn picture stay until the job expires: a client that looks a moment too late, or
+    comes back, gets them all the same.
+    """
+    for table in (checkpoints,) if drawn else (checkpoints, previews):
         gone = connection.execute(
             delete(table).where(table.c.job_id == job_id).returning(table.c.blob_key)
         )
@@ -89,7 +93,7 @@ class HandOver:
         return True
 
     def list_previews(self, job_id: str) -> list[PreviewRecord]:
-        """Of an open job, in the order in which they were drawn."""
+        """Of a job that is open or succeeded, in the order in which they were drawn."""
         query = (
             select(previews)
             .where(previews.c.job_id == job_id)

@@ -278,7 +278,8 @@ class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches
             job = _one(connection, job_id)
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)
-            clear_hand_over(connection, job_id, values["completed"])
+            drawn = status == "succeeded"
+            clear_hand_over(connection, job_id, values["completed"], drawn=drawn)
             announce(connection, job, values["completed"])
             return job
 

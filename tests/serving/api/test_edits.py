@@ -48,8 +48,10 @@ def seen_by_worker(service: Any) -> dict[str, Any]:
     return dict(service.jobs()[0].request)
 
 
-def test_what_the_workers_cannot_do_is_refused_by_name(shared_service: Any) -> None:
-    sdk = shared_service.sdk()
+def test_what_the_workers_cannot_do_is_refused_by_name(
+    start_service: Callable[..., Any], quick: Callable[..., Any]
+) -> None:
+    sdk = start_service(settings=quick(features=set())).sdk()
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.images.edit(image=picture(), prompt="a cat")
     assert (caught.value.code, caught.value.param) == ("unsupported_value", "image")
