@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.errors import CalotypeError, EngineError
@@ -35,7 +35,7 @@ class EngineThread:
 
     async def draw(
         self, request: GenerationRequest, embeds: Any, **more: Any
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Adds the request and yields its events; the last one is `Finished` or `Failed`.
 
         A caller that stops iterating aborts the request.

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -206,15 +206,16 @@ class GenerationWorker:
         if files:
             given["files"] = files
         finished: Finished | None = None
-        async for event in self._events(running, prompt.embeds, given):
-            if isinstance(event, Progress):
-                running.step = event.step
-            elif isinstance(event, Preview | Checkpoint):
-                running.trail.note(event)
-            elif isinstance(event, Failed):
-                raise event.error
-            else:
-                finished = event
+        async with contextlib.aclosing(self._events(running, prompt.embeds, given)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    running.step = event.step
+                elif isinstance(event, Preview | Checkpoint):
+                    running.trail.note(event)
+                elif isinstance(event, Failed):
+                    raise event.error
+                else:
+                    finished = event
         if finished is None:
             raise EngineError("The engine ended the request without an answer.")
         drawn_at = time.monotonic()
@@ -261,21 +262,27 @@ class GenerationWorker:
 
     async def _events(
         self, running: _Running, embeds: Any, given: Mapping[str, Any]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The engine's events, from the checkpoint on where there is one that can be used."""
         left = await self._checkpoint(running)
         if left is not None:
-            async for event in self._engine.draw(running.request, embeds, **given, checkpoint=left):
-                if isinstance(event, Failed) and _of_checkpoint(event.error):
-                    log.warning("job %s begins anew: %s", running.lease.job_id, event.error)
-                    await self._spoiled(running)
-                    break
-                yield event
-            else:
+            drawing = self._engine.draw(running.request, embeds, **given, checkpoint=left)
+            # Closed at once, or else its end would take the events of the next attempt.
+            async with contextlib.aclosing(drawing) as events:
+                refusal: CalotypeError | None = None
+                async for event in events:
+                    if isinstance(event, Failed) and _of_checkpoint(event.error):
+                        refusal = event.error
+                        break
+                    yield event
+            if refusal is None:
                 return
+            log.warning("job %s begins anew: %s", running.lease.job_id, refusal)
+            await self._spoiled(running)
         running.step = 0
-        async for event in self._engine.draw(running.request, embeds, **given):
-            yield event
+        async with contextlib.aclosing(self._engine.draw(running.request, embeds, **given)) as more:
+            async for event in more:
+                yield event
 
     async def _checkpoint(self, running: _Running) -> bytes | None:
         left = running.lease.checkpoint
