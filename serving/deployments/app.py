@@ -35,6 +35,8 @@ QUICK_GOODBYE_SECONDS = 0.5
 """How often Serve looks whether a replica that shall stop is idle; its own 2 s delay every end."""
 QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
 """Reports and long polls would fill the log several times a second."""
+OWN_ANNOTATIONS = "calotype.dev/"
+"""How the names of those annotations begin that replicas read."""
 QUIET_THREADS = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
 
 
@@ -202,4 +204,13 @@ def user_config(
 
 
 def _json(resource: ImageModel | LoRAAdapter) -> dict[str, Any]:
-    return resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """The manifest without what a cluster notes in an object's metadata.
+
+    A file from ``kubectl get -o yaml`` has a resourceVersion that every status changes; replicas
+    would be told again and again of what is the same for them.
+    """
+    document = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+    metadata: dict[str, Any] = {"name": resource.name, "namespace": resource.metadata.namespace}
+    annotations = document["metadata"].get("annotations") or {}
+    mine = {key: value for key, value in annotations.items() if key.startswith(OWN_ANNOTATIONS)}
+    return {**document, "metadata": metadata | ({"annotations": mine} if mine else {})}

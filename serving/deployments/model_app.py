@@ -29,12 +29,12 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from calotype.serving.api.server import listening_socket
 from calotype.serving.config import describe
 from calotype.serving.deployments.app import QUIET_LOG
+from calotype.serving.deployments.ray_node import start_ray
 from calotype.serving.environment import ClusterEnvironment
 from calotype.serving.errors import InvalidRequest, ModelLoadFailed
 
 log = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 100 * 1024 * 1024
 POLL_SECONDS = 2.0
 EAGER_SECONDS = 0.25
 DRAIN_SECONDS = 300.0
@@ -63,11 +63,7 @@ def run_model_app(options: ModelAppOptions) -> None:
         pass  # Serve's proxy takes it later, and would only log that it cannot
     stop = threading.Event()
     with _ray(), _signals(stop):  # in this order: Ray has handlers of its own, which kill
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": options.host, "port": options.port},
-            logging_config=QUIET_LOG,
-        )
+        _start_serve(options)
         app = ModelApp(options, application, raw)
         app.deploy(application)
         try:
@@ -171,26 +167,21 @@ class ModelApp:
         return str(found.status.value), lines[-1].strip(" .") if lines else ""
 
 
-@contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    """Ray in this pod alone. From the main thread: its processes die with the one that asked.
-
-    Raises:
-        ModelLoadFailed: its processes did not come up, for instance for want of memory or time.
-    """
+def _start_serve(options: ModelAppOptions) -> None:
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=True,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": options.host, "port": options.port},
+            logging_config=QUIET_LOG,
         )
     except Exception as error:  # Ray raises whatever its processes could not do
-        raise ModelLoadFailed(f"Ray could not be started in this pod: {error}") from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        raise ModelLoadFailed(f"Ray Serve could not be started in this pod: {error}") from error
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
+    """Ray in this pod alone."""
+    start_ray(log_to_driver=True)
     try:
         yield
     finally:

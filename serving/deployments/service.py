@@ -24,9 +24,10 @@ from calotype.serving.api.catalog import Catalog
 from calotype.serving.api.server import build_server, listening_socket
 from calotype.serving.api.settings import GatewaySettings
 from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
-from calotype.serving.deployments.app import build_model_app
+from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.moderator import read_policy
+from calotype.serving.deployments.ray_node import start_ray
 from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
 from calotype.serving.jobs.database import sqlite_url
 from calotype.serving.jobs.keys import ensure_first_key
@@ -36,7 +37,6 @@ from calotype.serving.storage import FolderBlobStore
 
 log = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 100 * 1024 * 1024
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
 
@@ -151,21 +151,12 @@ class Service:
                 await self._reload()
 
     def _start_ray(self) -> None:
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        start_ray(log_to_driver=False)
         self._ray_started = True
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            proxy_location="Disabled",
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
+        try:
+            serve.start(proxy_location="Disabled", logging_config=QUIET_LOG)
+        except Exception as error:  # Ray raises whatever its processes could not do
+            raise ModelLoadFailed(f"Ray Serve could not be started: {error}") from error
 
     async def _deploy(self, resources: Manifests) -> None:
         policy = next(({"name": n, "spec": s} for n, s in resources.policies.items()), None)
@@ -184,7 +175,7 @@ class Service:
                 app,
                 name=name,
                 route_prefix=None,
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
+                logging_config=QUIET_LOG,
             )
             self._backend.models[model.name] = name
         for gone in set(self._backend.models) - {model.name for model in resources.models}:

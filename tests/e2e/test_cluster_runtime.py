@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -20,8 +22,12 @@ import httpx
 import openai
 import psutil
 import pytest
+from PIL import Image
+from safetensors.torch import load, save
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel, LoRAAdapter
+from calotype.serving.config_hash import config_hash
+from calotype.serving.sources import BUILT_IN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -205,6 +211,11 @@ def test_a_picture_is_drawn_by_another_process_than_answers(cluster: Cluster) ->
 
 
 def test_the_status_tells_of_every_replica_and_its_adapters(cluster: Cluster) -> None:
+    def ready(status: dict[str, Any]) -> bool:  # replicas tell it every two seconds
+        told = status["replicaStates"][0]["adapters"].get("stripes", {})
+        return bool(told.get("state") == "ready")
+
+    cluster.wait_for(lambda: ready(cluster.status()), "the replica says that it has the adapter")
     status = cluster.status()
     assert (status["name"], status["ready"], status["replicas"]) == ("shapes", True, 1)
     replica = status["replicaStates"][0]
@@ -212,12 +223,14 @@ def test_the_status_tells_of_every_replica_and_its_adapters(cluster: Cluster) ->
     assert replica["ready"]
     assert replica["configHash"] == status["configHash"]
     adapter = replica["adapters"]["stripes"]
-    assert adapter["state"] == "ready"
     assert adapter["loadMilliseconds"] >= 0
-    with cluster.api() as client:
-        model = client.get("/v1/models").json()["data"][0]
-    assert model["status"]["ready"]
-    assert model["status"]["adapters"] == {"stripes": "ready"}
+
+    def model() -> dict[str, Any]:
+        with cluster.api() as client:
+            return dict(client.get("/v1/models").json()["data"][0]["status"])
+
+    cluster.wait_for(lambda: model()["adapters"] == {"stripes": "ready"}, "the gateway says so")
+    assert model()["ready"]
 
 
 def test_the_ingress_answers_nobody_without_the_token(cluster: Cluster) -> None:
@@ -241,3 +254,113 @@ def test_texts_and_pictures_are_judged_through_the_gateway(cluster: Cluster) -> 
     with cluster.api() as client:
         answer = client.post("/v1/moderations", json={"input": parts}).json()
     assert answer["results"][0]["flagged"] is False
+
+
+# -- revisions of an adapter -----------------------------------------------------------------------
+
+
+def look(file: pathlib.Path, sha256: str | None = None) -> dict[str, Any]:
+    """The adapter `look` as a fetch Job left it."""
+    digest = sha256 or hashlib.sha256(file.read_bytes()).hexdigest()
+    return {
+        "apiVersion": "calotype.dev/v1alpha1",
+        "kind": "LoRAAdapter",
+        "metadata": {"name": "look", "namespace": "shop"},
+        "spec": {
+            "modelRef": {"name": "shapes"},
+            "source": {"path": str(file)},
+            "sha256": digest,
+        },
+    }
+
+
+def test_a_revision_replaces_the_one_before_only_when_it_is_loaded(cluster: Cluster) -> None:
+    files = {name: cluster.folder / f"{name}.safetensors" for name in ("v1", "v2", "broken")}
+    whole = (BUILT_IN / "stripes.safetensors").read_bytes()
+    files["v1"].write_bytes(whole)
+    files["v2"].write_bytes(save({name: 0 * tensor for name, tensor in load(whole).items()}))
+    files["broken"].write_bytes(whole[: len(whole) // 2])
+    cluster.write("gateway.json", cluster.gateway_json(adapters=[STRIPES, look(files["v1"])]))
+    replicas = {state["replica"] for state in cluster.status()["replicaStates"]}
+    plain, striped = (
+        pixels(cluster.draw(loras=loras)) for loras in ([], [{"id": "stripes", "scale": 1.0}])
+    )
+
+    def push(adapter: dict[str, Any], *states: str) -> dict[str, Any]:
+        """Waits until the replicas have this configuration and say so of the adapter."""
+        adapters = [STRIPES, adapter]
+        cluster.write("model.json", application(adapters))
+        wanted = config_hash({"model": MODEL, "adapters": adapters})
+        cluster.wait_for(
+            lambda: cluster.status().get("configHash") == wanted and told()["state"] in states,
+            f"{adapter['spec']} is {states}",
+        )
+        return told()
+
+    def told() -> dict[str, Any]:
+        return dict(cluster.status()["replicaStates"][0]["adapters"].get("look", {"state": ""}))
+
+    def draw() -> bytes:
+        return pixels(cluster.draw(loras=[{"id": "look", "scale": 1.0}]))
+
+    first, second = look(files["v1"]), look(files["v2"])
+    assert push(first, "ready")["revision"] == first["spec"]["sha256"]
+    cluster.wait_for(lambda: "look" in offered(cluster), "the gateway offers it")
+    assert draw() == striped
+    assert push(second, "ready")["revision"] == second["spec"]["sha256"]
+    assert draw() == plain, "an adapter of zeros changes nothing"
+    broken = push(look(files["broken"]), "failed")
+    assert "truncated" in broken["message"]
+    assert broken["servingRevision"] == second["spec"]["sha256"]
+    assert draw() == plain, "the revision before it is served on"
+    swapped = push(look(files["v1"], sha256="0" * 64), "failed")
+    assert "pins" in swapped["message"]
+    assert swapped["servingRevision"] == second["spec"]["sha256"]
+    assert draw() == plain
+    assert push(first, "ready")["message"] == ""
+    assert draw() == striped
+    assert {state["replica"] for state in cluster.status()["replicaStates"]} == replicas
+
+
+def pixels(picture: bytes) -> bytes:
+    """Without the recipe, which names the adapters."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        return opened.tobytes()
+
+
+def offered(cluster: Cluster) -> set[str]:
+    with cluster.api() as client:
+        adapters = client.get("/v1/models/shapes").json()["adapters"]
+    return {adapter["id"] for adapter in adapters}
+
+
+def test_a_wrong_application_changes_nothing(cluster: Cluster) -> None:
+    cluster.write("model.json", '{"name": "shapes", "deployment": []}')
+    cluster.wait_for(lambda: "deployment" in cluster.log("model-app"), "the fault is told")
+    assert cluster.draw().startswith(b"\x89PNG")
+    cluster.write("model.json", application())
+
+
+# -- a model app that ends and comes back ----------------------------------------------------------
+
+
+def test_running_pictures_are_finished_and_waiting_ones_kept(cluster: Cluster) -> None:
+    def submit(seed: int) -> str:
+        body = {"input": {"prompt": PROMPT, "n": 2, "steps": 50, "seed": seed}}
+        with cluster.api() as client:
+            answer = client.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def states() -> list[str]:
+        with cluster.api() as client:
+            return [client.get(f"/v1/jobs/{job}").json()["status"] for job in jobs]
+
+    jobs = [submit(seed) for seed in range(8)]
+    cluster.wait_for(lambda: "running" in states(), "some of them run")
+    assert cluster.end("model-app") == 0
+    assert set(states()) == {"succeeded", "queued"}, "none was cut off, none was lost"
+    assert cluster.get("/readyz") == 200
+    jobs.append(submit(99))
+    cluster.start_app()
+    cluster.wait_for(lambda: set(states()) == {"succeeded"}, "all are drawn", 180)

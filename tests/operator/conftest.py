@@ -25,7 +25,8 @@ from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.cluster import FakeCluster
 
 Object = dict[str, Any]
-PATIENCE = 15.0
+PATIENCE = 60.0
+"""Seconds; a reconcile that fails five times in a row is tried again half a minute later."""
 
 
 class World:
