@@ -11,7 +11,7 @@ from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
-BENCHES = ("engine", "service")
+BENCHES = ("engine", "service", "operator")
 BEGIN, END = "<!-- begin: written by make bench -->", "<!-- end -->"
 
 

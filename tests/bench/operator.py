@@ -1,0 +1,79 @@
+"""What the operator costs with a thousand adapters: memory, and how soon it answers a change.
+
+The operator runs as its own process on a real API server; model apps are pretended. Without the
+programs of the control plane (`make controlplane`) nothing is measured.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # as pytest does
+
+from cluster.crowd import MANY, Crowd, model
+from cluster.operating import install_kinds, operated
+from controlplane import binaries
+from controlplane.cluster import Cluster
+from controlplane.plane import ControlPlane
+
+CHANGED = range(50, MANY, 50)
+"""Which of the adapters are changed, one after the other."""
+
+
+def measure() -> dict[str, dict[str, Any]]:
+    """name -> value, unit, bar, better; empty without the programs."""
+    try:
+        programs = binaries.find_all()
+    except FileNotFoundError as missing:
+        print(missing, file=sys.stderr)
+        return {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        plane = ControlPlane(programs, folder)
+        try:
+            plane.start()
+            cluster = Cluster(plane.admin, programs, folder, plane)
+            try:
+                return measure_crowd(cluster, programs["helm"], folder)
+            finally:
+                cluster.close()
+        finally:
+            plane.stop()
+
+
+def measure_crowd(
+    cluster: Cluster, helm: pathlib.Path, folder: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+    """A model without adapters, then with a thousand, then one change after the other."""
+    install_kinds(cluster)
+    with operated(cluster, helm, folder) as (operator, pretence):
+        operator.start()
+        crowd = Crowd(cluster, operator, pretence)
+        cluster.apply(model(), "-n", crowd.namespace)
+        cluster.wait("imagemodels", "shapes", "Ready", crowd.namespace)
+        empty = operator.memory()
+        pushes = len(pretence.app("shapes").pushes)
+        begun = time.perf_counter()
+        crowd.gather(f"a{number:04}" for number in range(MANY))
+        crowd.wait_ready(MANY)
+        took = time.perf_counter() - begun
+        pushed = len(pretence.app("shapes").pushes) - pushes
+        full = operator.memory()
+        change = crowd.median_change(f"a{number:04}" for number in CHANGED)
+    return {
+        "operator, memory with 1 resource": entry(empty, "MB", None),
+        f"operator, memory with {MANY} adapters": entry(full, "MB", 150),
+        f"operator, one change among {MANY} adapters until its status": entry(change, "s", 1),
+        f"operator, {MANY} adapters from the first create until all are Ready": entry(
+            took, "s", None
+        ),
+        f"operator, configurations pushed for {MANY} adapters": entry(pushed, "", None),
+    }
+
+
+def entry(value: float, unit: str, bar: float | None) -> dict[str, Any]:
+    return {"value": round(value, 3), "unit": unit, "bar": bar, "better": "lower"}
