@@ -290,8 +290,8 @@ class Engine:
     def _settle(self, events: list[Event]) -> None:
         """Waits for the last step and fails the requests whose numbers are no longer finite."""
         check, self._unchecked = self._unchecked, None
-        for row in check.broken() if check is not None else ():
-            state = self._states.get(row.request_id)
+        for request_id in check.broken() if check is not None else ():
+            state = self._states.get(request_id)
             if state is not None:
                 message = f"The model produced no finite numbers by step {state.steps_done}."
                 self._fail(state, NonFiniteLatents(message), events)

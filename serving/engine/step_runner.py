@@ -98,7 +98,8 @@ class FiniteCheck:
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
+        # Their names only: a request that is aborted meanwhile must not be kept in memory.
+        self._names = [row.request_id for row in rows]
         latents = torch.stack([row.latents for row in rows if row.latents is not None])
         flags = latents.isfinite().flatten(1).all(1)
         self._event: Any = None
@@ -110,11 +111,11 @@ class FiniteCheck:
         else:
             self._flags = flags
 
-    def broken(self) -> list[Row]:
-        """The rows with NaN or infinity; waits for the step to end."""
+    def broken(self) -> list[str]:
+        """The requests with NaN or infinity, one name for each row; waits for the step to end."""
         if self._event is not None:
             self._event.synchronize()
-        return [row for row, ok in zip(self.rows, self._flags.tolist(), strict=True) if not ok]
+        return [name for name, ok in zip(self._names, self._flags.tolist(), strict=True) if not ok]
 
 
 def is_out_of_memory(error: Exception) -> bool:
