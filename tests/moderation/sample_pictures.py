@@ -1,0 +1,105 @@
+"""Harmless pictures for tests: flat drawings like the embedded model's, and photo-like textures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Pixels = NDArray[np.uint8]
+
+TONES = ["#dc2828", "#28aa3c", "#2850dc", "#f0d228", "#8c32b4", "#f58c1e", "#ffffff", "#101010"]
+SHAPES = ("circle", "square", "triangle", "stripes", "ring")
+
+
+def drawing(number: int, side: int = 128) -> Pixels:
+    """A shape of one tone on a ground of another."""
+    fill, ground = TONES[number % 8], TONES[(number + 1 + number // 8) % 8]
+    image = Image.new("RGB", (4 * side, 4 * side), ground)
+    draw = ImageDraw.Draw(image)
+    rng = np.random.default_rng(number)
+    x, y = rng.uniform(1.2 * side, 2.8 * side, 2).tolist()
+    radius = float(rng.uniform(0.4 * side, 1.1 * side))
+    box = (x - radius, y - radius, x + radius, y + radius)
+    match SHAPES[number % len(SHAPES)]:
+        case "circle":
+            draw.ellipse(box, fill=fill)
+        case "square":
+            draw.rectangle(box, fill=fill)
+        case "triangle":
+            draw.polygon(
+                [(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill
+            )
+        case "stripes":
+            for left in range(0, 4 * side, side // 2):
+                draw.rectangle((left, 0, left + side // 4, 4 * side), fill=fill)
+        case _:
+            draw.ellipse(box, outline=fill, width=side // 4)
+    return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def texture(number: int, side: int = 256, steepness: float = 1.3) -> Pixels:
+    """Noise whose waves weaken with their frequency, as those of photographs do."""
+    rng = np.random.default_rng(number)
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    radius[0, 0] = 1.0
+    common = rng.normal(size=(side, side))
+    bands = []
+    for _ in range(3):
+        mixed = common + 0.4 * rng.normal(size=(side, side))
+        plane = np.fft.ifft2(np.fft.fft2(mixed) / radius**steepness).real
+        bands.append(128 + 45 * (plane - plane.mean()) / plane.std())
+    return np.clip(np.stack(bands, axis=2), 0, 255).astype(np.uint8)
+
+
+def saved(pixels: Pixels, kind: str, **options: object) -> Pixels:
+    """The picture after it was written to a file and read again."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def resized(pixels: Pixels, factor: float) -> Pixels:
+    height, width = pixels.shape[:2]
+    size = round(width * factor), round(height * factor)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def cropped(pixels: Pixels, part: float) -> Pixels:
+    """Without ``part`` of its width and of its height, more on one side than on the other."""
+    height, width = pixels.shape[:2]
+    top, left = int(height * part * 0.7), int(width * part * 0.4)
+    return np.ascontiguousarray(
+        pixels[top : top + round(height * (1 - part)), left : left + round(width * (1 - part))]
+    )
+
+
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "none": lambda pixels: pixels,
+    "jpeg 80": lambda pixels: saved(pixels, "JPEG", quality=80),
+    "half size": lambda pixels: resized(pixels, 0.5),
+    "crop 10 %": lambda pixels: cropped(pixels, 0.1),
+    "crop 10 %, jpeg 80": lambda pixels: saved(cropped(pixels, 0.1), "JPEG", quality=80),
+    "webp 80": lambda pixels: saved(pixels, "WEBP", quality=80),
+    "jpeg 60": lambda pixels: saved(pixels, "JPEG", quality=60),
+    "half size, jpeg 80": lambda pixels: saved(resized(pixels, 0.5), "JPEG", quality=80),
+    "double size": lambda pixels: resized(pixels, 2.0),
+    "flipped": lambda pixels: np.ascontiguousarray(pixels[:, ::-1]),
+}
+
+
+def psnr(first: Pixels, second: Pixels) -> float:
+    """Peak signal to noise in decibels."""
+    error = float(np.mean((first.astype(np.float64) - second) ** 2))
+    return float(10 * np.log10(255**2 / error))
+
+
+def families() -> Iterator[tuple[str, list[Pixels]]]:
+    """What the measurements are made on."""
+    for side in (128, 256, 512):
+        yield f"drawings {side}", [drawing(number, side) for number in range(40)]
+    for side in (128, 256, 512):
+        yield f"textures {side}", [texture(number, side) for number in range(12)]

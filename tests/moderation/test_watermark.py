@@ -1,0 +1,92 @@
+"""The invisible mark: found again in changed copies, nowhere else, and always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moderation.sample_pictures import CHANGES, Pixels, drawing, psnr, texture
+
+from calotype.moderation import convolution, watermark
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+SURVIVED = ("none", "jpeg 80", "half size", "crop 10 %", "crop 10 %, jpeg 80", "flipped")
+PICTURES = {
+    **{f"drawing {number}": drawing(number) for number in range(8)},
+    "drawing 256": drawing(3, 256),
+    "texture": texture(0),
+    "texture 384": texture(1, 384),
+    "white": np.full((128, 128, 3), 255, np.uint8),
+    "black": np.zeros((128, 192, 3), np.uint8),
+}
+
+
+def marked(pixels: Pixels, key: bytes = KEY) -> tuple[str, Pixels]:
+    payload = watermark.payload_of(pixels, key)
+    return payload.hex(), watermark.embed(pixels, key, payload)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_mark_survives_what_people_do_to_pictures(name: str) -> None:
+    payload, picture = marked(PICTURES[name])
+    for change in SURVIVED:
+        found = watermark.detect(CHANGES[change](picture), KEY)
+        assert found is not None and found.payload == payload, change
+        assert found.agreement > 0.6
+
+
+def test_size_and_turn_of_a_copy_are_told() -> None:
+    _, picture = marked(drawing(1, 256))
+    found = watermark.detect(CHANGES["half size"](picture), KEY)
+    assert found is not None and found.scale == 0.5 and found.turned == ""
+    found = watermark.detect(np.rot90(picture), KEY)
+    assert found is not None and found.scale == 1.0 and "rotated" in found.turned
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_mark_is_not_seen(name: str) -> None:
+    _, picture = marked(PICTURES[name])
+    assert psnr(PICTURES[name], picture) >= 40.0
+    assert np.abs(PICTURES[name].astype(int) - picture).max() <= 16
+
+
+def test_the_same_picture_and_key_give_the_same_bytes() -> None:
+    pixels = texture(2, 192)
+    assert np.array_equal(marked(pixels)[1], marked(pixels.copy())[1])
+    assert not np.array_equal(marked(pixels)[1], marked(pixels, OTHER)[1])
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    assert marked(changed)[0] != marked(pixels)[0]
+
+
+def test_no_mark_is_found_where_there_is_none() -> None:
+    for name, pixels in PICTURES.items():
+        assert watermark.detect(pixels, KEY) is None, name
+        assert watermark.detect(marked(pixels)[1], OTHER) is None, name
+
+
+def test_a_picture_too_small_for_the_pattern_is_left_as_it_is() -> None:
+    pixels = texture(3, 48)
+    assert marked(pixels)[1] is pixels
+    assert watermark.detect(pixels, KEY) is None
+    assert watermark.detect(np.zeros((1, 5000, 3), np.uint8), KEY) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.lists(st.integers(0, 1), min_size=1, max_size=80), seed=st.integers(0, 2**32 - 1))
+def test_the_code_corrects_one_coded_bit_in_twenty(bits: list[int], seed: int) -> None:
+    given_bits = np.array(bits, dtype=np.uint8)
+    soft = convolution.encode(given_bits)
+    assert len(soft) == convolution.coded_length(len(bits))
+    flips = np.random.default_rng(seed).permutation(len(soft))[: min(7, len(soft) // 20)]
+    soft[flips] *= -1
+    assert convolution.decode(soft, len(bits)).tolist() == bits
+
+
+def test_the_payload_follows_from_key_and_picture_only() -> None:
+    pixels = drawing(5)
+    again = watermark.payload_of(np.asfortranarray(pixels), KEY)
+    assert watermark.payload_of(pixels, KEY) == again
+    assert len(again) == watermark.PAYLOAD_BITS // 8
+    assert again != watermark.payload_of(pixels, OTHER)
