@@ -1,0 +1,285 @@
+"""The way of one lease: checkpoints that another worker goes on from, previews that are judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import pathlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from calotype.serving.engine.components import Components, load_components
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine_thread import EngineThread
+from calotype.serving.generation import GenerationWorker
+from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.jobs.keys import create_key
+from calotype.serving.jobs.recipe import make_recipe, recipe_hash
+from calotype.serving.jobs.records import JobRecord, NewJob, new_id
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.local import InProcessPrompts
+from calotype.serving.protocols import SystemClock
+from calotype.serving.request import Event, GenerationRequest, ImageSize, Progress, SamplingParams
+from calotype.serving.testing import MemoryBlobStore, ScriptedSafety, decision
+from calotype.serving.testing_models import save_tiny_flux2
+
+STEPS = 150
+"""Enough to be caught in the middle of them."""
+
+
+class Line:
+    """The way to the dispatcher; once it is cut, its worker is as good as killed."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            if self.cut:
+                raise ConnectionError("the line is cut")
+            return await getattr(self._dispatcher, name)(*arguments)
+
+        return call
+
+
+class RecordingThread(EngineThread):
+    """Remembers from which checkpoints it was started, and at which step."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.checkpoints: list[bytes | None] = []
+        self.first_steps: list[int] = []
+
+    async def draw(
+        self, request: GenerationRequest, embeds: Any, **more: Any
+    ) -> AsyncGenerator[Event, None]:
+        self.checkpoints.append(more.get("checkpoint"))
+        first = True
+        async for event in super().draw(request, embeds, **more):
+            if first and isinstance(event, Progress):
+                self.first_steps.append(event.step)
+                first = False
+            yield event
+
+
+@dataclass
+class Studio:
+    components: Components
+    store: JobStore
+    blobs: MemoryBlobStore
+    safety: ScriptedSafety
+    dispatcher: Dispatcher
+
+    @contextlib.asynccontextmanager
+    async def working(self, name: str) -> AsyncIterator[tuple[Line, RecordingThread]]:
+        """A worker that pulls leases while the context lasts."""
+        line, thread = Line(self.dispatcher), RecordingThread(Engine(self.components))
+        encoder = self.components.text_encoder
+        assert encoder is not None
+        worker = GenerationWorker(
+            *(name, thread, line, InProcessPrompts(encoder), self.safety, self.blobs),
+            concurrency=1,
+            beat_seconds=0.05,
+            wait_seconds=0.1,
+        )
+        task = asyncio.create_task(worker.run())
+        try:
+            yield line, thread
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(thread.close)
+
+    async def ask(self, steps: int = STEPS, preview_every: int = 0, drawn: int = 64) -> str:
+        """A queued job for a picture of 64x64, drawn at ``drawn`` and enlarged."""
+        _, key = create_key(self.store)
+        request = GenerationRequest(
+            new_id("job"),
+            "a red circle",
+            ImageSize(64, 64),
+            ImageSize(drawn, drawn),
+            SamplingParams(steps, 2.5),
+            seed=7,
+            preview_every=preview_every,
+        )
+        recipe = make_recipe(
+            request.to_payload(),
+            operation="generate",
+            model={"name": "tiny", "digest": ""},
+            adapter_digests={},
+            output={"format": "png", "compression": 100},
+        )
+        self.store.create_job(
+            NewJob(
+                id=request.id,
+                team_id=key.team_id,
+                api_key_id=key.id,
+                type="image.generate",
+                model="tiny",
+                input={"output_format": "png"},
+                request=request.to_payload(),
+                metadata={},
+                priority=0,
+                deadline=None,
+                expires=2e9,
+                body_sha256="",
+                recipe=recipe,
+                recipe_hash=recipe_hash(recipe),
+            )
+        )
+        await self.dispatcher.submit(request.id)
+        return request.id
+
+    async def ended(self, job_id: str) -> JobRecord:
+        await self.dispatcher.wait(job_id, 60)
+        job = self.store.get_job(job_id)
+        assert job is not None and job.status == "succeeded", job
+        return job
+
+    async def picture(self, job_id: str) -> bytes:
+        job = await self.ended(job_id)
+        return self.blobs.get((job.output or {})["images"][0]["blob_key"])
+
+    async def kill(self, line: Line, thread: EngineThread) -> None:
+        """As kill -9 does: nothing more is drawn and nothing more is said."""
+        line.cut = True
+        await asyncio.to_thread(thread.close)
+        await asyncio.sleep(0.1)  # what was said just before is heard
+
+    async def checkpointed(self, job_id: str) -> str:
+        """Waits for a checkpoint; its blob key."""
+        for _ in range(2000):
+            left = self.store.get_checkpoint(job_id)
+            if left is not None and left.step > 2:
+                return left.blob_key
+            await asyncio.sleep(0.01)
+        raise AssertionError("no checkpoint was ever left")
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
+    return load_components(save_tiny_flux2(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+@pytest.fixture
+def store(tmp_path: pathlib.Path) -> Iterator[JobStore]:
+    store = JobStore.open(sqlite_url(tmp_path))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+async def studio(components: Components, store: JobStore) -> AsyncIterator[Studio]:
+    safety = ScriptedSafety()
+    policy = DispatchPolicy(lease_seconds=2.0, sweep_seconds=0.05, max_attempts=20)
+    dispatcher = Dispatcher(store, safety, SystemClock(), policy, model="tiny")
+    await dispatcher.start()
+    yield Studio(components, store, MemoryBlobStore(), safety, dispatcher)
+    await dispatcher.stop()
+
+
+async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: Studio) -> None:
+    async with studio.working("first") as (line, dying):
+        job_id = await studio.ask()
+        await studio.checkpointed(job_id)
+        await studio.kill(line, dying)
+        async with studio.working("second") as (_, thread):
+            resumed = await studio.picture(job_id)
+            undisturbed = await studio.picture(await studio.ask())
+            await asyncio.sleep(0.1)  # it tidies up after it has answered
+    assert thread.first_steps[0] > 3, "it went on where the first one was"
+    assert thread.first_steps[1] == 1
+    assert resumed == undisturbed
+    # What the killed one had not told of yet is left to the sweeper.
+    assert not [key for key in studio.blobs.blobs if f"{job_id}-3-" in key], "it tidied up"
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+async def test_a_spoiled_checkpoint_costs_only_time(studio: Studio, damage: str) -> None:
+    async with studio.working("first") as (line, dying):
+        job_id = await studio.ask()
+        await studio.checkpointed(job_id)
+        await studio.kill(line, dying)
+        key = await studio.checkpointed(job_id)
+        if damage == "changed":
+            studio.blobs.blobs[key] = b"no tensors at all"
+        else:
+            studio.blobs.delete(key)
+        async with studio.working("second") as (_, thread):
+            resumed = await studio.picture(job_id)
+            undisturbed = await studio.picture(await studio.ask())
+    assert thread.first_steps == [1, 1]
+    assert resumed == undisturbed
+
+
+async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: Studio) -> None:
+    async with studio.working("first") as (line, dying):
+        job_id = await studio.ask()
+        await studio.checkpointed(job_id)
+        job = studio.store.get_job(job_id)
+        assert job is not None
+        await studio.dispatcher.release(job_id, job.fence)
+        await studio.kill(line, dying)
+        async with studio.working("second") as (_, thread):
+            await studio.ended(job_id)
+    assert thread.first_steps[0] > 3
+
+
+async def test_previews_are_judged_and_kept_in_their_order(studio: Studio) -> None:
+    async with studio.working("only"):
+        job_id = await studio.ask(steps=40, preview_every=10)
+        await studio.ended(job_id)
+    shown = studio.store.list_previews(job_id)
+    assert [(p.partial_index, p.step >= 10 * (p.partial_index + 1)) for p in shown] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    for preview in shown:
+        assert preview.content_type == "image/png"
+        assert Image.open(io.BytesIO(studio.blobs.get(preview.blob_key))).size == (64, 64)
+
+
+@pytest.mark.parametrize("verdict", ["blocked", "unavailable", "raises"])
+async def test_a_preview_that_does_not_pass_exists_nowhere(studio: Studio, verdict: str) -> None:
+    final = False
+
+    def judge(pixels: Any) -> dict[str, Any]:
+        # Of 64 pixels is the finished picture, because it is enlarged; its previews are smaller.
+        nonlocal final
+        if len(pixels) == 64:
+            final = True
+            return decision("output")
+        if verdict == "raises":
+            raise ConnectionError("the classifier is away")
+        return decision("output", blocked=["sexual"], unavailable=verdict == "unavailable")
+
+    studio.safety.image = judge
+    async with studio.working("only"):
+        job_id = await studio.ask(steps=40, preview_every=10, drawn=32)
+        job = await studio.ended(job_id)
+    assert studio.store.list_previews(job_id) == []
+    assert set(studio.blobs.blobs) == {i["blob_key"] for i in (job.output or {})["images"]}
+    assert final
+
+
+async def test_a_short_request_leaves_no_checkpoint(studio: Studio) -> None:
+    puts: list[str] = []
+    plain = studio.blobs.put
+
+    def put(key: str, data: bytes) -> None:
+        puts.append(key)
+        plain(key, data)
+
+    studio.blobs.put = put  # type: ignore[method-assign]
+    async with studio.working("only"):
+        await studio.ended(await studio.ask(steps=2))
+    assert len(puts) == 1, "the picture and nothing else"
