@@ -20,7 +20,7 @@ from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scor
 from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.heads import HeadsClassifier
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
 
 TextFactory = Callable[[], TextClassifier]
@@ -46,7 +46,7 @@ class Moderator:
         text_classifiers: Sequence[TextClassifier] | None = None,
         image_classifiers: Sequence[ImageClassifier] | None = None,
     ) -> None:
-        self._rules = PromptRules(policy)
+        self._set(policy)
         if text_classifiers is None:
             self._text = [_text_guard("heads", HeadsClassifier.load)]
         else:
@@ -70,11 +70,24 @@ class Moderator:
     @property
     def policy(self) -> Policy:
         """The policy that the next judgement will be made under."""
-        return self._rules.policy
+        return self._stage[0].policy
 
     def reconfigure(self, policy: Policy) -> None:
         """Switches the policy. Judgements under way end under the one they began with."""
-        self._rules = PromptRules(policy)
+        self._set(policy)
+
+    def _set(self, policy: Policy) -> None:
+        judge = None
+        if policy.judge is not None:
+            former = getattr(self, "_stage", None)
+            if former is not None and former[0].policy.judge == policy.judge:
+                judge = former[1]  # the same model: it is not loaded again
+            else:
+                judge = _text_guard(
+                    f"judge-{policy.judge.format}", partial(_load_judge, policy.judge)
+                )
+        # One assignment: a judgement sees the rules and the judge of one policy.
+        self._stage: tuple[PromptRules, Guard[str] | None] = (PromptRules(policy), judge)
 
     def warm_up(self) -> list[str]:
         """Loads every classifier; returns a sentence for each that cannot judge now."""
@@ -88,14 +101,14 @@ class Moderator:
 
     def judge_prompt(self, text: str) -> Decision:
         """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words."""
-        rules = self._rules
+        rules, judge = self._stage
         return _decision(
-            rules.policy, "input", lambda deadline: rules.judge(text, self._text, deadline)
+            rules.policy, "input", lambda deadline: rules.judge(text, self._text, deadline, judge)
         )
 
     def judge_image(self, pixels: NDArray[np.uint8]) -> Decision:
         """Judges the very pixels that would be served: height x width x 3 of uint8."""
-        policy = self._rules.policy
+        policy = self.policy
         return _decision(
             policy, "output", lambda deadline: images.judge(pixels, policy, self._image, deadline)
         )
@@ -111,6 +124,12 @@ def _decision(policy: Policy, stage: Stage, judge: Callable[[float], Judgement])
         reason = f"The safety stage failed: {type(error).__name__}: {error}"
         return failed(policy, stage, reason, 1000 * (time.monotonic() - start))
     return decide(policy, stage, judgement, 1000 * (time.monotonic() - start))
+
+
+def _load_judge(rules: JudgeRules) -> TextClassifier:
+    from calotype.moderation.judges import Judge  # torch, only where a policy asks for it
+
+    return Judge(rules)
 
 
 def _given(classifier: Given) -> Given:

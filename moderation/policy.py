@@ -83,6 +83,7 @@ class Modality(enum.StrEnum):
     TEXT = "text"
     IMAGE = "image"
     TILE = "tile"
+    JUDGE = "judge"
 
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -152,6 +153,9 @@ class CategoryRules(PolicyModel):
     text: Rule = Field(Rule(), description="Thresholds for prompts, scores from 0 to 1.")
     image: Rule = Field(Rule(), description="Thresholds for whole pictures, scores from 0 to 1.")
     tile: Rule = Field(Rule(), description="Thresholds for parts of pictures, scores from 0 to 1.")
+    judge: Rule = Field(
+        Rule(), description="Thresholds for prompts by the policy's judge, scores from 0 to 1."
+    )
 
 
 class Terms(PolicyModel):
@@ -163,6 +167,31 @@ class Terms(PolicyModel):
         min_length=1,
         max_length=1000,
         description="Words and phrases, in any spelling that reads alike; * stands for any ending.",
+    )
+
+
+class JudgeRules(PolicyModel):
+    """A guard model that is asked as well, and when."""
+
+    format: Literal["qwen3guard", "llama-guard", "gpt-oss-safeguard", "shieldgemma", "yes-no"] = (
+        Field(description="How the model is asked; yes-no asks any chat model.")
+    )
+    model: str = Field(
+        min_length=1, max_length=1000, description="Folder of the model where prompts are judged."
+    )
+    when: Literal["uncertain", "always"] = Field(
+        "uncertain",
+        description="For every prompt, or for those that another classifier finds suspicious or "
+        "that read like no language. Default: uncertain.",
+    )
+    above: Score = Field(
+        0.2, description="A score from here on is suspicious, if it does not block. Default: 0.2."
+    )
+    temperature: float = Field(
+        1.0, gt=0.0, le=100.0, description="Calibration: above 1 makes the judge less sure."
+    )
+    bias: float = Field(
+        0.0, ge=-20.0, le=20.0, description="Calibration: added to the log odds of a violation."
     )
 
 
@@ -225,6 +254,9 @@ class PolicySpec(PolicyModel):
     )
     timeout_seconds: float = Field(
         20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
+    )
+    judge: JudgeRules | None = Field(
+        None, description="A guard model for prompts. Default: none is asked."
     )
     privacy: Privacy = Field(Privacy(), description="What is kept of prompts.")
     messages: dict[Category, Annotated[str, Field(max_length=1000)]] = Field(

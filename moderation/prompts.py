@@ -13,6 +13,9 @@ from calotype.moderation.matching import TermMatcher
 from calotype.moderation.policy import Category, Modality, Policy, Verdict
 from calotype.moderation.views import READ_LIMIT, Lexicon, View, views, windows
 
+STRANGE_SHARE = 0.6
+STRANGE_WORDS = 6
+"""A piece of so many words of which so few are English reads like no language, or another one."""
 BATCH = 8
 """Texts scored at once; between batches the deadline is looked at."""
 
@@ -83,7 +86,13 @@ class PromptRules:
         self.matcher = TermMatcher.of(policy)
         self.lexicon = Lexicon(self.matcher.vocabulary)
 
-    def judge(self, text: str, classifiers: Sequence[Guard[str]], deadline: float) -> Judgement:
+    def judge(
+        self,
+        text: str,
+        classifiers: Sequence[Guard[str]],
+        deadline: float,
+        judge: Guard[str] | None = None,
+    ) -> Judgement:
         """Raises ClassifierUnavailable: then nothing is known."""
         if len(text) > READ_LIMIT:
             raise ClassifierUnavailable(
@@ -102,6 +111,9 @@ class PromptRules:
                 ):
                     peaks.add(scores, guard.name, origin[piece], Modality.TEXT)
         listed += self._minors(readings, peaks)
+        if judge is not None and self._judge_is_asked(readings, peaks):
+            (scores,) = judge.score([readings[0].text], deadline - time.monotonic())
+            peaks.add(scores, judge.name, "whole", Modality.JUDGE)
         scores_by_category = peaks.scores()
         for finding in listed:
             if not finding.verdict.served:
@@ -109,6 +121,23 @@ class PromptRules:
                     finding.score, scores_by_category.get(finding.category, 0.0)
                 )
         return Judgement(listed + peaks.findings(self.policy), scores_by_category, peaks.measured())
+
+    def _judge_is_asked(self, readings: Sequence[View], peaks: Peaks) -> bool:
+        """Whether the policy's judge shall read the prompt as well.
+
+        Adversarial suffixes read like no language (MMA-Diffusion: 99 % at 1 % of benign prompts,
+        but also a fifth of prompts with artists' names): a reason to ask, none to refuse.
+        """
+        rules = self.policy.judge
+        if rules is None or rules.when == "always":
+            return rules is not None
+        if any(score >= rules.above for _, _, score in peaks.measured()):
+            return True
+        return any(
+            self.lexicon.share(piece) < STRANGE_SHARE
+            for piece in windows(readings[0].text)
+            if len(piece.split()) >= STRANGE_WORDS
+        )
 
     def _minors(self, readings: Sequence[View], peaks: Peaks) -> list[Finding]:
         """A minor in a prompt that a classifier finds even slightly sexual, whatever its words."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EFFECTS = ("block", "review", "blur", "flag")
 """Most severe first; each is as good as a less severe one."""
-MODALITIES = ("text", "image", "tile")
+MODALITIES = ("text", "image", "tile", "judge")
 
 
 def laxer_at(policy: Policy, base: Policy) -> str | None:
