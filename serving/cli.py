@@ -17,7 +17,10 @@ import click
 
 from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.commands.fetch import fetch
+from calotype.serving.commands.jobs import jobs
+from calotype.serving.commands.keys import keys
 from calotype.serving.commands.moderation import moderate, moderation
+from calotype.serving.commands.profiling import profile
 from calotype.serving.errors import CalotypeError, InvalidRequest
 
 DATA_DIR = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data"))
@@ -42,8 +45,11 @@ def cli() -> None:
 cli.add_command(gateway)
 cli.add_command(model_app)
 cli.add_command(fetch)
+cli.add_command(jobs)
+cli.add_command(keys)
 cli.add_command(moderate)
 cli.add_command(moderation)
+cli.add_command(profile)
 
 
 @cli.command()
@@ -75,6 +81,8 @@ def serve(
     """
     from calotype.serving.deployments.service import ServeOptions, run_service
 
+    # The processes of replicas inherit it: they look there for the machine's profile.
+    os.environ["CALOTYPE_DATA_DIR"] = str(data_dir.resolve())
     run_service(
         ServeOptions(
             host,
@@ -189,31 +197,6 @@ def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: s
     placed: Any = text_encoder  # click has checked the choice
     for line in plan_memory(model, gpu, precision, pixels, placed).lines():
         click.echo(line)
-
-
-@cli.group()
-def keys() -> None:
-    """API keys."""
-
-
-@keys.command("create")
-@click.option("--name", default="", help="What it is for.")
-@click.option("--team", default="default", show_default=True, help="Whose it is.")
-@data_dir_option
-def create_key(name: str, team: str, data_dir: pathlib.Path) -> None:
-    """Make an API key and print it, for the only time."""
-    from calotype.serving.jobs.database import sqlite_url
-    from calotype.serving.jobs.keys import create_key as make
-    from calotype.serving.jobs.store import JobStore
-
-    data_dir.mkdir(parents=True, exist_ok=True)
-    store = JobStore.open(sqlite_url(data_dir))
-    try:
-        plain, record = make(store, team=team, name=name)
-    finally:
-        store.close()
-    click.echo(plain)
-    click.echo(f"{record.id}: team {team}; shown this once, keep it.", err=True)
 
 
 def _picture_format(path: pathlib.Path) -> str:
