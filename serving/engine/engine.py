@@ -7,6 +7,7 @@ tells what happened. It knows neither Ray nor HTTP; the deployments and the comm
 from __future__ import annotations
 
 import logging
+import pathlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +66,9 @@ class Engine:
     Args:
         components: a model with denoiser and VAE, and its text encoder if `add` shall encode.
         max_batch_rows: denoiser passes that share one step at most.
-        profile: how many are worth it on this machine; without one, as many as are allowed.
+        profile: how many are worth it on this machine.
+        data_folder: where `calotype profile` may have left one, which counts if ``profile`` is
+            None; without any, as many share a step as are allowed.
         memory_bytes: room for pictures in the making and their steps, besides the weights; None is
             what is free on a CUDA device, and no limit on a CPU.
         adapters: the LoRA adapters that requests may name; an empty store if None.
@@ -86,6 +89,7 @@ class Engine:
         torch_threads: int | None = None,
         max_steps: int = 1000,
         profile: Profile | None = None,
+        data_folder: pathlib.Path | None = None,
         memory_bytes: float | None = None,
         preview_side: int = 256,
         compiler: str | None = None,
@@ -111,6 +115,8 @@ class Engine:
         self._conditioner = Conditioner(components.vae, components.dtype, side)
         self._admission = Admission(components, self.adapters, self._conditioner, side, max_steps)
         self._footprint = Footprint(components, memory_bytes)
+        if profile is None and data_folder is not None:
+            profile = Profile.find(data_folder, components)
         self._scheduler = StepScheduler(
             max_batch_rows,
             memory=self._footprint.memory,
