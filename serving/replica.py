@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.serving.adapter_loads import AdapterLoads
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.engine_thread import EngineThread
+from calotype.serving.environment import DATA_DIR
 from calotype.serving.errors import CalotypeError
 from calotype.serving.generation import GenerationWorker, LeaseSource, PromptSource
 from calotype.serving.protocols import BlobStore, SafetyStage
@@ -174,6 +177,7 @@ class GeneratorReplica:
             max_batch_rows=self.settings.max_batch_rows,
             adapters=store,
             torch_threads=self.settings.torch_threads,
+            data_folder=pathlib.Path(os.environ.get(DATA_DIR) or "calotype-data"),
         )
         return EngineThread(engine)
 
