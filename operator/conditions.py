@@ -33,6 +33,7 @@ class Condition(enum.StrEnum):
     READY = "Ready"
     UPGRADE_PLANNED = "UpgradePlanned"
     KUBERAY_MISSING = "KubeRayMissing"
+    FIELDS_USED = "FieldsUsed"
 
 
 class Reason(enum.StrEnum):
@@ -86,7 +87,8 @@ class Reason(enum.StrEnum):
     APPLICATION_FAILED = "ApplicationFailed"
     INITIALIZING_TIMEOUT = "InitializingTimeout"
     CONFIG_PENDING = "ConfigPending"
-    PROVIDER = "Provider"
+    PROVIDER_NOT_SERVED = "ProviderNotServed"
+    NOT_YET_USED = "NotYetUsed"
     READY = "Ready"
     NEW_CLUSTER = "NewCluster"
     HELD_BACK = "HeldBack"

@@ -12,6 +12,7 @@ from calotype.operator.fetcher import Step
 from calotype.operator.manifests import Weights
 from calotype.operator.modelapp import Report
 from calotype.operator.pods import Volumes
+from calotype.operator.unused import unused_fields
 from calotype.operator.weights import WeightsPlan
 from calotype.serving.config import ImageModel
 
@@ -41,8 +42,9 @@ class Observed:
 def facts_of(seen: Observed) -> list[Fact]:
     """All conditions of the model."""
     accepted = _accepted(seen)
+    unused = unused_fields(seen.model)
     if seen.model.spec.source.provider is not None:
-        return [accepted, seen.credentials, *_provider(accepted, seen.credentials)]
+        return [accepted, seen.credentials, *_provider(accepted, seen.credentials), *unused]
     weights = weights_fact(seen)
     serving = _serving(seen, weights)
     found = [accepted, seen.credentials, weights, serving]
@@ -50,7 +52,7 @@ def facts_of(seen: Observed) -> list[Fact]:
         found.append(_kuberay(seen))
         if seen.upgrade is not None:
             found.append(seen.upgrade)
-    return [*found, _ready(seen, [accepted, seen.credentials, weights, serving])]
+    return [*found, _ready(seen, [accepted, seen.credentials, weights, serving]), *unused]
 
 
 def phase_of(model: ImageModel, facts: Sequence[Fact]) -> str:
@@ -65,6 +67,8 @@ def phase_of(model: ImageModel, facts: Sequence[Fact]) -> str:
         return "Degraded"
     if not known[Condition.ACCEPTED].holds:
         return "Failed"
+    if model.spec.source.provider is not None:
+        return "Pending"
     weights = known.get(Condition.WEIGHTS_CACHED)
     if weights is not None and not weights.holds:
         return "Fetching" if weights.reason in (Reason.FETCHING, Reason.QUEUED) else "Pending"
@@ -81,16 +85,14 @@ def _accepted(seen: Observed) -> Fact:
 
 def _provider(accepted: Fact, credentials: Fact) -> list[Fact]:
     cause = next((fact for fact in (accepted, credentials) if not fact.holds), None)
+    reason: Reason | str = Reason.PROVIDER_NOT_SERVED
+    text = (
+        "This version's gateway sends no request to a provider: use a source whose weights run "
+        "here."
+    )
     if cause is not None:
-        return [
-            false(Condition.SERVING, cause.reason, cause.message),
-            false(Condition.READY, cause.reason, cause.message),
-        ]
-    text = "The provider's service draws; nothing runs here."
-    return [
-        true(Condition.SERVING, Reason.PROVIDER, text),
-        true(Condition.READY, Reason.READY, text),
-    ]
+        reason, text = cause.reason, cause.message
+    return [false(Condition.SERVING, reason, text), false(Condition.READY, reason, text)]
 
 
 def weights_fact(seen: Observed) -> Fact:

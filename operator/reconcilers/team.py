@@ -27,6 +27,7 @@ from calotype.operator.team import (
     rotation_of,
     secret_name,
 )
+from calotype.operator.unused import unused_fields
 from calotype.operator.workqueue import Key, Postponed
 from calotype.serving.config import Team
 
@@ -56,6 +57,7 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
         accepted,
         key_ready,
         Fact(Condition.READY, key_ready.status, key_ready.reason, key_ready.message),
+        *unused_fields(team),
     ]
     fields: dict[str, Any] = {"phase": "Ready" if key_ready.holds else "Failed"}
     made = key_of(secret) if secret is not None and key_ready.holds else None

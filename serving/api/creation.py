@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from calotype.serving import metrics
+from calotype.serving.api.access import check_access
 from calotype.serving.api.gateway import Gateway, request_id_of
 from calotype.serving.api.outlook import check_deadline, promised_by
 from calotype.serving.api.planning import Pictures, plan_generation
@@ -92,6 +93,7 @@ async def create_or_join(
 
     Raises:
         InvalidRequest, NotFound: see `plan_generation`.
+        PermissionDenied: an adapter is for other teams.
         Conflict: the Idempotency-Key was used for another body.
         QuotaExceeded: a limit of the team is reached.
         StorageFailed: the job could not be recorded, so there is none.
@@ -106,6 +108,9 @@ async def create_or_join(
         gateway.settings.features,
         terms.pictures,
     )
+    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    named = [adapter.name for adapter in plan.request.adapters]
+    check_access(gateway.catalog, plan.model.name, named, team)
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
     joined = await asyncio.to_thread(_find, gateway, origin, digest)
     if joined is not None:
@@ -114,7 +119,6 @@ async def create_or_join(
     request = plan.request.to_payload()
     forecast = await gateway.outlook.forecast(plan.model.name)
     estimate = gateway.outlook.estimate(forecast, request)
-    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
     try:
         check_deadline(estimate, terms.wanted_seconds)
         details: dict[str, Any] = {}

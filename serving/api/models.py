@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
+from calotype.serving.api.access import is_open
 from calotype.serving.api.auth import allowed
 from calotype.serving.api.gateway import Gateway, gateway_of
 from calotype.serving.config import ImageModel
-from calotype.serving.jobs.records import KeyRecord
+from calotype.serving.jobs.records import KeyRecord, TeamRecord
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -20,7 +22,7 @@ Caller = Annotated[KeyRecord, Depends(allowed("images"))]
 _CREATED = 1_764_028_800
 
 
-def _describe(gateway: Gateway, model: ImageModel) -> dict[str, Any]:
+def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> dict[str, Any]:
     spec = model.spec
     return {
         "id": model.name,
@@ -35,6 +37,7 @@ def _describe(gateway: Gateway, model: ImageModel) -> dict[str, Any]:
                 "trigger_words": adapter.spec.trigger_words,
             }
             for adapter in gateway.catalog.adapters(model.name)
+            if is_open(adapter, team)
         ],
         "defaults": spec.defaults.model_dump(),
         "limits": spec.limits.model_dump(),
@@ -44,7 +47,8 @@ def _describe(gateway: Gateway, model: ImageModel) -> dict[str, Any]:
 @router.get("/v1/models")
 async def list_models(request: Request, key: Caller) -> dict[str, Any]:
     gateway = gateway_of(request)
-    models = [_describe(gateway, model) for model in gateway.catalog.models()]
+    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    models = [_describe(gateway, model, team) for model in gateway.catalog.models()]
     return {"object": "list", "data": models}
 
 
@@ -52,4 +56,5 @@ async def list_models(request: Request, key: Caller) -> dict[str, Any]:
 async def get_model(request: Request, name: str, key: Caller) -> dict[str, Any]:
     """One model, by name or alias; ``id`` is what was asked for."""
     gateway = gateway_of(request)
-    return _describe(gateway, gateway.catalog.model(name)) | {"id": name}
+    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    return _describe(gateway, gateway.catalog.model(name), team) | {"id": name}

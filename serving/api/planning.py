@@ -92,6 +92,12 @@ def plan_generation(
             param="seed",
         )
     given = pictures or Pictures()
+    if len(given.references) > limits.max_reference_images:
+        raise InvalidRequest(
+            f"The request has {len(given.references)} reference pictures; {model.name} takes at "
+            f"most {limits.max_reference_images}.",
+            param="reference_images",
+        )
     size, rendered_size = _sizes(model, body)
     prompt = body.prompt
     if body.style is not None:

@@ -51,8 +51,8 @@ class Access(Spec):
     teams: Annotated[list[Name], Unique()] = Field(
         default_factory=list,
         max_length=64,
-        description="Names of Teams. Default: every team of the adapter's namespace, and of "
-        "those that its label calotype.dev/teams names.",
+        description="Names of Teams; keys of others get an error, and do not see the adapter. "
+        "Default: everybody who may use the model.",
     )
 
 

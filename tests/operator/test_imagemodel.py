@@ -193,7 +193,9 @@ async def test_a_provider_needs_a_key_and_no_cluster(world: Any, manifests: Any)
     await world.start()
     await world.condition(IMAGE_MODELS, "paid", "CredentialsReady", "False", "SecretMissing")
     world.secret("openai", API_KEY="sk-1")
-    await world.ready(IMAGE_MODELS, "paid")
+    await world.condition(IMAGE_MODELS, "paid", "CredentialsReady")
+    condition = await world.condition(IMAGE_MODELS, "paid", "Ready", "False", "ProviderNotServed")
+    assert "use a source whose weights run here" in condition["message"]
     assert not world.server.objects.all(DEPLOYMENTS)
     assert "finalizers" not in world.find(IMAGE_MODELS, "paid")["metadata"]
     assert "sk-1" not in json.dumps(gateway(world))

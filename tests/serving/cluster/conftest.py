@@ -272,7 +272,7 @@ class House:
             return client.post("/v1/jobs", json={"input": {"prompt": "a fox", **body}})
 
     def wait_for(self, holds: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < deadline, f"never came true: {what}; {self.said}"
             time.sleep(0.02)

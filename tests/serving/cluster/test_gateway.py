@@ -240,6 +240,27 @@ def test_a_listed_key_is_its_team_until_it_is_listed_no_more(house: House) -> No
     assert status(house.key) == 200, "keys that were made by hand are not touched"
 
 
+def test_an_adapter_is_open_to_the_teams_that_it_names(house: House) -> None:
+    stripes = copy.deepcopy(STRIPES)
+    stripes["spec"]["access"] = {"teams": ["shoes"]}
+    teams = [team("shoes", "ct_live_shoes"), team("hats", "ct_live_hats")]
+    house.configure(house.document(adapters=[stripes], teams=teams))
+    house.wait_for(lambda: house.get("/v1/models", "ct_live_hats").status_code == 200, "known")
+
+    def seen(key: str) -> list[str]:
+        adapters = house.get("/v1/models/shapes", key).json()["adapters"]
+        return [adapter["id"] for adapter in adapters]
+
+    assert (seen("ct_live_shoes"), seen("ct_live_hats")) == (["stripes"], [])
+    with house.model_app():
+        assert house.generate("ct_live_shoes", loras=[{"id": "stripes"}]).status_code == 200
+        refused = house.generate("ct_live_hats", loras=[{"id": "stripes"}])
+        assert house.generate("ct_live_hats").status_code == 200
+    assert refused.status_code == 403
+    assert "not open to the team 'hats'" in refused.json()["error"]["message"]
+    assert len(house.get("/v1/jobs", "ct_live_hats").json()["data"]) == 1
+
+
 def test_a_team_draws_with_its_models_only_and_within_its_quotas(house: House) -> None:
     teams = [
         team("shoes", "ct_live_shoes", models=["another"]),
