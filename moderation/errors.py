@@ -5,6 +5,7 @@
   - EvaluationError         an evaluation data set is wrong; names the file and the column
   - PictureError            what should be judged is no picture
   - ClassifierUnavailable   a classifier is missing, failed, hung or answered nonsense
+  - ProvenanceError         a picture cannot be marked, or its marks cannot be read
 """
 
 from __future__ import annotations
@@ -39,3 +40,7 @@ class ClassifierUnavailable(ModerationError):
 
 class AuditError(ModerationError):
     """An audit log is not what was written."""
+
+
+class ProvenanceError(ModerationError):
+    """A picture cannot be marked, or its marks cannot be read."""

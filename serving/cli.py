@@ -21,6 +21,7 @@ from calotype.serving.commands.jobs import jobs
 from calotype.serving.commands.keys import keys
 from calotype.serving.commands.moderation import moderate, moderation
 from calotype.serving.commands.profiling import profile
+from calotype.serving.commands.provenance import provenance
 from calotype.serving.errors import CalotypeError, InvalidRequest
 
 DATA_DIR = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data"))
@@ -50,6 +51,7 @@ cli.add_command(keys)
 cli.add_command(moderate)
 cli.add_command(moderation)
 cli.add_command(profile)
+cli.add_command(provenance)
 
 
 @cli.command()

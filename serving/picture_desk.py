@@ -9,7 +9,7 @@ import asyncio
 import functools
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, ImageResult
-from calotype.serving.jobs.stamp import stamp
 from calotype.serving.pictures import blur, encode_picture, enlarge
 from calotype.serving.protocols import BlobStore, SafetyStage
 from calotype.serving.request import GenerationRequest
@@ -65,11 +64,16 @@ class PictureDesk:
                 lambda: [restore_outside(request, files, enlarge(p, request.size)) for p in drawn]
             )
         begun = time.monotonic()
+        restore = None
+        if request.mask is not None or request.expand is not None:
+            restore = functools.partial(restore_outside, request, files)
         encode = functools.partial(_encoded, lease)
         # Encoded while they are judged: the file of a blocked picture is dropped unseen.
         decisions, encoded = await asyncio.gather(
             asyncio.gather(*(self._judged(pixels) for pixels in pictures)),
-            asyncio.to_thread(lambda: [encode(pixels, i) for i, pixels in enumerate(pictures)]),
+            asyncio.to_thread(
+                lambda: [encode(pixels, i, restore) for i, pixels in enumerate(pictures)]
+            ),
         )
         seconds = time.monotonic() - begun
         images: list[ImageResult] = []
@@ -83,7 +87,7 @@ class PictureDesk:
                 continue
             data = encoded[index]
             if decision.get("verdict") == "BLUR":
-                data = await asyncio.to_thread(encode, blur(pixels), index)
+                data = await asyncio.to_thread(encode, blur(pixels), index, None)
             images.append(await self._store(lease, request, index, data, decision))
         return HandedOut(images, blocked, list(decisions), seconds)
 
@@ -122,7 +126,13 @@ def picture_format(lease: Lease) -> str:
     return str(lease.input.get("output_format") or "png")
 
 
-def _encoded(lease: Lease, pixels: Pixels, index: int) -> bytes:
-    data = encode_picture(pixels, picture_format(lease), lease.input.get("output_compression"))
-    recipe = lease.stamp_for(index)
-    return data if recipe is None else stamp(data, recipe)
+def _encoded(
+    lease: Lease, pixels: Pixels, index: int, restore: Callable[[Pixels], Pixels] | None
+) -> bytes:
+    return encode_picture(
+        pixels,
+        picture_format(lease),
+        lease.input.get("output_compression"),
+        recipe=lease.stamp_for(index),
+        restore=restore,
+    )

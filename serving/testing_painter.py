@@ -30,7 +30,6 @@ from calotype.serving.jobs.result import (
     ImageResult,
     openai_usage,
 )
-from calotype.serving.jobs.stamp import stamp
 from calotype.serving.pictures import encode_picture
 from calotype.serving.protocols import BlobStore, SafetyStage
 from calotype.serving.request import GenerationRequest, ImageSize
@@ -232,10 +231,8 @@ class Painter:
         judged: dict[str, Any],
     ) -> ImageResult:
         kind = lease.input["output_format"]
-        data = encode_picture(pixels, kind, lease.input["output_compression"])
-        recipe = lease.stamp_for(index)
-        if recipe is not None:
-            data = stamp(data, recipe)
+        compression = lease.input["output_compression"]
+        data = encode_picture(pixels, kind, compression, recipe=lease.stamp_for(index))
         key = content_key(lease.team_id, data, kind)
         # Never deleted here: another job's picture may be the same. What no row names is swept.
         await asyncio.to_thread(self._blobs.put, key, data)

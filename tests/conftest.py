@@ -1,3 +1,27 @@
 """Fixtures that several folders share."""
 
+import os
+import shutil
+import tempfile
+
+import pytest
+
+PROVENANCE_DIR = "CALOTYPE_PROVENANCE_DIR"
+MADE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder of keys for the whole run: every process that a test starts marks alike."""
+    if PROVENANCE_DIR not in os.environ:
+        os.environ[PROVENANCE_DIR] = tempfile.mkdtemp(prefix="calotype-marks-")
+        config.stash[MADE] = os.environ[PROVENANCE_DIR]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = config.stash.get(MADE, None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ[PROVENANCE_DIR]
+
+
 pytest_plugins = ["controlplane.fixtures", "controlplane.reports"]

@@ -26,6 +26,7 @@ from calotype.serving.deployments.gateway import GatewayDeployment
 from calotype.serving.deployments.generator import GeneratorDeployment
 from calotype.serving.deployments.moderator import ModeratorDeployment
 from calotype.serving.deployments.text_encoder import TextEncoderDeployment
+from calotype.serving.environment import DATA_DIR
 from calotype.serving.jobs.database import sqlite_url
 
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
@@ -130,8 +131,12 @@ def bind_model_app(
         configs: deployment name -> ``user_config``; empty where a Serve config file gives them.
         threads, gpus: see `build_model_app`.
     """
-    light = {"num_cpus": 0, "runtime_env": QUIET_THREADS}
-    heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": QUIET_THREADS}
+    # Replicas do not get the arguments of the command that started them: the keys of the marks lie
+    # in the data folder.
+    where = {DATA_DIR: str(places.audit_folder.parent)}
+    runtime = {"env_vars": QUIET_THREADS["env_vars"] | where}
+    light = {"num_cpus": 0, "runtime_env": runtime}
+    heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": runtime}
 
     def deployment(cls: type, name: str, **options: Any) -> Any:
         return _lasting(cls).options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -140,13 +141,13 @@ def test_less_strength_stays_nearer_to_the_picture(engine, make_request):
 @pytest.mark.parametrize("sampler", ["flow-euler", "flow-heun", "flow-unipc", "flow-lcm"])
 def test_pixels_outside_a_mask_are_the_same_bytes_in_the_png(engine, make_request, sampler):
     picture, mask = scene(96, 64), mask_of(96, 64, (37, 11, 61, 30))
-    engine.add(
-        make_request(size=(96, 64), image="p", mask="m", n=2, sampler=sampler),
-        files={"p": png(picture), "m": png(mask)},
-    )
+    files = {"p": png(picture), "m": png(mask)}
+    request = make_request(size=(96, 64), image="p", mask="m", n=2, sampler=sampler)
+    engine.add(request, files=files)
     outside = np.asarray(mask) == 0
     for pixels in engine.run().ending("r").images:
-        file = encode_picture(pixels, "png", None)
+        restore = functools.partial(restore_outside, request, files)
+        file = encode_picture(pixels, "png", None, restore=restore)
         seen = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
         assert np.array_equal(seen[outside], np.asarray(picture)[outside])
         assert (seen[~outside] != np.asarray(picture)[~outside]).mean() > 0.5
