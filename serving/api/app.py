@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from calotype.serving.api import (
     assets,
     batches,
+    cases,
     edits,
     files,
     jobs,
@@ -45,7 +46,7 @@ from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
 
 ROUTES = (
-    *(openai, edits, models, moderations, files, batches),
+    *(openai, edits, models, moderations, cases, files, batches),
     *(jobs, assets, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -66,7 +66,7 @@ _data_dir = click.option(
 @click.option("--team", default="default", show_default=True, help="Whose it is.")
 @click.option(
     "--scope", "scopes", multiple=True,
-    help="images, jobs, adapters, trainings or admin; may be repeated. Default: all.",
+    help="images, jobs, adapters, trainings, moderation or admin; may be repeated. Default: all.",
 )  # fmt: skip
 @_data_dir
 @click.pass_obj

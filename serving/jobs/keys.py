@@ -13,9 +13,10 @@ from calotype.serving.jobs.records import KeyRecord, new_id
 from calotype.serving.jobs.store import JobStore
 
 KEY_PREFIX = "ct_live_"
-SCOPES = ("images", "jobs", "adapters", "trainings", "admin")
-TEAM_SCOPES = SCOPES[:-1]
+TEAM_SCOPES = ("images", "jobs", "adapters", "trainings")
 """Of a key that a manifest declares."""
+SCOPES = (*TEAM_SCOPES, "moderation", "admin")
+"""``moderation`` is for reviewers: appeals and reports of every team."""
 DEFAULT_TEAM = "default"
 _SHOWN_CHARS = len(KEY_PREFIX) + 4
 _MAX_KEY_CHARS = 512

@@ -86,6 +86,10 @@ def openai_usage(text_tokens: int, sizes: Sequence[ImageSize]) -> dict[str, Any]
     }
 
 
+APPEALS = "/v1/moderation/appeals"
+"""Where a refusal is appealed against, on the gateway that answered."""
+
+
 def blocked_error(
     stage: str,
     categories: Sequence[str],
@@ -105,6 +109,10 @@ def blocked_error(
         f"{request_id}. safety_violations=[{','.join(names)}].",
         details={
             "moderation_details": {"moderation_stage": stage, "categories": names},
-            "moderation": {"decision_id": decision_id, "policy": policy},
+            "moderation": {
+                "decision_id": decision_id,
+                "policy": policy,
+                "appeal_url": APPEALS if decision_id else None,
+            },
         },
     )

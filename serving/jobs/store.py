@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.jobs.accounts import Accounts
 from calotype.serving.jobs.batches import Batches
+from calotype.serving.jobs.cases import Cases
 from calotype.serving.jobs.database import create_database_engine, reading, writing
 from calotype.serving.jobs.deliveries import Deliveries, announce
 from calotype.serving.jobs.expiry import Expiry
@@ -30,7 +31,7 @@ from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import Clock, SystemClock
 
 
-class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Expiry):
+class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Cases, Expiry):
     """The job database.
 
     Raises:

@@ -321,6 +321,26 @@ batch_lines = Table(
     _json("answer"),
 )
 
+cases = Table(
+    "cases",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("team_id", String(64), ForeignKey("teams.id"), nullable=False),
+    # A decision that is appealed against, or an asset that is reported.
+    Column("subject", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created", Float, nullable=False),
+    # The reviewer that works on it, until then.
+    Column("held_by", String(255)),
+    Column("held_until", Float),
+    Column("note", Text),
+    Column("decided", Float),
+    Index("ix_cases_status_created", "status", "created"),
+    Index("ix_cases_team_id_subject", "team_id", "subject"),
+)
+
 # Blobs whose last reference went, and when; removed for good after a while.
 blob_garbage = Table(
     "blob_garbage",
