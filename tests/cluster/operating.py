@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -285,12 +286,25 @@ def operated(
 
 def let_go(cluster: Cluster, namespace: str) -> None:
     """Without an operator nobody takes the finalizers off."""
-    for kind in ("loraadapters", "imagemodels"):
-        for obj in cluster.items(kind, namespace):
-            if obj["metadata"].get("finalizers"):
-                cluster.patch(
-                    kind, obj["metadata"]["name"], {"metadata": {"finalizers": None}}, namespace
-                )
+    none: Object = {"metadata": {"finalizers": None}}
+    with ThreadPoolExecutor(8) as pool:
+        for kind in ("loraadapters", "imagemodels"):
+            held = [o for o in cluster.items(kind, namespace) if o["metadata"].get("finalizers")]
+            names = [obj["metadata"]["name"] for obj in held]
+            list(pool.map(lambda n, k=kind: cluster.patch(k, n, none, namespace), names))
+
+
+def no_orphans(cluster: Cluster, namespace: str) -> None:
+    """Deletes every custom resource of ours, and waits until nothing of theirs is left."""
+    for kind in ("loraadapters", "loratrainings", "imagemodels", "moderationpolicies", "teams"):
+        cluster.kubectl("delete", kind, "--all", "-n", namespace, "--timeout=120s")
+    for kind in (
+        *("deployments", "services", "jobs", "pods", "secrets", "persistentvolumeclaims"),
+        *("rayservices", "rayjobs"),
+    ):
+        cluster.until(lambda kind=kind: not cluster.items(kind, namespace), f"no {kind} are left")
+    left = {c["metadata"]["name"] for c in cluster.items("configmaps", namespace)}
+    assert left <= {"kube-root-ca.crt", "calotype-gateway-config"}
 
 
 def wait_while(holds: Callable[[], Any], seconds: float) -> bool:

@@ -17,6 +17,7 @@ from cluster.operating import (
     OperatorProcess,
     Pretence,
     install_kinds,
+    no_orphans,
     operated,
     operator_rights,
     wait_while,
@@ -121,13 +122,7 @@ def test_a_user_reads_the_truth_from_kubectl_get(
     assert base64.b64decode(key).startswith(b"ct_live_")
     events = {e["reason"] for e in kinds.events("sneaker", namespace)}
     assert "Ready" in events
-    kinds.kubectl("delete", "loraadapters", "--all", "-n", namespace, "--timeout=60s")
-    kinds.kubectl("delete", "imagemodel", "shapes", "-n", namespace, "--timeout=60s")
-    kinds.kubectl("delete", "team", "shoes", "-n", namespace, "--timeout=60s")
-    for kind in ("deployments", "services", "jobs", "pods", "secrets"):
-        kinds.until(lambda kind=kind: not kinds.items(kind, namespace), f"no {kind} are left")
-    left = {c["metadata"]["name"] for c in kinds.items("configmaps", namespace)}
-    assert left <= {"kube-root-ca.crt", "calotype-gateway-config"}
+    no_orphans(kinds, namespace)
     assert operator.stop() == 0
 
 
@@ -240,3 +235,4 @@ def test_an_operator_that_is_killed_anywhere_and_a_restarted_api_server(
         }
 
     assert wait_while(unchanged, 5), "a restart alone writes nothing"
+    no_orphans(kinds, namespace)
