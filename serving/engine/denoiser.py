@@ -67,19 +67,20 @@ class Denoiser:
         passes = [(row, row.passes[0]) for row in rows] + [
             (rows[i], rows[i].passes[1]) for i in second
         ]
-        hidden = latents if not second else torch.cat([latents, latents[second]])
+        place = self._sent(torch.tensor(second)) if second else None
+        hidden = latents if place is None else torch.cat([latents, latents.index_select(0, place)])
         limit = max_passes or len(passes)
         parts = [
             self._predict(passes[begin : begin + limit], hidden[begin : begin + limit], bucket)
             for begin in range(0, len(passes), limit)
         ]
         velocity = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if second:
+        if place is not None:
             weights = [rows[i].true_guidance - 1 for i in second]
             first, other = velocity[: len(rows)], velocity[len(rows) :]
-            over = torch.tensor(weights, dtype=velocity.dtype).to(self.device).view(-1, 1, 1)
-            place = torch.tensor(second).to(self.device)
-            velocity = first.index_add(0, place, over * (first[place] - other))
+            over = self._sent(torch.tensor(weights, dtype=velocity.dtype)).view(-1, 1, 1)
+            apart = first.index_select(0, place) - other
+            velocity = first.index_add(0, place, over * apart)
         return velocity, latents
 
     def _predict(
@@ -92,10 +93,10 @@ class Denoiser:
         guidance = None
         if self._guided:
             scales = [one.guidance for _, one in passes]
-            guidance = torch.tensor(scales, dtype=torch.float32).to(self.device)
+            guidance = self._sent(torch.tensor(scales, dtype=torch.float32))
         return self._forward(
             hidden,
-            torch.tensor(times, dtype=self.dtype).to(self.device),
+            self._sent(torch.tensor(times, dtype=self.dtype)),
             guidance,
             _stacked([one.embeds for _, one in passes]),
             bucket,
@@ -103,9 +104,13 @@ class Denoiser:
             [row.stack for row, _ in passes],
         )
 
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the host on the device, without waiting for the device."""
+        return tensor.to(self.device, non_blocking=True)
+
     def _start(self, row: Row, bucket: Bucket) -> None:
         grid = TokenGrid(bucket.rows, bucket.columns)
-        noise = row.noise.first(grid, self.token_channels, self.dtype).to(self.device)
+        noise = self._sent(row.noise.first(grid, self.token_channels, self.dtype))
         row.latents = row.conditions.noised(noise, row.sampler.sigma)
         if row.conditions.redraw is not None:
             row.start_noise = noise
@@ -126,11 +131,11 @@ class Denoiser:
             except Exception as error:  # code of somebody else's package
                 failed.append((row, error))
         for places in groups.values():
-            everyone = len(places) == len(rows)
+            mine = None if len(places) == len(rows) else self._sent(torch.tensor(places))
             stepped = step_together(
                 [s for i in places if isinstance(s := rows[i].sampler, LinearSampler)],
-                velocity if everyone else velocity[places],
-                latents if everyone else latents[places],
+                velocity if mine is None else velocity.index_select(0, mine),
+                latents if mine is None else latents.index_select(0, mine),
             )
             for i, latent in zip(places, stepped.unbind(), strict=True):
                 rows[i].latents = latent

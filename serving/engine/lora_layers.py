@@ -158,8 +158,10 @@ class LoraLayers:
                 scales[place, places[id(adapter)]] += scale
         any_layer = next(iter(bank.layers.values()))
         device, dtype = any_layer.down.device, any_layer.down.dtype
-        index = None if len(rows) == len(stacks) else torch.tensor(rows).to(device)
-        return _Plan(bank, index, scales.to(device, dtype))
+        index = None
+        if len(rows) < len(stacks):
+            index = torch.tensor(rows).to(device, non_blocking=True)
+        return _Plan(bank, index, scales.to(device, dtype, non_blocking=True))
 
     def _bank(self, adapters: tuple[Adapter, ...]) -> _Bank:
         key = tuple(id(adapter) for adapter in adapters)
@@ -193,7 +195,7 @@ class LoraLayers:
                 # One adapter alone is used as it is, without a copy.
                 (downs[0] if len(here) == 1 else torch.cat(downs)).t(),
                 (ups[0] if len(here) == 1 else torch.cat(ups, dim=1)).t(),
-                torch.tensor(owner).to(downs[0].device),
+                torch.tensor(owner).to(downs[0].device, non_blocking=True),
             )
             layers[name] = joined
             if len(here) > 1:

@@ -111,7 +111,7 @@ class LinearSampler:
     def _draw(self, like: torch.Tensor) -> torch.Tensor:
         """Fresh noise where this evaluation wants some, zeros elsewhere."""
         if any(row[NOISE] for row in self._weights()):
-            return self._noise.more(like.shape).to(like.device)
+            return self._noise.more(like.shape).to(like.device, non_blocking=True)
         return torch.zeros_like(like, dtype=torch.float32)
 
 
