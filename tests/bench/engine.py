@@ -1,7 +1,7 @@
 """Benches of the engine, as ratios within one run: against diffusers' pipeline, and against itself.
 
 Both sides draw the same requests, turn and turn about, so that a busy machine slows both. Run it
-alone: ``python tests/bench/engine.py [MODEL_FOLDER]``; `tests/bench/run.py` calls `measure`. It
+alone: ``python -P tests/bench/engine.py [MODEL_FOLDER]``; `tests/bench/run.py` calls `measure`. It
 takes the first CUDA device if there is one.
 """
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+# Python looks beside a script first, and would find the bench operator.py in place of the standard
+# library's module. (With python -P this is the archive of a library that is none.)
+sys.path.pop(0)
+
 import importlib.util
 import json
 import pathlib
 import platform
-import sys
 from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent
