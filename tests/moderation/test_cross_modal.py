@@ -1,0 +1,125 @@
+"""Faces, and the rules over prompt, given and drawn picture together."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from moderation.sample_pictures import Pixels, drawing, texture
+from PIL import Image, ImageDraw, ImageFilter
+
+from calotype.moderation import faces, networks
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.testing import FixedImageClassifier
+
+PLAIN = texture(5, 128)
+
+
+def face(side: int = 256, ground: str = "#7896b4") -> Pixels:
+    """A drawn face: nobody's, and enough of one for a detector."""
+    unit = 4 * side / 256
+    image = Image.new("RGB", (4 * side, 4 * side), ground)
+    draw = ImageDraw.Draw(image)
+
+    def ellipse(x: int, y: int, across: int, down: int, colour: str) -> None:
+        box = (x - across, y - down, x + across, y + down)
+        draw.ellipse(tuple(part * unit for part in box), fill=colour)
+
+    ellipse(128, 115, 62, 80, "#3c281e")
+    ellipse(128, 130, 52, 68, "#e0b496")
+    for x in (106, 150):
+        ellipse(x, 118, 11, 6, "#fafafa")
+        ellipse(x, 118, 5, 5, "#321e14")
+        brow = [(x - 13) * unit, 105 * unit, x * unit, 101 * unit, (x + 13) * unit, 105 * unit]
+        draw.line(brow, fill="#3c281e", width=round(4 * unit))
+    draw.polygon(
+        [128 * unit, 120 * unit, 120 * unit, 148 * unit, 136 * unit, 148 * unit], "#cd9b7d"
+    )
+    ellipse(128, 167, 19, 6, "#b44646")
+    draw.rectangle((100 * unit, 195 * unit, 156 * unit, 256 * unit), fill="#d6aa8c")
+    small = image.resize((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(small.filter(ImageFilter.GaussianBlur(1)))
+
+
+def stage(sexual: float, **scores: float) -> Moderator:
+    return Moderator(
+        Policy.default(),
+        text_classifiers=[],
+        image_classifiers=[FixedImageClassifier({"sexual": sexual, **scores})],
+    )
+
+
+def test_a_face_is_found_where_it_is() -> None:
+    canvas = texture(3, 640)
+    canvas[300:556, 40:296] = face()
+    found = faces.YuNet().faces(canvas)
+    assert len(found) == 1 and found[0].score > 0.8
+    left, top = found[0].left - 40, found[0].top - 300
+    assert 55 < left < 95 and 40 < top < 80
+    assert 80 < found[0].width < 130 and 110 < found[0].height < 160
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1024, 256), (256, 1500)])
+def test_faces_are_found_in_pictures_of_any_shape(size: tuple[int, int]) -> None:
+    canvas = np.full((*size, 3), 140, np.uint8)
+    side = min(size)
+    canvas[:side, :side] = face(side)
+    assert len(faces.YuNet().faces(canvas)) == 1
+
+
+def test_drawings_and_textures_have_none() -> None:
+    detector = faces.YuNet()
+    for number in range(10):
+        for pixels in (drawing(number), texture(number)):
+            assert detector.faces(pixels) == []
+
+
+def test_a_minor_in_the_prompt_makes_a_suspicious_picture_refused() -> None:
+    alone = stage(0.4)
+    assert alone.judge_image(PLAIN).verdict is Verdict.ALLOW
+    assert alone.judge_image(PLAIN, prompt="a woman at the beach").verdict is Verdict.ALLOW
+    for prompt in ("a little girl at the beach", "a l1ttle g1rl at the beach"):
+        decision = alone.judge_image(PLAIN, prompt=prompt)
+        assert decision.verdict is Verdict.BLOCK, prompt
+        assert decision.categories == (Category.SEXUAL_MINORS,)
+        assert decision.findings[0].rule == "cross-modal.minor-and-sexual"
+    assert stage(0.1).judge_image(PLAIN, prompt="a little girl").verdict is Verdict.ALLOW
+
+
+def test_a_face_in_a_reference_makes_a_suspicious_picture_refused() -> None:
+    alone = stage(0.4)
+    assert alone.judge_image(PLAIN, references=[drawing(2)]).verdict is Verdict.ALLOW
+    decision = alone.judge_image(PLAIN, references=[drawing(2), face()])
+    assert decision.verdict is Verdict.BLOCK
+    assert decision.categories == (Category.REAL_PERSON_INTIMATE,)
+    assert decision.findings[0].rule == "cross-modal.face-and-sexual"
+    assert stage(0.1).judge_image(PLAIN, references=[face()]).verdict is Verdict.ALLOW
+
+
+def test_a_small_part_of_the_picture_is_enough() -> None:
+    canvas = texture(6, 512)
+    canvas[20:150, 300:430] = (10, 200, 90)
+    fixed = FixedImageClassifier({"sexual": 0.84}, colour=(10, 200, 90))
+    policy = Policy.from_spec(
+        "tiles", {"version": 1, "categories": {"sexual": {"tile": {"flag": 0.8}}}}
+    )
+    decision = Moderator(policy, text_classifiers=[], image_classifiers=[fixed]).judge_image(
+        canvas, references=[face()]
+    )
+    assert decision.verdict is Verdict.BLOCK and decision.findings[0].where.startswith("tile ")
+
+
+def test_no_face_detector_means_no_picture(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "yunet.onnx"
+    monkeypatch.setattr(networks, "model_file", lambda package, relative: path)
+    alone = stage(0.01)
+    decision = alone.judge_image(PLAIN, references=[face()])
+    assert decision.verdict is Verdict.ERROR and decision.unavailable
+    assert f"yunet has no file {path}" in (decision.reason or "")
+    assert alone.judge_image(PLAIN).verdict is Verdict.ALLOW
+    monkeypatch.undo()
+    assert alone.judge_image(PLAIN, references=[face()]).verdict is Verdict.ALLOW
