@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from calotype.serving import tracing
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.errors import (
     CalotypeError,
@@ -173,7 +174,9 @@ class GenerationWorker:
         lease = running.lease
         told: bool | None = False
         try:
-            result = await self._draw(running)
+            parent = lease.input.get("traceparent")
+            with tracing.span("draw", parent, job=lease.job_id, fence=lease.fence):
+                result = await self._draw(running)
             told = await self._tell(
                 self._leases.complete(lease.job_id, lease.fence, result.to_payload())
             )
@@ -198,31 +201,22 @@ class GenerationWorker:
     async def _draw(self, running: _Running) -> GenerationResult:
         started = time.monotonic()
         request = running.request
-        encoded, files = await asyncio.gather(self._encoded(request), self._files(request))
+        with tracing.span("encode prompt"):
+            encoded, files = await asyncio.gather(self._encoded(request), self._files(request))
         prompt = encoded[0]
         given: dict[str, Any] = {}
         if len(encoded) > 1:
             given["negative"] = encoded[1].embeds
         if files:
             given["files"] = files
-        finished: Finished | None = None
-        async with contextlib.aclosing(self._events(running, prompt.embeds, given)) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    running.step = event.step
-                elif isinstance(event, Preview | Checkpoint):
-                    running.trail.note(event)
-                elif isinstance(event, Failed):
-                    raise event.error
-                else:
-                    finished = event
-        if finished is None:
-            raise EngineError("The engine ended the request without an answer.")
+        with tracing.span("denoise", steps=request.sampling.steps):
+            finished = await self._drawn(running, prompt.embeds, given)
         drawn_at = time.monotonic()
-        handed, _ = await asyncio.gather(
-            self._desk.hand_out(running.lease, request, finished.images, files),
-            running.trail.finish(),
-        )
+        with tracing.span("judge and store"):
+            handed, _ = await asyncio.gather(
+                self._desk.hand_out(running.lease, request, finished.images, files),
+                running.trail.finish(),
+            )
         metrics: dict[str, Any] = {
             "gpu_seconds": round(finished.denoise_seconds, 4),
             "megapixels": round(request.n * request.size.pixels / 1e6, 4),
@@ -237,6 +231,23 @@ class GenerationWorker:
             ]
         usage = openai_usage(prompt.token_count, [request.size] * request.n)
         return GenerationResult(handed.images, handed.blocked, metrics, usage, handed.decisions)
+
+    async def _drawn(self, running: _Running, embeds: Any, given: Mapping[str, Any]) -> Finished:
+        """Raises what the engine ends the request with, if it is not drawn."""
+        begun = time.time_ns()
+        async with contextlib.aclosing(self._events(running, embeds, given)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    running.step = event.step
+                    tracing.record("denoise step", begun, step=event.step)
+                    begun = time.time_ns()
+                elif isinstance(event, Preview | Checkpoint):
+                    running.trail.note(event)
+                elif isinstance(event, Failed):
+                    raise event.error
+                else:
+                    return event
+        raise EngineError("The engine ended the request without an answer.")
 
     async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
         """The prompt, and the negative one where a second pass runs."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from calotype.serving import metrics
+from calotype.serving import metrics, tracing
 from calotype.serving.api.access import check_access
 from calotype.serving.api.gateway import Gateway, request_id_of
 from calotype.serving.api.outlook import check_deadline, promised_by
@@ -121,7 +121,7 @@ async def create_or_join(
     estimate = gateway.outlook.estimate(forecast, request)
     try:
         check_deadline(estimate, terms.wanted_seconds)
-        details: dict[str, Any] = {}
+        details: dict[str, Any] = {"traceparent": tracing.traceparent()}
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
         if terms.recipe is not None:

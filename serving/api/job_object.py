@@ -8,6 +8,7 @@ from typing import Any
 from calotype.serving.api.failures import error_object
 from calotype.serving.errors import error_from_payload
 from calotype.serving.jobs.records import JobRecord
+from calotype.serving.tracing import trace_id_of
 
 # Of the stored input: not the client's words.
 _HIDDEN = frozenset({"prompt_in_files", "traceparent"})
@@ -43,6 +44,7 @@ def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]
         "usage": job.usage,
         "metrics": job.metrics,
         "metadata": job.metadata,
+        "trace_id": trace_id_of(job.input.get("traceparent")),
         "urls": {"get": here, "cancel": f"{here}/cancel", "events": f"{here}/events"},
     }
 

@@ -14,10 +14,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from calotype.serving import metrics
+from calotype.serving import metrics, tracing
 
 log = logging.getLogger(__name__)
 
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked for every few seconds by machines."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -39,6 +41,17 @@ class RequestFrame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["path"] in _UNTRACED:
+            await self._answer(scope, receive, send, None)
+            return
+        with tracing.span("request", _traceparent(scope), server=True) as span:
+            await self._answer(scope, receive, send, tracing.trace_id())
+            span.update_name(f"{_method(scope)} {_route(scope)}")
+            span.set_attribute("calotype.request_id", scope["state"]["request_id"])
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, trace_id: str | None
+    ) -> None:
         started = time.perf_counter()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -50,6 +63,8 @@ class RequestFrame:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 del headers["x-request-id"]
+                if trace_id is not None:
+                    headers["x-trace-id"] = trace_id
                 if self.set_header:
                     headers["x-request-id"] = request_id
                 for rate in scope["state"].get("rates", ()):
@@ -84,6 +99,12 @@ def _request_id(scope: Scope) -> str:
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0].decode("ascii"))
     return f"req_{secrets.token_hex(12)}"
+
+
+def _traceparent(scope: Scope) -> str | None:
+    """The caller's trace, so that ours is part of it."""
+    given = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return str(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
 def _route(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -148,10 +149,16 @@ def _operation(body: GenerationBody) -> str:
     return "edit" if isinstance(body, EditBody) else "generate"
 
 
+@functools.cache
+def _samplers() -> tuple[str, ...]:
+    """Once: it looks through every installed package, which takes longer than all the rest."""
+    return sampler_names()
+
+
 def _sampler(model: ImageModel, body: GenerationBody, features: Collection[str]) -> str:
     default = str(model.spec.defaults.sampler)
     wanted = body.sampler or default
-    known = sampler_names() if "samplers" in features else (default,)
+    known = _samplers() if "samplers" in features else (default,)
     if wanted not in known:
         raise InvalidRequest(
             f"sampler {wanted!r} is not known; it must be one of {', '.join(known)}.",

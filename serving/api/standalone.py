@@ -33,6 +33,7 @@ from calotype.serving.environment import ClusterEnvironment
 from calotype.serving.errors import InvalidRequest, StorageFailed
 from calotype.serving.jobs.keys import ensure_first_key
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.logs import set_up_logs
 from calotype.serving.storage import open_blobs
 
 DATABASE_PATIENCE = 60.0
@@ -65,6 +66,7 @@ def run_gateway(options: GatewayOptions) -> None:
     Raises:
         CalotypeError: the port is taken, the job database or the environment cannot be used.
     """
+    set_up_logs(default="json")
     with listening_socket(options.host, options.port) as listener:
         store = open_store(options.environment.database_url, options.say)
         try:

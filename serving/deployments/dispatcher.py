@@ -13,6 +13,7 @@ from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.logs import set_up_logs
 from calotype.serving.protocols import SystemClock
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class DispatcherDeployment:
     async def __init__(  # type: ignore[misc]
         self, database_url: str, model: str, moderator: DeploymentHandle
     ) -> None:
+        set_up_logs()
         self._model = model
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         self._leasing: set[asyncio.Task[list[Lease]]] = set()

@@ -16,6 +16,7 @@ from calotype.serving.deployments.remote import RemoteLeases, RemotePrompts, Rem
 from calotype.serving.deployments.reporting import report_forever
 from calotype.serving.environment import NODE_NAME
 from calotype.serving.errors import EngineError
+from calotype.serving.logs import set_up_logs
 from calotype.serving.replica import GeneratorReplica, ReplicaSettings
 from calotype.serving.storage import open_blobs
 
@@ -34,6 +35,7 @@ class GeneratorDeployment:
         moderator: DeploymentHandle,
         text_encoder: DeploymentHandle,
     ) -> None:
+        set_up_logs()
         settings = ReplicaSettings(serve.get_replica_context().replica_tag, torch_threads)
         self._replica = GeneratorReplica(
             settings,

@@ -14,6 +14,7 @@ from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Policy, Privacy
 from calotype.moderation.vault import PromptVault
 from calotype.serving.errors import ModerationUnavailable
+from calotype.serving.logs import set_up_logs
 
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
@@ -27,6 +28,7 @@ class ModeratorDeployment:
     """
 
     def __init__(self, audit_folder: str) -> None:
+        set_up_logs()
         self._moderator = Moderator.load()
         replica = serve.get_replica_context().replica_tag
         folder = pathlib.Path(audit_folder)

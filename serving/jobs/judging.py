@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from calotype.serving import tracing
 from calotype.serving.errors import CalotypeError, ContentBlocked, ModerationUnavailable
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import blocked_error
@@ -98,7 +99,8 @@ async def judge_job(
         prompt = f"{prompt}\n{job.request['negative_prompt']}"
     before = dict(job.moderation or {})
     try:
-        decision = await judge_patiently(lambda: safety.judge_prompt(prompt), policy, sleep)
+        with tracing.span("judge prompt", job.input.get("traceparent"), job=job.id):
+            decision = await judge_patiently(lambda: safety.judge_prompt(prompt), policy, sleep)
     except CalotypeError as error:
         return before, error
     blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))

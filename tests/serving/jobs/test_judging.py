@@ -137,4 +137,8 @@ async def test_a_wholly_blocked_batch_ends_as_blocked(
     assert await dispatcher.complete(job.id, lease.fence, result.to_payload())
     details = error(store, job)["details"]
     assert details["moderation_details"]["moderation_stage"] == "output"
-    assert details["moderation"] == {"decision_id": "dec_1", "policy": "default@1"}
+    assert details["moderation"] == {
+        "decision_id": "dec_1",
+        "policy": "default@1",
+        "appeal_url": "/v1/moderation/appeals",
+    }
