@@ -124,6 +124,8 @@ def test_a_user_reads_the_truth_from_kubectl_get(
     assert "Ready" in events
     no_orphans(kinds, namespace)
     assert operator.stop() == 0
+    said = operator.log.read_text()
+    assert "ERROR" not in said and "Traceback" not in said, said[-4000:]
 
 
 def test_fifty_adapters_applied_at_once_are_one_push(
