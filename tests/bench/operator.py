@@ -71,7 +71,7 @@ def measure_crowd(
         f"operator, {MANY} adapters from the first create until all are Ready": entry(
             took, "s", None
         ),
-        f"operator, configurations pushed for {MANY} adapters": entry(pushed, "", None),
+        f"operator, configurations pushed for {MANY} adapters": entry(pushed, "pushes", None),
     }
 
 
