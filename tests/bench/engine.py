@@ -68,7 +68,7 @@ def measure(
             **_switching(components, pipeline, loras, rounds),
             **denoiser_share(components, rounds),
             **first_picture(components, max(3, rounds // 3)),
-            **step_overhead(components, 30 * rounds),
+            **step_overhead(components, 12 * rounds),
             **abort_to_freed(components, 5 * rounds),
             **soak(components, place),
         }
