@@ -179,7 +179,7 @@ def store(tmp_path: pathlib.Path) -> Iterator[JobStore]:
 @pytest.fixture
 async def studio(components: Components, store: JobStore) -> AsyncIterator[Studio]:
     safety = ScriptedSafety()
-    policy = DispatchPolicy(lease_seconds=2.0, sweep_seconds=0.05, max_attempts=20)
+    policy = DispatchPolicy(lease_seconds=4.0, sweep_seconds=0.05, max_attempts=20)
     dispatcher = Dispatcher(store, safety, SystemClock(), policy, model="tiny")
     await dispatcher.start()
     yield Studio(components, store, MemoryBlobStore(), safety, dispatcher)

@@ -59,6 +59,14 @@ def test_what_the_workers_cannot_do_is_refused_by_name(
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.images.create_variation(image=picture())
     assert "variations" in caught.value.message
+    for name, value in (
+        ("reference_images", ["https://example.com/a.png"]),
+        ("negative_prompt", "dog"),
+        ("sigmas", [1.0, 0.5]),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            sdk.images.generate(prompt="a cat", extra_body={name: value})
+        assert (caught.value.code, caught.value.param) == ("unsupported_value", name)
 
 
 def test_bytes_a_file_and_several_files_are_edited(able: Any) -> None:

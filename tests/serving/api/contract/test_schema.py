@@ -1,4 +1,4 @@
-"""Whatever fits the published schema, and what does not, gets an answer that is no fault of ours."""
+"""Whatever is sent, fitting the published schema or not, no answer is a fault of ours."""
 
 from __future__ import annotations
 
