@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -20,10 +20,11 @@ from calotype.moderation import images
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
 from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
-from calotype.moderation.errors import ModerationError
+from calotype.moderation.errors import ModerationError, PolicyError
 from calotype.moderation.faces import SURE, YuNet
 from calotype.moderation.heads import HeadsClassifier
 from calotype.moderation.known_pictures import KnownPictures
+from calotype.moderation.picture_models import PICTURE_MODELS
 from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
 
@@ -42,6 +43,8 @@ class Moderator:
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
         picture_lists: files of pictures that are refused; see `known_pictures`.
+        picture_models: name in `picture_models.PICTURE_MODELS` -> folder; they look at whole
+            pictures and at tiles that another classifier finds suspicious.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Moderator:
         text_classifiers: Sequence[TextClassifier] | None = None,
         image_classifiers: Sequence[ImageClassifier] | None = None,
         picture_lists: Sequence[pathlib.Path] = (),
+        picture_models: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
         self._known = KnownPictures(picture_lists)
         self._faces = _image_guard("yunet", YuNet)
@@ -69,6 +73,13 @@ class Moderator:
                 images.Scan(_image_guard(own.name, partial(_given, own)))
                 for own in image_classifiers
             ]
+        for name, folder in (picture_models or {}).items():
+            if name not in PICTURE_MODELS:
+                raise PolicyError(
+                    f"There is no picture model {name!r}; there are {', '.join(PICTURE_MODELS)}."
+                )
+            make = partial(PICTURE_MODELS[name], folder)
+            self._image.append(images.Scan(_image_guard(name, make), seconds=True))
 
     @classmethod
     def load(cls, policy: Policy | None = None) -> Moderator:
