@@ -67,6 +67,7 @@ class InAProcess:
             print("look", file=self.process.stdin, flush=True)
             return [{"sexual": float(self.process.stdout.readline())} for _ in pictures]
         except (OSError, ValueError):
+            self.process.communicate()
             self.process = None  # the next call starts another one
             raise
 
@@ -78,7 +79,7 @@ class InAProcess:
     def end(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
 
 @pytest.fixture
