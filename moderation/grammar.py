@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -22,7 +23,7 @@ _KINDS: tuple[tuple[Category | None, str, str], ...] = (
 
 def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
-    grammar: dict[str, list[str]] = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
+    grammar: dict[str, Any] = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
     for category, states, phrases in _KINDS:
         label = category.value if category else "benign"
         for state in grammar[states]:
@@ -35,7 +36,11 @@ def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple
             rng = random.Random(f"{seed}:{phrase}")
             for _ in range(per_phrase):
                 yield _styled(rng, grammar, phrase), label
+    for label, phrases_elsewhere in grammar["other_languages"].items():
+        for phrase in phrases_elsewhere:
+            yield phrase, label
 
 
-def _styled(rng: random.Random, grammar: dict[str, list[str]], subject: str) -> str:
-    return rng.choice(grammar["styles"]).format(subject.strip())
+def _styled(rng: random.Random, grammar: dict[str, Any], subject: str) -> str:
+    style: str = rng.choice(grammar["styles"])
+    return style.format(subject.strip())

