@@ -28,7 +28,7 @@ from calotype.serving.errors import (
 )
 from calotype.serving.jobs.quotas import RateState, rate_state
 from calotype.serving.jobs.recipe import changes, recipe_hash
-from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, new_id
+from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, TeamRecord, new_id
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,10 @@ async def create_or_join(
         gateway.settings.features,
         terms.pictures,
     )
-    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
+    team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
     named = [adapter.name for adapter in plan.request.adapters]
     check_access(gateway.catalog, plan.model.name, named, team)
-    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
-    joined = await asyncio.to_thread(_find, gateway, origin, digest)
     if joined is not None:
         return joined
     now = gateway.store.clock.time()
@@ -186,6 +185,13 @@ def _idempotency(request: Request, key: KeyRecord) -> str | None:
         )
     scope = json.dumps([key.id, request.url.path, given])
     return hashlib.sha256(scope.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _look_up(
+    gateway: Gateway, origin: Origin, digest: str
+) -> tuple[TeamRecord | None, JobRecord | None]:
+    """The team that asks, and the job that it repeats, if it does."""
+    return gateway.store.get_team(origin.key.team_id), _find(gateway, origin, digest)
 
 
 def _find(gateway: Gateway, origin: Origin, digest: str) -> JobRecord | None:

@@ -26,7 +26,7 @@ def model_digest(model: ImageModel) -> str:
         return noted
     source = model.spec.source
     if source.built_in is not None:
-        return _digest_of(_MODELS / source.built_in.name)
+        return _digest_of_package(source.built_in.name)
     if source.path is not None and pathlib.Path(source.path).exists():
         return _digest_of(pathlib.Path(source.path))
     if source.hugging_face is not None:
@@ -43,7 +43,7 @@ def adapter_digest(adapter: LoRAAdapter) -> str:
         return noted
     source = adapter.spec.source
     if source.built_in is not None:
-        return _digest_of(_MODELS / f"{source.built_in.name}.safetensors")
+        return _digest_of_package(f"{source.built_in.name}.safetensors")
     if source.path is not None and pathlib.Path(source.path).exists():
         return _digest_of(pathlib.Path(source.path))
     if source.hugging_face is not None:
@@ -55,6 +55,12 @@ def _annotation(resource: ImageModel | LoRAAdapter) -> str | None:
     noted = (resource.metadata.model_extra or {}).get("annotations")
     found = noted.get(ANNOTATION) if isinstance(noted, dict) else None
     return str(found) if found else None
+
+
+@functools.cache
+def _digest_of_package(name: str) -> str:
+    """Looked at once: the files of the package do not change under a process."""
+    return _digest_of(_MODELS / name)
 
 
 def _digest_of(place: pathlib.Path) -> str:
