@@ -27,7 +27,7 @@ from controlplane.fixtures import foreign
 
 from calotype.operator.testing.cluster import good_fetch
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from cluster.operating import OperatorProcess, install_kinds, operated
 from controlplane.cluster import Cluster, Object
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 API = "calotype.dev/v1alpha1"
 ENCODER = {"resourceProfile": "a100", "replicas": {"min": 1, "max": 2}}

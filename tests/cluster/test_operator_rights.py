@@ -22,7 +22,7 @@ from controlplane.fixtures import foreign
 
 from calotype.operator.testing.cluster import good_fetch
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 API = "calotype.dev/v1alpha1"
 Right = tuple[str, str, str]
@@ -104,9 +104,9 @@ class Scene:
         ):
             old = {"metadata": {"finalizers": ["calotype.dev/cleanup"]}}
             cluster.patch(kind, name, old, namespace)
-            cluster.kubectl("delete", kind, name, "-n", namespace, "--timeout=60s")
+            cluster.kubectl("delete", kind, name, "-n", namespace, "--timeout=180s")
         for kind in ("loraadapters", "imagemodels"):
-            cluster.kubectl("delete", kind, "--all", "-n", namespace, "--timeout=60s")
+            cluster.kubectl("delete", kind, "--all", "-n", namespace, "--timeout=180s")
 
     def _ray(self) -> None:
         """What KubeRay would make, and what it would say when it gives up."""
@@ -258,7 +258,7 @@ def test_without_any_one_rule_something_is_denied(
                     for call in calls(scene)[before:]
                 )
 
-            scene.cluster.until(denied, f"something is denied without {missing}", 30)
+            scene.cluster.until(denied, f"something is denied without {missing}", 120)
             scene.operator.kill()
             scene.cluster.apply(role, "-n", scene.namespace)
     assert number >= 10

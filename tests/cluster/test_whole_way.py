@@ -258,6 +258,6 @@ def test_after_an_uninstallation_everything_that_stays_can_be_deleted(drawing: R
     world.get("pvc", "calotype-data", namespace)
     assert drawing.pods("model")  # goes on until its ImageModel goes
 
-    drawing.kubectl("delete", "-f", EXAMPLES, "--timeout=30s")
+    drawing.kubectl("delete", "-f", EXAMPLES, "--timeout=90s")
     world.wait_gone("deployment", "shapes", namespace)
     world.until(lambda: not drawing.pods("model"), "the model's pod is gone", 90)

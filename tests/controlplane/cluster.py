@@ -23,6 +23,8 @@ from .plane import ControlPlane
 
 Object = dict[str, Any]
 POLL_SECONDS = 0.1
+PATIENCE = 180.0
+"""Seconds that a thing may take on a machine that is busy with others."""
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/warn": "restricted",
@@ -206,7 +208,7 @@ class Cluster:
 
     # --- waiting ---
 
-    def until(self, holds: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    def until(self, holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         """Polls until `holds()` is true and returns it; AssertionError says what never came."""
         deadline = time.monotonic() + seconds
         while not (result := holds()):
@@ -220,7 +222,7 @@ class Cluster:
         name: str,
         holds: Callable[[Object], Any] | str,
         namespace: str = "default",
-        seconds: float = 60,
+        seconds: float = PATIENCE,
     ) -> Object:
         """The object as soon as `holds(object)`, or as soon as a condition has a status:
         "Ready" and "Ready=False" are conditions. The last state is in the failure's message."""
@@ -239,7 +241,7 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
     def wait_gone(
-        self, kind: str, name: str, namespace: str = "default", seconds: float = 60
+        self, kind: str, name: str, namespace: str = "default", seconds: float = PATIENCE
     ) -> None:
         """Returns when there is no such object any more."""
         gone = lambda: self.find(kind, name, namespace) is None  # noqa: E731
