@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sqlite3
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +29,9 @@ from sqlalchemy.exc import (
 from calotype.serving.errors import InvalidRequest, StorageFailed
 
 BUSY_SECONDS = 10.0
+_TURNS: weakref.WeakKeyDictionary[Engine, threading.Lock] = weakref.WeakKeyDictionary()
+"""Writers of one process to one SQLite file take turns. SQLite itself lets those that wait sleep
+and look again, up to a tenth of a second at a time: threads of a busy gateway would starve."""
 
 
 def sqlite_url(folder: pathlib.Path) -> str:
@@ -49,6 +54,7 @@ def create_database_engine(url: str) -> Engine:
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidRequest(f"The database URL cannot be used: {error}.") from None
+    _TURNS[engine] = threading.Lock()
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -88,8 +94,20 @@ def _begin_sqlite(connection: Connection) -> None:
 @contextlib.contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One write transaction; any database fault becomes `StorageFailed`."""
-    with _faults("written"), engine.begin() as connection:
+    with _faults("written"), _turn(engine), engine.begin() as connection:
         yield connection
+
+
+@contextlib.contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    turns = _TURNS.get(engine)
+    # Who waited for so long goes on without its turn: SQLite says then that it is busy.
+    mine = turns is not None and turns.acquire(timeout=BUSY_SECONDS)
+    try:
+        yield
+    finally:
+        if turns is not None and mine:
+            turns.release()
 
 
 @contextlib.contextmanager
