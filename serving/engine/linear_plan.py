@@ -117,7 +117,13 @@ def apply(tables: Sequence[Weights], summands: Sequence[torch.Tensor | None]) ->
         One float32 tensor [rows, tokens, channels] per output.
     """
     given = next(s for s in summands if s is not None)
-    weights = torch.tensor(tables, dtype=torch.float32).to(given.device, non_blocking=True)
+    # Rows that came together are at one step of one plan: their weights are plain numbers then.
+    alike = all(table == tables[0] for table in tables)
+    weights = (
+        None
+        if alike
+        else torch.tensor(tables, dtype=torch.float32).to(given.device, non_blocking=True)
+    )
     outputs: list[torch.Tensor] = []
     for output in range(len(tables[0])):
         total: torch.Tensor | None = None
@@ -127,7 +133,8 @@ def apply(tables: Sequence[Weights], summands: Sequence[torch.Tensor | None]) ->
                 continue
             part = summand.float()
             if any(weight != 1.0 for weight in column):
-                part = weights[:, output, place].view(-1, 1, 1) * part
+                mine = column[0] if weights is None else weights[:, output, place].view(-1, 1, 1)
+                part = mine * part
             if place == VELOCITY:
                 # As diffusers rounds: this product in the model's dtype, the sum in float32.
                 part = part.to(summand.dtype).float()
