@@ -114,7 +114,9 @@ class Trail:
             await self._delete(name)
 
     async def _show(self, preview: Preview) -> None:
-        decision = await self._safety.judge_image(preview.pixels)
+        decision = await self._safety.judge_image(
+            preview.pixels, str(self._lease.request["prompt"])
+        )
         if decision.get("blocked", True):
             return
         lease, kind = self._lease, picture_format(self._lease)

@@ -7,6 +7,7 @@ import contextlib
 import pathlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from calotype.moderation.moderator import Moderator
@@ -18,7 +19,7 @@ from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
 from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
 from calotype.serving.jobs.store import JobStore
-from calotype.serving.pictures import blur, enlarge
+from calotype.serving.pictures import blur, enlarge, given_pictures
 from calotype.serving.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.replica import GeneratorReplica, ReplicaSettings, pick_device
 from calotype.serving.request import Failed, Finished, GenerationRequest, Progress
@@ -39,8 +40,11 @@ class InProcessSafety:
     async def judge_prompt(self, text: str) -> dict[str, Any]:
         return (await asyncio.to_thread(self._moderator.judge_prompt, text)).to_payload()
 
-    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
-        return (await asyncio.to_thread(self._moderator.judge_image, pixels)).to_payload()
+    async def judge_image(
+        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> dict[str, Any]:
+        judge = partial(self._moderator.judge_image, pixels, prompt=prompt, references=references)
+        return (await asyncio.to_thread(judge)).to_payload()
 
 
 class InProcessPrompts:
@@ -185,10 +189,13 @@ class Studio:
             restore_outside(request, given, enlarge(pixels, request.size))
             for pixels in self._run(request, on_step, given)
         ]
+        seen = given_pictures(request, given)
         drawn: list[Drawn] = []
         refused: list[ContentBlocked] = []
         for index, pixels in enumerate(pictures):
-            decision = self._moderator.judge_image(pixels).to_payload()
+            decision = self._moderator.judge_image(
+                pixels, prompt=request.prompt, references=seen
+            ).to_payload()
             shown = blur(pixels) if decision["verdict"] == "BLUR" else pixels
             try:
                 if decision["verdict"] != "BLUR":

@@ -18,7 +18,7 @@ from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, ImageResult
-from calotype.serving.pictures import blur, encode_picture, enlarge
+from calotype.serving.pictures import blur, encode_picture, enlarge, given_pictures
 from calotype.serving.protocols import BlobStore, SafetyStage
 from calotype.serving.request import GenerationRequest
 from calotype.serving.storage import content_key
@@ -69,8 +69,9 @@ class PictureDesk:
             restore = functools.partial(restore_outside, request, files)
         encode = functools.partial(_encoded, lease)
         # Encoded while they are judged: the file of a blocked picture is dropped unseen.
+        seen = await asyncio.to_thread(given_pictures, request, files)
         decisions, encoded = await asyncio.gather(
-            asyncio.gather(*(self._judged(pixels) for pixels in pictures)),
+            asyncio.gather(*(self._judged(pixels, request.prompt, seen) for pixels in pictures)),
             asyncio.to_thread(
                 lambda: [encode(pixels, i, restore) for i, pixels in enumerate(pictures)]
             ),
@@ -91,9 +92,9 @@ class PictureDesk:
             images.append(await self._store(lease, request, index, data, decision))
         return HandedOut(images, blocked, list(decisions), seconds)
 
-    async def _judged(self, pixels: Pixels) -> dict[str, Any]:
+    async def _judged(self, pixels: Pixels, prompt: str, given: Sequence[Pixels]) -> dict[str, Any]:
         """The safety stage's decision; asked again while the stage comes back from a crash."""
-        judge = functools.partial(self._safety.judge_image, pixels)
+        judge = functools.partial(self._safety.judge_image, pixels, prompt, given)
         return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
 
     async def _store(

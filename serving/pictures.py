@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from calotype.moderation.pictures import decode_picture
 from calotype.serving.jobs.stamp import stamp
 from calotype.serving.marks import installation_marks
 from calotype.serving.request import ImageSize
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from calotype.moderation.provenance import Marks
-    from calotype.serving.request import Pixels
+    from calotype.serving.request import GenerationRequest, Pixels
 
 JPEG_QUALITY_DEFAULT = 95
+GIVEN_SIDE = 640
+"""Longer side of a given picture as the safety stage sees it: what its face detector reads."""
 
 
 def enlarge(pixels: Pixels, size: ImageSize) -> Pixels:
@@ -38,6 +41,22 @@ def blur(pixels: Pixels) -> Pixels:
     """The picture made unrecognisable: what a BLUR verdict serves."""
     radius = max(4.0, min(pixels.shape[:2]) / 12)
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def given_pictures(request: GenerationRequest, files: Mapping[str, bytes]) -> list[Pixels]:
+    """The pictures that a request is drawn from, small: what the safety stage looks at for faces.
+
+    Raises:
+        PictureError: one of them cannot be read.
+    """
+    names = dict.fromkeys((*request.references, *([request.image] if request.image else [])))
+    found = []
+    for name in names:
+        for view in decode_picture(files[name], name):
+            picture = Image.fromarray(view)
+            picture.thumbnail((GIVEN_SIDE, GIVEN_SIDE))
+            found.append(np.asarray(picture))
+    return found
 
 
 def encode_picture(

@@ -71,7 +71,14 @@ class SafetyStage(Protocol):
 
     async def judge_prompt(self, text: str) -> dict[str, Any]: ...
 
-    async def judge_image(self, pixels: Pixels) -> dict[str, Any]: ...
+    async def judge_image(
+        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> dict[str, Any]:
+        """Args:
+        prompt: what the picture was drawn for, if anything.
+        references: the pictures it was drawn from.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

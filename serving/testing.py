@@ -116,7 +116,9 @@ class ScriptedSafety:
     async def judge_prompt(self, text: str) -> dict[str, Any]:
         return self.prompt(text)
 
-    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
+    async def judge_image(
+        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> dict[str, Any]:
         return self.image(pixels)
 
 

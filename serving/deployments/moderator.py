@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -42,16 +42,21 @@ class ModeratorDeployment:
     async def judge_prompt(self, text: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._judge_prompt, text)
 
-    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
-        return await asyncio.to_thread(self._judge_image, pixels)
+    async def judge_image(
+        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> dict[str, Any]:
+        return await asyncio.to_thread(self._judge_image, pixels, prompt, references)
 
     def _judge_prompt(self, text: str) -> dict[str, Any]:
         privacy = self._moderator.policy.privacy
         payload = self._moderator.judge_prompt(text).to_payload()
         return self._recorded(payload, text, privacy)
 
-    def _judge_image(self, pixels: Pixels) -> dict[str, Any]:
-        return self._recorded(self._moderator.judge_image(pixels).to_payload())
+    def _judge_image(
+        self, pixels: Pixels, prompt: str, references: Sequence[Pixels]
+    ) -> dict[str, Any]:
+        decision = self._moderator.judge_image(pixels, prompt=prompt, references=references)
+        return self._recorded(decision.to_payload())
 
     def _recorded(
         self, payload: dict[str, Any], prompt: str | None = None, privacy: Privacy | None = None

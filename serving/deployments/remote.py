@@ -141,13 +141,15 @@ class RemoteSafety:
     async def judge_prompt(self, text: str) -> dict[str, Any]:
         return await self._judge("judge_prompt", text)
 
-    async def judge_image(self, pixels: Pixels) -> dict[str, Any]:
-        return await self._judge("judge_image", pixels)
+    async def judge_image(
+        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+    ) -> dict[str, Any]:
+        return await self._judge("judge_image", pixels, prompt, list(references))
 
-    async def _judge(self, method: str, content: Any) -> dict[str, Any]:
+    async def _judge(self, method: str, *content: Any) -> dict[str, Any]:
         try:
             decision: dict[str, Any] = await call(
-                lambda: getattr(self._moderator, method).remote(content),
+                lambda: getattr(self._moderator, method).remote(*content),
                 "The safety stage",
                 patience=self._patience,
                 limit=30,

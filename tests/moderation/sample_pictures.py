@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
 
@@ -53,6 +53,32 @@ def texture(number: int, side: int = 256, steepness: float = 1.3) -> Pixels:
         plane = np.fft.ifft2(np.fft.fft2(mixed) / radius**steepness).real
         bands.append(128 + 45 * (plane - plane.mean()) / plane.std())
     return np.clip(np.stack(bands, axis=2), 0, 255).astype(np.uint8)
+
+
+def face(side: int = 256, ground: str = "#7896b4") -> Pixels:
+    """A drawn face: nobody's, and enough of one for a detector."""
+    unit = 4 * side / 256
+    image = Image.new("RGB", (4 * side, 4 * side), ground)
+    draw = ImageDraw.Draw(image)
+
+    def ellipse(x: int, y: int, across: int, down: int, colour: str) -> None:
+        box = (x - across, y - down, x + across, y + down)
+        draw.ellipse(tuple(part * unit for part in box), fill=colour)
+
+    ellipse(128, 115, 62, 80, "#3c281e")
+    ellipse(128, 130, 52, 68, "#e0b496")
+    for x in (106, 150):
+        ellipse(x, 118, 11, 6, "#fafafa")
+        ellipse(x, 118, 5, 5, "#321e14")
+        brow = [(x - 13) * unit, 105 * unit, x * unit, 101 * unit, (x + 13) * unit, 105 * unit]
+        draw.line(brow, fill="#3c281e", width=round(4 * unit))
+    draw.polygon(
+        [128 * unit, 120 * unit, 120 * unit, 148 * unit, 136 * unit, 148 * unit], "#cd9b7d"
+    )
+    ellipse(128, 167, 19, 6, "#b44646")
+    draw.rectangle((100 * unit, 195 * unit, 156 * unit, 256 * unit), fill="#d6aa8c")
+    small = image.resize((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(small.filter(ImageFilter.GaussianBlur(1)))
 
 
 def saved(pixels: Pixels, kind: str, **options: object) -> Pixels:

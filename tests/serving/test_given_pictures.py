@@ -1,0 +1,71 @@
+"""What a picture was asked with reaches the safety stage: the prompt, and the given pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from moderation.sample_pictures import Pixels, drawing, face
+from PIL import Image
+
+from calotype.moderation.errors import PictureError
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy import Policy
+from calotype.moderation.testing import FixedImageClassifier
+from calotype.serving.jobs.leases import Lease
+from calotype.serving.local import InProcessSafety
+from calotype.serving.picture_desk import PictureDesk
+from calotype.serving.pictures import GIVEN_SIDE, given_pictures
+from calotype.serving.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.storage.folder import FolderBlobStore
+
+
+def png(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def request(prompt: str = "a portrait", **given: Any) -> GenerationRequest:
+    size = ImageSize(128, 128)
+    return GenerationRequest(
+        id="r", prompt=prompt, size=size, rendered_size=size,
+        sampling=SamplingParams(4, 4.0), seed=1, **given,
+    )  # fmt: skip
+
+
+def test_all_given_pictures_are_seen_small() -> None:
+    files = {"a": png(drawing(1, 1024)), "b": png(drawing(2)), "m": png(drawing(3))}
+    seen = given_pictures(request(references=("a", "b"), image="b", mask="m"), files)
+    assert [picture.shape for picture in seen] == [(GIVEN_SIDE, GIVEN_SIDE, 3), (128, 128, 3)]
+    assert given_pictures(request(), files) == []
+    with pytest.raises(PictureError, match="a is no picture"):
+        given_pictures(request(references=("a",)), {"a": b"no picture"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reference", "refused"),
+    [
+        ("a portrait", None, []),
+        ("a portrait", drawing(1), []),
+        ("a portrait", face(), ["real_person_intimate"]),
+        ("a little girl", None, ["sexual/minors"]),
+    ],
+)
+def test_the_desk_tells_the_safety_stage_what_was_asked_for(
+    tmp_path: Any, prompt: str, reference: Pixels | None, refused: Sequence[str]
+) -> None:
+    suspicious = FixedImageClassifier({"sexual": 0.4})
+    stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[suspicious])
+    desk = PictureDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    given = {} if reference is None else {"references": ("f",)}
+    asked = request(prompt, **given)
+    lease = Lease("j", 1, asked.to_payload(), {"output_format": "png"}, "team", 0.0)
+    files = {} if reference is None else {"f": png(reference)}
+    handed = asyncio.run(desk.hand_out(lease, asked, [np.array(drawing(4))], files))
+    assert [name for item in handed.blocked for name in item.categories] == refused
+    assert len(handed.images) == (0 if refused else 1)
