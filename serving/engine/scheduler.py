@@ -248,7 +248,11 @@ class StepScheduler:
 
     def hopeless(self, now: float) -> list[str]:
         """Requests that would miss their deadline even if nobody else was served."""
-        return [e.request_id for e in self._entries.values() if e.spare(now, self._pace) < 0]
+        return [
+            e.request_id
+            for e in self._entries.values()
+            if e.deadline is not None and e.spare(now, self._pace) < 0
+        ]
 
     @property
     def running_rows(self) -> int:
@@ -307,12 +311,12 @@ class StepScheduler:
         )
 
     def _admit(self, now: float) -> None:
+        waiting = [e for e in self._entries.values() if not e.admitted]
+        if not waiting:
+            return
         rows = self.running_rows
         held = sum(e.bytes for e in self._entries.values() if e.admitted)
-        waiting = sorted(
-            (e for e in self._entries.values() if not e.admitted),
-            key=lambda entry: self._order(entry, now),
-        )
+        waiting.sort(key=lambda entry: self._order(entry, now))
         for entry in waiting:
             rows += len(entry.done)
             held += entry.bytes
