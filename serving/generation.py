@@ -209,6 +209,8 @@ class GenerationWorker:
             given["negative"] = encoded[1].embeds
         if files:
             given["files"] = files
+            with tracing.span("judge given pictures"):
+                await self._desk.admit(running.lease, request, files)
         with tracing.span("denoise", steps=request.sampling.steps):
             finished = await self._drawn(running, prompt.embeds, given)
         drawn_at = time.monotonic()

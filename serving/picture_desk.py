@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from calotype.moderation.errors import PictureError
 from calotype.serving.engine.input_pictures import restore_outside
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
+from calotype.serving.errors import InvalidRequest
+from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, refusal
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, ImageResult
@@ -25,6 +27,10 @@ from calotype.serving.storage import content_key
 
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
+
+
+JUDGED_SIDE = 1024
+"""Given pictures are judged no larger than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,25 @@ class HandedOut:
 class PictureDesk:
     def __init__(self, safety: SafetyStage, blobs: BlobStore) -> None:
         self._safety, self._blobs = safety, blobs
+
+    async def admit(
+        self, lease: Lease, request: GenerationRequest, files: Mapping[str, bytes]
+    ) -> None:
+        """Judges the pictures that a request is drawn from, before anything is drawn.
+
+        Raises:
+            ContentBlocked: one of them does not pass.
+            InvalidRequest: one of them cannot be read.
+            ModerationUnavailable: one of them could not be judged.
+        """
+        try:
+            seen = await asyncio.to_thread(given_pictures, request, files, JUDGED_SIDE)
+        except PictureError as error:
+            raise InvalidRequest(str(error), param="image") from error
+        for decision in await asyncio.gather(*(self._judged(view, "", ()) for view in seen)):
+            blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
+            if blocked is not None:
+                raise blocked
 
     async def hand_out(
         self,

@@ -43,8 +43,13 @@ def blur(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def given_pictures(request: GenerationRequest, files: Mapping[str, bytes]) -> list[Pixels]:
-    """The pictures that a request is drawn from, small: what the safety stage looks at for faces.
+def given_pictures(
+    request: GenerationRequest, files: Mapping[str, bytes], side: int = GIVEN_SIDE
+) -> list[Pixels]:
+    """The pictures that a request is drawn from, as the safety stage looks at them.
+
+    Args:
+        side: no side of them is longer; small ones are enough for faces.
 
     Raises:
         PictureError: one of them cannot be read.
@@ -54,7 +59,7 @@ def given_pictures(request: GenerationRequest, files: Mapping[str, bytes]) -> li
     for name in names:
         for view in decode_picture(files[name], name):
             picture = Image.fromarray(view)
-            picture.thumbnail((GIVEN_SIDE, GIVEN_SIDE))
+            picture.thumbnail((side, side))
             found.append(np.asarray(picture))
     return found
 

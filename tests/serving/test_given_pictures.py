@@ -16,6 +16,7 @@ from calotype.moderation.errors import PictureError
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
+from calotype.serving.errors import ContentBlocked, InvalidRequest
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.local import InProcessSafety
 from calotype.serving.picture_desk import PictureDesk
@@ -69,3 +70,29 @@ def test_the_desk_tells_the_safety_stage_what_was_asked_for(
     handed = asyncio.run(desk.hand_out(lease, asked, [np.array(drawing(4))], files))
     assert [name for item in handed.blocked for name in item.categories] == refused
     assert len(handed.images) == (0 if refused else 1)
+
+
+@pytest.mark.parametrize("field", ["image", "references"])
+def test_a_given_picture_that_does_not_pass_is_refused_before_anything_is_drawn(
+    tmp_path: Any, field: str
+) -> None:
+    marked = FixedImageClassifier({"sexual": 0.99}, colour=(255, 0, 0), cover=0.5)
+    stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[marked])
+    desk = PictureDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+
+    def admit(data: bytes) -> None:
+        asked = request(**{field: ("f",) if field == "references" else "f"})
+        lease = Lease("j", 1, asked.to_payload(), {"request_id": "req_7"}, "team", 0.0)
+        asyncio.run(desk.admit(lease, asked, {"f": data}))
+
+    red = np.zeros((400, 3000, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    red[:, 2400:] = 40  # a picture of one colour shows nothing
+    with pytest.raises(ContentBlocked) as caught:
+        admit(png(red))
+    details = caught.value.details
+    assert details["moderation_details"] == {"moderation_stage": "input", "categories": ["sexual"]}
+    assert "req_7" in caught.value.message
+    admit(png(drawing(2)))
+    with pytest.raises(InvalidRequest, match="no picture"):
+        admit(b"no picture")
