@@ -23,14 +23,14 @@ REFUSED = "a photograph of two people having explicit sexual intercourse"
 SCRIPT = """
 import base64, hashlib, json, sys
 import openai
-url, key, refused = sys.argv[1:]
+url, key, refused, seed = sys.argv[1:]
 client = openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0, timeout=240)
 def draw(seed):
     answer = client.images.generate(
         model="dall-e-3", prompt="a large red circle on a blue background", size="256x256",
         response_format="b64_json", extra_body={"seed": seed})
     return hashlib.sha256(base64.b64decode(answer.data[0].b64_json)).hexdigest()
-first, again, other = draw(7), draw(7), draw(8)
+first, again, other = draw(int(seed)), draw(int(seed)), draw(int(seed) + 1)
 try:
     client.images.generate(model="dall-e-3", prompt=refused, size="256x256")
     refusal = None
@@ -41,8 +41,8 @@ print(json.dumps({"version": openai.__version__, "first": first, "again": again,
 """
 
 
-@pytest.mark.parametrize("version", ["2.0.0", "2.54.0", "newest"])
-def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str) -> None:
+@pytest.mark.parametrize(("version", "seed"), [("2.0.0", 100), ("2.54.0", 200), ("newest", 300)])
+def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str, seed: int) -> None:
     environment = dict(os.environ)
     if version != "newest":
         folder = CLIENTS / f"openai-{version}"
@@ -50,7 +50,7 @@ def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str) -> N
         environment["PYTHONPATH"] = str(folder)
     before = service.pictures()
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, service.url, "ct_live_end_to_end_tests", REFUSED],
+        [sys.executable, "-c", SCRIPT, service.url, "ct_live_end_to_end_tests", REFUSED, str(seed)],
         capture_output=True,
         text=True,
         env=environment,
@@ -106,20 +106,25 @@ def test_without_a_size_the_model_chooses(service: Any) -> None:
     assert Image.open(io.BytesIO(service.draw())).size == (128, 128)
 
 
-def test_pictures_of_a_batch_are_those_of_the_following_seeds(service: Any) -> None:
-    answer = service.sdk().images.generate(
-        model="dall-e-3",
-        prompt="a red circle on a blue background",
-        n=3,
-        response_format="b64_json",
-        extra_body={"seed": 7},
-    )
-    batch = [base64.b64decode(image.b64_json) for image in answer.data]
-    alone = [service.draw(seed=seed) for seed in (7, 8, 9)]
+def test_pictures_of_a_batch_are_those_of_the_following_seeds(
+    start: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The watermark follows from the pixels: the last bit of one would change it everywhere.
+    monkeypatch.setenv("CALOTYPE_MARKS", "none")
+    with start(tmp_path) as unmarked:
+        answer = unmarked.sdk().images.generate(
+            model="dall-e-3",
+            prompt="a red circle on a blue background",
+            n=3,
+            response_format="b64_json",
+            extra_body={"seed": 7},
+        )
+        batch = [base64.b64decode(image.b64_json) for image in answer.data]
+        alone = [unmarked.draw(seed=seed) for seed in (7, 8, 9)]
     for one, other in zip(batch, alone, strict=True):
         # The same picture; a batch may round the last bit of a float otherwise.
-        difference = _pixels(one) - _pixels(other)
-        assert abs(difference).max() <= 1
+        assert abs(_pixels(one) - _pixels(other)).max() <= 1
+    assert abs(_pixels(batch[0]) - _pixels(batch[1])).max() > 4
 
 
 def test_a_url_answer_can_be_fetched_without_a_key(service: Any) -> None:
