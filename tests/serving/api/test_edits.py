@@ -149,6 +149,16 @@ def test_a_variation_has_an_image_and_no_prompt(able: Any) -> None:
     assert seen_by_worker(able)["image"]
 
 
+def test_a_model_takes_so_many_reference_images_and_no_more(able: Any) -> None:
+    pictures = [data_url(picture())] * 9
+    body = {"prompt": "a cat", "reference_images": pictures}
+    answer = able.http().post("/v1/images/generations", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "reference_images"
+    assert "9 reference pictures; shapes takes at most 8" in error["message"]
+
+
 def test_a_generation_looks_at_reference_images(able: Any) -> None:
     body = {"prompt": "a cat", "reference_images": [data_url(picture())], "seed": 4}
     first = able.http().post("/v1/images/generations", json=body).json()
