@@ -75,6 +75,8 @@ class Pods:
             "CALOTYPE_DATA_DIR": str(self.folder / "data"),
             "CALOTYPE_INTERNAL_TOKEN": TOKEN,
             "CALOTYPE_NODE_NAME": "node-1",
+            # A watermark follows from the pixels: the last bit of one changes it everywhere.
+            "CALOTYPE_MARKS": "none",
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
@@ -210,19 +212,18 @@ def check(store: JobStore, accepted: list[str], folder: pathlib.Path, pods: Pods
     disturbed = [row for row in rows if row["fence"] > 1]
     assert disturbed, "nobody was killed at work"
     keys_of = {p["job_id"]: p["blob_key"] for p in pictures}
-    undisturbed = [row for row in rows if row["fence"] == 1]
-    for row in (*disturbed[:2], *undisturbed[:1]):
+    for row in disturbed[:3]:
         again = httpx.post(
             f"http://127.0.0.1:{pods.ports['gateway']}/v1/images/generations",
             headers={"authorization": f"Bearer {key}"},
             json={"recipe": row["recipe"], "response_format": "url"},
             timeout=240,
         ).json()
-        data = httpx.get(again["data"][0]["url"], timeout=60).content
-        given = (folder / "data" / "assets" / keys_of[row["id"]]).read_bytes()
-        # In other company steps are rounded otherwise, whether somebody died or not (alone they are
-        # the same to the byte: tests/serving/test_generation.py). Other seeds differ by some 50.
-        assert abs(pixels(data) - pixels(given)).mean() < 8
+        drawn = pixels(httpx.get(again["data"][0]["url"], timeout=60).content)
+        given = pixels((folder / "data" / "assets" / keys_of[row["id"]]).read_bytes())
+        # Alone they are the same to the byte (tests/serving/test_generation.py); in other company
+        # the last bit of a float may be rounded otherwise.
+        assert abs(drawn - given).max() <= 2
 
 
 def pixels(data: bytes) -> Any:
