@@ -25,19 +25,21 @@ class Stepped:
 
     Attributes:
         row: its latents are those after the step.
-        velocity: what the denoiser said, [tokens, channels].
+        place: where it is in the batch.
+        velocity: what the denoiser said of the batch, [rows, tokens, channels].
         latents: what it was said of.
-        sigma: noise level of ``latents``.
+        sigma: the row's noise level in ``latents``.
     """
 
     row: Row
+    place: int
     velocity: torch.Tensor
     latents: torch.Tensor
     sigma: float
 
     def estimate(self) -> torch.Tensor:
-        """The latents of the finished picture, as far as can be said now."""
-        return self.latents - self.sigma * self.velocity
+        """The latents of the finished picture, as far as can be said now: [tokens, channels]."""
+        return self.latents[self.place] - self.sigma * self.velocity[self.place]
 
 
 @dataclass(slots=True)
@@ -83,7 +85,7 @@ class StepRunner:
         outcome.failed += failed
         broken = {id(row) for row, _ in failed}
         outcome.stepped += [
-            Stepped(row, velocity[i], latents[i], sigmas[i])
+            Stepped(row, i, velocity, latents, sigmas[i])
             for i, row in enumerate(rows)
             if id(row) not in broken
         ]
