@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from calotype.moderation import images
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
 from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
-from calotype.moderation.errors import ModerationError, PolicyError
+from calotype.moderation.errors import ModerationError
 from calotype.moderation.faces import SURE, YuNet
 from calotype.moderation.heads import HeadsClassifier
 from calotype.moderation.known_pictures import KnownPictures
@@ -35,6 +36,20 @@ ImageFactory = Callable[[], ImageClassifier]
 Given = TypeVar("Given")
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one policy brings with it."""
+
+    rules: PromptRules
+    judge: Guard[str] | None
+    known: KnownPictures
+    more_scans: list[images.Scan]
+
+    @property
+    def policy(self) -> Policy:
+        return self.rules.policy
+
+
 class Moderator:
     """Judges under one policy at a time.
 
@@ -42,9 +57,6 @@ class Moderator:
         policy: what may pass.
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
-        picture_lists: files of pictures that are refused; see `known_pictures`.
-        picture_models: name in `picture_models.PICTURE_MODELS` -> folder; they look at whole
-            pictures and at tiles that another classifier finds suspicious.
     """
 
     def __init__(
@@ -53,12 +65,9 @@ class Moderator:
         *,
         text_classifiers: Sequence[TextClassifier] | None = None,
         image_classifiers: Sequence[ImageClassifier] | None = None,
-        picture_lists: Sequence[pathlib.Path] = (),
-        picture_models: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
-        self._known = KnownPictures(picture_lists)
         self._faces = _image_guard("yunet", YuNet)
-        self._set(policy)
+        self._stage: _Stage | None = None
         if text_classifiers is None:
             self._text = [_text_guard("heads", HeadsClassifier.load)]
         else:
@@ -73,13 +82,7 @@ class Moderator:
                 images.Scan(_image_guard(own.name, partial(_given, own)))
                 for own in image_classifiers
             ]
-        for name, folder in (picture_models or {}).items():
-            if name not in PICTURE_MODELS:
-                raise PolicyError(
-                    f"There is no picture model {name!r}; there are {', '.join(PICTURE_MODELS)}."
-                )
-            make = partial(PICTURE_MODELS[name], folder)
-            self._image.append(images.Scan(_image_guard(name, make), seconds=True))
+        self._set(policy)
 
     @classmethod
     def load(cls, policy: Policy | None = None) -> Moderator:
@@ -89,24 +92,35 @@ class Moderator:
     @property
     def policy(self) -> Policy:
         """The policy that the next judgement will be made under."""
-        return self._stage[0].policy
+        return self._current.policy
 
     def reconfigure(self, policy: Policy) -> None:
         """Switches the policy. Judgements under way end under the one they began with."""
         self._set(policy)
 
     def _set(self, policy: Policy) -> None:
-        judge = None
-        if policy.judge is not None:
-            former = getattr(self, "_stage", None)
-            if former is not None and former[0].policy.judge == policy.judge:
-                judge = former[1]  # the same model: it is not loaded again
-            else:
-                judge = _text_guard(
-                    f"judge-{policy.judge.format}", partial(_load_judge, policy.judge)
+        former = self._stage
+        # What the policy before named as well is not loaded again.
+        judge = former.judge if former and former.policy.judge == policy.judge else None
+        if judge is None and policy.judge is not None:
+            judge = _text_guard(f"judge-{policy.judge.format}", partial(_load_judge, policy.judge))
+        if former and former.policy.picture_models == policy.picture_models:
+            more = former.more_scans
+        else:
+            more = [
+                images.Scan(
+                    _image_guard(name, partial(PICTURE_MODELS[name], pathlib.Path(folder))),
+                    seconds=True,
                 )
-        # One assignment: a judgement sees the rules and the judge of one policy.
-        self._stage: tuple[PromptRules, Guard[str] | None] = (PromptRules(policy), judge)
+                for name, folder in policy.picture_models.items()
+            ]
+        # One assignment: a judgement sees everything of one policy.
+        self._stage = _Stage(PromptRules(policy), judge, KnownPictures(policy.picture_lists), more)
+
+    @property
+    def _current(self) -> _Stage:
+        assert self._stage is not None, "set by __init__"
+        return self._stage
 
     def warm_up(self) -> list[str]:
         """Loads every classifier; returns a sentence for each that cannot judge now."""
@@ -120,9 +134,11 @@ class Moderator:
 
     def judge_prompt(self, text: str) -> Decision:
         """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words."""
-        rules, judge = self._stage
+        stage = self._current
         return _decision(
-            rules.policy, "input", lambda deadline: rules.judge(text, self._text, deadline, judge)
+            stage.policy,
+            "input",
+            lambda deadline: stage.rules.judge(text, self._text, deadline, stage.judge),
         )
 
     def judge_image(
@@ -134,14 +150,16 @@ class Moderator:
             prompt: what the picture was drawn for; a minor in it makes the rules stricter.
             references: pictures that it was drawn from; a face in one makes them stricter.
         """
-        rules = self._stage[0]
+        stage = self._current
+        rules = stage.rules
 
         def judge(deadline: float) -> Judgement:
             context = Context(
                 names_minor=bool(prompt) and rules.names_minor(prompt),
                 shows_face=self._shows_face(references, deadline),
             )
-            return images.judge(pixels, rules.policy, self._image, deadline, self._known, context)
+            scans = [*self._image, *stage.more_scans]
+            return images.judge(pixels, rules.policy, scans, deadline, stage.known, context)
 
         return _decision(rules.policy, "output", judge)
 

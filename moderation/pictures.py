@@ -8,7 +8,6 @@ is no picture, has too many pixels or too many frames is refused.
 from __future__ import annotations
 
 import io
-import pathlib
 import warnings
 
 import numpy as np
@@ -26,15 +25,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What browsers show, and TIFF. Pillow knows others; for one of them it starts a program."""
 
 Pixels = NDArray[np.uint8]
-
-
-def read_picture(path: pathlib.Path) -> Pixels:
-    """The first view of a picture file, uint8 [height, width, 3]. Raises PictureError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}.") from None
-    return decode_picture(data, str(path))[0]
 
 
 def decode_picture(data: bytes, name: str = "the picture") -> list[Pixels]:

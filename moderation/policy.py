@@ -255,6 +255,20 @@ class PolicySpec(PolicyModel):
     timeout_seconds: float = Field(
         20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
     )
+    picture_lists: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
+        (),
+        max_length=16,
+        description="Files of known pictures (PDQ) that are refused wherever they turn up, where "
+        "pictures are judged. Default: none.",
+    )
+    picture_models: dict[
+        Literal["falconsai", "sd-safety-checker", "shieldgemma-2"],
+        Annotated[str, Field(min_length=1, max_length=1000)],
+    ] = Field(
+        default_factory=dict,
+        description="Further classifiers of pictures and the folders they lie in. They look at "
+        "whole pictures and at parts that another one finds suspicious. Default: none.",
+    )
     judge: JudgeRules | None = Field(
         None, description="A guard model for prompts. Default: none is asked."
     )

@@ -19,9 +19,14 @@ MODALITIES = ("text", "image", "tile", "judge")
 
 def laxer_at(policy: Policy, base: Policy) -> str | None:
     """Where ``policy`` lets something pass that ``base`` does not; None = nowhere."""
-    missing = sorted(set(base.lists) - set(policy.lists))
-    if missing:
-        return f"lists: {missing[0]} is missing"
+    for field, own, needed in (
+        ("lists", policy.lists, base.lists),
+        ("pictureLists", policy.picture_lists, base.picture_lists),
+        ("pictureModels", policy.picture_models, base.picture_models),
+    ):
+        missing = sorted(set(needed) - set(own))
+        if missing:
+            return f"{field}: {missing[0]} is missing"
     held = {(terms.category, term) for terms in policy.terms for term in terms.terms}
     for terms in base.terms:
         for term in terms.terms:
@@ -61,6 +66,10 @@ def completed(document: dict[str, Any], floor: Policy) -> dict[str, Any]:
     below = floor.model_dump(mode="json", by_alias=True, exclude_none=True)
     whole = {name: below[name] for name in ("onError",)} | document
     whole["lists"] = list(dict.fromkeys([*below["lists"], *document.get("lists", ())]))
+    whole["pictureLists"] = list(
+        dict.fromkeys([*below["pictureLists"], *document.get("pictureLists", ())])
+    )
+    whole["pictureModels"] = below["pictureModels"] | document.get("pictureModels", {})
     whole["terms"] = [*below["terms"], *document.get("terms", ())]
     own_messages = document.get("messages", {})
     whole["messages"] = below["messages"] | own_messages

@@ -29,9 +29,14 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
     if image is not None:
-        from calotype.moderation.pictures import read_picture
+        from calotype.moderation.pictures import decode_picture
 
-        decision = moderator.judge_image(read_picture(image))
+        try:
+            views = decode_picture(image.read_bytes(), str(image))
+        except OSError as error:
+            raise InvalidRequest(f"{image} cannot be read: {error.strerror}.") from None
+        # Transparent and animated pictures look several ways: the worst counts.
+        decision = max(map(moderator.judge_image, views), key=lambda found: found.verdict.severity)
     else:
         decision = moderator.judge_prompt(text or "")
     click.echo(json.dumps(decision.to_payload(), indent=2))

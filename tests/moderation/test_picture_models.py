@@ -212,10 +212,14 @@ def test_a_folder_without_the_model_lets_nothing_pass(name: str, tmp_path: pathl
 
 
 def test_a_model_judges_in_the_safety_stage(folders: dict[str, pathlib.Path]) -> None:
-    rules = {"version": 1, "categories": {"sexual": {"image": {"block": 0.01}}}}
-    policy, models = Policy.from_spec("strict", rules), {"falconsai": folders["falconsai"]}
-    stage = Moderator(policy, text_classifiers=[], image_classifiers=[], picture_models=models)
+    rules = {
+        "version": 1,
+        "categories": {"sexual": {"image": {"block": 0.01}}},
+        "pictureModels": {"falconsai": str(folders["falconsai"])},
+    }
+    policy = Policy.from_spec("strict", rules)
+    stage = Moderator(policy, text_classifiers=[], image_classifiers=[])
     decision = stage.judge_image(PICTURES[1])
     assert decision.verdict is Verdict.BLOCK and decision.findings[0].classifier == "falconsai"
-    with pytest.raises(PolicyError, match="no picture model 'clip'; there are falconsai, sd-"):
-        Moderator(policy, picture_models={"clip": folders["falconsai"]})
+    with pytest.raises(PolicyError, match=r"pictureModels\.clip.*'falconsai', 'sd-safety-checker'"):
+        Policy.from_spec("strict", rules | {"pictureModels": {"clip": "/models/clip"}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pathlib
 import struct
 import zlib
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from PIL import Image, ImageCms
 from calotype.moderation import pictures
 from calotype.moderation.errors import PictureError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.pictures import decode_picture, read_picture
+from calotype.moderation.pictures import decode_picture
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -165,11 +164,3 @@ def test_a_line_of_pixels_is_judged(moderator: Moderator, size: tuple[int, int])
     assert view.shape == (size[1], size[0], 3)
     decision = moderator.judge_image(view)
     assert not decision.unavailable and decision.served, decision.reason
-
-
-def test_files_are_read_by_name(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "picture.webp"
-    path.write_bytes(file_of(RED, "WEBP", lossless=True))
-    assert np.array_equal(read_picture(path), np.asarray(RED))
-    with pytest.raises(PictureError, match=r"absent\.png cannot be read: No such file"):
-        read_picture(tmp_path / "absent.png")
