@@ -19,12 +19,12 @@ MODALITIES = ("text", "image", "tile", "judge")
 
 def laxer_at(policy: Policy, base: Policy) -> str | None:
     """Where ``policy`` lets something pass that ``base`` does not; None = nowhere."""
-    for field, own, needed in (
+    for field, given, needed in (
         ("lists", policy.lists, base.lists),
         ("pictureLists", policy.picture_lists, base.picture_lists),
         ("pictureModels", policy.picture_models, base.picture_models),
     ):
-        missing = sorted(set(needed) - set(own))
+        missing = sorted(set(needed) - set(given))
         if missing:
             return f"{field}: {missing[0]} is missing"
     held = {(terms.category, term) for terms in policy.terms for term in terms.terms}

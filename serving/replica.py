@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.adapter_loads import AdapterLoads
-from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.config import ImageModel, LoRAAdapter, bytes_of
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.environment import DATA_DIR
 from calotype.serving.errors import CalotypeError
@@ -171,7 +171,11 @@ class GeneratorReplica:
             device=pick_device(model.spec.device),
             precision=model.spec.precision,
         )
-        store = AdapterStore(components.denoiser, max_rank=model.spec.adapters.max_rank)
+        store = AdapterStore(
+            components.denoiser,
+            max_rank=model.spec.adapters.max_rank,
+            budget_bytes=bytes_of(model.spec.adapters.memory_budget),
+        )
         engine = Engine(
             components,
             max_batch_rows=self.settings.max_batch_rows,
