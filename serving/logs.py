@@ -58,8 +58,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def set_up_logs(default: Literal["json", "text"] = "text") -> None:
+def set_up_logs(default: Literal["json", "text"] = "text", level: int = logging.INFO) -> None:
     """Gives the root logger one handler, to the standard error; a second call replaces it.
+
+    Args:
+        level: the least that is written, unless somebody has chosen before.
 
     Raises:
         InvalidRequest: CALOTYPE_LOG_FORMAT is neither of the two.
@@ -75,6 +78,6 @@ def set_up_logs(default: Literal["json", "text"] = "text") -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     if root.level in (logging.NOTSET, logging.WARNING):
-        root.setLevel(logging.INFO)
+        root.setLevel(level)
     for noisy in ("httpx", "httpcore"):  # they write addresses with their signatures
         logging.getLogger(noisy).setLevel(logging.WARNING)

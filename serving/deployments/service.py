@@ -32,6 +32,7 @@ from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFail
 from calotype.serving.jobs.database import sqlite_url
 from calotype.serving.jobs.keys import ensure_first_key
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.logs import set_up_logs
 from calotype.serving.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.storage import FolderBlobStore
 
@@ -60,6 +61,8 @@ def run_service(options: ServeOptions) -> None:
         CalotypeError: a manifest is wrong, a model cannot be loaded, the port or the data folder
             is taken; one sentence.
     """
+    # A person reads the terminal: what goes well is not written there.
+    set_up_logs(level=logging.WARNING)
     resources = read_resources(options.manifests)
     with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
         service = Service(options, resources, listener)

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import drawing, face, texture
+from sample_pictures import drawing, face, texture
 
 from calotype.moderation import faces, networks
 from calotype.moderation.moderator import Moderator

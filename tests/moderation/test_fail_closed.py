@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import Pixels, texture
+from sample_pictures import Pixels, texture
 
 from calotype.moderation import networks
 from calotype.moderation.classifiers import ImageClassifier, Scores

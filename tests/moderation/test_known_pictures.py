@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import Pixels, drawing, resized, saved, texture
+from sample_pictures import Pixels, drawing, resized, saved, texture
 
 from calotype.moderation import pdq
 from calotype.moderation.moderator import Moderator

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import drawing, texture
 from PIL import Image
+from sample_pictures import drawing, texture
 
 from calotype.moderation.errors import ClassifierUnavailable, PolicyError
 from calotype.moderation.moderator import Moderator

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import drawing, texture
 from PIL import Image, ImageCms
+from sample_pictures import drawing, texture
 
 from calotype.moderation import pictures
 from calotype.moderation.errors import PictureError

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from moderation.sample_pictures import drawing, resized, saved, texture
 from PIL import Image
+from sample_pictures import drawing, resized, saved, texture
 
 from calotype.moderation import content_credentials
 from calotype.moderation.errors import PictureError, ProvenanceError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moderation.sample_pictures import CHANGES, Pixels, drawing, psnr, texture
+from sample_pictures import CHANGES, Pixels, drawing, psnr, texture
 
 from calotype.moderation import convolution, watermark
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import drawing, face, texture
+from sample_pictures import drawing, face, texture
 
 from calotype.moderation import pdq
 from calotype.moderation.faces import YuNet

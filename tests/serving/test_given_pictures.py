@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moderation.sample_pictures import Pixels, drawing, face
 from PIL import Image
+from sample_pictures import Pixels, drawing, face
 
 from calotype.moderation.errors import PictureError
 from calotype.moderation.moderator import Moderator
