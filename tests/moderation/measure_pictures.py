@@ -1,4 +1,6 @@
-"""Prints the tables of docs/pictures.md: PYTHONPATH=tests python tests/moderation/measure_pictures.py.
+"""Prints the tables of docs/pictures.md.
+
+PYTHONPATH=tests python tests/moderation/measure_pictures.py
 
 No unsafe picture is made. What the classifiers give a picture of a person is measured elsewhere;
 here a classifier that knows one colour stands in for them, to see which places and sizes the stage

@@ -1,4 +1,7 @@
-"""Prints the table of docs/provenance.md: PYTHONPATH=tests python tests/moderation/measure_watermark.py."""
+"""Prints the table of docs/provenance.md.
+
+PYTHONPATH=tests python tests/moderation/measure_watermark.py
+"""
 
 from __future__ import annotations
 
