@@ -356,7 +356,7 @@ def test_running_pictures_are_finished_and_waiting_ones_kept(cluster: Cluster) -
         with cluster.api() as client:
             return [client.get(f"/v1/jobs/{job}").json()["status"] for job in jobs]
 
-    jobs = [submit(seed) for seed in range(8)]
+    jobs = [submit(seed) for seed in range(12)]  # more than run at once
     cluster.wait_for(lambda: "running" in states(), "some of them run")
     assert cluster.end("model-app") == 0
     assert set(states()) == {"succeeded", "queued"}, "none was cut off, none was lost"
