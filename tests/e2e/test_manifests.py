@@ -95,18 +95,22 @@ def test_a_changed_adapter_file_is_loaded_beside_the_old_one(
 
     prompt = "a large red square on a white background"
 
-    def draw() -> bytes:
-        return bytes(house.draw(prompt, loras=[{"id": "good", "scale": 1.0}]))
+    # Pixels, because the file tells its recipe too: the digests of what was asked for.
+    def draw(**loras: Any) -> bytes:
+        return bytes(pixels(house.draw(prompt, **loras)).tobytes())
+
+    def adapted() -> bytes:
+        return draw(loras=[{"id": "good", "scale": 1.0}])
 
     file = folder / "good.bin.safetensors"
-    before, plain, whole = draw(), house.draw(prompt), file.read_bytes()
+    before, plain, whole = adapted(), draw(), file.read_bytes()
     replace(file, whole[:100])
     house.wait_for(lambda: house.status()["adapters"]["good"] != "ready", "the fault is told")
-    assert draw() == before, "a failing new revision leaves the old one serving"
+    assert adapted() == before, "a failing new revision leaves the old one serving"
     replace(file, save({name: 0 * tensor for name, tensor in load(whole).items()}))
-    house.wait_for(lambda: draw() == plain, "an adapter of zeros changes nothing")
+    house.wait_for(lambda: adapted() == plain, "an adapter of zeros changes nothing")
     replace(file, whole)
-    house.wait_for(lambda: draw() == before, "the first revision is back")
+    house.wait_for(lambda: adapted() == before, "the first revision is back")
 
 
 def replace(file: pathlib.Path, data: bytes) -> None:
