@@ -130,7 +130,7 @@ def running(data_dir: pathlib.Path) -> Iterator[tuple[str, subprocess.Popen[byte
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "calotype.serving.cli", "serve"]
+    command = [sys.executable, "-m", "calotype.serving", "serve"]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--data-dir", str(data_dir)],
         env={**os.environ, "CALOTYPE_API_KEY": KEY},

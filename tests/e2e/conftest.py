@@ -129,7 +129,7 @@ def _ready(running: Running) -> bool:
 
 
 def calotype() -> Sequence[str]:
-    return (sys.executable, "-m", "calotype.serving.cli")
+    return (sys.executable, "-m", "calotype.serving")
 
 
 @pytest.fixture(scope="session")

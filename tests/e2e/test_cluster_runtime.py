@@ -100,7 +100,7 @@ class Cluster:
         with (self.folder / f"{command}.log").open("ab") as log:
             self.running[command] = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "calotype.serving.cli", command),
+                    *(sys.executable, "-m", "calotype.serving", command),
                     *("--config", str(self.folder / config)),
                     *("--host", "127.0.0.1", "--port", str(port)),
                 ],

@@ -20,7 +20,7 @@ MODELS = ROOT / "serving" / "models"
 
 def run(*arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "calotype.serving.cli", *arguments],
+        [sys.executable, "-m", "calotype.serving", *arguments],
         capture_output=True,
         text=True,
         timeout=200,

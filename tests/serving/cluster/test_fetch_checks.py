@@ -168,7 +168,7 @@ def test_the_command_reports_as_the_operator_reads(order: Orders, tmp_path: path
     def run(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         (tmp_path / "fetch.json").write_text(json.dumps(document))
         done = subprocess.run(
-            [sys.executable, "-m", "calotype.serving.cli", "fetch", "adapter",
+            [sys.executable, "-m", "calotype.serving", "fetch", "adapter",
              "--config", str(tmp_path / "fetch.json"), "--result", str(tmp_path / "result")],
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
