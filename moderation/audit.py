@@ -46,12 +46,12 @@ class AuditLog:
             entry = {"time": round(time.time(), 3), "decision": kept, "previous": self._last}
             if digest is not None:
                 entry["content"] = digest
-            line_hash = _hash(entry)
-            self._file.write(json.dumps({**entry, "hash": line_hash}, sort_keys=True) + "\n")
+            sealed = line_hash(entry)
+            self._file.write(json.dumps({**entry, "hash": sealed}, sort_keys=True) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._last = line_hash
-        return line_hash
+            self._last = sealed
+        return sealed
 
     def close(self) -> None:
         self._file.close()
@@ -72,7 +72,7 @@ def verify(path: pathlib.Path) -> int:
                 claimed = entry.pop("hash")
             except (ValueError, KeyError, AttributeError):
                 raise AuditError(f"{path}, line {number}: not a line of an audit log.") from None
-            if entry.get("previous") != previous or _hash(entry) != claimed:
+            if entry.get("previous") != previous or line_hash(entry) != claimed:
                 raise AuditError(
                     f"{path}, line {number}: the chain is broken; this line or the one before it "
                     "was changed, removed or moved."
@@ -81,7 +81,8 @@ def verify(path: pathlib.Path) -> int:
     return number
 
 
-def _hash(entry: Mapping[str, Any]) -> str:
+def line_hash(entry: Mapping[str, Any]) -> str:
+    """The hash that seals an entry, which names the hash of the one before."""
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ from calotype.serving.jobs.forecast import Forecasts
 from calotype.serving.jobs.handover import HandOver, clear_hand_over
 from calotype.serving.jobs.ledger import Ledger, record_usage, used_seconds
 from calotype.serving.jobs.lifecycle import Status, sources
+from calotype.serving.jobs.people_log import PeopleLog
 from calotype.serving.jobs.quotas import RateState, reserve, settle
 from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
 from calotype.serving.jobs.shelf import Shelf, hold
@@ -31,7 +32,9 @@ from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import Clock, SystemClock
 
 
-class JobStore(Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Cases, Expiry):
+class JobStore(
+    Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Cases, PeopleLog, Expiry
+):
     """The job database.
 
     Raises:
