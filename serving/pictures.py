@@ -10,8 +10,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from calotype.moderation.pictures import blur as blur
 from calotype.moderation.pictures import decode_picture
 from calotype.serving.jobs.stamp import stamp
 from calotype.serving.marks import installation_marks
@@ -35,12 +36,6 @@ def enlarge(pixels: Pixels, size: ImageSize) -> Pixels:
         return pixels
     picture = Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.LANCZOS)
     return np.asarray(picture)
-
-
-def blur(pixels: Pixels) -> Pixels:
-    """The picture made unrecognisable: what a BLUR verdict serves."""
-    radius = max(4.0, min(pixels.shape[:2]) / 12)
-    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def given_pictures(

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from calotype.serving.api import (
     assets,
     batches,
+    case_pictures,
     cases,
     edits,
     files,
@@ -46,7 +47,7 @@ from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
 
 ROUTES = (
-    *(openai, edits, models, moderations, cases, files, batches),
+    *(openai, edits, models, moderations, cases, case_pictures, files, batches),
     *(jobs, assets, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -122,6 +122,9 @@ async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str
         asset = await asyncio.to_thread(gateway.store.get_asset, case.subject)
         if asset is not None:
             await asyncio.to_thread(gateway.store.delete_asset, asset.id, asset.team_id)
+    await asyncio.to_thread(
+        gateway.store.record_deed, key.id, "case.decided", case.id, {"verdict": case.status}
+    )
     return describe_case(case)
 
 

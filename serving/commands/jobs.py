@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from calotype.serving.client import ApiError, Client, Job, JobEvent, ServiceUnreachable
-
-Command = Callable[..., Any]
-
-
-class Refused(click.ClickException):
-    """What the service said, for the person at the terminal."""
-
-    exit_code = 2
+from calotype.serving.client import Client, Job, JobEvent
+from calotype.serving.commands.service import (
+    Command,
+    Refused,
+    read_key,
+    refusals,
+    service_options,
+    write_file,
+)
 
 
 @click.group()
-@click.option(
-    "--url", envvar="CALOTYPE_URL", default="http://127.0.0.1:8000", show_default=True,
-    help="Address of the service (or CALOTYPE_URL).",
-)  # fmt: skip
-@click.option(
-    "--key-file", type=click.Path(path_type=pathlib.Path, dir_okay=False),
-    help="File with the API key; without it CALOTYPE_API_KEY is used.",
-)  # fmt: skip
+@service_options
 @click.pass_context
 def jobs(context: click.Context, url: str, key_file: pathlib.Path | None) -> None:
     """Generations of a running service."""
-    import os
-
-    key = os.environ.get("CALOTYPE_API_KEY", "")
-    if key_file is not None:
-        try:
-            key = key_file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"--key-file {key_file} cannot be read: {error}.") from None
-    if not key.strip():
-        raise Refused(
-            "An API key is needed: set CALOTYPE_API_KEY, or name a file with --key-file. "
-            "`calotype keys create` makes one."
-        )
-    context.obj = Client(url, key.strip())
+    context.obj = Client(url, read_key(key_file))
     context.call_on_close(context.obj.close)
 
 
@@ -116,7 +94,7 @@ def submit(
         parameters["loras"] = [_lora(text) for text in loras]
     for name, text in (_pair("--set", text) for text in settings):
         parameters[name] = _value(text)
-    with _refusals():
+    with refusals():
         job = client.submit(
             parameters,
             model=model,
@@ -138,7 +116,7 @@ def submit(
 @click.pass_obj
 def get(client: Client, job_id: str, output: pathlib.Path | None, plain: bool) -> None:
     """Show a job; with -o also fetch its pictures."""
-    with _refusals():
+    with refusals():
         job = client.get(job_id)
         if not plain:
             click.echo(_line(job))
@@ -158,7 +136,7 @@ def list_jobs(
 ) -> None:
     """List the team's jobs, newest first."""
     wanted = dict(_pair("--metadata", text) for text in metadata)
-    with _refusals():
+    with refusals():
         after: str | None = None
         while limit > 0:
             page = client.list(
@@ -178,7 +156,7 @@ def list_jobs(
 @click.pass_obj
 def watch(client: Client, job_id: str, output: pathlib.Path | None, plain: bool) -> None:
     """Wait until a job is over, with a progress bar."""
-    with _refusals():
+    with refusals():
         job = _watched(client, client.get(job_id))
         if not plain:
             click.echo(_line(job))
@@ -191,24 +169,9 @@ def watch(client: Client, job_id: str, output: pathlib.Path | None, plain: bool)
 @click.pass_obj
 def cancel(client: Client, job_id: str, plain: bool) -> None:
     """End a job; one that is over already stays as it is."""
-    with _refusals():
+    with refusals():
         job = client.cancel(job_id)
     click.echo(json.dumps(job.raw) if plain else _line(job))
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except ApiError as error:
-        told = [error.message]
-        if error.param and error.param not in error.message:
-            told.append(f"The parameter is {error.param}.")
-        if error.request_id:
-            told.append(f"(request {error.request_id})")
-        raise Refused(" ".join(told)) from None
-    except ServiceUnreachable as error:
-        raise Refused(f"{error} Name the service with --url or CALOTYPE_URL.") from None
 
 
 def _watched(client: Client, job: Job) -> Job:
@@ -243,7 +206,7 @@ def _finish(client: Client, job: Job, output: pathlib.Path | None, plain: bool) 
     if output is not None and job.status == "succeeded":
         for number, image in enumerate(job.images, start=1):
             path = output if number == 1 else _numbered(output, number)
-            _write(path, client.download(image))
+            write_file(path, client.download(image))
             click.echo(f"{path}  seed {image.seed}", err=plain)
     if plain:
         click.echo(json.dumps(job.raw))
@@ -290,11 +253,3 @@ def _value(text: str) -> Any:
 
 def _numbered(path: pathlib.Path, number: int) -> pathlib.Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise Refused(f"{path} cannot be written: {error.strerror}.") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from calotype.serving.commands.review import appeal, report, review
 from calotype.serving.errors import InvalidRequest
 
 policy_option = click.option(
@@ -45,6 +46,11 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
 @click.group()
 def moderation() -> None:
     """Look after the safety stage."""
+
+
+moderation.add_command(appeal)
+moderation.add_command(report)
+moderation.add_command(review)
 
 
 @moderation.command()

@@ -1,0 +1,100 @@
+"""The safety stage's side of the client: appeals, reports, and the desk of those who answer them.
+
+with Reviewer("https://img.example", key_with_the_scope_moderation) as desk:
+    case = desk.take()
+    if case is not None and case.kind == "report":
+        blurred = desk.picture(case.id)
+        desk.decide(case.id, "taken_down", "The person did not agree.")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote
+
+from calotype.serving.client.calls import Call
+from calotype.serving.client.synchronous import Client
+
+Verdict = Literal["upheld", "overturned", "dismissed", "taken_down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An appeal against a refusal, or a report of a picture."""
+
+    id: str
+    kind: str
+    """``appeal`` or ``report``; a newer service may have others."""
+    subject: str
+    """The decision that is appealed against, or the picture that is reported."""
+    reason: str
+    status: str
+    """``open``, then ``upheld overturned`` or ``dismissed taken_down``."""
+    note: str | None
+    created_at: int
+    decided_at: int | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Case:
+        return cls(
+            id=raw["id"],
+            kind=str(raw["object"]).rpartition(".")[2],
+            subject=str(raw.get("decision_id") or raw.get("asset_id") or ""),
+            reason=raw["reason"],
+            status=raw["status"],
+            note=raw["note"],
+            created_at=raw["created_at"],
+            decided_at=raw["decided_at"],
+            raw=dict(raw),
+        )
+
+
+class Reviewer(Client):
+    """A `Client` that also appeals, reports and reviews.
+
+    Everything but `appeal`, `report` and `case` needs a key with the scope ``moderation``.
+    """
+
+    def appeal(self, decision_id: str, reason: str) -> Case:
+        """Asks people to look at a refusal again; asked twice it is the same case."""
+        body = {"decision_id": decision_id, "reason": reason}
+        return Case.of(self._json(Call("POST", "/v1/moderation/appeals", body)))
+
+    def report(self, asset_id: str, reason: str) -> Case:
+        """Says that a picture should not exist."""
+        body = {"asset_id": asset_id, "reason": reason}
+        return Case.of(self._json(Call("POST", "/v1/moderation/reports", body)))
+
+    def case(self, case_id: str) -> Case:
+        return Case.of(self._json(Call("GET", _case(case_id))))
+
+    def cases(self, status: str = "open", limit: int = 100) -> list[Case]:
+        """The queue, the oldest first."""
+        query = {"status": status, "limit": str(limit)}
+        found = self._json(Call("GET", "/v1/moderation/cases", query=query))
+        return [Case.of(raw) for raw in found["data"]]
+
+    def take(self) -> Case | None:
+        """The oldest open case, for half an hour this key's alone; None when none waits."""
+        answer = self._send(Call("POST", "/v1/moderation/cases/take"))
+        return None if answer.status_code == 204 else Case.of(answer.json())
+
+    def decide(self, case_id: str, verdict: Verdict, note: str = "") -> Case:
+        """Ends a case that this key took."""
+        body = {"verdict": verdict, "note": note}
+        return Case.of(self._json(Call("POST", f"{_case(case_id)}/decide", body)))
+
+    def picture(self, case_id: str, *, reveal: bool = False) -> bytes:
+        """The picture of a case: a blurred PNG, or with ``reveal`` the stored file.
+
+        Whoever reveals one must have taken the case, and is on record.
+        """
+        query = {"reveal": "true"} if reveal else {}
+        return self._send(Call("GET", f"{_case(case_id)}/picture", query=query)).content
+
+
+def _case(case_id: str) -> str:
+    return f"/v1/moderation/cases/{quote(case_id, safe='')}"

@@ -1,0 +1,76 @@
+"""What commands that speak with a running service share: its address, a key, and its refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from calotype.serving.client import ApiError, ServiceUnreachable
+
+Command = Callable[..., Any]
+
+
+class Refused(click.ClickException):
+    """What the service said, for the person at the terminal."""
+
+    exit_code = 2
+
+
+def service_options(command: Command) -> Command:
+    """``--url`` and ``--key-file``."""
+    url = click.option(
+        "--url", envvar="CALOTYPE_URL", default="http://127.0.0.1:8000", show_default=True,
+        help="Address of the service (or CALOTYPE_URL).",
+    )  # fmt: skip
+    key_file = click.option(
+        "--key-file", type=click.Path(path_type=pathlib.Path, dir_okay=False),
+        help="File with the API key; without it CALOTYPE_API_KEY is used.",
+    )  # fmt: skip
+    decorated: Command = url(key_file(command))
+    return decorated
+
+
+def read_key(key_file: pathlib.Path | None) -> str:
+    """The API key of a file or of the environment. Raises Refused."""
+    key = os.environ.get("CALOTYPE_API_KEY", "")
+    if key_file is not None:
+        try:
+            key = key_file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"--key-file {key_file} cannot be read: {error}.") from None
+    if not key.strip():
+        raise Refused(
+            "An API key is needed: set CALOTYPE_API_KEY, or name a file with --key-file. "
+            "`calotype keys create` makes one."
+        )
+    return key.strip()
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What the service refuses ends the command with a sentence."""
+    try:
+        yield
+    except ApiError as error:
+        told = [error.message]
+        if error.param and error.param not in error.message:
+            told.append(f"The parameter is {error.param}.")
+        if error.request_id:
+            told.append(f"(request {error.request_id})")
+        raise Refused(" ".join(told)) from None
+    except ServiceUnreachable as error:
+        raise Refused(f"{error} Name the service with --url or CALOTYPE_URL.") from None
+
+
+def write_file(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file, and the folders that it lies in. Raises Refused."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error.strerror}.") from None
