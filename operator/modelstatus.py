@@ -12,7 +12,6 @@ from calotype.operator.fetcher import Step
 from calotype.operator.manifests import Weights
 from calotype.operator.modelapp import Report
 from calotype.operator.pods import Volumes
-from calotype.operator.unused import unused_fields
 from calotype.operator.weights import WeightsPlan
 from calotype.serving.config import ImageModel
 
@@ -42,9 +41,8 @@ class Observed:
 def facts_of(seen: Observed) -> list[Fact]:
     """All conditions of the model."""
     accepted = _accepted(seen)
-    unused = unused_fields(seen.model)
     if seen.model.spec.source.provider is not None:
-        return [accepted, seen.credentials, *_provider(accepted, seen.credentials), *unused]
+        return [accepted, seen.credentials, *_provider(accepted, seen.credentials)]
     weights = weights_fact(seen)
     serving = _serving(seen, weights)
     found = [accepted, seen.credentials, weights, serving]
@@ -52,7 +50,7 @@ def facts_of(seen: Observed) -> list[Fact]:
         found.append(_kuberay(seen))
         if seen.upgrade is not None:
             found.append(seen.upgrade)
-    return [*found, _ready(seen, [accepted, seen.credentials, weights, serving]), *unused]
+    return [*found, _ready(seen, [accepted, seen.credentials, weights, serving])]
 
 
 def phase_of(model: ImageModel, facts: Sequence[Fact]) -> str:

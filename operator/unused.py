@@ -8,28 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from calotype.operator.conditions import Condition, Fact, Reason, false
-from calotype.serving.config import ImageModel, LoRAAdapter, Team
+from calotype.serving.config import LoRAAdapter, Team
 
 
-def unused_fields(resource: ImageModel | LoRAAdapter | Team) -> list[Fact]:
+def unused_fields(resource: LoRAAdapter | Team) -> list[Fact]:
     """One condition that names all of them; none where there are none."""
-    if isinstance(resource, ImageModel):
-        sentences = list(_of_model(resource))
-    elif isinstance(resource, LoRAAdapter):
+    if isinstance(resource, LoRAAdapter):
         sentences = list(_of_adapter(resource))
     else:
         sentences = list(_of_team(resource))
     if not sentences:
         return []
     return [false(Condition.FIELDS_USED, Reason.NOT_YET_USED, " ".join(sentences))]
-
-
-def _of_model(model: ImageModel) -> Iterator[str]:
-    if model.spec.fallback is not None:
-        yield (
-            "spec.fallback: requests wait for this model and go to no other one; remove it, and "
-            "have clients choose."
-        )
 
 
 def _of_adapter(adapter: LoRAAdapter) -> Iterator[str]:

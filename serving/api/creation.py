@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,7 +17,8 @@ from calotype.serving import metrics, tracing
 from calotype.serving.api.access import check_access
 from calotype.serving.api.gateway import Gateway, request_id_of
 from calotype.serving.api.outlook import check_deadline, promised_by
-from calotype.serving.api.planning import Pictures, plan_generation
+from calotype.serving.api.planning import Pictures, PlannedGeneration, plan_generation
+from calotype.serving.api.relief import find_relief
 from calotype.serving.api.schemas import GenerationBody
 from calotype.serving.errors import (
     CalotypeError,
@@ -110,10 +112,11 @@ async def create_or_join(
     )
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
     team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
-    named = [adapter.name for adapter in plan.request.adapters]
-    check_access(gateway.catalog, plan.model.name, named, team)
+    _check_adapters(gateway, plan, team)
     if joined is not None:
         return joined
+    if terms.recipe is None:  # what is drawn again is drawn by the same model
+        plan = await _relieved(gateway, plan, body, origin, terms, team)
     now = gateway.store.clock.time()
     request = plan.request.to_payload()
     forecast = await gateway.outlook.forecast(plan.model.name)
@@ -159,6 +162,40 @@ async def create_or_join(
         return _same_body(job, digest)
     await _submit(gateway, job_id)
     return job
+
+
+def _check_adapters(gateway: Gateway, plan: PlannedGeneration, team: TeamRecord | None) -> None:
+    named = [adapter.name for adapter in plan.request.adapters]
+    check_access(gateway.catalog, plan.model.name, named, team)
+
+
+async def _relieved(
+    gateway: Gateway,
+    plan: PlannedGeneration,
+    body: GenerationBody,
+    origin: Origin,
+    terms: Terms,
+    team: TeamRecord | None,
+) -> PlannedGeneration:
+    """The plan, or the one for its model's fallback when that shall and can draw it."""
+    relief = await find_relief(gateway, plan.model, team)
+    if relief is None:
+        return plan
+    try:
+        other = plan_generation(
+            gateway.catalog,
+            body.model_copy(update={"model": relief.model.name}),
+            plan.request.id,
+            origin.request_id,
+            gateway.settings.features,
+            terms.pictures,
+        )
+        _check_adapters(gateway, other, team)
+    except CalotypeError as error:  # it lacks an adapter or cannot draw that large: wait, then
+        log.info("%s: %s cannot draw instead: %s", plan.request.id, relief.model.name, error)
+        return plan
+    warnings = [*other.input.get("warnings", []), relief.warning]
+    return dataclasses.replace(other, input=other.input | {"warnings": warnings})
 
 
 async def _submit(gateway: Gateway, job_id: str) -> None:

@@ -252,25 +252,23 @@ async def test_what_this_version_does_not_act_upon_is_told(world: Any, manifests
     policy_ref = {"moderationPolicyRef": {"name": "strict"}}
     world.apply(policy("default", 0.6))
     world.apply(policy("strict", 0.4))
-    world.apply(manifests.model("other"))
-    world.apply(manifests.model(fallback={"modelRef": {"name": "other"}}))
+    world.apply(manifests.model())
     world.apply(manifests.adapter(probe={"prompt": "a shoe"}, preload="Always", **policy_ref))
     team = manifests.model("shoes") | {"kind": "Team", "spec": dict(policy_ref)}
     world.apply(team)
     await world.start()
     for resource, name, fields in (
-        (IMAGE_MODELS, "shapes", ["spec.fallback"]),
         (LORA_ADAPTERS, "stripes", ["spec.moderationPolicyRef", "spec.preload", "spec.probe"]),
         (TEAMS, "shoes", ["spec.moderationPolicyRef"]),
     ):
         await world.ready(resource, name)
         said = await world.condition(resource, name, "FieldsUsed", "False", "NotYetUsed")
         assert [field for field in fields if field not in said["message"]] == []
-    world.apply(manifests.model())
+    world.apply(manifests.adapter())
     await world.until(
         lambda: all(
             c["type"] != "FieldsUsed"
-            for c in world.find(IMAGE_MODELS, "shapes")["status"]["conditions"]
+            for c in world.find(LORA_ADAPTERS, "stripes")["status"]["conditions"]
         ),
         "nothing is left to be told",
     )
