@@ -7,19 +7,26 @@ finds its way to the coroutine that waits for its request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from calotype.serving.errors import CalotypeError, EngineError
+from calotype.serving.errors import CalotypeError, EngineError, GroupLost
 from calotype.serving.request import Event, Failed, Finished, GenerationRequest
 
 if TYPE_CHECKING:
     from calotype.serving.engine.engine import Engine
 
 
+log = logging.getLogger(__name__)
+
+
 class EngineThread:
-    """Runs an engine for as long as the process lives, or until `close`."""
+    """Runs an engine for as long as the process lives, or until `close`.
+
+    It also ends, without an answer to anybody, when the devices of a group lose each other.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -102,6 +109,10 @@ class EngineThread:
                     return
             try:
                 events = self.engine.step()
+            except GroupLost as error:
+                # Nobody is answered: the jobs are drawn elsewhere, once their leases have run out.
+                log.error("the engine ends: %s", error.message)
+                return
             except Exception as error:  # a bug of ours: no request may wait for ever because of it
                 self._fail_all(error)
                 continue

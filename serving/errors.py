@@ -17,6 +17,7 @@
     + AdapterLoadFailed          a LoRA file is damaged, pickled or of another model
     + OutOfMemory                the device has not enough memory for this request
     + NonFiniteLatents           the denoiser produced NaN or infinity
+    + GroupLost                  one of several devices that draw together is gone
     + StorageFailed              the disk is full or the database cannot be written
     + ModerationUnavailable      a classifier is missing, failed or too slow: nothing passes
   - Cancelled                    the caller took the request back
@@ -139,6 +140,10 @@ class OutOfMemory(EngineError):
 
 class NonFiniteLatents(EngineError):
     default_code = "non_finite_latents"
+
+
+class GroupLost(EngineError):
+    default_code = "internal_error"
 
 
 class StorageFailed(EngineError):

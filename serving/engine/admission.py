@@ -49,6 +49,7 @@ class Admission:
         conditioner: what knows how given pictures become tokens.
         pixels_per_token: side of the square of pixels that one image token stands for.
         max_steps: most denoise steps of a request.
+        devices: that draw each picture together.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Admission:
         conditioner: Conditioner,
         pixels_per_token: int,
         max_steps: int,
+        devices: int = 1,
     ) -> None:
         self._components = components
+        self._devices = devices
         self._adapters = adapters
         self._conditioner = conditioner
         self._side = pixels_per_token
@@ -81,6 +84,12 @@ class Admission:
         """
         self._check_size(request)
         _check_numbers(request, self._max_steps)
+        if request.sampling.step_cache and self._devices > 1:
+            raise InvalidRequest(
+                f"step_cache must be 0: {self._devices} devices draw each picture of this model, "
+                "and they draw every step whole.",
+                param="step_cache",
+            )
         self._check_adapters(request)
         side, size = self._side, request.rendered_size
         grid = TokenGrid(size.height // side, size.width // side)

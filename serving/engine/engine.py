@@ -25,9 +25,8 @@ from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.delivery import Delivery
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.footprint import Footprint
-from calotype.serving.engine.forward import Forward
 from calotype.serving.engine.guidance import prompts_of
-from calotype.serving.engine.parallel import ParallelForward, SequenceGroup
+from calotype.serving.engine.parallel import SequenceGroup, build_forward
 from calotype.serving.engine.scheduler import StepScheduler
 from calotype.serving.engine.step_profile import Profile
 from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, no_room, typed
@@ -76,7 +75,7 @@ class Engine:
         max_steps: most denoise steps of a request.
         preview_side: longest side of a preview in pixels.
         compiler: backend of torch.compile for the denoiser's blocks; None compiles nothing.
-        group: devices that share each picture; this engine is its rank 0 (`parallel`).
+        group: devices that share each picture; this engine is its rank 0 (`device_group`).
         clock: seconds for deadlines, of a clock that does not go back.
     """
 
@@ -102,18 +101,16 @@ class Engine:
             torch.set_num_threads(torch_threads)
         self.components = components
         self.adapters = adapters or AdapterStore(components.denoiser)
-        layers = self.adapters.layers
-        forward = (
-            Forward(components.denoiser, layers, compiler)
-            if group is None
-            else ParallelForward(components, layers, group)
-        )
+        forward = build_forward(components, self.adapters.layers, compiler, group)
+        self.devices = 1 if group is None else group.size
         self._denoiser = Denoiser(components.denoiser, forward, components.device, components.dtype)
         self._decoder = Decoder(components.vae)
         self._delivery = Delivery(self._decoder, preview_side)
         side = self._decoder.pixels_per_token
         self._conditioner = Conditioner(components.vae, components.dtype, side)
-        self._admission = Admission(components, self.adapters, self._conditioner, side, max_steps)
+        self._admission = Admission(
+            components, self.adapters, self._conditioner, side, max_steps, self.devices
+        )
         self._footprint = Footprint(components, memory_bytes)
         if profile is None and data_folder is not None:
             profile = Profile.find(data_folder, components)

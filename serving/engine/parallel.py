@@ -5,14 +5,15 @@ for attention the devices exchange, so that each sees all tokens for a share of 
 2309.14509). It buys latency with devices: a 1024x1024 picture of FLUX.2 [dev] on eight A100s is
 estimated at 6.8 s for 28 steps, against 41 s on one. A replica per device gives more pictures.
 
-Rank 0 is the engine; the others `follow` it. All ranks must hold the same model, and see the files
-of adapters under the same paths. ``step_cache`` is not used here: every step runs whole.
+Rank 0 is the engine; the others `follow` it, each in a process that `device_group` starts. All
+ranks must hold the same model, and see the files of adapters under the same paths. A fault in the
+middle of a step leaves the ranks at different places, so it ends the group (`errors.GroupLost`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from calotype.serving.engine.forward import Forward, rotary_tables
 from calotype.serving.engine.lora_layers import Adapter, LoraLayers, Stack
 from calotype.serving.engine.scheduler import Bucket
 from calotype.serving.engine.step_cache import StepCache
-from calotype.serving.errors import CalotypeError, EngineError
+from calotype.serving.errors import CalotypeError, EngineError, GroupLost, ModelLoadFailed
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,35 @@ _ADAPTER_SECONDS = 300.0
 """How long a follower may take to read an adapter."""
 
 
-class SequenceGroup:
-    """The ranks of torch's default process group, which must be initialised."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What rank 0 tells the others before a step.
 
-    def __init__(self) -> None:
+    Attributes:
+        stacks: for each pass its adapters: name, file, digest and scale.
+        shapes: of latents, timesteps, guidance (empty if there is none) and embeddings.
+    """
+
+    bucket: Bucket
+    stacks: tuple[tuple[tuple[str, str, str, float], ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+class SequenceGroup:
+    """The ranks of torch's default process group, which must be initialised.
+
+    Args:
+        tell: on rank 0, hands an order to each of the others.
+        lost: on rank 0, told why the group cannot go on.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[Order], None] = lambda order: None,
+        lost: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.tell, self.lost = tell, lost
 
     def shares(self, length: int) -> list[int]:
         """Tokens of each rank; they differ by one at most."""
@@ -172,33 +197,20 @@ class _ParallelAttention:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What rank 0 tells the others before a step.
-
-    Attributes:
-        stacks: for each pass its adapters: name, file, digest and scale.
-        shapes: of latents, timesteps, guidance (empty if there is none) and embeddings.
-    """
-
-    bucket: Bucket
-    stacks: tuple[tuple[tuple[str, str, str, float], ...], ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-
 class ParallelForward:
     """`forward.Forward` on all ranks of a group; called on rank 0.
 
     Raises:
-        EngineError: the heads of the model cannot be shared out.
+        ModelLoadFailed: the heads of the model cannot be shared out.
     """
 
     def __init__(self, components: Components, lora: LoraLayers, group: SequenceGroup) -> None:
         model = components.denoiser
         if model.config.num_attention_heads % group.size:
-            raise EngineError(
+            raise ModelLoadFailed(
                 f"{group.size} devices cannot share {model.config.num_attention_heads} attention "
-                "heads evenly; use a number of devices that divides them."
+                "heads evenly; set devicesPerPicture to a number that divides them.",
+                param="devices_per_picture",
             )
         self._model, self._group = model, group
         self._device, self._dtype = components.device, components.dtype
@@ -223,6 +235,7 @@ class ParallelForward:
 
         Raises:
             EngineError: a follower cannot load an adapter.
+            GroupLost: a follower is gone, or something failed in the middle of the step.
         """
         told = tuple(
             tuple((adapter.name, adapter.source, adapter.digest, scale) for adapter, scale in stack)
@@ -230,14 +243,22 @@ class ParallelForward:
         )
         given = (hidden, timestep, guidance, embeds)
         shapes = tuple(() if tensor is None else tuple(tensor.shape) for tensor in given)
-        _tell(_Order(bucket, told, shapes))
-        self._all_ready(True)
-        for tensor in given:
-            if tensor is not None:
-                dist.broadcast(tensor.contiguous(), 0)
-        return self._together(hidden, timestep, guidance, embeds, bucket, stacks)
+        try:
+            self._group.tell(Order(bucket, told, shapes))
+            if any(told):
+                self._all_ready(True)
+            for tensor in given:
+                if tensor is not None:
+                    dist.broadcast(tensor.contiguous(), 0)
+            return self._together(hidden, timestep, guidance, embeds, bucket, stacks)
+        except CalotypeError:
+            raise
+        except Exception as error:  # whatever one rank dies of, the others wait for it in vain
+            reason = f"a step on {self._group.size} devices failed: {type(error).__name__}: {error}"
+            self._group.lost(reason)
+            raise GroupLost(f"The devices cannot draw together any more: {reason}.") from error
 
-    def receive(self, order: _Order, store: AdapterStore) -> None:
+    def receive(self, order: Order, store: AdapterStore) -> None:
         """A follower's part of a call.
 
         Raises:
@@ -246,11 +267,12 @@ class ParallelForward:
         pinned: list[Adapter] = []
         try:
             stacks = self._stacks(order, store, pinned)
-            self._all_ready(stacks is not None)
+            if any(order.stacks):
+                self._all_ready(stacks is not None)
             given = [self._received(place, shape) for place, shape in enumerate(order.shapes)]
             hidden, timestep, guidance, embeds = given
             if hidden is None or timestep is None or embeds is None:
-                raise EngineError("Rank 0 sent an order without tensors.")
+                raise RuntimeError("rank 0 sent an order without tensors")
             self._together(hidden, timestep, guidance, embeds, order.bucket, stacks or [])
         finally:
             for adapter in pinned:
@@ -281,7 +303,7 @@ class ParallelForward:
         return group.whole(out, hidden.shape[1])[:, : bucket.rows * bucket.columns]
 
     def _stacks(
-        self, order: _Order, store: AdapterStore, pinned: list[Adapter]
+        self, order: Order, store: AdapterStore, pinned: list[Adapter]
     ) -> list[Stack] | None:
         """The passes' adapters as this rank has them; None if one cannot be had."""
         stacks: list[Stack] = []
@@ -314,31 +336,41 @@ class ParallelForward:
             raise EngineError("A device of the group could not load an adapter of this request.")
 
 
-def follow(components: Components, group: SequenceGroup, max_rank: int = 64) -> None:
-    """Draws along with rank 0 until it says `dismiss`. Blocks."""
-    store = AdapterStore(components.denoiser, max_rank=max_rank)
+def build_forward(
+    components: Components, lora: LoraLayers, compiler: str | None, group: SequenceGroup | None
+) -> Forward | ParallelForward:
+    """What runs passes through the denoiser: on one device, or on those of a group.
+
+    Raises:
+        ModelLoadFailed: the model, the compiler and the group do not go together.
+    """
+    if group is None:
+        return Forward(components.denoiser, lora, compiler)
+    if compiler is not None:
+        raise ModelLoadFailed(
+            "Steps on several devices are not compiled: set devicesPerPicture to 1 or compile to "
+            "false.",
+            param="compile",
+        )
+    return ParallelForward(components, lora, group)
+
+
+def follow(
+    components: Components, group: SequenceGroup, orders: Iterable[Order], store: AdapterStore
+) -> None:
+    """Draws along with rank 0 for as long as there are orders. Blocks.
+
+    Args:
+        orders: what rank 0 tells, in its order.
+        store: of this rank's own adapters.
+    """
     forward = ParallelForward(components, store.layers, group)
     with torch.inference_mode():
-        while (order := _heard()) is not None:
+        for order in orders:
             try:
                 forward.receive(order, store)
             except EngineError:
                 continue  # rank 0 knows it, too, and fails the request
-
-
-def dismiss() -> None:
-    """Ends the followers; on rank 0."""
-    _tell(None)
-
-
-def _tell(order: _Order | None) -> None:
-    dist.broadcast_object_list([order], 0)
-
-
-def _heard() -> _Order | None:
-    box: list[_Order | None] = [None]
-    dist.broadcast_object_list(box, 0)
-    return box[0]
 
 
 def _fetched(store: AdapterStore, name: str, source: str, digest: str) -> Adapter:

@@ -13,7 +13,7 @@ import torch
 from calotype.serving.engine.batch import Row
 from calotype.serving.engine.denoiser import Denoiser
 from calotype.serving.engine.scheduler import Bucket, StepScheduler
-from calotype.serving.errors import CalotypeError, EngineError, OutOfMemory
+from calotype.serving.errors import CalotypeError, EngineError, GroupLost, OutOfMemory
 from calotype.serving.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class StepRunner:
             limit = self._scheduler.row_limit(bucket)
             velocity, latents = self._denoiser.run(rows, bucket, limit)
             sigmas = [row.sampler.sigma for row in rows]
+        except GroupLost:
+            raise  # no row's fault, and no row can be run any more
         except Exception as error:
             if len(rows) == 1:
                 outcome.failed.append((rows[0], error))

@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-import datetime
 import io
-import subprocess
-import sys
 
 import numpy as np
+import psutil
 import pytest
-import torch.distributed as dist
 from PIL import Image
 
 from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.components import load_components
-from calotype.serving.engine.parallel import SequenceGroup, dismiss
-from calotype.serving.errors import EngineError
-from calotype.serving.request import AdapterRef, Failed
+from calotype.serving.engine.device_group import DeviceGroup
+from calotype.serving.errors import InvalidRequest, ModelLoadFailed
+from calotype.serving.request import AdapterRef, Failed, Preview
 from calotype.serving.testing_models import save_random_lora
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
-FOLLOWER = """
-import datetime, sys, torch
-import torch.distributed as dist
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.parallel import SequenceGroup, follow
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2,
-                        timeout=datetime.timedelta(seconds=120))
-follow(load_components(sys.argv[2], parts=("denoiser",)), SequenceGroup())
-dist.destroy_process_group()
-"""
-
 
 @pytest.fixture(scope="module")
-def group(model_folder, tmp_path_factory):
-    meeting = f"file://{tmp_path_factory.mktemp('group') / 'meeting'}"
-    follower = subprocess.Popen([sys.executable, "-c", FOLLOWER, meeting, str(model_folder)])
-    limit = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=2, timeout=limit)
+def group(model_folder):
+    started = DeviceGroup(model_folder, 2, torch_threads=1)
+    processes = [psutil.Process(pid) for pid in started.pids]
     try:
-        yield SequenceGroup()
-        dismiss()
-        assert follower.wait(timeout=60) == 0, "the follower did not end by itself"
+        yield started.join()
+        assert not started.lost
     finally:
-        follower.kill()
-        dist.destroy_process_group()
+        started.close()
+    assert not any(process.is_running() for process in processes)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +91,30 @@ def test_a_request_fails_alone_if_a_follower_lacks_its_adapter(
     np.testing.assert_allclose(drawn.image("fine"), alone.run().image("fine"), **CLOSE)
 
 
-def test_heads_must_be_shared_out_evenly(group, components, new_engine):
-    three = SequenceGroup()
-    three.size = 3
-    with pytest.raises(EngineError, match="3 devices cannot share 2 attention heads"):
-        new_engine(components, group=three)
+def test_previews_are_shown_and_an_abort_ends_within_a_step(two_and_one, make_request):
+    shared, _ = two_and_one
+    shared.add(make_request("shown", steps=4, preview_every=2))
+    shared.add(make_request("long", steps=50, seed=1))
+    events = []
+    while not any(isinstance(event, Preview) for event in events):
+        events += shared.step()
+    shared.abort("long")
+    after = shared.step()
+    assert [e.error.code for e in after if isinstance(e, Failed)] == ["canceled"]
+    assert shared.run().image("shown").std() > 0.03
+
+
+def test_heads_must_be_shared_out_evenly(group, components, new_engine, monkeypatch):
+    monkeypatch.setattr(group, "size", 3)
+    with pytest.raises(ModelLoadFailed, match="3 devices cannot share 2 attention heads"):
+        new_engine(components, group=group)
+
+
+def test_what_several_devices_cannot_do_is_refused(
+    group, components, two_and_one, new_engine, make_request
+):
+    with pytest.raises(InvalidRequest, match="2 devices draw each picture") as caught:
+        two_and_one[0].add(make_request(step_cache=0.1))
+    assert caught.value.param == "step_cache"
+    with pytest.raises(ModelLoadFailed, match="devicesPerPicture to 1 or compile to false"):
+        new_engine(components, group=group, compiler="inductor")
