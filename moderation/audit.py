@@ -20,7 +20,7 @@ from calotype.moderation.errors import AuditError
 GENESIS = "0" * 64
 KEPT = (
     *("id", "stage", "policy", "policy_sha256", "verdict", "categories", "scores", "peaks"),
-    "findings",
+    *("findings", "asked", "preset", "granted"),
 )
 """What a line keeps of a decision; ``reason`` may hold paths and is left out."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from calotype.moderation.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.rulebook import Applying
 
 Stage = Literal["input", "output"]
 
@@ -69,6 +70,12 @@ class Decision:
     """Why nothing could be judged: a sentence that names the classifier."""
     message: str | None = None
     """What the policy says to the person whose prompt or picture is refused."""
+    asked: str | None = None
+    """The level that the caller asked for: ``low``, or ``0`` to ``6``."""
+    preset: str | None = None
+    """The preset that was judged by then; ``auto`` is the policy itself."""
+    granted: bool = True
+    """Whether it is what the caller asked for."""
     milliseconds: float = 0.0
 
     @property
@@ -110,6 +117,9 @@ class Decision:
             "unavailable": self.unavailable,
             "reason": self.reason,
             "message": self.message,
+            "asked": self.asked,
+            "preset": self.preset,
+            "granted": self.granted,
             "categories": [category.value for category in self.categories],
             "flagged_categories": [category.value for category in self.flagged_categories],
             "scores": {category.value: round(score, 4) for category, score in self.scores.items()},
@@ -127,12 +137,14 @@ def new_decision_id() -> str:
 
 
 def decide(
-    policy: Policy,
+    applying: Applying,
     stage: Stage,
     judgement: Judgement,
     milliseconds: float,
+    asked: str | None = None,
 ) -> Decision:
     """The most severe finding wins; no finding means ALLOW."""
+    policy = applying.policy
     ranked = sorted(
         judgement.findings, key=lambda finding: (-finding.verdict.severity, -finding.score)
     )
@@ -150,6 +162,9 @@ def decide(
         scores=dict(judgement.scores),
         peaks=judgement.peaks,
         message=message,
+        asked=asked,
+        preset=applying.preset,
+        granted=applying.granted,
         milliseconds=milliseconds,
     )
 

@@ -8,9 +8,10 @@ and is tried afresh with the next judgement.
 from __future__ import annotations
 
 import pathlib
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +29,9 @@ from calotype.moderation.known_pictures import KnownPictures
 from calotype.moderation.picture_models import PICTURE_MODELS
 from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
+from calotype.moderation.rulebook import REMEMBERED, Applying, Rulebook, Scope
 
+EVERYBODY = Scope()
 TextFactory = Callable[[], TextClassifier]
 ImageFactory = Callable[[], ImageClassifier]
 
@@ -41,20 +44,24 @@ class _Stage:
     """What one policy brings with it."""
 
     rules: PromptRules
-    judge: Guard[str] | None
+    judges: list[Guard[str]]
     known: KnownPictures
     more_scans: list[images.Scan]
 
-    @property
-    def policy(self) -> Policy:
-        return self.rules.policy
+
+@dataclass(frozen=True, slots=True)
+class _Policies:
+    """Those of one moment, and what was compiled for each."""
+
+    rulebook: Rulebook
+    stages: dict[Scope | str, _Stage] = field(default_factory=dict)
 
 
 class Moderator:
-    """Judges under one policy at a time.
+    """Judges under the policies of one moment.
 
     Args:
-        policy: what may pass.
+        policy: what may pass; policies that a judgement's scope names make it stricter.
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
     """
@@ -67,7 +74,9 @@ class Moderator:
         image_classifiers: Sequence[ImageClassifier] | None = None,
     ) -> None:
         self._faces = _image_guard("yunet", YuNet)
-        self._stage: _Stage | None = None
+        self._lock = threading.Lock()
+        self._judges: dict[JudgeRules, Guard[str]] = {}
+        self._models: dict[tuple[str, str], images.Scan] = {}
         if text_classifiers is None:
             self._text = [_text_guard("heads", HeadsClassifier.load)]
         else:
@@ -82,7 +91,7 @@ class Moderator:
                 images.Scan(_image_guard(own.name, partial(_given, own)))
                 for own in image_classifiers
             ]
-        self._set(policy)
+        self._current = self._ready(Rulebook(policy))
 
     @classmethod
     def load(cls, policy: Policy | None = None) -> Moderator:
@@ -91,36 +100,54 @@ class Moderator:
 
     @property
     def policy(self) -> Policy:
-        """The policy that the next judgement will be made under."""
-        return self._current.policy
+        """The model's policy, that the next judgement will be made under."""
+        return self._current.rulebook.policy
 
-    def reconfigure(self, policy: Policy) -> None:
-        """Switches the policy. Judgements under way end under the one they began with."""
-        self._set(policy)
+    def reconfigure(self, policy: Policy, named: Mapping[str, Policy] | None = None) -> None:
+        """Switches the policies. Judgements under way end under those they began with.
 
-    def _set(self, policy: Policy) -> None:
-        former = self._stage
-        # What the policy before named as well is not loaded again.
-        judge = former.judge if former and former.policy.judge == policy.judge else None
-        if judge is None and policy.judge is not None:
-            judge = _text_guard(f"judge-{policy.judge.format}", partial(_load_judge, policy.judge))
-        if former and former.policy.picture_models == policy.picture_models:
-            more = former.more_scans
-        else:
-            more = [
-                images.Scan(
-                    _image_guard(name, partial(PICTURE_MODELS[name], pathlib.Path(folder))),
-                    seconds=True,
-                )
-                for name, folder in policy.picture_models.items()
-            ]
-        # One assignment: a judgement sees everything of one policy.
-        self._stage = _Stage(PromptRules(policy), judge, KnownPictures(policy.picture_lists), more)
+        Args:
+            named: those that the scope of a judgement may name.
+        """
+        # One assignment: a judgement sees everything of one moment.
+        self._current = self._ready(Rulebook(policy, named))
 
-    @property
-    def _current(self) -> _Stage:
-        assert self._stage is not None, "set by __init__"
-        return self._stage
+    def applying(self, scope: Scope) -> Policy:
+        """The policy of the next judgement in a scope. Raises PolicyError."""
+        return self._current.rulebook.applying(scope).policy
+
+    def _ready(self, rulebook: Rulebook) -> _Policies:
+        policies = _Policies(rulebook)
+        self._stage(policies, EVERYBODY, rulebook.applying(EVERYBODY))
+        return policies
+
+    def _stage(self, policies: _Policies, scope: Scope, applying: Applying) -> _Stage:
+        # Policies at a preset have the digest of their document, so the scope tells them apart.
+        key = scope if scope.wish is not None else applying.policy.sha256
+        with self._lock:
+            found = policies.stages.get(key)
+        if found is None:
+            found = self._compiled(applying.policy)
+        with self._lock:
+            if len(policies.stages) >= REMEMBERED:
+                policies.stages.clear()
+            return policies.stages.setdefault(key, found)
+
+    def _compiled(self, policy: Policy) -> _Stage:
+        """What two policies name alike is loaded once."""
+        with self._lock:
+            for rules in policy.judges:
+                if rules not in self._judges:
+                    make = partial(_load_judge, rules)
+                    self._judges[rules] = _text_guard(f"judge-{rules.format}", make)
+            for name, folder in policy.picture_models.items():
+                if (name, folder) not in self._models:
+                    load = partial(PICTURE_MODELS[name], pathlib.Path(folder))
+                    scan = images.Scan(_image_guard(name, load), seconds=True)
+                    self._models[name, folder] = scan
+            judges = [self._judges[rules] for rules in policy.judges]
+            models = [self._models[named] for named in policy.picture_models.items()]
+        return _Stage(PromptRules(policy), judges, KnownPictures(policy.picture_lists), models)
 
     def warm_up(self) -> list[str]:
         """Loads every classifier; returns a sentence for each that cannot judge now."""
@@ -132,28 +159,36 @@ class Moderator:
                 problems.append(decision.reason or "")
         return problems
 
-    def judge_prompt(self, text: str) -> Decision:
-        """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words."""
-        stage = self._current
-        return _decision(
-            stage.policy,
-            "input",
-            lambda deadline: stage.rules.judge(text, self._text, deadline, stage.judge),
-        )
+    def judge_prompt(self, text: str, scope: Scope = EVERYBODY) -> Decision:
+        """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words.
+
+        Args:
+            scope: for whom: policies that apply beside the model's, and what the caller asked for.
+        """
+
+        def judge(stage: _Stage, deadline: float) -> Judgement:
+            return stage.rules.judge(text, self._text, deadline, stage.judges)
+
+        return self._decided("input", scope, judge)
 
     def judge_image(
-        self, pixels: NDArray[np.uint8], *, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Scope = EVERYBODY,
     ) -> Decision:
         """Judges the very pixels that would be served: height x width x 3 of uint8.
 
         Args:
             prompt: what the picture was drawn for; a minor in it makes the rules stricter.
             references: pictures that it was drawn from; a face in one makes them stricter.
+            scope: as of `judge_prompt`.
         """
-        stage = self._current
-        rules = stage.rules
 
-        def judge(deadline: float) -> Judgement:
+        def judge(stage: _Stage, deadline: float) -> Judgement:
+            rules = stage.rules
             context = Context(
                 names_minor=bool(prompt) and rules.names_minor(prompt),
                 shows_face=self._shows_face(references, deadline),
@@ -161,24 +196,32 @@ class Moderator:
             scans = [*self._image, *stage.more_scans]
             return images.judge(pixels, rules.policy, scans, deadline, stage.known, context)
 
-        return _decision(rules.policy, "output", judge)
+        return self._decided("output", scope, judge)
+
+    def _decided(
+        self, kind: Stage, scope: Scope, judge: Callable[[_Stage, float], Judgement]
+    ) -> Decision:
+        start = time.monotonic()
+        policies = self._current
+        applying = Applying(policies.rulebook.policy)
+        try:
+            applying = policies.rulebook.applying(scope)
+            stage = self._stage(policies, scope, applying)
+            judgement = judge(stage, time.monotonic() + applying.policy.timeout_seconds)
+        except ModerationError as error:
+            reason = str(error)
+        except Exception as error:  # the last line: what no one foresaw must not pass either
+            reason = f"The safety stage failed: {type(error).__name__}: {error}"
+        else:
+            elapsed = 1000 * (time.monotonic() - start)
+            return decide(applying, kind, judgement, elapsed, scope.wish)
+        elapsed = 1000 * (time.monotonic() - start)
+        return failed(applying.policy, kind, reason, elapsed)
 
     def _shows_face(self, pictures: Sequence[Pixels], deadline: float) -> bool:
         given = [images.checked(picture) for picture in pictures]
         scores = self._faces.score(given, deadline - time.monotonic())
         return any(max(row.values(), default=0.0) >= SURE for row in scores)
-
-
-def _decision(policy: Policy, stage: Stage, judge: Callable[[float], Judgement]) -> Decision:
-    start = time.monotonic()
-    try:
-        judgement = judge(start + policy.timeout_seconds)
-    except ModerationError as error:
-        return failed(policy, stage, str(error), 1000 * (time.monotonic() - start))
-    except Exception as error:  # the last line: what no one foresaw must not pass either
-        reason = f"The safety stage failed: {type(error).__name__}: {error}"
-        return failed(policy, stage, reason, 1000 * (time.monotonic() - start))
-    return decide(policy, stage, judgement, 1000 * (time.monotonic() - start))
 
 
 def _load_judge(rules: JudgeRules) -> TextClassifier:

@@ -8,204 +8,65 @@ misspelt threshold would silently let something through.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, ValidationError
 
+from calotype.moderation.categories import (
+    OPENAI_CATEGORIES,
+    Category,
+    Modality,
+    Verdict,
+    is_score,
+)
 from calotype.moderation.errors import PolicyError
+from calotype.moderation.presets import preset_problem
+from calotype.moderation.rules import (
+    VALIDATIONS,
+    Action,
+    CategoryRules,
+    JudgeRules,
+    PolicyModel,
+    Preset,
+    Presets,
+    Privacy,
+    Rule,
+    Score,
+    ShadowRules,
+    Terms,
+)
 from calotype.moderation.strictness import completed, laxer_at
 
+__all__ = [
+    "OPENAI_CATEGORIES",
+    "POLICIES",
+    "Action",
+    "Category",
+    "CategoryRules",
+    "JudgeRules",
+    "Modality",
+    "Policy",
+    "PolicyModel",
+    "PolicySpec",
+    "Preset",
+    "Presets",
+    "Privacy",
+    "Rule",
+    "Score",
+    "ShadowRules",
+    "Terms",
+    "Verdict",
+    "available_lists",
+    "is_score",
+]
+
 POLICIES = pathlib.Path(__file__).with_name("policies")
-
-
-class Category(enum.StrEnum):
-    """OpenAI's 13 names, as on the wire, then ours."""
-
-    SEXUAL = "sexual"
-    SEXUAL_MINORS = "sexual/minors"
-    HARASSMENT = "harassment"
-    HARASSMENT_THREATENING = "harassment/threatening"
-    HATE = "hate"
-    HATE_THREATENING = "hate/threatening"
-    ILLICIT = "illicit"
-    ILLICIT_VIOLENT = "illicit/violent"
-    SELF_HARM = "self-harm"
-    SELF_HARM_INTENT = "self-harm/intent"
-    SELF_HARM_INSTRUCTIONS = "self-harm/instructions"
-    VIOLENCE = "violence"
-    VIOLENCE_GRAPHIC = "violence/graphic"
-    IP_CHARACTER = "ip_character"
-    PUBLIC_FIGURE = "public_figure"
-    POLITICAL = "political"
-    PROMPT_INJECTION = "prompt_injection"
-    SHOCKING = "shocking"
-    REAL_PERSON_INTIMATE = "real_person_intimate"
-
-
-OPENAI_CATEGORIES: tuple[Category, ...] = tuple(Category)[:13]
-
-
-class Verdict(enum.StrEnum):
-    """What happens to a prompt or a picture. REVIEW holds it for a person: it is not served."""
-
-    ALLOW = "ALLOW"
-    FLAG = "FLAG"
-    BLUR = "BLUR"
-    REVIEW = "REVIEW"
-    BLOCK = "BLOCK"
-    ERROR = "ERROR"
-
-    @property
-    def severity(self) -> int:
-        return _SEVERITY[self]
-
-    @property
-    def served(self) -> bool:
-        """Whether the caller gets what was judged."""
-        return self in (Verdict.ALLOW, Verdict.FLAG)
-
-
-_SEVERITY = {verdict: rank for rank, verdict in enumerate(Verdict)}
-
-
-class Modality(enum.StrEnum):
-    """What a score was measured on; each has its own thresholds."""
-
-    TEXT = "text"
-    IMAGE = "image"
-    TILE = "tile"
-    JUDGE = "judge"
-
-
-Score = Annotated[float, Field(ge=0.0, le=1.0)]
-Action = Literal["block", "review", "blur", "flag"]
-VALIDATIONS = "x-kubernetes-validations"
-"""Key of a schema for rules in CEL: the API server refuses with the same words as this file."""
-
-
-class PolicyModel(BaseModel):
-    """camelCase in YAML, nothing unknown, nothing changeable."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-    )
-
-
-_FLAG_ABOVE_BLOCK = "flag must not be above block: it would never be seen"
-
-
-class Rule(PolicyModel):
-    """Thresholds of one category in one modality; a score at or above one has its effect."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            VALIDATIONS: [
-                {
-                    "rule": "!has(self.flag) || !has(self.block) || self.flag <= self.block",
-                    "message": _FLAG_ABOVE_BLOCK,
-                }
-            ]
-        }
-    )
-
-    block: Score | None = Field(None, description="At or above: refused. Default: nothing is.")
-    review: Score | None = Field(
-        None, description="At or above: held for a person, not served. Default: nothing is."
-    )
-    blur: Score | None = Field(
-        None, description="At or above: held, to be shown blurred only. Default: nothing is."
-    )
-    flag: Score | None = Field(
-        None, description="At or above: served, and marked in the answer. Default: nothing is."
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Rule:
-        if self.flag is not None and self.block is not None and self.flag > self.block:
-            raise ValueError(_FLAG_ABOVE_BLOCK)
-        return self
-
-    def verdict(self, score: float) -> tuple[Verdict, float] | None:
-        """The most severe effect of a score, and the threshold that it reached."""
-        for name in ("block", "review", "blur", "flag"):
-            threshold: float | None = getattr(self, name)
-            if threshold is not None and score >= threshold:
-                return Verdict[name.upper()], threshold
-        return None
-
-
-class CategoryRules(PolicyModel):
-    """One category: its thresholds for prompts, whole pictures and tiles of pictures."""
-
-    text: Rule = Field(Rule(), description="Thresholds for prompts, scores from 0 to 1.")
-    image: Rule = Field(Rule(), description="Thresholds for whole pictures, scores from 0 to 1.")
-    tile: Rule = Field(Rule(), description="Thresholds for parts of pictures, scores from 0 to 1.")
-    judge: Rule = Field(
-        Rule(), description="Thresholds for prompts by the policy's judge, scores from 0 to 1."
-    )
-
-
-class Terms(PolicyModel):
-    """Terms of the policy's owner: brand names, project names, local slang."""
-
-    category: Category = Field(description="Category that a prompt with one of the terms gets.")
-    action: Action = Field("block", description="What happens to such a prompt.")
-    terms: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(
-        min_length=1,
-        max_length=1000,
-        description="Words and phrases, in any spelling that reads alike; * stands for any ending.",
-    )
-
-
-class JudgeRules(PolicyModel):
-    """A guard model that is asked as well, and when."""
-
-    format: Literal["qwen3guard", "llama-guard", "gpt-oss-safeguard", "shieldgemma", "yes-no"] = (
-        Field(description="How the model is asked; yes-no asks any chat model.")
-    )
-    model: str = Field(
-        min_length=1, max_length=1000, description="Folder of the model where prompts are judged."
-    )
-    when: Literal["uncertain", "always"] = Field(
-        "uncertain",
-        description="For every prompt, or for those that another classifier finds suspicious or "
-        "that read like no language. Default: uncertain.",
-    )
-    above: Score = Field(
-        0.2, description="A score from here on is suspicious, if it does not block. Default: 0.2."
-    )
-    temperature: float = Field(
-        1.0, gt=0.0, le=100.0, description="Calibration: above 1 makes the judge less sure."
-    )
-    bias: float = Field(
-        0.0, ge=-20.0, le=20.0, description="Calibration: added to the log odds of a violation."
-    )
-
-
-class Privacy(PolicyModel):
-    """What is kept of a prompt beside its decision."""
-
-    prompts: Literal["none", "digest", "encrypted"] = Field(
-        "digest",
-        description="none, a keyed digest (the same prompt is found again), or the digest and an "
-        "encrypted copy that reviewers can open. Default: digest.",
-    )
-    days: int = Field(
-        30, ge=1, le=3650, description="Days that encrypted copies can be opened. Default: 30."
-    )
 
 
 def _known_lists(schema: dict[str, Any]) -> None:
@@ -272,6 +133,14 @@ class PolicySpec(PolicyModel):
     judge: JudgeRules | None = Field(
         None, description="A guard model for prompts. Default: none is asked."
     )
+    presets: Presets = Field(
+        Presets(),
+        description="What callers may ask for by moderation and safety_tolerance. Default: nothing "
+        "else than the policy.",
+    )
+    shadow: tuple[ShadowRules, ...] = Field(
+        (), max_length=8, description="Classifiers on trial, which decide nothing. Default: none."
+    )
     privacy: Privacy = Field(Privacy(), description="What is kept of prompts.")
     messages: dict[Category, Annotated[str, Field(max_length=1000)]] = Field(
         default_factory=dict,
@@ -299,6 +168,11 @@ class Policy(PolicySpec):
         """The thresholds that apply; an empty rule for a category the policy does not name."""
         rules = self.categories.get(category)
         return getattr(rules, modality.value) if rules is not None else Rule()
+
+    @property
+    def judges(self) -> tuple[JudgeRules, ...]:
+        """The guard models that are asked about prompts."""
+        return () if self.judge is None else (self.judge,)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Policy:
@@ -342,7 +216,7 @@ def _validated(where: str, document: Mapping[str, Any]) -> Policy:
     """Checked alone first, so that a mistake is named as it was written, then on its floor."""
     own = _parsed(where, document)
     if own.extends is None:
-        return own
+        return _with_sound_presets(where, own)
     floor = Policy.packaged(own.extends)
     policy = _parsed(where, completed(dict(_without_nulls(document)), floor))
     looser = laxer_at(policy, floor)
@@ -351,6 +225,15 @@ def _validated(where: str, document: Mapping[str, Any]) -> Policy:
             f"{where}: {looser}: looser than the policy {floor.identity} that it extends. "
             "Make it at least as strict, or leave it out."
         )
+    return _with_sound_presets(where, policy)
+
+
+def _with_sound_presets(where: str, policy: Policy) -> Policy:
+    if policy.presets != Presets():
+        base = Policy.packaged(policy.extends) if policy.extends is not None else None
+        problem = preset_problem(policy, base)
+        if problem is not None:
+            raise PolicyError(f"{where}: presets.{problem}")
     return policy
 
 
@@ -388,8 +271,3 @@ def available_lists() -> tuple[str, ...]:
     """The names that ``lists`` of a policy may hold."""
     folder = pathlib.Path(__file__).with_name("lists")
     return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
-
-
-def is_score(value: object) -> bool:
-    """Whether a classifier's answer is a number from 0 to 1; NaN and infinity are not."""
-    return isinstance(value, float | int) and math.isfinite(value) and -1e-6 <= value <= 1 + 1e-6

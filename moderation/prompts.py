@@ -10,7 +10,7 @@ from calotype.moderation.classifiers import Guard
 from calotype.moderation.decision import Finding, Judgement, Measured
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.matching import TermMatcher
-from calotype.moderation.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.policy import Category, JudgeRules, Modality, Policy, Verdict
 from calotype.moderation.views import READ_LIMIT, Lexicon, View, views, windows
 
 STRANGE_SHARE = 0.6
@@ -91,9 +91,16 @@ class PromptRules:
         text: str,
         classifiers: Sequence[Guard[str]],
         deadline: float,
-        judge: Guard[str] | None = None,
+        judges: Sequence[Guard[str]] = (),
     ) -> Judgement:
-        """Raises ClassifierUnavailable: then nothing is known."""
+        """Judges every view of a text.
+
+        Args:
+            judges: those of the policy, in its order.
+
+        Raises:
+            ClassifierUnavailable: then nothing is known.
+        """
         if len(text) > READ_LIMIT:
             raise ClassifierUnavailable(
                 f"The prompt has {len(text)} characters; no more than {READ_LIMIT} can be judged."
@@ -111,9 +118,10 @@ class PromptRules:
                 ):
                     peaks.add(scores, guard.name, origin[piece], Modality.TEXT)
         listed += self._minors(readings, peaks)
-        if judge is not None and self._judge_is_asked(readings, peaks):
-            (scores,) = judge.score([readings[0].text], deadline - time.monotonic())
-            peaks.add(scores, judge.name, "whole", Modality.JUDGE)
+        for rules, judge in zip(self.policy.judges, judges, strict=True):
+            if self._is_asked(rules, readings, peaks):
+                (scores,) = judge.score([readings[0].text], deadline - time.monotonic())
+                peaks.add(scores, judge.name, "whole", Modality.JUDGE)
         scores_by_category = peaks.scores()
         for finding in listed:
             if not finding.verdict.served:
@@ -122,15 +130,14 @@ class PromptRules:
                 )
         return Judgement(listed + peaks.findings(self.policy), scores_by_category, peaks.measured())
 
-    def _judge_is_asked(self, readings: Sequence[View], peaks: Peaks) -> bool:
-        """Whether the policy's judge shall read the prompt as well.
+    def _is_asked(self, rules: JudgeRules, readings: Sequence[View], peaks: Peaks) -> bool:
+        """Whether a judge of the policy shall read the prompt as well.
 
         Adversarial suffixes read like no language (MMA-Diffusion: 99 % at 1 % of benign prompts,
         but also a fifth of prompts with artists' names): a reason to ask, none to refuse.
         """
-        rules = self.policy.judge
-        if rules is None or rules.when == "always":
-            return rules is not None
+        if rules.when == "always":
+            return True
         if any(score >= rules.above for _, _, score in peaks.measured()):
             return True
         return any(

@@ -1,0 +1,197 @@
+"""Several policies at once, and levels that callers ask for: nothing gets laxer than it may."""
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from calotype.moderation.combination import strictest
+from calotype.moderation.decision import Decision
+from calotype.moderation.errors import PolicyError
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy import Category, Policy, Rule, Verdict
+from calotype.moderation.rulebook import Scope
+from calotype.moderation.strictness import EFFECTS, laxer_at
+from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
+
+
+def policy(name: str, version: int = 1, **changes: Any) -> Policy:
+    rules = {"sexual": {"text": {"block": 0.5}}}
+    return Policy.from_spec(name, {"version": version, "categories": rules, **changes})
+
+
+BASE = policy("base")
+KIDS = policy("kids", 3, categories={"sexual": {"text": {"block": 0.1, "flag": 0.05}}})
+CALM = policy(
+    "calm",
+    categories={"sexual": {"text": {"block": 0.5}}, "violence": {"text": {"review": 0.2}}},
+    terms=[{"category": "ip_character", "terms": ["captain calotype"]}],
+)
+
+
+def stage(score: float, **named: Policy) -> Moderator:
+    scores = {"sexual": score, "violence": score}
+    moderator = Moderator(
+        BASE,
+        text_classifiers=[FixedTextClassifier(scores)],
+        image_classifiers=[FixedImageClassifier({"sexual": 0.0})],
+    )
+    moderator.reconfigure(BASE, named)
+    return moderator
+
+
+def judged(moderator: Moderator, *names: str, wish: str | None = None) -> Decision:
+    return moderator.judge_prompt("a hat", Scope(names, wish))
+
+
+def test_one_that_covers_the_others_is_judged_by_alone() -> None:
+    moderator = stage(0.3, kids=KIDS, calm=CALM)
+    assert judged(moderator).policy == "base@1"
+    assert judged(moderator).verdict is Verdict.ALLOW
+    decision = judged(moderator, "kids")
+    assert (decision.policy, decision.policy_sha256) == ("kids@3", KIDS.sha256)
+    assert decision.verdict is Verdict.BLOCK
+
+
+def test_the_strictest_of_all_has_one_name_and_one_digest() -> None:
+    moderator = stage(0.3, kids=KIDS, calm=CALM)
+    first, second = judged(moderator, "calm", "kids"), judged(moderator, "calm", "kids")
+    assert first.policy == second.policy == "calm@1+kids@3+base@1"
+    assert first.policy_sha256 == second.policy_sha256
+    assert first.policy_sha256 not in (KIDS.sha256, CALM.sha256, BASE.sha256)
+    assert set(first.categories) == {Category.SEXUAL, Category.VIOLENCE}
+    assert moderator.judge_prompt("Captain Calotype", Scope(("calm",))).blocked
+    assert not stage(0.0).judge_prompt("Captain Calotype").blocked
+
+
+def test_a_policy_that_is_laxer_changes_nothing() -> None:
+    lax = policy("lax", categories={"sexual": {"text": {"block": 0.9}}})
+    decision = judged(stage(0.6, lax=lax), "lax")
+    assert decision.policy == "base@1" and decision.verdict is Verdict.BLOCK
+
+
+def test_a_policy_that_is_not_there_refuses() -> None:
+    decision = judged(stage(0.0, kids=KIDS), "kids", "gone")
+    assert decision.verdict is Verdict.ERROR and decision.unavailable
+    assert "ModerationPolicy gone" in (decision.reason or "")
+
+
+def test_whatever_is_put_together_is_as_strict_as_each_part() -> None:
+    chance = random.Random(7)
+    for _ in range(300):
+        made = []
+        for name in ("one", "two", "three"):
+            rules: dict[str, Any] = {}
+            for category, modality in itertools.product(("sexual", "hate"), ("text", "image")):
+                limits = {e: chance.randint(1, 9) / 10 for e in EFFECTS if chance.random() < 0.5}
+                if "flag" in limits:
+                    limits["flag"] = min(limits["flag"], limits.get("block", 1.0))
+                rules.setdefault(category, {})[modality] = limits
+            made.append(policy(name, categories=rules))
+        whole = strictest(made)
+        assert [laxer_at(whole, part) for part in made] == [None, None, None]
+        for part, score in itertools.product(made, (0.05, 0.25, 0.55, 0.95)):
+            rule = part.categories[Category.SEXUAL].text
+            ours = whole.categories[Category.SEXUAL].text
+            assert _severity(ours, score) >= _severity(rule, score)
+
+
+def _severity(rule: Rule, score: float) -> int:
+    """Of what is not served; a flag is no strictness."""
+    effect = rule.verdict(score)
+    return 0 if effect is None or effect[0].served else effect[0].severity
+
+
+LEVELS = policy(
+    "levels",
+    extends="floor",
+    categories={"sexual": {"text": {"block": 0.5}}, "violence": {"text": {"block": 0.5}}},
+    presets={
+        "strict": {"tolerances": [1], "categories": {"sexual": {"text": {"block": 0.2}}}},
+        "low": {"tolerances": [3, 4], "categories": {"violence": {"text": {"block": 0.8}}}},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("wish", "preset", "whole", "blocked"),
+    [
+        (None, None, True, {"violence", "sexual"}),
+        ("2", "auto", True, {"violence", "sexual"}),
+        ("low", "low", True, {"sexual"}),
+        ("3", "low", True, {"sexual"}),
+        ("6", "low", False, {"sexual"}),
+        ("1", "strict", True, {"violence", "sexual"}),
+        ("0", "strict", False, {"violence", "sexual"}),
+    ],
+)
+def test_a_wish_gets_the_nearest_level_that_is_granted(
+    wish: str | None, preset: str | None, whole: bool, blocked: set[str]
+) -> None:
+    moderator = stage(0.6)
+    moderator.reconfigure(LEVELS)
+    decision = judged(moderator, wish=wish)
+    assert {category.value for category in decision.categories} == blocked
+    assert (decision.preset, decision.granted, decision.asked) == (preset, whole, wish)
+    assert (decision.policy, decision.policy_sha256) == ("levels@1", LEVELS.sha256)
+
+
+def test_stricter_levels_are_stricter() -> None:
+    moderator = stage(0.3)
+    moderator.reconfigure(LEVELS)
+    assert not judged(moderator).blocked and judged(moderator, wish="1").blocked
+
+
+def test_a_team_that_grants_nothing_is_not_loosened_by_the_model() -> None:
+    moderator = stage(0.6)
+    team = policy("team", categories={"violence": {"text": {"block": 0.5}}})
+    moderator.reconfigure(LEVELS, {"team": team})
+    decision = judged(moderator, "team", wish="low")
+    assert Category.VIOLENCE in decision.categories
+    assert not decision.granted and decision.preset == "auto+low"
+
+
+@pytest.mark.parametrize(
+    ("presets", "reason"),
+    [
+        ({"low": {"tolerances": [2]}}, "low.tolerances: 2 is not possible: low may have 3 to 6"),
+        ({"strict": {"tolerances": [4]}}, "strict may have 0 and 1"),
+        ({"low": {"tolerances": [3]}, "lowest": {"tolerances": [3]}}, "stands for low already"),
+        (
+            {"strict": {"tolerances": [1], "categories": {"sexual": {"text": {"block": 0.9}}}}},
+            "strict: categories.sexual.text.block is 0.9, above 0.5: looser than the policy",
+        ),
+        (
+            {"low": {"categories": {"sexual/minors": {"image": {"block": 0.9}}}}},
+            "low: categories.sexual/minors.image.block is 0.9, above 0.5: looser than the policy "
+            "floor@1",
+        ),
+        ({"low": {"tolerances": [7]}}, "less than or equal to 6"),
+        ({"medium": {}}, "presets.medium"),
+    ],
+)
+def test_wrong_presets_are_named(presets: dict[str, Any], reason: str) -> None:
+    same = {"categories": {"violence": {"text": {"block": 0.9}}}}
+    whole = {name: same | preset for name, preset in presets.items()}
+    with pytest.raises(PolicyError) as caught:
+        Policy.from_spec("wrong", {"version": 1, "extends": "floor", **_rules(), "presets": whole})
+    assert reason in str(caught.value)
+
+
+def _rules() -> dict[str, Any]:
+    return {"categories": {"sexual": {"text": {"block": 0.5}}}}
+
+
+def test_callers_loosen_only_what_stands_on_a_floor() -> None:
+    low = {"tolerances": [3], "categories": {"sexual": {"text": {"block": 0.9}}}}
+    with pytest.raises(PolicyError, match=r"presets\.low: needs extends: floor"):
+        policy("alone", presets={"low": low})
+
+
+def test_what_extends_cannot_be_loosened_by_a_preset() -> None:
+    low = {"categories": {"sexual": {"text": {"block": 0.9}}}}
+    with pytest.raises(PolicyError, match=r"low: .*looser than the policy default@"):
+        Policy.from_spec(
+            "house", {"version": 1, "extends": "default", **_rules(), "presets": {"low": low}}
+        )
