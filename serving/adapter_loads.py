@@ -17,14 +17,13 @@ class AdapterLoad:
 
     revision: str
     """The revision that is wanted."""
-    asked: float
+    asked: float | None = None
+    """When the engine was asked for that revision; None before its file is there and proved."""
     state: Literal["loading", "ready", "failed"] = "loading"
     message: str = ""
     serving: str | None = None
     """The revision that requests get; None while there is none."""
     load_milliseconds: int | None = None
-    refused: bool = False
-    """Its file could not be had, so the engine was never asked."""
 
     @property
     def text(self) -> str:
@@ -50,12 +49,19 @@ class AdapterLoads:
         if load is not None and load.revision == revision and load.state != "failed":
             return
         serving = None if load is None else load.serving
-        self._loads[name] = AdapterLoad(revision, self._clock(), serving=serving)
+        self._loads[name] = AdapterLoad(revision, serving=serving)
+
+    def asked(self, name: str) -> None:
+        """The engine is asked for the wanted revision: what it says is about that one now."""
+        load = self._loads.get(name)
+        if load is not None and load.asked is None:
+            load.asked = self._clock()
 
     def refuse(self, name: str, message: str) -> None:
-        """The file of the wanted revision cannot be had."""
-        load = self._loads[name]
-        load.state, load.message, load.refused = "failed", message, True
+        """The engine is not asked for the wanted revision."""
+        load = self._loads.get(name)
+        if load is not None:
+            load.state, load.message = "failed", message
 
     def keep(self, names: Iterable[str]) -> None:
         """Forgets all others."""
@@ -66,7 +72,7 @@ class AdapterLoads:
         """Takes the engine's ``name -> "loading" | "ready" | sentence``; True while some load."""
         for name, load in self._loads.items():
             text = states.get(name, "loading")
-            if load.refused or text == "loading":
+            if load.asked is None or text == "loading":
                 continue
             if text != "ready":
                 load.state, load.message = "failed", text

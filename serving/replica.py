@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.adapter_loads import AdapterLoads
+from calotype.serving.adapter_probe import AdapterProbe
 from calotype.serving.config import ImageModel, LoRAAdapter, bytes_of
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.environment import DATA_DIR
@@ -52,6 +53,7 @@ class _Serving:
     engine: EngineThread
     worker: GenerationWorker
     task: asyncio.Task[None]
+    probe: AdapterProbe
 
 
 class GeneratorReplica:
@@ -70,6 +72,7 @@ class GeneratorReplica:
         self._problem = ""
         self._loads = AdapterLoads()
         self._watching: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._converge_forever())
         self._farewells: set[asyncio.Task[None]] = set()
@@ -107,8 +110,9 @@ class GeneratorReplica:
     async def close(self) -> None:
         """Drains: lets running jobs finish for a while, gives the rest back."""
         self._task.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._probing):
+            if task is not None:
+                task.cancel()
         if self._serving is not None:
             await self._retire(self._serving)
             self._serving = None
@@ -148,7 +152,8 @@ class GeneratorReplica:
         )
         old = self._serving
         self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
-        self._serving = _Serving(key, engine, worker, asyncio.create_task(worker.run()))
+        probe = AdapterProbe(engine, model, self._prompts, self._safety)
+        self._serving = _Serving(key, engine, worker, asyncio.create_task(worker.run()), probe)
         if old is not None:
             farewell = asyncio.create_task(self._retire(old))
             self._farewells.add(farewell)
@@ -189,7 +194,10 @@ class GeneratorReplica:
         if self._serving is None:
             return
         self._want(adapters)
-        store = self._serving.engine.engine.adapters
+        if self._probing is not None:
+            self._probing.cancel()
+        probe, store = self._serving.probe, self._serving.engine.engine.adapters
+        unproved: list[tuple[LoRAAdapter, pathlib.Path]] = []
         for adapter in adapters:
             try:
                 file = await asyncio.to_thread(adapter_file, adapter)
@@ -197,10 +205,37 @@ class GeneratorReplica:
                 self._loads.refuse(adapter.name, error.message)
                 log.error("%s", error.message)
                 continue
-            store.load(adapter.name, file)
+            if probe.wanted(adapter, file):
+                unproved.append((adapter, file))
+            else:
+                self._hand(store, adapter, file)
         wanted = {adapter.name for adapter in adapters}
         for name in set(store.states()) - wanted:
             store.unload(name)
+        self._watch(store)
+        self._probing = asyncio.create_task(self._probe(probe, store, unproved))
+
+    def _hand(self, store: AdapterStore, adapter: LoRAAdapter, file: pathlib.Path) -> None:
+        store.load(adapter.name, file, keep=adapter.spec.preload == "Always")
+        self._loads.asked(adapter.name)
+
+    async def _probe(
+        self,
+        probe: AdapterProbe,
+        store: AdapterStore,
+        unproved: Sequence[tuple[LoRAAdapter, pathlib.Path]],
+    ) -> None:
+        """Draws one probe after the other; what serves meanwhile is the revision before."""
+        for adapter, file in unproved:
+            problem = await probe.problem_of(adapter, file)
+            if problem:
+                self._loads.refuse(adapter.name, problem)
+                log.error("adapter %s: %s", adapter.name, problem)
+            else:
+                self._hand(store, adapter, file)
+                self._watch(store)
+
+    def _watch(self, store: AdapterStore) -> None:
         if self._watching is not None:
             self._watching.cancel()
         self._watching = asyncio.create_task(_watch(store, self._loads))

@@ -41,6 +41,7 @@ class _Entry:
         state: "loading", "ready", or the sentence that says why it failed.
         held: the revision that serves, which is the last one that could be loaded.
         on_its_way: a job of the loader for it is queued or runs.
+        keep: it never leaves the device.
     """
 
     path: pathlib.Path
@@ -48,6 +49,7 @@ class _Entry:
     state: str = "loading"
     held: _Held | None = None
     on_its_way: bool = field(default=False)
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,20 @@ class AdapterStore:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
 
-    def load(self, name: str, path: pathlib.Path | str, *, wait: float | None = None) -> None:
+    def load(
+        self,
+        name: str,
+        path: pathlib.Path | str,
+        *,
+        keep: bool = False,
+        wait: float | None = None,
+    ) -> None:
         """Loads a file under a name, in the background; does nothing if it is loaded already.
 
         A file that changed, or another path, is a new revision. Look at `states` for the outcome.
 
         Args:
+            keep: it stays on the device for good; those that are kept must fit there together.
             wait: seconds to wait for the outcome; None returns at once.
 
         Raises:
@@ -126,9 +136,10 @@ class AdapterStore:
                 old = None if entry is None else entry.held
                 entry = self._entries[name] = _Entry(path, revision, held=old)
                 self._request(name, entry, back=False)
-            elif entry.state not in ("loading", "ready"):
+            elif entry.state not in ("loading", "ready") or (keep and not entry.keep):
                 entry.state = "loading"
                 self._request(name, entry, back=False)
+            entry.keep = keep
             if wait is None:
                 return
             self._changed.wait_for(lambda: self._state(name) != "loading", timeout=wait)
@@ -265,6 +276,8 @@ class AdapterStore:
                 self._entries.move_to_end(job.name)
                 if old is not None and old.adapter is not held.adapter:
                     self._retire(old.adapter)
+                if entry.keep and (problem := self._too_much()):
+                    entry.state, entry.keep = f"{job.path} {problem}", False
                 self._evict(keep=job.name)
         self._changed.notify_all()
 
@@ -273,6 +286,17 @@ class AdapterStore:
         if id(adapter) not in self._pins:
             self.layers.forget(adapter)
             adapter.layers = None
+
+    def _too_much(self) -> str:
+        """The end of a sentence when the kept adapters do not fit on the device together."""
+        kept = (e.held.adapter.size for e in self._entries.values() if e.keep and e.held)
+        if self._budget is None or (total := sum(kept)) <= self._budget:
+            return ""
+        return (
+            f"does not fit beside the other adapters with preload: Always: together they take "
+            f"{total:,} bytes, and the model's adapters.memoryBudget is {self._budget:,}. Raise "
+            "it, or set preload: OnDemand."
+        )
 
     def _on_device(self) -> int:
         held = (e.held for e in self._entries.values() if e.held is not None)
@@ -288,7 +312,8 @@ class AdapterStore:
             if self._budget is None or self._on_device() <= self._budget:
                 break
             pinned = id(one.adapter) in self._pins
-            if one.adapter.layers is not None and not pinned and self._comes_back(entry, one.host):
+            stays = pinned or entry.keep or not self._comes_back(entry, one.host)
+            if one.adapter.layers is not None and not stays:
                 self._retire(one.adapter)
         # Copies of what is on the device anyway are the cheapest to lose.
         for entry, one in sorted(held, key=lambda item: item[1].adapter.layers is None):

@@ -248,32 +248,6 @@ async def test_a_policy_of_an_adapter_may_only_be_stricter(world: Any, manifests
     assert world.find(MODERATION_POLICIES, "lax")["status"]["usedBy"] == 1
 
 
-async def test_what_this_version_does_not_act_upon_is_told(world: Any, manifests: Any) -> None:
-    policy_ref = {"moderationPolicyRef": {"name": "strict"}}
-    world.apply(policy("default", 0.6))
-    world.apply(policy("strict", 0.4))
-    world.apply(manifests.model())
-    world.apply(manifests.adapter(probe={"prompt": "a shoe"}, preload="Always", **policy_ref))
-    team = manifests.model("shoes") | {"kind": "Team", "spec": dict(policy_ref)}
-    world.apply(team)
-    await world.start()
-    for resource, name, fields in (
-        (LORA_ADAPTERS, "stripes", ["spec.moderationPolicyRef", "spec.preload", "spec.probe"]),
-        (TEAMS, "shoes", ["spec.moderationPolicyRef"]),
-    ):
-        await world.ready(resource, name)
-        said = await world.condition(resource, name, "FieldsUsed", "False", "NotYetUsed")
-        assert [field for field in fields if field not in said["message"]] == []
-    world.apply(manifests.adapter())
-    await world.until(
-        lambda: all(
-            c["type"] != "FieldsUsed"
-            for c in world.find(LORA_ADAPTERS, "stripes")["status"]["conditions"]
-        ),
-        "nothing is left to be told",
-    )
-
-
 async def test_a_configuration_that_somebody_wrote_over_is_written_again(
     world: Any, manifests: Any
 ) -> None:

@@ -182,6 +182,45 @@ def test_used_adapters_stay_whatever_the_budget(
     small.layers.remove()
 
 
+def test_a_kept_adapter_never_leaves_the_device(
+    new_engine, components, lora_files, make_request, store
+):
+    size = store.places()["one"].bytes
+    small = AdapterStore(components.denoiser, budget_bytes=2 * size)
+    small.load("one", lora_files["one"], keep=True, wait=WAIT)
+    for name in ("two", "three"):
+        small.load(name, lora_files[name], wait=WAIT)
+    assert tiers(small) == {"one": "device", "two": "cpu", "three": "device"}
+    engine = new_engine(adapters=small)
+    for name in ("two", "three", "two"):
+        draw(engine, make_request, name)
+        assert tiers(small)["one"] == "device"
+        assert small.resident_bytes() == 2 * size
+    small.load("one", lora_files["one"], wait=WAIT)  # kept no more
+    draw(engine, make_request, "three")
+    assert tiers(small)["one"] == "cpu"
+    small.load("one", lora_files["one"], keep=True, wait=WAIT)
+    assert tiers(small)["one"] == "device"
+    small.layers.remove()
+
+
+def test_kept_adapters_that_do_not_fit_together_are_told_and_served_on_demand(
+    new_engine, components, lora_files, make_request, store
+):
+    size = store.places()["one"].bytes
+    small = AdapterStore(components.denoiser, budget_bytes=size)
+    small.load("one", lora_files["one"], keep=True, wait=WAIT)
+    with pytest.raises(AdapterLoadFailed, match="memoryBudget") as told:
+        small.load("two", lora_files["two"], keep=True, wait=WAIT)
+    assert f"{2 * size:,} bytes" in told.value.message
+    assert tiers(small)["one"] == "device"
+    draw(new_engine(adapters=small), make_request, "two")
+    small.unload("one")
+    small.load("two", lora_files["two"], keep=True, wait=WAIT)
+    assert small.states() == {"two": "ready"}
+    small.layers.remove()
+
+
 def test_the_old_revision_outlives_a_bad_one_also_off_the_device(
     new_engine, components, model_folder, lora_files, make_request, tmp_path, store
 ):
