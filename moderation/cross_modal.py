@@ -24,10 +24,17 @@ class Context:
     """The prompt names somebody under age."""
     shows_face: bool = False
     """A given picture shows a face."""
+    asks_to_undress: bool = False
+    """The prompt is about somebody's body: `matching.TermMatcher.asks_to_undress`."""
 
     def findings(self, peaks: Peaks, policy: Policy) -> list[Finding]:
         """What is refused for the combination."""
         found = []
+        if self.shows_face and self.asks_to_undress:
+            # Whatever was drawn: whose face it is nobody knows here.
+            category = Category.REAL_PERSON_INTIMATE
+            rule = "cross-modal.face-and-undressing"
+            found.append(Finding(category, Verdict.BLOCK, 1.0, 1.0, rule, "lists", "prompt"))
         for there, category, rule in (
             (self.names_minor, Category.SEXUAL_MINORS, "cross-modal.minor-and-sexual"),
             (self.shows_face, Category.REAL_PERSON_INTIMATE, "cross-modal.face-and-sexual"),

@@ -5,36 +5,39 @@ words), so they need no variants; ``*`` stands for the rest of a word, a trailin
 implied. A rule fires on one of its ``terms``, or on one term of every group in ``near`` that stand
 within ``within`` words of each other. ``benign`` phrases are taken out of the text first ("nude
 lipstick" has no nude in it).
+
+Lists of names do nothing by themselves: with the action ``thresholds`` a hit scores 1, and the
+policy's thresholds for prompts of the category say what follows.
 """
 
 from __future__ import annotations
 
 import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy import Action, Category, Policy, PolicyModel
+from calotype.moderation.phrases import Folded, Phrases, fold
+from calotype.moderation.policy import (
+    Action,
+    Category,
+    Modality,
+    Policy,
+    PolicyModel,
+    available_lists,
+)
 
 LISTS = pathlib.Path(__file__).with_name("lists")
+FIGURE = "figure"
+"""Group of the names of another category."""
 MATCH_LIMIT = 64
 """Occurrences of one group that are looked at: more would only repeat themselves."""
-
-_SPACES = re.compile(r"[\W_]+")
-_APOSTROPHES = re.compile(r"['’`´]")  # noqa: RUF001 - the typographic one is meant
-_STRETCHED = re.compile(r"([a-hj-vyz])\1{2,}")
-_UNBOUNDED = re.compile(r"[^\u0000-\u024f\u0370-\u052f]")
-
-
-def fold(text: str) -> str:
-    """Lower case, without apostrophes, stretched letters and punctuation: ``Nuuude-ART!``."""
-    text = _APOSTROPHES.sub("", text.casefold())
-    return " ".join(_SPACES.sub(" ", _STRETCHED.sub(r"\1", text)).split())
 
 
 class ListRule(PolicyModel):
@@ -59,7 +62,10 @@ class TermList(PolicyModel):
     """One file of ``lists/``."""
 
     category: Category
-    action: Action = "block"
+    action: Action | Literal["thresholds"] = "block"
+    figures: Category | None = Field(
+        None, description="The group figure has all terms of this category, the owner's too."
+    )
     benign: tuple[str, ...] = ()
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     rules: tuple[ListRule, ...] = Field(min_length=1)
@@ -68,7 +74,7 @@ class TermList(PolicyModel):
     def _groups_exist(self) -> TermList:
         for rule in self.rules:
             for group in (*rule.near, *rule.unless):
-                if group not in self.groups:
+                if group not in self.groups and not (self.figures and group == FIGURE):
                     raise ValueError(f"rule {rule.id} names the unknown group {group!r}")
         return self
 
@@ -82,84 +88,51 @@ class Match:
     rule: str
 
 
-def compile_terms(terms: Iterable[str]) -> re.Pattern[str]:
-    """One expression for many terms, longest first, on word boundaries.
-
-    Scripts without spaces (Chinese, Japanese, Korean, Thai) and with prefixes (Arabic, Hebrew)
-    are found inside of words too.
-    """
-    parts = []
-    for term in sorted(set(terms), key=lambda term: (-len(term), term)):
-        wildcard = term.endswith("*")
-        body = re.escape(fold(term))
-        if not body:
-            continue
-        if _UNBOUNDED.search(term):
-            parts.append(body)
-        else:
-            parts.append(rf"\b{body}\w*" if wildcard else rf"\b{body}s?\b")
-    return re.compile("|".join(parts) or r"(?!)")
-
-
 class _CompiledRule:
     def __init__(self, rule: ListRule, owner: TermList, name: str) -> None:
-        self.match = Match(
-            rule.category or owner.category, rule.action or owner.action, f"lists.{name}.{rule.id}"
-        )
+        action = rule.action or owner.action
+        assert action != "thresholds", "settled by _under"
+        self.match = Match(rule.category or owner.category, action, f"lists.{name}.{rule.id}")
         self.within = rule.within
         self.groups = (
-            [compile_terms(owner.groups[group]) for group in rule.near]
+            [Phrases(owner.groups[group]) for group in rule.near]
             if rule.near
-            else [compile_terms(rule.terms)]
+            else [Phrases(rule.terms)]
         )
-        self.unless = [compile_terms(owner.groups[group]) for group in rule.unless]
+        self.unless = [Phrases(owner.groups[group]) for group in rule.unless]
 
-    def fires(self, text: str) -> bool:
-        places: list[list[tuple[int, int]]] = []
-        for expression in self.groups:
-            found = [
-                match.span()
-                for match, _ in zip(expression.finditer(text), range(MATCH_LIMIT), strict=False)
-            ]
+    def fires(self, text: Folded) -> bool:
+        places: list[list[int]] = []
+        for phrases in self.groups:
+            found = list(islice(phrases.places(text), MATCH_LIMIT))
             if not found:
                 return False
             places.append(found)
-        if any(expression.search(text) for expression in self.unless):
+        if any(text in phrases for phrases in self.unless):
             return False
-        return len(places) == 1 or _together(text, places, self.within)
-
-
-def _together(text: str, places: Sequence[Sequence[tuple[int, int]]], within: int) -> bool:
-    """Whether some match of the first group has one of every other group close to it."""
-    starts = [0, *(match.end() for match in re.finditer(" ", text))]
-
-    def word(position: int) -> int:
-        low, high = 0, len(starts)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if starts[middle] <= position else (low, middle)
-        return low
-
-    words = [[word(start) for start, _ in group] for group in places]
-    return any(
-        all(any(abs(first - other) <= within for other in group) for group in words[1:])
-        for first in words[0]
-    )
+        # Some term of the first group has one of every other group close to it.
+        return any(
+            all(any(abs(first - other) <= self.within for other in group) for group in places[1:])
+            for first in places[0]
+        )
 
 
 class TermMatcher:
     """All lists of one policy."""
 
     def __init__(self, lists: Mapping[str, TermList]) -> None:
-        self._rules: list[tuple[re.Pattern[str], list[_CompiledRule]]] = [
+        self._rules: list[tuple[Phrases, list[_CompiledRule]]] = [
             (
-                compile_terms(owner.benign),
+                Phrases(owner.benign),
                 [_CompiledRule(rule, owner, name) for rule in owner.rules],
             )
             for name, owner in lists.items()
         ]
         minors = lists.get("minors")
-        self._minor = compile_terms(minors.groups.get("minor", ()) if minors else ())
+        self._minor = Phrases(minors.groups.get("minor", ()) if minors else ())
+        real = lists.get("real-people")
+        self._benign = Phrases(real.benign if real else ())
+        self._undressing = Phrases(real.groups.get("undressing", ()) if real else ())
         self.vocabulary: frozenset[str] = frozenset(
             fold(term)
             for owner in lists.values()
@@ -167,7 +140,7 @@ class TermMatcher:
                 *(term for rule in owner.rules for term in rule.terms),
                 *(term for group in owner.groups.values() for term in group),
             )
-            if " " not in term and not term.endswith("*")
+            if " " not in term and len(term) > 2 and not term.endswith("*")
         )
 
     @classmethod
@@ -179,20 +152,50 @@ class TermMatcher:
             lists[f"{policy.name}-{number}"] = TermList(
                 category=own.category, action=own.action, rules=(rule,)
             )
-        return cls(lists)
+        settled = {name: _under(policy, owner) for name, owner in lists.items()}
+        return cls({name: owner for name, owner in settled.items() if owner is not None})
 
     def names_minor(self, text: str) -> bool:
         """Whether a text speaks of a minor; never if the policy does without the list minors."""
-        return self._minor.search(fold(text)) is not None
+        return Folded.of(text) in self._minor
+
+    def asks_to_undress(self, text: str) -> bool:
+        """Whether a text asks for somebody's body; never without the list real-people."""
+        return self._benign.without(Folded.of(text)) in self._undressing
 
     def matches(self, text: str) -> list[Match]:
         """Every rule that fires on a text, in the order of the lists."""
-        folded = fold(text)
+        folded = Folded.of(text)
         found: list[Match] = []
         for benign, rules in self._rules:
-            remaining = " ".join(benign.sub(" ", folded).split())
+            remaining = benign.without(folded)
             found.extend(rule.match for rule in rules if rule.fires(remaining))
         return found
+
+
+def _under(policy: Policy, owner: TermList) -> TermList | None:
+    """A list with what it does under a policy; None if that is nothing."""
+    changes: dict[str, object] = {}
+    if owner.action == "thresholds":
+        effect = policy.rule(owner.category, Modality.TEXT).verdict(1.0)
+        if effect is None:
+            return None
+        changes["action"] = effect[0].value.lower()
+    if owner.figures is not None:
+        names, benign = _names(policy, owner.figures)
+        changes["groups"] = {**owner.groups, FIGURE: names}
+        changes["benign"] = (*owner.benign, *benign)
+    return owner.model_copy(update=changes) if changes else owner
+
+
+def _names(policy: Policy, category: Category) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The terms of a category, of all lists and of the policy's owner, and what only looks so."""
+    packaged = [load_list(name) for name in available_lists()]
+    named = [owner for owner in packaged if owner.category is category]
+    listed = [term for owner in named for rule in owner.rules for term in rule.terms]
+    own = [term for terms in policy.terms if terms.category is category for term in terms.terms]
+    benign = tuple(phrase for owner in named for phrase in owner.benign)
+    return tuple(dict.fromkeys((*listed, *own))), benign
 
 
 @lru_cache(maxsize=64)

@@ -192,6 +192,7 @@ class Moderator:
             context = Context(
                 names_minor=bool(prompt) and rules.names_minor(prompt),
                 shows_face=self._shows_face(references, deadline),
+                asks_to_undress=bool(references) and rules.asks_to_undress(prompt),
             )
             scans = [*self._image, *stage.more_scans]
             return images.judge(pixels, rules.policy, scans, deadline, stage.known, context)

@@ -152,6 +152,11 @@ class PromptRules:
             self.matcher.names_minor(view.text) for view in views(text[:READ_LIMIT], self.lexicon)
         )
 
+    def asks_to_undress(self, text: str) -> bool:
+        """Whether any view of a text asks for somebody's body."""
+        readings = views(text[:READ_LIMIT], self.lexicon)
+        return any(self.matcher.asks_to_undress(view.text) for view in readings)
+
     def _minors(self, readings: Sequence[View], peaks: Peaks) -> list[Finding]:
         """A minor in a prompt that a classifier finds even slightly sexual, whatever its words."""
         rule = self.policy.rule(Category.SEXUAL, Modality.TEXT)
