@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from calotype.moderation.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.policy import Category, Modality, Policy, Privacy, Verdict
 from calotype.moderation.rulebook import Applying
 
 Stage = Literal["input", "output"]
@@ -76,6 +76,8 @@ class Decision:
     """The preset that was judged by then; ``auto`` is the policy itself."""
     granted: bool = True
     """Whether it is what the caller asked for."""
+    privacy: Privacy = Privacy()
+    """What may be kept of what was judged; no part of the JSON form."""
     milliseconds: float = 0.0
 
     @property
@@ -165,6 +167,7 @@ def decide(
         asked=asked,
         preset=applying.preset,
         granted=applying.granted,
+        privacy=policy.privacy,
         milliseconds=milliseconds,
     )
 
@@ -179,5 +182,6 @@ def failed(policy: Policy, stage: Stage, reason: str, milliseconds: float) -> De
         verdict=Verdict.ERROR if policy.on_error == "block" else Verdict.REVIEW,
         unavailable=True,
         reason=reason,
+        privacy=policy.privacy,
         milliseconds=milliseconds,
     )

@@ -56,7 +56,7 @@ def build_application(
     model: ImageModel,
     manifest: Mapping[str, Any],
     adapters: Sequence[Mapping[str, Any]],
-    policy: Mapping[str, Any] | None,
+    moderation: Mapping[str, Any],
     profile: ResourceProfile,
     encoder_profile: ResourceProfile | None,
     *,
@@ -67,7 +67,8 @@ def build_application(
     Args:
         manifest: of the model, as `manifests.model_manifest` renders it.
         adapters: rendered manifests.
-        policy: ``{"name", "spec"}`` of a ModerationPolicy; None = the package's.
+        moderation: ``policy``: ``{"name", "spec"}`` of a ModerationPolicy, or None = the package's;
+            ``policies``: name -> spec of those that teams and adapters name.
         encoder_profile: None = the text encoder lives beside the generators.
         groups: whether there are worker groups (a Ray cluster), or one pod for everything.
     """
@@ -98,7 +99,7 @@ def build_application(
         "runtime_env": {},
         "deployments": [
             _deployment("Dispatcher", {"model": model.name}, control),
-            _deployment("Moderator", {"policy": dict(policy) if policy else None}, control),
+            _deployment("Moderator", dict(moderation), control),
             encoder,
             generator,
             _deployment("Ingress", None, control),

@@ -33,7 +33,6 @@ class Condition(enum.StrEnum):
     READY = "Ready"
     UPGRADE_PLANNED = "UpgradePlanned"
     KUBERAY_MISSING = "KubeRayMissing"
-    FIELDS_USED = "FieldsUsed"
 
 
 class Reason(enum.StrEnum):
@@ -88,7 +87,6 @@ class Reason(enum.StrEnum):
     INITIALIZING_TIMEOUT = "InitializingTimeout"
     CONFIG_PENDING = "ConfigPending"
     PROVIDER_NOT_SERVED = "ProviderNotServed"
-    NOT_YET_USED = "NotYetUsed"
     READY = "Ready"
     NEW_CLUSTER = "NewCluster"
     HELD_BACK = "HeldBack"

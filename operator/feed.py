@@ -74,6 +74,7 @@ class ClusterFeed:
             for policy, _ in context.store.all("ModerationPolicy"):
                 if policy[0] == address[0]:
                     context.queue.add(Key("ModerationPolicy", *policy), BURST_SECONDS)
+            self._look_at_teams()
         elif resource == LORA_ADAPTERS:
             ref = spec.get("modelRef") or {}
             model = (ref.get("namespace") or address[0], str(ref.get("name")))
@@ -85,21 +86,26 @@ class ClusterFeed:
             for other, _ in context.store.all("Team"):
                 if other[1] == address[1]:
                     context.queue.add(Key("Team", *other))
+            for model in context.store.hosts():  # they judge by the policies of their teams too
+                context.wake_model(model, BURST_SECONDS)
             context.wake_gateway()
 
     def _policy(self, address: Address) -> None:
         context = self._context
         self._look("Models", "", "")
-        for model in context.store.hosts():
-            if model[0] == address[0]:
-                context.wake_model(model, BURST_SECONDS)
+        for model in context.store.hosts():  # also those of others: teams and adapters name it
+            context.wake_model(model, BURST_SECONDS)
         for adapter, obj in context.store.all("LoRAAdapter"):
             if adapter[0] == address[0] and obj["spec"].get("moderationPolicyRef"):
                 context.wake_adapter(adapter, BURST_SECONDS)
-        for team, _ in context.store.all("Team"):
-            if team[0] == address[0]:
-                context.queue.add(Key("Team", *team), BURST_SECONDS)
+        self._look_at_teams()
         context.wake_gateway()
+
+    def _look_at_teams(self) -> None:
+        """Those with a policy of their own: it must be as strict as the models' are now."""
+        for team, obj in self._context.store.all("Team"):
+            if obj["spec"].get("moderationPolicyRef"):
+                self._look("Team", *team)
 
     def _look(self, kind: str, namespace: str, name: str) -> None:
         self._context.queue.add(Key(kind, namespace, name), BURST_SECONDS)

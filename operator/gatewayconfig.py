@@ -32,6 +32,8 @@ class TeamEntry:
 
     team: Team
     key_hashes: Sequence[str]
+    refusal: str = ""
+    """Why it may not draw."""
 
 
 def policy_name(namespace: str, name: str, settings: OperatorSettings) -> str:
@@ -102,7 +104,9 @@ def _team(entry: TeamEntry, settings: OperatorSettings) -> dict[str, Any]:
         "models": list(spec.models),
         "keyHashes": list(entry.key_hashes),
     }
-    if spec.moderation_policy_ref is not None:
+    if entry.refusal:
+        found["refusal"] = entry.refusal
+    elif spec.moderation_policy_ref is not None:
         found["moderationPolicy"] = policy_name(
             namespace, spec.moderation_policy_ref.name, settings
         )

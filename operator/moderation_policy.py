@@ -17,7 +17,9 @@ class ModerationPolicyStatus(Status):
     sha256: str | None = Field(
         None, max_length=64, description="Digest of the policy, as decisions name it."
     )
-    used_by: int | None = Field(None, ge=0, description="ImageModels and LoRAAdapters that use it.")
+    used_by: int | None = Field(
+        None, ge=0, description="ImageModels, LoRAAdapters and Teams that use it."
+    )
 
 
 class ModerationPolicy(Resource):

@@ -232,7 +232,9 @@ class GenerationWorker:
                 "The prompt is longer than the model reads; its end changed nothing."
             ]
         usage = openai_usage(prompt.token_count, [request.size] * request.n)
-        return GenerationResult(handed.images, handed.blocked, metrics, usage, handed.decisions)
+        return GenerationResult(
+            *(handed.images, handed.blocked, metrics, usage, handed.decisions, handed.prompt)
+        )
 
     async def _drawn(self, running: _Running, embeds: Any, given: Mapping[str, Any]) -> Finished:
         """Raises what the engine ends the request with, if it is not drawn."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from calotype.serving.errors import CalotypeError
+from calotype.serving.jobs.judging import scope_of
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.result import CONTENT_TYPES
 from calotype.serving.picture_desk import picture_format
@@ -115,7 +116,9 @@ class Trail:
 
     async def _show(self, preview: Preview) -> None:
         decision = await self._safety.judge_image(
-            preview.pixels, str(self._lease.request["prompt"])
+            preview.pixels,
+            str(self._lease.request["prompt"]),
+            scope=scope_of(self._lease.input),
         )
         if decision.get("blocked", True):
             return

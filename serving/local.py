@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from calotype.moderation.moderator import Moderator
+from calotype.moderation.rulebook import Scope
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.engine.input_pictures import restore_outside
 from calotype.serving.errors import ContentBlocked, EngineError
@@ -37,13 +38,26 @@ class InProcessSafety:
     def __init__(self, moderator: Moderator) -> None:
         self._moderator = moderator
 
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
-        return (await asyncio.to_thread(self._moderator.judge_prompt, text)).to_payload()
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        judge = partial(self._moderator.judge_prompt, text, Scope.from_payload(scope))
+        return (await asyncio.to_thread(judge)).to_payload()
 
     async def judge_image(
-        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        judge = partial(self._moderator.judge_image, pixels, prompt=prompt, references=references)
+        judge = partial(
+            self._moderator.judge_image,
+            pixels,
+            prompt=prompt,
+            references=references,
+            scope=Scope.from_payload(scope),
+        )
         return (await asyncio.to_thread(judge)).to_payload()
 
 
@@ -103,10 +117,15 @@ class LocalBackend:
     async def cancel(self, job_id: str) -> None:
         await self._dispatcher.cancel(job_id)
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         return [
-            *[await self._safety.judge_prompt(text) for text in texts],
-            *[await self._safety.judge_image(image) for image in images],
+            *[await self._safety.judge_prompt(text, scope) for text in texts],
+            *[await self._safety.judge_image(image, scope=scope) for image in images],
         ]
 
     async def status(self) -> list[ModelStatus]:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from calotype.moderation.errors import PictureError
 from calotype.serving.engine.input_pictures import restore_outside
 from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, refusal
+from calotype.serving.jobs.judging import (
+    JudgingPolicy,
+    judge_patiently,
+    judged_text,
+    refusal,
+    scope_of,
+    unavailable,
+    version_of,
+)
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, ImageResult
@@ -29,6 +37,8 @@ if TYPE_CHECKING:
     from calotype.serving.request import Pixels
 
 
+SWITCH_PAUSES = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+"""Between attempts to have all of a request judged by one version; replicas switch in seconds."""
 JUDGED_SIDE = 1024
 """Given pictures are judged no larger than this."""
 
@@ -43,6 +53,16 @@ class HandedOut:
     """One for each picture, in order."""
     judging_seconds: float
     """Judging and encoding, which go on at once."""
+    prompt: dict[str, Any] | None = None
+    """The prompt's decision, if it had to be judged again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pictures of a request were drawn from."""
+
+    files: Mapping[str, bytes]
+    pixels: Sequence[Pixels]
 
 
 class PictureDesk:
@@ -63,7 +83,8 @@ class PictureDesk:
             seen = await asyncio.to_thread(given_pictures, request, files, JUDGED_SIDE)
         except PictureError as error:
             raise InvalidRequest(str(error), param="image") from error
-        for decision in await asyncio.gather(*(self._judged(view, "", ()) for view in seen)):
+        judging = (self._judged(lease, view, "", ()) for view in seen)
+        for decision in await asyncio.gather(*judging):
             blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
             if blocked is not None:
                 raise blocked
@@ -80,6 +101,8 @@ class PictureDesk:
             files: the pictures that the request names.
 
         Raises:
+            ContentBlocked: the prompt, or a picture that the request brings, is refused by a policy
+                that has changed since it was judged first.
             ModerationUnavailable: a picture could not be judged, so none is stored.
             StorageFailed: a file could not be written.
         """
@@ -95,8 +118,8 @@ class PictureDesk:
         encode = functools.partial(_encoded, lease)
         # Encoded while they are judged: the file of a blocked picture is dropped unseen.
         seen = await asyncio.to_thread(given_pictures, request, files)
-        decisions, encoded = await asyncio.gather(
-            asyncio.gather(*(self._judged(pixels, request.prompt, seen) for pixels in pictures)),
+        (decisions, prompt), encoded = await asyncio.gather(
+            self._judged_whole(lease, request, pictures, Seen(files, seen)),
             asyncio.to_thread(
                 lambda: [encode(pixels, i, restore) for i, pixels in enumerate(pictures)]
             ),
@@ -115,11 +138,47 @@ class PictureDesk:
             if decision.get("verdict") == "BLUR":
                 data = await asyncio.to_thread(encode, blur(pixels), index, None)
             images.append(await self._store(lease, request, index, data, decision))
-        return HandedOut(images, blocked, list(decisions), seconds)
+        return HandedOut(images, blocked, list(decisions), seconds, prompt)
 
-    async def _judged(self, pixels: Pixels, prompt: str, given: Sequence[Pixels]) -> dict[str, Any]:
+    async def _judged_whole(
+        self, lease: Lease, request: GenerationRequest, pictures: Sequence[Pixels], seen: Seen
+    ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """The decisions of all pictures, and the prompt's if it was made anew: of one version.
+
+        Where the policy changed since the prompt was judged, the newer one judges everything.
+        """
+        for pause in SWITCH_PAUSES:
+            judging = (self._judged(lease, p, request.prompt, seen.pixels) for p in pictures)
+            decisions = list(await asyncio.gather(*judging))
+            versions = [version_of(decision) for decision in decisions]
+            now = versions[0]
+            if versions == [now] * len(versions):
+                if lease.version is None or now == list(lease.version):
+                    return decisions, None
+                prompt = await self._prompt_again(lease)
+                if version_of(prompt) == now:
+                    await self.admit(lease, request, seen.files)
+                    return decisions, prompt
+            await asyncio.sleep(pause)
+        raise unavailable("its policy changed again and again")
+
+    async def _prompt_again(self, lease: Lease) -> dict[str, Any]:
+        """Raises ContentBlocked where it does not pass any more."""
+        judge = functools.partial(
+            self._safety.judge_prompt, judged_text(lease.request), scope_of(lease.input)
+        )
+        decision = await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
+        blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
+        if blocked is not None:
+            raise blocked
+        return decision
+
+    async def _judged(
+        self, lease: Lease, pixels: Pixels, prompt: str, given: Sequence[Pixels]
+    ) -> dict[str, Any]:
         """The safety stage's decision; asked again while the stage comes back from a crash."""
-        judge = functools.partial(self._safety.judge_image, pixels, prompt, given)
+        scope = scope_of(lease.input)
+        judge = functools.partial(self._safety.judge_image, pixels, prompt, given, scope)
         return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
 
     async def _store(

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,14 +69,25 @@ class SafetyStage(Protocol):
     Raises ModerationUnavailable when it cannot judge: fail closed.
     """
 
-    async def judge_prompt(self, text: str) -> dict[str, Any]: ...
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Args:
+        scope: for whom, the JSON of `moderation.rulebook.Scope`: ``policies``, ``wish``.
+        """
+        ...
 
     async def judge_image(
-        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Args:
         prompt: what the picture was drawn for, if anything.
         references: the pictures it was drawn from.
+        scope: as of `judge_prompt`.
         """
         ...
 
@@ -113,7 +124,12 @@ class GenerationBackend(Protocol):
         """Asks for the job to stop before its next step. Idempotent."""
         ...
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Decisions (`SafetyStage`) for every text, then for every image."""
         ...
 

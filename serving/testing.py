@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +112,23 @@ class ScriptedSafety:
         image: Callable[[Pixels], dict[str, Any]] = lambda pixels: decision("output"),
     ) -> None:
         self.prompt, self.image = prompt, image
+        self.scopes: list[Mapping[str, Any] | None] = []
+        """For whom it was asked, in order."""
 
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        self.scopes.append(scope)
         return self.prompt(text)
 
     async def judge_image(
-        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        self.scopes.append(scope)
         return self.image(pixels)
 
 
@@ -205,9 +215,14 @@ class PaintingBackend:
     async def cancel(self, job_id: str) -> None:
         await self.dispatcher.cancel(job_id)
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
-        judged = [await self.safety.judge_prompt(text) for text in texts]
-        return judged + [await self.safety.judge_image(pixels) for pixels in images]
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        judged = [await self.safety.judge_prompt(text, scope) for text in texts]
+        return judged + [await self.safety.judge_image(image, scope=scope) for image in images]
 
     async def status(self) -> list[ModelStatus]:
         backlog = self.dispatcher.backlog_seconds()

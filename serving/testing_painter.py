@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from calotype.serving.errors import CalotypeError, NotFound
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
+from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, scope_of
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import (
@@ -181,7 +181,7 @@ class Painter:
     ) -> None:
         for index, state in enumerate(states):
             pixels = flat(state, ImageSize(_PREVIEW_SIDE, _PREVIEW_SIDE))
-            if (await self._judged(pixels))["blocked"]:
+            if (await self._judged(pixels, scope_of(lease.input)))["blocked"]:
                 continue
             data = encode_picture(pixels, "jpeg", 80)
             key = content_key(lease.team_id, data, "jpeg")
@@ -199,7 +199,8 @@ class Painter:
         self, lease: Lease, request: GenerationRequest, states: Sequence[bytes], spent: float
     ) -> GenerationResult:
         pictures = [flat(state, request.size) for state in states]
-        decisions = [await self._judged(pixels) for pixels in pictures]
+        scope = scope_of(lease.input)
+        decisions = [await self._judged(pixels, scope) for pixels in pictures]
         images: list[ImageResult] = []
         blocked: list[BlockedImage] = []
         for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
@@ -218,8 +219,8 @@ class Painter:
             decisions=decisions,
         )
 
-    async def _judged(self, pixels: Pixels) -> dict[str, Any]:
-        judge = partial(self._safety.judge_image, pixels)
+    async def _judged(self, pixels: Pixels, scope: Mapping[str, Any] | None) -> dict[str, Any]:
+        judge = partial(self._safety.judge_image, pixels, scope=scope)
         return await judge_patiently(judge, self._settings.judging, asyncio.sleep)
 
     async def _store(

@@ -18,6 +18,7 @@ from calotype.operator.reconcilers.workload import service_of
 from calotype.operator.resources import CONFIG_MAPS, SECRETS
 from calotype.operator.servable import for_gateway
 from calotype.operator.team import key_hash, key_of, owned_by, secret_name
+from calotype.operator.teamcheck import team_refusal
 from calotype.operator.weights import plan_weights
 from calotype.operator.workqueue import Key
 from calotype.serving.config import ImageModel, Team
@@ -89,5 +90,7 @@ async def _teams(context: Context) -> list[TeamEntry]:
             continue
         secret = await context.kube.get(SECRETS, address[0], secret_name(team.name))
         key = key_of(secret) if secret is not None and owned_by(secret, obj) else None
-        found.append(TeamEntry(team, [key_hash(key)] if key is not None else []))
+        refusal = team_refusal(context.store, address, team)
+        hashes = [key_hash(key)] if key is not None else []
+        found.append(TeamEntry(team, hashes, refusal.message if refusal is not None else ""))
     return found

@@ -37,7 +37,6 @@ from calotype.operator.manifests import InvalidSpec, model_manifest, parse
 from calotype.operator.pods import Volumes
 from calotype.operator.resources import CLAIMS, LORA_ADAPTERS
 from calotype.operator.servable import refusal_of
-from calotype.operator.unused import unused_fields
 from calotype.operator.weights import plan_weights, source_type, volumes_of
 from calotype.operator.workqueue import Key
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel, LoRAAdapter
@@ -103,7 +102,7 @@ async def _serve(
         loads=loads,
         model_problem=_model_problem(context, model_address),
     )
-    facts = [*adapter_facts(seen), *unused_fields(adapter)]
+    facts = adapter_facts(seen)
     fields = adapter_fields(seen, obj.get("status") or {})
     await context.status(obj, facts, {**fields, "phase": adapter_phase(facts, seen)})
     waits = [step.again if step is not None else None]

@@ -10,12 +10,6 @@ from calotype.operator.context import Context, address_of
 from calotype.operator.kube import ApiError
 from calotype.operator.labels import ROTATION
 from calotype.operator.manifests import InvalidSpec, parse
-from calotype.operator.policies import (
-    PolicyError,
-    laxer_at,
-    package_policy,
-    read_policy,
-)
 from calotype.operator.resources import SECRETS, TEAMS
 from calotype.operator.team import (
     KEY_PREFIX,
@@ -27,7 +21,7 @@ from calotype.operator.team import (
     rotation_of,
     secret_name,
 )
-from calotype.operator.unused import unused_fields
+from calotype.operator.teamcheck import team_refusal
 from calotype.operator.workqueue import Key, Postponed
 from calotype.serving.config import Team
 
@@ -51,13 +45,13 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
     if not accepted.holds:
         facts = [accepted, false(Condition.READY, accepted.reason, accepted.message)]
         await context.status(obj, facts, {"phase": "Failed"})
+        context.wake_gateway()
         return None
     secret, key_ready = await _key(context, obj, team)
     facts = [
         accepted,
         key_ready,
         Fact(Condition.READY, key_ready.status, key_ready.reason, key_ready.message),
-        *unused_fields(team),
     ]
     fields: dict[str, Any] = {"phase": "Ready" if key_ready.holds else "Failed"}
     made = key_of(secret) if secret is not None and key_ready.holds else None
@@ -74,54 +68,10 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
 
 
 def _accepted(context: Context, address: Address, team: Team) -> Fact:
-    type_ = Condition.ACCEPTED
-    own = context.store.get("Team", address)
-    mine = ((own or {}).get("metadata", {}).get("creationTimestamp") or "~", address)
-    for other, obj in context.store.all("Team"):
-        theirs = (obj["metadata"].get("creationTimestamp") or "", other)
-        if other[1] == address[1] and other != address and theirs < mine:
-            return false(
-                type_,
-                Reason.NAME_CONFLICT,
-                f"Namespace {other[0]} has a Team of this name, and jobs know a team by its name: "
-                "give this one another.",
-            )
-    ref = team.spec.moderation_policy_ref
-    if ref is not None and context.store.get("ModerationPolicy", (address[0], ref.name)) is None:
-        return false(
-            type_,
-            Reason.POLICY_MISSING,
-            f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
-            "correct spec.moderationPolicyRef.",
-        )
-    laxer = _laxer(context, team) if ref is not None else None
-    if laxer is not None:
-        return false(type_, Reason.POLICY_LAXER, laxer)
-    return true(type_, Reason.ACCEPTED, "The manifest can be used.")
-
-
-def _laxer(context: Context, team: Team) -> str | None:
-    """Where the team's policy lets something pass that the policy of one of its models does not."""
-    ref = team.spec.moderation_policy_ref
-    namespace = team.metadata.namespace
-    found = context.store.get("ModerationPolicy", (namespace, ref.name)) if ref else None
-    if ref is None or found is None:
-        return None
-    try:
-        own = read_policy(ref.name, found["spec"])
-        for host in context.store.hosts().values():
-            if team.spec.models and host.model.name not in team.spec.models:
-                continue
-            base = context.store.policy_of(host.model)
-            place = laxer_at(own, read_policy(*base) if base is not None else package_policy())
-            if place is not None:
-                return (
-                    f"ModerationPolicy {ref.name} is laxer than the one of model "
-                    f"{host.model.name}: {place}. A team's policy may only be stricter."
-                )
-    except PolicyError as error:
-        return str(error)
-    return None
+    refusal = team_refusal(context.store, address, team)
+    if refusal is not None:
+        return false(Condition.ACCEPTED, refusal.reason, refusal.message)
+    return true(Condition.ACCEPTED, Reason.ACCEPTED, "The manifest can be used.")
 
 
 async def _key(

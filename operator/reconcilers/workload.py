@@ -24,6 +24,7 @@ from calotype.operator.resources import (
     RAY_SERVICES,
 )
 from calotype.operator.settings import ResourceProfile
+from calotype.operator.teamcheck import policies_beside
 from calotype.operator.workqueue import Postponed
 from calotype.serving.config import ImageModel
 
@@ -111,7 +112,10 @@ async def workload(
         model,
         model_manifest(model, weights),
         adapters,
-        {"name": policy[0], "spec": policy[1]} if policy is not None else None,
+        {
+            "policy": {"name": policy[0], "spec": policy[1]} if policy is not None else None,
+            "policies": policies_beside(context.store, settings, model, adapters),
+        },
         profile,
         encoder,
         groups=not single,

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from calotype.serving import metrics
 from calotype.serving.api.gateway import Gateway
+from calotype.serving.api.levels import level_warning
 from calotype.serving.api.signing import content_url
 from calotype.serving.errors import Cancelled, DeadlineExceeded, NotFound, error_from_payload
 from calotype.serving.jobs.records import JobRecord
@@ -61,7 +62,11 @@ def described(job: JobRecord) -> dict[str, Any]:
         if name in job.input:
             body[name] = job.input[name]
     # The gateway warns of what it did not grant, the worker of what the model could not read.
-    warnings = [*job.input.get("warnings", []), *(job.metrics or {}).get("warnings", [])]
+    warnings = [
+        *job.input.get("warnings", []),
+        *level_warning(job.moderation),
+        *(job.metrics or {}).get("warnings", []),
+    ]
     if warnings:
         body["warnings"] = warnings
     blocked: list[dict[str, Any]] = (job.output or {}).get("blocked", [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calotype.serving.config import ImageModel, LoRAAdapter
@@ -17,27 +17,41 @@ class _Offer:
     """Every name and alias -> the model's name."""
     adapters: dict[str, dict[str, LoRAAdapter]]
     """Model -> adapter name -> adapter."""
+    closed: Mapping[str, str]
+    """Team -> why it may not draw."""
 
 
 class Catalog:
     """What the manifests declare. `replace` swaps all of it at once, also from another thread."""
 
     def __init__(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
-        self._offer = _read(models, adapters)
+        self._offer = _read(models, adapters, {})
 
-    def replace(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
+    def replace(
+        self,
+        models: Sequence[ImageModel],
+        adapters: Sequence[LoRAAdapter] = (),
+        closed: Mapping[str, str] | None = None,
+    ) -> None:
         """Takes new manifests; requests that are being read keep what they saw.
+
+        Args:
+            closed: team -> a sentence that says why it may not draw.
 
         Raises:
             InvalidRequest: two models claim one name; the catalog stays as it was.
         """
-        self._offer = _read(models, adapters)
+        self._offer = _read(models, adapters, closed or {})
 
     def models(self) -> list[ImageModel]:
         return list(self._offer.models.values())
 
     def adapters(self, model: str) -> list[LoRAAdapter]:
         return list(self._offer.adapters.get(model, {}).values())
+
+    def closed(self, team: str) -> str | None:
+        """Why a team may not draw at the moment; None = it may."""
+        return self._offer.closed.get(team)
 
     def model(self, name: str | None) -> ImageModel:
         """The model of that name or alias; without a name, the first one declared.
@@ -101,8 +115,10 @@ class Catalog:
         return tuple(refs)
 
 
-def _read(models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter]) -> _Offer:
-    offer = _Offer({}, {}, {})
+def _read(
+    models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter], closed: Mapping[str, str]
+) -> _Offer:
+    offer = _Offer({}, {}, {}, dict(closed))
     for model in models:
         if model.name in offer.models:
             raise InvalidRequest(f"Two ImageModels are named {model.name!r}.")

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 
 from calotype.serving import metrics, tracing
-from calotype.serving.api.access import check_access
+from calotype.serving.api.access import check_access, scope_for
 from calotype.serving.api.gateway import Gateway, request_id_of
 from calotype.serving.api.outlook import check_deadline, promised_by
 from calotype.serving.api.planning import Pictures, PlannedGeneration, plan_generation
@@ -126,6 +126,10 @@ async def create_or_join(
         details: dict[str, Any] = {"traceparent": tracing.traceparent()}
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
+        used = [adapter.name for adapter in plan.request.adapters]
+        scope = scope_for(gateway.catalog, plan.model.name, used, team, plan.wish)
+        if scope is not None:
+            details["scope"] = scope
         if terms.recipe is not None:
             details["recipe_changes"] = changes(terms.recipe, plan.recipe)
         new = NewJob(

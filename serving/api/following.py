@@ -80,7 +80,10 @@ class ConfigFollower:
             self._say(f"The configuration is used: {names or 'no model'}.")
 
     def _offer(self, config: GatewayConfig) -> None:
-        self._catalog.replace([served.manifest for served in config.models], config.adapters)
+        closed = {team.name: team.refusal for team in config.teams if team.refusal}
+        self._catalog.replace(
+            [served.manifest for served in config.models], config.adapters, closed
+        )
         self._backend.endpoints = {
             served.manifest.name: url for served in config.models if (url := served.url)
         }

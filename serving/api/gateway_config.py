@@ -46,6 +46,10 @@ class DeclaredTeam(_Part):
     weight: float = Field(1.0, gt=0)
     quotas: dict[str, Any] = Field(default_factory=dict)
     models: list[str] = Field(default_factory=list, description="Allowed models; empty = all.")
+    moderation_policy: str | None = Field(
+        None, description="Of policies: the one by which its requests are judged too."
+    )
+    refusal: str = Field("", description="Why the team may not draw; empty = it may.")
     key_hashes: list[Digest] = Field(
         default_factory=list, description="sha256 of each API key, in hex."
     )

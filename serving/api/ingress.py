@@ -18,7 +18,7 @@ import base64
 import binascii
 import hmac
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -48,7 +48,12 @@ class ModelApp(Protocol):
 
     async def cancel(self, job_id: str) -> None: ...
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Decisions for every text, then for every image."""
         ...
 
@@ -100,7 +105,10 @@ class Ingress:
         if not isinstance(texts, list) or not isinstance(images, list):
             raise InvalidRequest("The body must hold the lists texts and images.")
         pictures = await asyncio.to_thread(lambda: [_pixels(image) for image in images])
-        decisions = await self._app.judge([str(text) for text in texts], pictures)
+        scope = body.get("scope")
+        if scope is not None and not isinstance(scope, dict):
+            raise InvalidRequest("scope must be an object with policies and wish, or null.")
+        decisions = await self._app.judge([str(text) for text in texts], pictures, scope)
         return JSONResponse({"decisions": decisions})
 
     async def status(self, request: Request) -> JSONResponse:

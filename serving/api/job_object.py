@@ -11,7 +11,7 @@ from calotype.serving.jobs.records import JobRecord
 from calotype.serving.tracing import trace_id_of
 
 # Of the stored input: not the client's words.
-_HIDDEN = frozenset({"prompt_in_files", "traceparent"})
+_HIDDEN = frozenset({"prompt_in_files", "scope", "traceparent"})
 
 
 def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]) -> dict[str, Any]:

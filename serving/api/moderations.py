@@ -50,7 +50,9 @@ async def moderate(
     if not isinstance(model, str):
         raise InvalidRequest("model must be a string.", code="invalid_type", param="model")
     texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
-    decisions = await gateway.backend.judge(texts, images)
+    team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
+    scope = {"policies": [team.policy]} if team is not None and team.policy else None
+    decisions = await gateway.backend.judge(texts, images, scope)
     for decision in decisions:
         if decision.get("unavailable"):
             raise ModerationUnavailable(

@@ -10,6 +10,7 @@ from typing import Any
 
 from calotype.serving.api.catalog import Catalog
 from calotype.serving.api.digests import adapter_digest, model_digest
+from calotype.serving.api.levels import asked_of, wish_of
 from calotype.serving.api.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.config import ImageModel
 from calotype.serving.errors import InvalidRequest
@@ -51,6 +52,8 @@ class PlannedGeneration:
     request: GenerationRequest
     input: dict[str, Any]
     recipe: dict[str, Any]
+    wish: str | None = None
+    """How strictly the caller wants to be judged (`levels.wish_of`)."""
 
 
 def plan_generation(
@@ -140,7 +143,8 @@ def plan_generation(
         },
         output={"format": body.output_format, "compression": body.output_compression},
     )
-    return PlannedGeneration(model, request, _input(body, request, request_id), recipe)
+    given_input = _input(body, request, request_id) | asked_of(body)
+    return PlannedGeneration(model, request, given_input, recipe | asked_of(body), wish_of(body))
 
 
 def _operation(body: GenerationBody) -> str:
@@ -226,8 +230,4 @@ def _input(body: GenerationBody, request: GenerationRequest, request_id: str) ->
         wanted |= {"style": body.style, "revised_prompt": request.prompt}
     if body.safety_identifier or body.user:
         wanted["safety_identifier"] = body.safety_identifier or body.user
-    if body.moderation == "low":
-        wanted["warnings"] = [
-            "moderation 'low' is not granted by this service's policy; 'auto' was used."
-        ]
     return wanted

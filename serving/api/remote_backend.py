@@ -84,11 +84,17 @@ class RemoteBackend:
     async def cancel(self, job_id: str) -> None:
         await self._post(await self._app_of(job_id), f"jobs/{job_id}/cancel")
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Asks the first model app that answers: all of them have the service's policy."""
         body = {
             "texts": list(texts),
             "images": await asyncio.to_thread(lambda: [_packed(image) for image in images]),
+            "scope": scope,
         }
         problem = "This service has no model at the moment."
         for model in list(self.endpoints):

@@ -51,7 +51,9 @@ class GenerationBody(Body):
     )
     output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp.")
     background: Literal["auto", "opaque", "transparent"] = Field("auto")
-    moderation: Literal["auto", "low"] = Field("auto")
+    moderation: Literal["auto", "low"] = Field(
+        "auto", description="low: as much less strict as the policy grants."
+    )
     stream: bool = Field(False, description="Answer with server-sent events.")
     partial_images: int = Field(0, ge=0, le=3, description="Previews of each picture, streamed.")
     user: _Text | None = None
@@ -90,7 +92,9 @@ class GenerationBody(Body):
     )
     controlnets: list[Any] | None = None
     ip_adapters: list[Any] | None = None
-    safety_tolerance: int | None = None
+    safety_tolerance: int | None = Field(
+        None, ge=0, le=6, description="0 is strictest, 2 the policy; as far as the policy grants."
+    )
 
 
 class EditBody(GenerationBody):
@@ -133,7 +137,6 @@ _NEEDS = {
 _NEVER = (
     "controlnets",
     "ip_adapters",
-    "safety_tolerance",
     "frame_count",
     "frame_duration_ms",
     "svg",
@@ -202,6 +205,11 @@ def parse_generation(
             "background 'transparent' is not supported by this model; use 'opaque' or 'auto'.",
             code="unsupported_value",
             param="background",
+        )
+    if body.moderation == "low" and body.safety_tolerance is not None:
+        raise InvalidRequest(
+            "moderation 'low' and safety_tolerance ask for the same; give one of them.",
+            param="safety_tolerance",
         )
     if body.partial_images and not body.stream:
         raise InvalidRequest(

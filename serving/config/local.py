@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic.alias_generators import to_camel
 
@@ -54,9 +53,7 @@ def load_manifests(paths: Sequence[pathlib.Path]) -> Manifests:
     served: list[ImageModel | LoRAAdapter] = [*models, *adapters]
     for resource in served:
         _check_source(resource)
-    return found.model_copy(
-        update={"models": models, "adapters": adapters, "policies": _policies(found, models)}
-    )
+    return found.model_copy(update={"models": models, "adapters": adapters})
 
 
 def _check_references(found: Manifests) -> None:
@@ -70,13 +67,13 @@ def _check_references(found: Manifests) -> None:
         models[model.name] = model
     for adapter in found.adapters:
         _check_model(adapter, models)
-    owners: list[LoRAAdapter | Team] = [*found.adapters, *found.teams]
+    owners: list[ImageModel | LoRAAdapter | Team] = [*found.models, *found.adapters, *found.teams]
     for owner in owners:
-        if owner.spec.moderation_policy_ref is not None:
+        ref = owner.spec.moderation_policy_ref
+        if ref is not None and ref.name not in found.policies:
             raise ManifestError(
-                f"{owner.kind} {owner.name}: spec.moderationPolicyRef is kept by a cluster only; "
-                "this machine judges everything by one policy: remove the field here and give the "
-                "strictest policy."
+                f"{owner.kind} {owner.name}: spec.moderationPolicyRef.name is {ref.name!r}, but "
+                f"the policies given are {sorted(found.policies)}."
             )
 
 
@@ -112,25 +109,3 @@ def _check_source(resource: ImageModel | LoRAAdapter) -> None:
             f"{where} is fetched by the operator of a cluster only; download it to this machine "
             "and write source: {path: FILE_OR_FOLDER}."
         )
-
-
-def _policies(found: Manifests, models: Sequence[ImageModel]) -> dict[str, dict[str, Any]]:
-    """The policies, the one that is asked for first: one service judges by one policy."""
-    wanted = {
-        model.spec.moderation_policy_ref.name: model
-        for model in models
-        if model.spec.moderation_policy_ref is not None
-    }
-    for name, model in wanted.items():
-        if name not in found.policies:
-            raise ManifestError(
-                f"ImageModel {model.name}: spec.moderationPolicyRef.name is {name!r}, but the "
-                f"policies given are {sorted(found.policies)}."
-            )
-    if len(wanted) > 1:
-        raise ManifestError(
-            f"spec.moderationPolicyRef of the models given names {' and '.join(sorted(wanted))}; "
-            "this machine judges everything by one policy: name the same one in all of them."
-        )
-    first = next(iter(wanted), "default")
-    return dict(sorted(found.policies.items(), key=lambda item: item[0] != first))

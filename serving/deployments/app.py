@@ -25,6 +25,7 @@ from calotype.serving.deployments.dispatcher import DispatcherDeployment
 from calotype.serving.deployments.gateway import GatewayDeployment
 from calotype.serving.deployments.generator import GeneratorDeployment
 from calotype.serving.deployments.moderator import ModeratorDeployment
+from calotype.serving.deployments.policies import moderation_of
 from calotype.serving.deployments.text_encoder import TextEncoderDeployment
 from calotype.serving.environment import DATA_DIR
 from calotype.serving.jobs.database import sqlite_url
@@ -62,13 +63,14 @@ def build_app(arguments: dict[str, Any]) -> Application:
     paths = [pathlib.Path(part) for part in options.manifests.split(",") if part]
     found = with_defaults(load_manifests(paths))
     model, adapters = found.models[0], found.adapters
-    policy = next(({"name": n, "spec": s} for n, s in found.policies.items()), None)
     data_dir = pathlib.Path(options.data_dir).resolve()
     name = "default"  # what `serve run` calls its application
     generator = build_model_app(
-        model, adapters, policy, data_dir, threads=options.threads, gpus=options.gpus
+        *(model, adapters, moderation_of(model, found), data_dir),
+        threads=options.threads,
+        gpus=options.gpus,
     )
-    config = user_config(model, adapters, policy)["Generator"]
+    config = user_config(model, adapters)["Generator"]
     ingress = serve.deployment(serve.ingress()(GatewayDeployment))
     return ingress.options(
         name="Gateway",
@@ -81,7 +83,7 @@ def build_app(arguments: dict[str, Any]) -> Application:
 def build_model_app(
     model: ImageModel,
     adapters: Sequence[LoRAAdapter],
-    policy: Mapping[str, Any] | None,
+    moderation: Mapping[str, Any] | None,
     data_dir: pathlib.Path,
     *,
     threads: int = 1,
@@ -90,12 +92,12 @@ def build_model_app(
     """One model's deployments; the generator is the root.
 
     Args:
-        policy: ``{"name", "spec"}`` of a ModerationPolicy, None = the package's.
+        moderation: the moderator's ``user_config``; None = it judges by the package's policy.
         threads: torch threads of text encoder and generator.
         gpus: GPUs of one generator replica and of the text encoder.
     """
     places = Places(sqlite_url(data_dir), (data_dir / "assets").as_uri(), data_dir / "audit")
-    configs = user_config(model, adapters, policy)
+    configs = user_config(model, adapters, moderation)
     return bind_model_app(places, model.name, _scaling(model), configs, threads, gpus).generator
 
 
@@ -195,14 +197,16 @@ def _lasting(cls: type) -> Any:
 
 
 def user_config(
-    model: ImageModel, adapters: Sequence[LoRAAdapter], policy: Mapping[str, Any] | None
+    model: ImageModel,
+    adapters: Sequence[LoRAAdapter],
+    moderation: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Deployment name -> its ``user_config``, plain JSON."""
     described = _json(model)
     mine = [_json(adapter) for adapter in adapters if adapter.spec.model_ref.name == model.name]
     return {
         "Dispatcher": {"model": model.name},
-        "Moderator": {"policy": dict(policy) if policy is not None else None},
+        "Moderator": dict(moderation or {"policy": None, "policies": {}}),
         "TextEncoder": {"model": described},
         "Generator": {"model": described, "adapters": mine},
     }

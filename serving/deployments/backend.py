@@ -72,12 +72,17 @@ class RayBackend:
         dispatcher = await self._dispatcher_of(job_id)
         await call(lambda: dispatcher.cancel.remote(job_id), "The dispatcher")
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         safety = RemoteSafety(self._handle("Moderator", next(iter(self.models.values()))), 15.0)
         return list(
             await asyncio.gather(
-                *(safety.judge_prompt(text) for text in texts),
-                *(safety.judge_image(image) for image in images),
+                *(safety.judge_prompt(text, scope) for text in texts),
+                *(safety.judge_image(image, scope=scope) for image in images),
             )
         )
 

@@ -6,7 +6,7 @@
     args: {model: flux-2-dev, threads: 4, gpus: 1}
     deployments:
       - {name: Dispatcher, user_config: {model: flux-2-dev}}
-      - {name: Moderator, user_config: {policy: null}}
+      - {name: Moderator, user_config: {policy: null, policies: {}}}
       - {name: TextEncoder, user_config: {model: ...}}
       - {name: Generator, user_config: {model: ..., adapters: [...]}, autoscaling_config: {...}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -57,11 +57,16 @@ class IngressDeployment:
     async def cancel(self, job_id: str) -> None:
         await call(lambda: self._dispatcher.cancel.remote(job_id), "The dispatcher")
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[dict[str, Any]]:
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         return list(
             await asyncio.gather(
-                *(self._safety.judge_prompt(text) for text in texts),
-                *(self._safety.judge_image(image) for image in images),
+                *(self._safety.judge_prompt(text, scope) for text in texts),
+                *(self._safety.judge_image(image, scope=scope) for image in images),
             )
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from calotype.moderation.audit import AuditLog
+from calotype.moderation.decision import Decision
+from calotype.moderation.errors import PolicyError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy, Privacy
+from calotype.moderation.policy import Policy
+from calotype.moderation.rulebook import Scope
 from calotype.moderation.vault import PromptVault
 from calotype.serving.errors import ModerationUnavailable
 from calotype.serving.logs import set_up_logs
 
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
+
+
+log = logging.getLogger(__name__)
 
 
 class ModeratorDeployment:
@@ -36,38 +43,54 @@ class ModeratorDeployment:
         self._vault = PromptVault(folder / "prompts", replica)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """``{"policy": null | {"name", "spec"}}``; null is the policy of the package."""
-        self._moderator.reconfigure(read_policy(config.get("policy")))
+        """``{"policy": null | {"name", "spec"}, "policies": {name: spec}}``.
 
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self._judge_prompt, text)
+        Null is the policy of the package; ``policies`` are those that teams and adapters name.
+        """
+        self._moderator.reconfigure(
+            read_policy(config.get("policy")), read_named(config.get("policies") or {})
+        )
+
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return await asyncio.to_thread(self._judge_prompt, text, scope)
 
     async def judge_image(
-        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return await asyncio.to_thread(self._judge_image, pixels, prompt, references)
+        return await asyncio.to_thread(self._judge_image, pixels, prompt, references, scope)
 
-    def _judge_prompt(self, text: str) -> dict[str, Any]:
-        privacy = self._moderator.policy.privacy
-        payload = self._moderator.judge_prompt(text).to_payload()
-        return self._recorded(payload, text, privacy)
+    def _judge_prompt(self, text: str, scope: Mapping[str, Any] | None) -> dict[str, Any]:
+        decision = self._moderator.judge_prompt(text, Scope.from_payload(scope))
+        return self._recorded(decision, text)
 
     def _judge_image(
-        self, pixels: Pixels, prompt: str, references: Sequence[Pixels]
+        self,
+        pixels: Pixels,
+        prompt: str,
+        references: Sequence[Pixels],
+        scope: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
-        decision = self._moderator.judge_image(pixels, prompt=prompt, references=references)
-        return self._recorded(decision.to_payload())
+        return self._recorded(
+            self._moderator.judge_image(
+                pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
+            )
+        )
 
-    def _recorded(
-        self, payload: dict[str, Any], prompt: str | None = None, privacy: Privacy | None = None
-    ) -> dict[str, Any]:
+    def _recorded(self, decision: Decision, prompt: str | None = None) -> dict[str, Any]:
         """A decision that cannot be recorded is not given: the audit has no gaps."""
+        payload, privacy = decision.to_payload(), decision.privacy
         try:
             digest = None
-            if prompt is not None and privacy is not None and privacy.prompts != "none":
+            if prompt is not None and privacy.prompts != "none":
                 digest = self._vault.digest(prompt)
                 if privacy.prompts == "encrypted":
-                    self._vault.keep(str(payload["id"]), prompt, privacy.days)
+                    self._vault.keep(decision.id, prompt, privacy.days)
             self._audit.append(payload, digest)
         except OSError as error:
             raise ModerationUnavailable(
@@ -89,3 +112,17 @@ def read_policy(config: Mapping[str, Any] | None) -> Policy:
     if config is None:
         return Policy.default()
     return Policy.from_spec(config["name"], config["spec"])
+
+
+def read_named(config: Mapping[str, Any]) -> dict[str, Policy]:
+    """The policies that teams and adapters name; without those that cannot be read.
+
+    What is judged by one of these is refused, until it can be read.
+    """
+    found: dict[str, Policy] = {}
+    for name, spec in config.items():
+        try:
+            found[name] = Policy.from_spec(name, spec)
+        except PolicyError as error:
+            log.error("nothing can be judged by ModerationPolicy %s: %s", name, error)
+    return found

@@ -138,13 +138,19 @@ class RemoteSafety:
         self._moderator = moderator
         self._patience = patience
 
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
-        return await self._judge("judge_prompt", text)
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return await self._judge("judge_prompt", text, scope)
 
     async def judge_image(
-        self, pixels: Pixels, prompt: str = "", references: Sequence[Pixels] = ()
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return await self._judge("judge_image", pixels, prompt, list(references))
+        return await self._judge("judge_image", pixels, prompt, list(references), scope)
 
     async def _judge(self, method: str, *content: Any) -> dict[str, Any]:
         try:

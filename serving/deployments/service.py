@@ -26,11 +26,11 @@ from calotype.serving.api.settings import GatewaySettings
 from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
-from calotype.serving.deployments.moderator import read_policy
+from calotype.serving.deployments.policies import check_policies, moderation_of
 from calotype.serving.deployments.ray_node import start_ray
 from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
 from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import ensure_first_key
+from calotype.serving.jobs.keys import declare_team, ensure_first_key
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.logs import set_up_logs
 from calotype.serving.sources import REVISION_ANNOTATION, adapter_file, model_folder
@@ -162,12 +162,11 @@ class Service:
             raise ModelLoadFailed(f"Ray Serve could not be started: {error}") from error
 
     async def _deploy(self, resources: Manifests) -> None:
-        policy = next(({"name": n, "spec": s} for n, s in resources.policies.items()), None)
         for model in resources.models:
             app = build_model_app(
                 model,
                 resources.adapters,
-                policy,
+                moderation_of(model, resources),
                 self._options.data_dir.resolve(),
                 threads=self._options.threads,
                 gpus=_gpus(model.spec.device),
@@ -184,6 +183,20 @@ class Service:
         for gone in set(self._backend.models) - {model.name for model in resources.models}:
             await asyncio.to_thread(serve.delete, self._backend.models.pop(gone))
         self._catalog.replace(resources.models, resources.adapters)
+        await asyncio.to_thread(self._declare_teams, resources)
+
+    def _declare_teams(self, resources: Manifests) -> None:
+        """What Team manifests say; keys are made by `calotype keys create --team`."""
+        for team in self._resources.teams:
+            if all(team.name != other.name for other in resources.teams):
+                declare_team(self._store, {"name": team.name})
+        for team in resources.teams:
+            spec = team.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+            ref = spec.get("moderationPolicyRef") or {}
+            declare_team(
+                self._store,
+                {"name": team.name, **spec, "moderationPolicy": ref.get("name")},
+            )
 
     async def _until_ready(self) -> None:
         while True:
@@ -233,11 +246,7 @@ def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
     for model in resources.models:
         model_folder(model)
     adapters = [_with_revision(adapter) for adapter in resources.adapters]
-    for name, spec in resources.policies.items():
-        try:
-            read_policy({"name": name, "spec": spec})
-        except Exception as error:  # the safety stage has errors of its own
-            raise InvalidRequest(f"ModerationPolicy {name}: {error}") from error
+    check_policies(resources)
     return resources.model_copy(update={"adapters": adapters})
 
 

@@ -110,7 +110,8 @@ def blocked_ending(job: JobRecord, result: GenerationResult) -> Ending:
 
 
 def _moderation(job: JobRecord, result: GenerationResult) -> dict[str, Any]:
-    return {**(job.moderation or {}), "output": result.decisions}
+    again = {} if result.prompt_decision is None else {"input": result.prompt_decision}
+    return {**(job.moderation or {}), **again, "output": result.decisions}
 
 
 def _metrics(job: JobRecord, result: GenerationResult) -> dict[str, Any]:

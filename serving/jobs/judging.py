@@ -59,6 +59,12 @@ async def judge_patiently(
     raise unavailable(failure)
 
 
+def scope_of(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """For whom a job is judged, by its ``input``: see `protocols.SafetyStage`."""
+    found = given.get("scope")
+    return found if isinstance(found, Mapping) else None
+
+
 def is_unavailable(decision: object) -> bool:
     """Whether a decision says that nothing could be decided; what is no decision counts as that."""
     if not isinstance(decision, Mapping) or "blocked" not in decision:
@@ -87,6 +93,17 @@ def refusal(stage: str, decision: Mapping[str, Any], request_id: str) -> Content
     )
 
 
+def judged_text(request: Mapping[str, Any]) -> str:
+    """Everything that the model reads of a request (`GenerationRequest.to_payload`)."""
+    prompt = str(request["prompt"])
+    return f"{prompt}\n{request['negative_prompt']}" if request.get("negative_prompt") else prompt
+
+
+def version_of(decision: Mapping[str, Any]) -> Sequence[Any]:
+    """What a decision was made by: the policy's digest, and the preset that the caller got."""
+    return [decision.get("policy_sha256"), decision.get("preset")]
+
+
 async def judge_job(
     safety: SafetyStage, job: JobRecord, policy: JudgingPolicy, sleep: Sleep
 ) -> tuple[dict[str, Any], CalotypeError | None]:
@@ -94,13 +111,13 @@ async def judge_job(
 
     A negative prompt is judged with the prompt: whatever the model reads is.
     """
-    prompt = str(job.request["prompt"])
-    if job.request.get("negative_prompt"):
-        prompt = f"{prompt}\n{job.request['negative_prompt']}"
+    prompt = judged_text(job.request)
     before = dict(job.moderation or {})
     try:
         with tracing.span("judge prompt", job.input.get("traceparent"), job=job.id):
-            decision = await judge_patiently(lambda: safety.judge_prompt(prompt), policy, sleep)
+            decision = await judge_patiently(
+                lambda: safety.judge_prompt(prompt, scope_of(job.input)), policy, sleep
+            )
     except CalotypeError as error:
         return before, error
     blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))

@@ -134,7 +134,8 @@ def declare_team(store: JobStore, team: Mapping[str, Any]) -> None:
 
     Args:
         team: ``name``, ``weight``, ``quotas`` (names as in a Team manifest, camelCase), ``models``
-            (none = all), ``keyHashes`` (sha256 hex of each whole key).
+            (none = all), ``moderationPolicy`` (name of the policy that its requests are judged by
+            too), ``keyHashes`` (sha256 hex of each whole key).
 
     Raises:
         InvalidRequest: a limit is no number.
@@ -148,5 +149,6 @@ def declare_team(store: JobStore, team: Mapping[str, Any]) -> None:
         gpu_seconds_per_day=quotas.get("gpuSecondsPerDay"),
         budget_per_month=quotas.get("budgetPerMonth"),
         allowed_models=list(team.get("models") or []) or None,
+        policy=team.get("moderationPolicy"),
     )
     store.declare_keys(str(team["name"]), list(team.get("keyHashes") or []), TEAM_SCOPES)

@@ -5,10 +5,11 @@ In memory, by a clock that never goes back; the store keeps what a restarted dis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from calotype.serving.jobs.judging import version_of
 from calotype.serving.jobs.recipe import picture_recipe
 from calotype.serving.jobs.records import Checkpoint, JobRecord
 
@@ -31,14 +32,19 @@ class Lease:
     """What the files carry (`stamp_for`)."""
     checkpoint: dict[str, Any] | None = None
     """``{"step", "blob_key"}`` of what another replica left; None = from the beginning."""
+    version: Sequence[Any] | None = None
+    """What its prompt was judged by (`judging.version_of`)."""
 
     @classmethod
     def of(cls, job: JobRecord, expires: float, checkpoint: Checkpoint | None = None) -> Lease:
         left = None
+        judged = (job.moderation or {}).get("input")
+        version = None if judged is None else version_of(judged)
         if checkpoint is not None:
             left = {"step": checkpoint.step, "blob_key": checkpoint.blob_key}
         return cls(
-            job.id, job.fence, job.request, job.input, job.team_id, expires, job.recipe, left
+            *(job.id, job.fence, job.request, job.input, job.team_id, expires, job.recipe),
+            *(left, version),
         )
 
     def stamp_for(self, index: int) -> dict[str, Any] | None:

@@ -55,6 +55,8 @@ class GenerationResult:
     """`openai_usage(...)`."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
+    prompt_decision: dict[str, Any] | None = None
+    """The prompt's, where the policy changed meanwhile and it was judged again."""
 
     def to_payload(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +69,7 @@ class GenerationResult:
             metrics=dict(payload.get("metrics", {})),
             usage=dict(payload.get("usage", {})),
             decisions=list(payload.get("decisions", [])),
+            prompt_decision=payload.get("prompt_decision"),
         )
 
 

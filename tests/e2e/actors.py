@@ -99,10 +99,10 @@ class RemoteLeases(Remote):
 
 
 class RemoteSafety(Remote):
-    async def judge_prompt(self, text: str) -> dict[str, Any]:
+    async def judge_prompt(self, text: str, scope: Any = None) -> dict[str, Any]:
         return dict(await self.call("judge_prompt", text))
 
-    async def judge_image(self, pixels: Any) -> dict[str, Any]:
+    async def judge_image(self, pixels: Any, scope: Any = None) -> dict[str, Any]:
         return dict(await self.call("judge_image", list(pixels.shape)))
 
 

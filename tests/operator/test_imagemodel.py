@@ -15,6 +15,7 @@ from calotype.operator.resources import (
     RAY_SERVICES,
     SECRETS,
     SERVICES,
+    TEAMS,
 )
 
 
@@ -200,6 +201,62 @@ async def test_a_provider_needs_a_key_and_no_cluster(world: Any, manifests: Any)
     assert "finalizers" not in world.find(IMAGE_MODELS, "paid")["metadata"]
     assert "sk-1" not in json.dumps(gateway(world))
     assert world.find(SECRETS, "openai") is not None
+
+
+def house(name: str, block: float, version: int = 1) -> dict[str, Any]:
+    return {
+        "apiVersion": "calotype.dev/v1alpha1",
+        "kind": "ModerationPolicy",
+        "metadata": {"name": name, "namespace": "calotype"},
+        "spec": {"version": version, "categories": {"sexual": {"text": {"block": block}}}},
+    }
+
+
+async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(
+    world: Any, manifests: Any
+) -> None:
+    def team() -> dict[str, Any]:
+        (found,) = gateway(world)["teams"]
+        return dict(found)
+
+    def beside() -> dict[str, Any]:
+        app = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+        moderator = next(d for d in app["deployments"] if d["name"] == "Moderator")
+        return dict(moderator["user_config"]["policies"])
+
+    for name, block in (("default", 0.6), ("kids", 0.2), ("brand", 0.5), ("other", 0.1)):
+        world.apply(house(name, block))
+    world.apply(manifests.model())
+    world.apply(manifests.adapter(moderationPolicyRef={"name": "brand"}))
+    shoes = manifests.model("shoes") | {"kind": "Team"}
+    world.apply(shoes | {"spec": {"moderationPolicyRef": {"name": "kids"}}})
+    world.apply(manifests.model("bags") | {"kind": "Team", "spec": {"models": ["another"]}})
+    await world.start()
+    await world.ready(LORA_ADAPTERS, "stripes")
+    await world.until(lambda: set(beside()) == {"brand", "kids"}, "the moderator has both")
+    assert beside()["kids"]["categories"] == {"sexual": {"text": {"block": 0.2}}}
+    world.delete(TEAMS, "bags")
+    await world.until(lambda: len(gateway(world)["teams"]) == 1, "one team is left")
+    assert team()["moderationPolicy"] == "kids"
+    (adapter,) = gateway(world)["adapters"]
+    assert adapter["spec"]["moderationPolicyRef"] == {"name": "brand"}
+    for resource, name in ((LORA_ADAPTERS, "stripes"), (TEAMS, "shoes")):
+        conditions = world.find(resource, name)["status"]["conditions"]
+        assert all(condition["type"] != "FieldsUsed" for condition in conditions)
+
+    world.apply(house("kids", 0.9, 2))
+    await world.condition(TEAMS, "shoes", "Accepted", "False", "PolicyLaxer")
+    await world.until(lambda: "refusal" in team(), "the gateway hears of it")
+    assert "moderationPolicy" not in team() and "laxer" in team()["refusal"]
+    assert team()["keyHashes"], "it may still read what it has"
+    await world.until(lambda: set(beside()) == {"brand"}, "nobody is judged by it")
+
+    world.apply(house("kids", 0.3, 3))
+    await world.until(lambda: team().get("moderationPolicy") == "kids", "it is stricter again")
+    await world.until(lambda: beside().get("kids", {}).get("version") == 3, "in its new version")
+
+    world.apply(house("default", 0.1, 2))
+    await world.until(lambda: "refusal" in team(), "the model's policy became the stricter one")
 
 
 async def test_a_policy_travels_to_the_moderator(world: Any, manifests: Any) -> None:

@@ -24,6 +24,8 @@ from calotype.serving.config import (
     load_manifests,
 )
 from calotype.serving.config.namespaces import LabelSelector
+from calotype.serving.deployments.policies import check_policies, moderation_of
+from calotype.serving.errors import InvalidRequest
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MODEL = changed(VALID["ImageModel"], "spec.moderationPolicyRef", REMOVED)
@@ -111,29 +113,65 @@ def test_what_is_suspended_is_not_served(tmp_path: pathlib.Path) -> None:
         load(tmp_path, asleep)
 
 
-def test_a_policy_of_an_adapter_or_a_team_is_not_dropped_in_silence(
-    tmp_path: pathlib.Path,
-) -> None:
-    for document in (ADAPTER, VALID["Team"]):
-        stricter = changed(document, "spec.moderationPolicyRef", {"name": "strict"})
-        with pytest.raises(ManifestError, match=r"spec\.moderationPolicyRef is kept by a cluster"):
-            load(tmp_path, MODEL, STRICT, stricter)
+def named(document: Any, policy: str) -> Any:
+    return changed(document, "spec.moderationPolicyRef", {"name": policy})
 
 
-def test_the_policy_that_the_model_names_is_the_one_that_judges(tmp_path: pathlib.Path) -> None:
-    lax = changed(STRICT, "metadata.name", "another")
-    default = changed(STRICT, "metadata.name", "default")
-    named = changed(MODEL, "spec.moderationPolicyRef", {"name": "strict"})
-    assert next(iter(load(tmp_path, lax, default, STRICT, named).policies)) == "strict"
-    assert next(iter(load(tmp_path, lax, default, STRICT, MODEL).policies)) == "default"
-    assert next(iter(load(tmp_path, lax, STRICT, MODEL).policies)) == "another"
-    with pytest.raises(ManifestError, match=r"'strict', but the policies given are \['another'\]"):
-        load(tmp_path, lax, named)
-    second = changed(changed(MODEL, "metadata.name", "klein"), "spec.moderationPolicyRef.name", "b")
-    both = [changed(STRICT, "metadata.name", name) for name in ("a", "b")]
-    first = changed(MODEL, "spec.moderationPolicyRef.name", "a")
-    with pytest.raises(ManifestError, match="names a and b; this machine judges everything by one"):
-        load(tmp_path, first, second, *both)
+def called(policy: str, block: float | None = None) -> Any:
+    found = changed(STRICT, "metadata.name", policy)
+    rules = {"sexual": {"text": {"block": 0.5 if block is None else block}}}
+    return changed(found, "spec.categories", rules)
+
+
+def test_a_policy_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
+    for document in (MODEL, ADAPTER, VALID["Team"]):
+        others = [other for other in (MODEL, called("another")) if other is not document]
+        with pytest.raises(
+            ManifestError, match=r"'gone', but the policies given are \['another'\]"
+        ):
+            load(tmp_path, named(document, "gone"), *others)
+
+
+def test_each_model_is_judged_by_its_own_policy(tmp_path: pathlib.Path) -> None:
+    def base(*documents: Any) -> list[Any]:
+        found = load(tmp_path, *documents)
+        return [(moderation_of(model, found)["policy"] or {}).get("name") for model in found.models]
+
+    default, lax = called("default"), called("another")
+    second = changed(MODEL, "metadata.name", "klein")
+    assert base(lax, default, STRICT, named(MODEL, "strict")) == ["strict"]
+    assert base(lax, default, STRICT, MODEL) == ["default"]
+    assert base(lax, MODEL) == ["another"]
+    assert base(MODEL) == [None]
+    both = [named(MODEL, "strict"), named(second, "another")]
+    assert base(lax, STRICT, *both) == ["strict", "another"]
+    team = named(VALID["Team"], "another")
+    assert base(lax, MODEL, team) == [None], "a team's policy is not the model's"
+
+
+def test_policies_of_teams_and_adapters_go_along(tmp_path: pathlib.Path) -> None:
+    kids, brand = called("kids", 0.2), called("brand", 0.4)
+    adapter, team = (
+        named(ADAPTER, "brand"),
+        changed(named(VALID["Team"], "kids"), "spec.models", []),
+    )
+    found = load(tmp_path, MODEL, adapter, team, kids, brand, called("default"))
+    check_policies(found)
+    moderation = moderation_of(found.models[0], found)
+    assert set(moderation["policies"]) == {"kids", "brand"}
+    elsewhere = changed(team, "spec.models", ["klein"])
+    found = load(tmp_path, MODEL, elsewhere, kids, called("default"))
+    assert moderation_of(found.models[0], found)["policies"] == {}
+
+
+def test_a_laxer_policy_is_refused_with_its_field(tmp_path: pathlib.Path) -> None:
+    team = changed(named(VALID["Team"], "lax"), "spec.models", [])
+    found = load(tmp_path, MODEL, team, called("lax", 0.9), called("default", 0.4))
+    with pytest.raises(InvalidRequest) as caught:
+        check_policies(found)
+    said = str(caught.value)
+    assert f"Team {team['metadata']['name']}: ModerationPolicy lax is laxer than 'default'" in said
+    assert "categories.sexual.text.block is 0.9, above 0.4" in said
 
 
 def test_one_name_in_two_namespaces_is_one_too_many(tmp_path: pathlib.Path) -> None:

@@ -109,7 +109,7 @@ async def test_slow_judging_of_one_job_does_not_hold_up_another(
     may_go_on = asyncio.Event()
 
     class Slow:
-        async def judge_prompt(self, text: str) -> dict[str, Any]:
+        async def judge_prompt(self, text: str, scope: Any = None) -> dict[str, Any]:
             if text == "slow":
                 await may_go_on.wait()
             return decision("input")

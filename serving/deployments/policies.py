@@ -1,0 +1,80 @@
+"""By which ModerationPolicies a model's requests are judged, where manifests come from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from calotype.moderation.errors import PolicyError
+from calotype.moderation.policy import Policy
+from calotype.moderation.strictness import laxer_at
+from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
+from calotype.serving.errors import InvalidRequest
+
+DEFAULT = "default"
+
+
+def moderation_of(model: ImageModel, manifests: Manifests) -> dict[str, Any]:
+    """The moderator's ``user_config``: the model's policy, and those that are named beside it."""
+    base = _base(model, manifests)
+    named = {
+        ref.name
+        for owner in _named_by(model, manifests)
+        if (ref := owner.spec.moderation_policy_ref) is not None
+    }
+    return {
+        "policy": None if base is None else {"name": base, "spec": manifests.policies[base]},
+        "policies": {name: manifests.policies[name] for name in sorted(named)},
+    }
+
+
+def check_policies(manifests: Manifests) -> None:
+    """Reads every policy, and compares those of teams and adapters with the model's.
+
+    Raises:
+        InvalidRequest: one says what no policy may say, or is laxer; names policy and field.
+    """
+    try:
+        read = {name: Policy.from_spec(name, spec) for name, spec in manifests.policies.items()}
+    except PolicyError as error:
+        raise InvalidRequest(str(error)) from error
+    for model in manifests.models:
+        name = _base(model, manifests)
+        base = Policy.default() if name is None else read[name]
+        for owner in _named_by(model, manifests):
+            ref = owner.spec.moderation_policy_ref
+            place = laxer_at(read[ref.name], base) if ref is not None else None
+            if ref is not None and place is not None:
+                raise InvalidRequest(
+                    f"{owner.kind} {owner.name}: ModerationPolicy {ref.name} is laxer than "
+                    f"{base.name!r}, which the model {model.name} has: {place}. A policy beside "
+                    "the model's may only be stricter."
+                )
+
+
+def _base(model: ImageModel, manifests: Manifests) -> str | None:
+    """The model's policy: the one that it names, or ``default``, or one that nobody names."""
+    ref = model.spec.moderation_policy_ref
+    if ref is not None:
+        return ref.name
+    if DEFAULT in manifests.policies:
+        return DEFAULT
+    owners: list[ImageModel | LoRAAdapter | Team] = [
+        *manifests.models,
+        *manifests.adapters,
+        *manifests.teams,
+    ]
+    refs = [owner.spec.moderation_policy_ref for owner in owners]
+    named = {ref.name for ref in refs if ref is not None}
+    return next((name for name in manifests.policies if name not in named), None)
+
+
+def _named_by(model: ImageModel, manifests: Manifests) -> Iterator[LoRAAdapter | Team]:
+    """Teams and adapters that name a policy for requests to the model."""
+    for adapter in manifests.adapters:
+        if adapter.spec.model_ref.name == model.name and adapter.spec.moderation_policy_ref:
+            yield adapter
+    for team in manifests.teams:
+        if team.spec.moderation_policy_ref is not None:
+            if not team.spec.models or model.name in team.spec.models:
+                yield team
