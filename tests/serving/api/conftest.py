@@ -8,9 +8,7 @@ import functools
 import itertools
 import pathlib
 import shutil
-import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
+from serving_on_loopback import served
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.catalog import Catalog
@@ -121,7 +119,7 @@ def running(
         catalog,
         backend.lifespan,
     )
-    with _served(app) as url:
+    with served(app) as url:
         key, _ = create_key(store)
         service = Service(url, key, store, blobs, backend, catalog, safety, app)
         yield service
@@ -161,27 +159,3 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
     """One gateway for all cases of a file: none of them may harm the next."""
     with running(tmp_path_factory.mktemp("shared")) as service:
         yield service
-
-
-@contextlib.contextmanager
-def _served(app: Any) -> Iterator[str]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(128)
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    assert started.wait(20), "the gateway did not start"
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()

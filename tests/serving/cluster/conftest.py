@@ -18,8 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
+from serving_on_loopback import served
 
 from calotype.serving.api import following
 from calotype.serving.api.ingress import build_ingress
@@ -288,31 +287,6 @@ class House:
         with served(app, self.app_port):
             yield backend
         store.close()
-
-
-@contextlib.contextmanager
-def served(app: FastAPI, port: int = 0) -> Iterator[str]:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    listener.listen(128)
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    assert started.wait(20), "the server did not start"
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
 
 
 @pytest.fixture
