@@ -76,7 +76,7 @@ class Decision:
     """The preset that was judged by then; ``auto`` is the policy itself."""
     granted: bool = True
     """Whether it is what the caller asked for."""
-    privacy: Privacy = Privacy()
+    privacy: Privacy = field(default_factory=Privacy)
     """What may be kept of what was judged; no part of the JSON form."""
     milliseconds: float = 0.0
 

@@ -30,6 +30,7 @@ from calotype.moderation.picture_models import PICTURE_MODELS
 from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
 from calotype.moderation.rulebook import REMEMBERED, Applying, Rulebook, Scope
+from calotype.moderation.shadow import Shadows
 
 EVERYBODY = Scope()
 TextFactory = Callable[[], TextClassifier]
@@ -75,6 +76,8 @@ class Moderator:
     ) -> None:
         self._faces = _image_guard("yunet", YuNet)
         self._lock = threading.Lock()
+        self.shadows: Shadows | None = None
+        """Who asks the classifiers on trial that a policy names; None = nobody does."""
         self._judges: dict[JudgeRules, Guard[str]] = {}
         self._models: dict[tuple[str, str], images.Scan] = {}
         if text_classifiers is None:
@@ -169,7 +172,7 @@ class Moderator:
         def judge(stage: _Stage, deadline: float) -> Judgement:
             return stage.rules.judge(text, self._text, deadline, stage.judges)
 
-        return self._decided("input", scope, judge)
+        return self._decided("input", scope, text, judge)
 
     def judge_image(
         self,
@@ -197,10 +200,14 @@ class Moderator:
             scans = [*self._image, *stage.more_scans]
             return images.judge(pixels, rules.policy, scans, deadline, stage.known, context)
 
-        return self._decided("output", scope, judge)
+        return self._decided("output", scope, pixels, judge)
 
     def _decided(
-        self, kind: Stage, scope: Scope, judge: Callable[[_Stage, float], Judgement]
+        self,
+        kind: Stage,
+        scope: Scope,
+        content: str | Pixels,
+        judge: Callable[[_Stage, float], Judgement],
     ) -> Decision:
         start = time.monotonic()
         policies = self._current
@@ -215,7 +222,10 @@ class Moderator:
             reason = f"The safety stage failed: {type(error).__name__}: {error}"
         else:
             elapsed = 1000 * (time.monotonic() - start)
-            return decide(applying, kind, judgement, elapsed, scope.wish)
+            decision = decide(applying, kind, judgement, elapsed, scope.wish)
+            if self.shadows is not None:
+                self.shadows.offer(applying.policy, decision, content)
+            return decision
         elapsed = 1000 * (time.monotonic() - start)
         return failed(applying.policy, kind, reason, elapsed)
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from calotype.serving.commands.review import appeal, report, review
+from calotype.serving.commands.shadow import shadow
 from calotype.serving.errors import InvalidRequest
 
 policy_option = click.option(
@@ -51,6 +52,7 @@ def moderation() -> None:
 moderation.add_command(appeal)
 moderation.add_command(report)
 moderation.add_command(review)
+moderation.add_command(shadow)
 
 
 @moderation.command()

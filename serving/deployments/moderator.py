@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
+from ray.util.metrics import Counter
 
 from calotype.moderation.audit import AuditLog
 from calotype.moderation.decision import Decision
@@ -16,6 +17,7 @@ from calotype.moderation.errors import PolicyError
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Policy
 from calotype.moderation.rulebook import Scope
+from calotype.moderation.shadow import Shadows
 from calotype.moderation.vault import PromptVault
 from calotype.serving.errors import ModerationUnavailable
 from calotype.serving.logs import set_up_logs
@@ -41,6 +43,15 @@ class ModeratorDeployment:
         folder = pathlib.Path(audit_folder)
         self._audit = AuditLog(folder / f"audit-{replica}.jsonl")
         self._vault = PromptVault(folder / "prompts", replica)
+        trials = Counter(
+            "calotype_moderation_shadow",
+            "What classifiers on trial made of decisions.",
+            tag_keys=("classifier", "result"),
+        )
+        self._moderator.shadows = Shadows(
+            folder / "shadow" / f"shadow-{replica}.jsonl",
+            lambda name, result: trials.inc(tags={"classifier": name, "result": result}),
+        )
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """``{"policy": null | {"name", "spec"}, "policies": {name: spec}}``.
