@@ -5,10 +5,12 @@ Pure. A model that is not accepted keeps running as it is; nothing new of it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from calotype.operator.adapters import Address, Refusal, relative_path
+from calotype.operator.application import gpu_shares
 from calotype.operator.conditions import Reason
 from calotype.operator.policies import PolicyError, read_policy
 from calotype.operator.settings import OperatorSettings
@@ -30,6 +32,7 @@ def check_models(
             _taken(model, address, names)
             or relative_path(model.spec.source)
             or _profile(model, settings)
+            or _devices(model, settings)
             or _policy(model, policies)
             or _upgrade(model, settings)
             or _fallback(address, models)
@@ -71,6 +74,28 @@ def _profile(model: ImageModel, settings: OperatorSettings) -> Refusal | None:
                 "them, or add it to the chart's values.",
             )
     return None
+
+
+def _devices(model: ImageModel, settings: OperatorSettings) -> Refusal | None:
+    """More devices for a picture than a replica of the profile has GPUs."""
+    spec, wanted = model.spec, model.spec.acceleration.devices_per_picture
+    profile = settings.profile(spec.resource_profile)
+    if wanted == 1 or spec.source.provider is not None or profile is None or not profile.gpus:
+        return None
+    encoder = None
+    if spec.text_encoder is not None:
+        encoder = settings.profile(spec.text_encoder.resource_profile or spec.resource_profile)
+    own = math.ceil(gpu_shares(profile, encoder)[0])
+    if wanted <= own:
+        return None
+    shared = "" if own == profile.gpus else ", for the text encoder takes one of them"
+    advice = "" if own == profile.gpus else ", or give the text encoder its own by spec.textEncoder"
+    return Refusal(
+        Reason.INVALID_SPEC,
+        f"spec.acceleration.devicesPerPicture is {wanted}, but a replica of the resourceProfile "
+        f"{spec.resource_profile!r} draws on {own} of {profile.gpus} GPUs{shared}: lower it, name "
+        f"a profile with more{advice}.",
+    )
 
 
 def _policy(model: ImageModel, policies: Mapping[Address, Mapping[str, Any]]) -> Refusal | None:

@@ -127,7 +127,7 @@ class GenerationWorker:
         """Pulls and draws until `drain`."""
         beat = asyncio.create_task(self._beat_forever())
         try:
-            while not self._draining:
+            while not self._draining and self._engine.alive:
                 await self._pull()
         finally:
             beat.cancel()
@@ -144,6 +144,18 @@ class GenerationWorker:
             if running.task is not None:
                 running.task.cancel()
             await self._tell(self._leases.release(running.lease.job_id, running.lease.fence))
+
+    async def abandon(self) -> None:
+        """Stops without a word, because the engine is dead.
+
+        Nothing is given back: were one of the jobs its death, that job would kill one replica after
+        the other. Leases that run out are counted.
+        """
+        self._draining = True
+        tasks = [r.task for r in self._running.values() if r.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pull(self) -> None:
         await self._slots.acquire()
@@ -219,14 +231,19 @@ class GenerationWorker:
                 self._desk.hand_out(running.lease, request, finished.images, files),
                 running.trail.finish(),
             )
+        devices = self._engine.engine.devices
         metrics: dict[str, Any] = {
-            "gpu_seconds": round(finished.denoise_seconds, 4),
+            "gpu_seconds": round(devices * finished.denoise_seconds, 4),
             "megapixels": round(request.n * request.size.pixels / 1e6, 4),
             "steps": request.sampling.steps,
             "rendered_size": str(request.rendered_size),
             "draw_ms": round(1000 * (drawn_at - started)),
             "moderation_ms": round(1000 * handed.judging_seconds),
         }
+        if devices > 1:
+            metrics["devices"] = devices
+        if request.sampling.step_cache:
+            metrics["passes"], metrics["passes_skipped"] = finished.evaluations, finished.skipped
         if any(text.truncated for text in encoded):
             metrics["warnings"] = [
                 "The prompt is longer than the model reads; its end changed nothing."
@@ -315,7 +332,8 @@ class GenerationWorker:
         await self._tell(self._leases.spoiled(running.lease.job_id, running.lease.fence))
 
     async def _beat_forever(self) -> None:
-        while True:
+        # A dead engine's leases shall run out.
+        while self._engine.alive:
             await asyncio.sleep(self._beat)
             progress = {
                 job_id: (running.lease.fence, running.step, running.request.sampling.steps)

@@ -20,9 +20,10 @@ from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
 from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
 from calotype.serving.jobs.store import JobStore
+from calotype.serving.loaded_model import pick_device
 from calotype.serving.pictures import blur, enlarge, given_pictures
 from calotype.serving.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
-from calotype.serving.replica import GeneratorReplica, ReplicaSettings, pick_device
+from calotype.serving.replica import GeneratorReplica, ReplicaSettings
 from calotype.serving.request import Failed, Finished, GenerationRequest, Progress
 from calotype.serving.sources import model_folder
 

@@ -11,24 +11,33 @@ import asyncio
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.adapter_loads import AdapterLoads
 from calotype.serving.adapter_probe import AdapterProbe
-from calotype.serving.config import ImageModel, LoRAAdapter, bytes_of
+from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.engine_thread import EngineThread
 from calotype.serving.environment import DATA_DIR
 from calotype.serving.errors import CalotypeError
 from calotype.serving.generation import GenerationWorker, LeaseSource, PromptSource
+from calotype.serving.loaded_model import LoadedModel, load_model
 from calotype.serving.protocols import BlobStore, SafetyStage
-from calotype.serving.sources import adapter_file, adapter_revision, model_folder
+from calotype.serving.sources import adapter_file, adapter_revision
 
 if TYPE_CHECKING:
     from calotype.serving.engine.adapters import AdapterStore
 
 log = logging.getLogger(__name__)
+
+_LOADED: dict[str, Any] = {
+    "source": True,
+    "precision": True,
+    "device": True,
+    "acceleration": {"compile", "devices_per_picture"},
+}
+"""What of an ImageModel makes another engine; requests carry the rest."""
 
 WATCH_SECONDS = 0.5
 """Longest pause between two looks at adapters that load; the engine wakes the looker sooner."""
@@ -36,13 +45,19 @@ WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings:
-    """What a replica is given by where it runs."""
+    """What a replica is given by where it runs.
+
+    Attributes:
+        concurrency: jobs held at once; more where a profile lets more of them share a step.
+        on_lost: told, from any thread, when a device that draws along is gone: only another
+            process can draw then.
+    """
 
     name: str
     torch_threads: int | None = 1
     concurrency: int = 8
-    max_batch_rows: int = 8
     drain_seconds: float = 300.0
+    on_lost: Callable[[str], None] = lambda reason: None
 
 
 @dataclass(slots=True)
@@ -50,6 +65,7 @@ class _Serving:
     """A loaded model at work."""
 
     key: str
+    loaded: LoadedModel
     engine: EngineThread
     worker: GenerationWorker
     task: asyncio.Task[None]
@@ -85,7 +101,7 @@ class GeneratorReplica:
         self._changed.set()
 
     def state(self) -> dict[str, Any]:
-        """JSON: ``ready``, ``message``, ``busy``, and every adapter's state.
+        """JSON: ``ready``, ``message``, ``busy``, how it draws, and every adapter's state.
 
         ``adapters`` says of each "loading", "ready" or why not; ``load_states`` says all of it
         (`adapter_loads.AdapterLoads.payload`).
@@ -95,17 +111,19 @@ class GeneratorReplica:
             self._loads.observe(serving.engine.engine.adapters.states())
         return {
             "replica": self.settings.name,
-            "ready": serving is not None and serving.engine.alive,
+            "ready": serving is not None and self.healthy,
             "message": self._problem,
             "busy": serving.worker.busy if serving is not None else 0,
+            "engine": serving.loaded.state() if serving is not None else None,
             "adapters": self._loads.texts(),
             "load_states": self._loads.payload(),
         }
 
     @property
     def healthy(self) -> bool:
-        """False when the engine's thread has died and only a restart helps."""
-        return self._serving is None or self._serving.engine.alive
+        """False when the engine's thread or a device has died and only a restart helps."""
+        serving = self._serving
+        return serving is None or (serving.engine.alive and not serving.loaded.lost)
 
     async def close(self) -> None:
         """Drains: lets running jobs finish for a while, gives the rest back."""
@@ -137,10 +155,23 @@ class GeneratorReplica:
             await self._load_adapters(adapters)
 
     async def _serve(self, model: ImageModel) -> None:
-        key = model.spec.model_dump_json(include={"source", "precision", "device"})
-        if self._serving is not None and self._serving.key == key:
+        key = model.spec.model_dump_json(include=_LOADED)
+        old = self._serving
+        if old is not None and old.key == key:
             return
-        engine = await asyncio.to_thread(self._load, model)
+        if old is not None and old.loaded.group is not None:
+            # Its devices hold no second model, and a process joins one group at a time.
+            self._serving = None
+            await self._retire(old)
+            old = None
+        loaded = await asyncio.to_thread(
+            load_model,
+            model,
+            torch_threads=self.settings.torch_threads,
+            data_folder=pathlib.Path(os.environ.get(DATA_DIR) or "calotype-data"),
+            on_lost=self.settings.on_lost,
+        )
+        engine = EngineThread(loaded.engine)
         worker = GenerationWorker(
             self.settings.name,
             engine,
@@ -148,47 +179,26 @@ class GeneratorReplica:
             self._prompts,
             self._safety,
             self._blobs,
-            concurrency=self.settings.concurrency,
+            concurrency=max(self.settings.concurrency, loaded.rows),
         )
-        old = self._serving
         self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
         probe = AdapterProbe(engine, model, self._prompts, self._safety)
-        self._serving = _Serving(key, engine, worker, asyncio.create_task(worker.run()), probe)
+        drawing = asyncio.create_task(worker.run())
+        self._serving = _Serving(key, loaded, engine, worker, drawing, probe)
         if old is not None:
             farewell = asyncio.create_task(self._retire(old))
             self._farewells.add(farewell)
             farewell.add_done_callback(self._farewells.discard)
 
     async def _retire(self, serving: _Serving) -> None:
-        await serving.worker.drain(self.settings.drain_seconds)
+        if serving.engine.alive and not serving.loaded.lost:
+            await serving.worker.drain(self.settings.drain_seconds)
+        else:
+            await serving.worker.abandon()
         serving.task.cancel()
         await asyncio.gather(serving.task, return_exceptions=True)
         await asyncio.to_thread(serving.engine.close)
-
-    def _load(self, model: ImageModel) -> EngineThread:
-        from calotype.serving.engine.adapters import AdapterStore
-        from calotype.serving.engine.components import load_components
-        from calotype.serving.engine.engine import Engine
-
-        components = load_components(
-            model_folder(model),
-            parts=("denoiser", "vae"),
-            device=pick_device(model.spec.device),
-            precision=model.spec.precision,
-        )
-        store = AdapterStore(
-            components.denoiser,
-            max_rank=model.spec.adapters.max_rank,
-            budget_bytes=bytes_of(model.spec.adapters.memory_budget),
-        )
-        engine = Engine(
-            components,
-            max_batch_rows=self.settings.max_batch_rows,
-            adapters=store,
-            torch_threads=self.settings.torch_threads,
-            data_folder=pathlib.Path(os.environ.get(DATA_DIR) or "calotype-data"),
-        )
-        return EngineThread(engine)
+        await asyncio.to_thread(serving.loaded.close)
 
     async def _load_adapters(self, adapters: Sequence[LoRAAdapter]) -> None:
         if self._serving is None:
@@ -250,12 +260,3 @@ async def _watch(store: AdapterStore, loads: AdapterLoads) -> None:
     """Notes when each adapter is loaded, so that the time it took is true."""
     while loads.observe(store.states()):
         await asyncio.to_thread(store.wait_for_change, WATCH_SECONDS)
-
-
-def pick_device(wanted: str) -> str:
-    """``auto`` is the first CUDA device if there is one, else the CPU."""
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,6 +23,7 @@ VALID: dict[str, Object] = {
             "credentialsSecretRef": {"name": "hf-token"},
             "licence": {"name": "flux-2-dev-non-commercial", "accepted": True},
             "precision": "int8",
+            "acceleration": {"stepCache": 0.1, "compile": True},
             "resourceProfile": "a100-80gb",
             "runtime": "RayService",
             "replicas": {"min": 1, "max": 8},

@@ -50,6 +50,18 @@ WRONG = [
         "kind must be ImageModel, LoRAAdapter",
         'no matches for kind "ImageModal"',
     ),
+    Wrong(
+        "ImageModel",
+        "spec.acceleration",
+        {"devicesPerPicture": 8, "stepCache": 0.1},
+        "several devices draw every step whole: set devicesPerPicture to 1 or stepCache to 0",
+    ),
+    Wrong(
+        "ImageModel",
+        "spec.acceleration",
+        {"devicesPerPicture": 8, "compile": True},
+        "steps on several devices are not compiled: set devicesPerPicture to 1 or compile to false",
+    ),
     Wrong("ImageModel", "metadata.name", "flux.2", "40 characters at most"),
     Wrong("ImageModel", "metadata.name", "f" * 41, "its Ray cluster are named after it"),
     Wrong(

@@ -23,7 +23,15 @@ MAX_FIELD_BYTES = 256 * 1024
 _IMAGE = re.compile(r"image(\[\d{0,2}\])?")
 _INDEXED = re.compile(r"([a-z_]+)\[(\d{1,2})\]\[([a-z_]+)\]")
 _COLUMN = re.compile(r"([a-z_]+)\[\](\[[a-z_]+\])?")
-_JSON_FIELDS = ("loras", "image_loras", "metadata", "sigmas", "reference_images", "recipe")
+_JSON_FIELDS = (
+    "loras",
+    "image_loras",
+    "metadata",
+    "sigmas",
+    "reference_images",
+    "recipe",
+    "expand",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from calotype.serving.request import (
     MAX_SEED,
     GenerationRequest,
     ImageSize,
+    Margins,
     SamplingParams,
     sampler_names,
 )
@@ -42,6 +43,8 @@ class Pictures:
     """To start from."""
     mask: str | None = None
     references: tuple[str, ...] = ()
+    size: ImageSize | None = None
+    """Of ``image``, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def plan_generation(
             f"most {limits.max_reference_images}.",
             param="reference_images",
         )
-    size, rendered_size = _sizes(model, body)
+    margins = _margins(body, given)
+    size, rendered_size = _sizes(model, body, given.size, margins)
     prompt = body.prompt
     if body.style is not None:
         prompt = f"{prompt}, {_STYLE_WORDS[body.style]}"
@@ -120,6 +124,7 @@ def plan_generation(
             ),
             sampler=_sampler(model, body, features),
             sigmas=tuple(body.sigmas or ()),
+            step_cache=_step_cache(model, body),
         ),
         seed=seed,
         n=body.n,
@@ -131,6 +136,7 @@ def plan_generation(
         mask=given.mask,
         references=given.references,
         strength=body.strength,
+        expand=margins,
     )
     recipe = make_recipe(
         request.to_payload(),
@@ -178,14 +184,59 @@ def _preview_every(model: ImageModel, body: GenerationBody, features: Collection
     return max(1, _steps(model, body) // (body.partial_images + 1))
 
 
-def _sizes(model: ImageModel, body: GenerationBody) -> tuple[ImageSize, ImageSize]:
+def _step_cache(model: ImageModel, body: GenerationBody) -> float:
+    own = model.spec.acceleration
+    if body.step_cache and own.devices_per_picture > 1:
+        raise InvalidRequest(
+            f"step_cache must be 0 or left out: {own.devices_per_picture} devices draw each "
+            f"picture of {model.name}, and they draw every step whole.",
+            param="step_cache",
+        )
+    return float(own.step_cache if body.step_cache is None else body.step_cache)
+
+
+def _margins(body: GenerationBody, given: Pictures) -> Margins | None:
+    wanted = body.expand
+    if wanted is None:
+        return None
+    margins = Margins(wanted.left, wanted.top, wanted.right, wanted.bottom)
+    if margins == Margins() or given.image is None:
+        raise InvalidRequest(
+            "expand needs an image and, at one of its edges at least, a margin above 0, for "
+            "example {'right': 64}.",
+            param="expand",
+        )
+    return margins
+
+
+def _sizes(
+    model: ImageModel, body: GenerationBody, image: ImageSize | None, margins: Margins | None
+) -> tuple[ImageSize, ImageSize]:
     if body.width is not None and body.height is not None:
         size, param = ImageSize(body.width, body.height), "width"
-    elif body.size is None or body.size == "auto":
+    elif body.size is not None and body.size != "auto":
+        size, param = ImageSize.parse(body.size), "size"
+    elif image is None:
         size, param = ImageSize.parse(model.spec.defaults.size), "size"
     else:
-        size, param = ImageSize.parse(body.size), "size"
+        return _size_of_edit(model, image, margins or Margins())
     return size, model.spec.check_size(size, param)
+
+
+def _size_of_edit(
+    model: ImageModel, image: ImageSize, margins: Margins
+) -> tuple[ImageSize, ImageSize]:
+    """The size of what is drawn over a picture: the picture's own, if the model can draw that."""
+    size = ImageSize(
+        image.width + margins.left + margins.right, image.height + margins.top + margins.bottom
+    )
+    try:
+        return size, model.spec.check_size(size, "size")
+    except InvalidRequest:
+        usual = ImageSize.parse(model.spec.defaults.size)
+        if usual.width * size.height != usual.height * size.width:
+            raise
+        return usual, model.spec.check_size(usual, "size")
 
 
 def _steps(model: ImageModel, body: GenerationBody) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calotype.serving.config.acceleration import MOST_REUSE
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.request import MAX_SEED
 
@@ -30,6 +31,15 @@ class Body(BaseModel):
 class LoRA(Body):
     id: str = Field(description="Name of a LoRAAdapter of the model.")
     scale: float | None = Field(None, description="Strength; the adapter's default if missing.")
+
+
+class Margins(Body):
+    """Pixels by which a picture is continued beyond its edges."""
+
+    left: int = Field(0, ge=0, le=8192)
+    top: int = Field(0, ge=0, le=8192)
+    right: int = Field(0, ge=0, le=8192)
+    bottom: int = Field(0, ge=0, le=8192)
 
 
 class GenerationBody(Body):
@@ -84,11 +94,21 @@ class GenerationBody(Body):
     sigmas: list[float] | None = Field(
         None, max_length=1000, description="Noise levels, falling, one for each step."
     )
+    step_cache: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_REUSE,
+        description="Leaves out later blocks of a step where the first one changed by less than "
+        "this share: faster, and the picture is only nearly the same. Default: the model's.",
+    )
     reference_images: list[Any] | None = Field(
         None, max_length=16, description="URLs, or {image_url} or {file_id}: pictures to look at."
     )
     strength: float | None = Field(
         None, gt=0, le=1, description="How far a picture to start from is changed."
+    )
+    expand: Margins | None = Field(
+        None, description="Of an edit: how far its first image is continued beyond its edges."
     )
     controlnets: list[Any] | None = None
     ip_adapters: list[Any] | None = None
@@ -133,6 +153,7 @@ _NEEDS = {
     "sigmas": "sigmas",
     "reference_images": "references",
     "strength": "variations",
+    "expand": "edits",
 }
 _NEVER = (
     "controlnets",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.planning import Pictures
@@ -25,12 +25,19 @@ from calotype.serving.errors import InvalidRequest, NotFound
 from calotype.serving.jobs.outbound import fetch
 from calotype.serving.jobs.records import FileRecord, new_id
 from calotype.serving.jobs.shelf import JOB_INPUT
-from calotype.serving.request import MAX_REFERENCES
+from calotype.serving.request import MAX_REFERENCES, ImageSize
 from calotype.serving.storage import content_key
 
 MAX_FILE_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 50_000_000
-_KINDS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
+_KINDS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "MPO": "jpeg"}
+"""Cameras put a thumbnail behind a JPEG, which is then called MPO."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX")
+_PNG_DEPTH_AT = 24
+"""Where a PNG file says how many bits a channel has."""
+_ORIENTATION, _LYING = 0x0112, range(5, 9)
+"""The EXIF entry that tells how a camera was held, and its values for a turned picture."""
 _OPAQUE_BELOW = 128
 
 
@@ -42,6 +49,7 @@ class Upload:
     kind: str
     """``png``, ``jpeg`` or ``webp``."""
     width: int
+    """As it is seen: turned as its EXIF data says."""
     height: int
 
 
@@ -84,7 +92,8 @@ def check_picture(data: bytes, param: str) -> Upload:
     """Reads the head of a picture.
 
     Raises:
-        InvalidRequest: empty, too large, no png, jpeg or webp, or more than `MAX_PIXELS`.
+        InvalidRequest: empty, too large, no png, jpeg or webp, more than `MAX_PIXELS`, animated, or
+            not of 8 bits of grey or RGB.
     """
     if not data:
         raise InvalidRequest(f"{param} is empty.", code="empty_image_file", param=param)
@@ -102,14 +111,30 @@ def check_picture(data: bytes, param: str) -> Upload:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
-            with Image.open(io.BytesIO(data), formats=list(_KINDS)) as picture:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 kind, (width, height) = _KINDS[str(picture.format)], picture.size
                 if width * height > MAX_PIXELS:
                     raise unreadable
+                _check_kind(picture, data, param)
                 picture.load()
+                if picture.getexif().get(_ORIENTATION) in _LYING:
+                    width, height = height, width
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
         raise unreadable from None
     return Upload(data, kind, width, height)
+
+
+def _check_kind(picture: Image.Image, data: bytes, param: str) -> None:
+    """Raises InvalidRequest for sound files that no model can be shown."""
+    wrong = ""
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        wrong = "is animated; send one frame of it"
+    elif (picture.format == "PNG" and data[_PNG_DEPTH_AT] > 8) or picture.mode[0] in "IF":
+        wrong = "has 16 bits per channel; convert it to 8 bits"
+    elif picture.mode not in _MODES:
+        wrong = f"is a {picture.mode} picture; convert it to RGB"
+    if wrong:
+        raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
 
 
 def check_mask(mask: Upload, image: Upload) -> Upload:
@@ -125,7 +150,8 @@ def check_mask(mask: Upload, image: Upload) -> Upload:
             code="invalid_image",
             param="mask",
         )
-    with Image.open(io.BytesIO(mask.data)) as picture:
+    with Image.open(io.BytesIO(mask.data)) as file_picture:
+        picture = ImageOps.exif_transpose(file_picture)
         if picture.has_transparency_data:
             alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
             marked = alpha < _OPAQUE_BELOW
@@ -198,7 +224,8 @@ async def keep_pictures(
         variation = isinstance(body, VariationBody)
         if variation and len(pictures) > 1:
             raise InvalidRequest("A variation has exactly one image.", param="image")
-        if variation or mask is not None or body.strength is not None:
+        drawn_over = mask is not None or body.strength is not None or body.expand is not None
+        if variation or drawn_over:
             first, others = pictures[0], list(pictures[1:])
     if len(others) > MAX_REFERENCES:
         raise InvalidRequest(
@@ -228,7 +255,12 @@ async def keep(
         return await asyncio.to_thread(store_upload, gateway, team_id, upload, expires)
 
     found = [await one(upload) for upload in references]
-    return Pictures(await one(image), await one(mask), tuple(key for key in found if key))
+    return Pictures(
+        await one(image),
+        await one(mask),
+        tuple(key for key in found if key),
+        None if image is None else ImageSize(image.width, image.height),
+    )
 
 
 def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float) -> str:

@@ -61,7 +61,7 @@ def profile(
 
     from calotype.serving.config import local_model
     from calotype.serving.engine.step_profile import make_profile
-    from calotype.serving.replica import pick_device
+    from calotype.serving.loaded_model import pick_device
     from calotype.serving.sources import model_folder
 
     resource = local_model(model)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from calotype.serving.config.acceleration import Acceleration
 from calotype.serving.config.base import (
     LABEL,
     Matches,
@@ -167,6 +168,9 @@ class ImageModelSpec(Spec):
     )
     precision: Literal["float32", "bfloat16", "int8"] = Field(
         "bfloat16", description="Number format of the denoiser; int8 halves its size."
+    )
+    acceleration: Acceleration = Field(
+        default_factory=Acceleration, description="What draws faster, and what that costs."
     )
     resource_profile: ProfileName = Field(
         "default",

@@ -1,8 +1,9 @@
-"""The generator as a Ray Serve deployment: one replica per device, pulling leases."""
+"""The generator as a Ray Serve deployment: replicas that pull leases."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 
+log = logging.getLogger(__name__)
+
+
 class GeneratorDeployment:
     """Thin: a `GeneratorReplica` with remote ends."""
 
@@ -36,7 +40,9 @@ class GeneratorDeployment:
         text_encoder: DeploymentHandle,
     ) -> None:
         set_up_logs()
-        settings = ReplicaSettings(serve.get_replica_context().replica_tag, torch_threads)
+        settings = ReplicaSettings(
+            serve.get_replica_context().replica_tag, torch_threads, on_lost=_end
+        )
         self._replica = GeneratorReplica(
             settings,
             RemoteLeases(dispatcher),
@@ -84,3 +90,13 @@ class GeneratorDeployment:
 
     def _hear(self, backlog_seconds: float) -> None:
         self._backlog_seconds = backlog_seconds
+
+
+def _end(reason: str) -> None:
+    """Ends the process: a device that draws along is gone, and Serve starts another replica.
+
+    At once, because the engine may wait for the lost device for ever.
+    """
+    log.error("this replica ends, and another takes its place: %s", reason)
+    logging.shutdown()
+    os._exit(1)

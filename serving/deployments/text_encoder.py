@@ -12,7 +12,7 @@ from ray import serve
 from calotype.serving.config import ImageModel
 from calotype.serving.deployments.reporting import report_forever
 from calotype.serving.errors import CalotypeError, Overloaded
-from calotype.serving.replica import pick_device
+from calotype.serving.loaded_model import pick_device
 from calotype.serving.sources import model_folder
 
 if TYPE_CHECKING:

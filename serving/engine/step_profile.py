@@ -78,6 +78,11 @@ class Profile:
                 best = step
         return best.rows
 
+    @property
+    def most_rows(self) -> int:
+        """Passes that should share a step of the size for which that is most worth it."""
+        return max((self.rows(time.tokens) for time in self.times), default=1)
+
     def bucket_rows(self, bucket: Bucket) -> int:
         return self.rows(bucket.tokens)
 

@@ -185,7 +185,7 @@ class Dispatcher(Patience):
         if not await self._end(job_id, replace(ending, fence=fence)):
             job = await self._sql(self._store.get_job, job_id)
             return job is not None and job.status == "succeeded" and job.fence == fence
-        self.foresight.ended(job, lease, float(parsed.metrics.get("gpu_seconds", 0.0)))
+        self.foresight.ended(job, lease, parsed.drawing_seconds)
         return True
 
     async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:

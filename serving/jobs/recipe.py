@@ -151,6 +151,8 @@ def parameters_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "model": model.get("name"),
         "output_format": output.get("format"),
         "output_compression": output.get("compression"),
+        # Left out where it is 0, and then the model's own must not take its place.
+        "step_cache": 0.0,
     }
     own = ("version", "operation", "build", "model", "output", "adapters", "rendered_size")
     names = ("image", "mask", "references", "recipe_hash")

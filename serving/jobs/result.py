@@ -50,13 +50,19 @@ class GenerationResult:
     images: list[ImageResult]
     blocked: list[BlockedImage] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Must hold ``gpu_seconds``: measured device time; the dispatcher learns from it."""
+    """Must hold ``gpu_seconds``: measured device time, of all devices together."""
     usage: dict[str, Any] = field(default_factory=dict)
     """`openai_usage(...)`."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
     prompt_decision: dict[str, Any] | None = None
     """The prompt's, where the policy changed meanwhile and it was judged again."""
+
+    @property
+    def drawing_seconds(self) -> float:
+        """Seconds that a replica drew; all of its ``devices`` at once."""
+        seconds = float(self.metrics.get("gpu_seconds", 0.0))
+        return seconds / int(self.metrics.get("devices", 1))
 
     def to_payload(self) -> dict[str, Any]:
         return asdict(self)

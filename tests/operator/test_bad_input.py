@@ -58,6 +58,10 @@ async def test_a_circle_of_fallbacks(world: Any, manifests: Any) -> None:
         ({"aliases": ["taken"]}, "NameConflict"),
         ({"runtime": "RayService", "upgradeStrategy": "Incremental"}, "InvalidSpec"),
         ({"replicas": {"min": "many"}}, "InvalidSpec"),
+        (
+            {"resourceProfile": "a100", "acceleration": {"devicesPerPicture": 9}},
+            "InvalidSpec",
+        ),
     ],
 )
 async def test_a_model_that_cannot_be_served_says_why(
