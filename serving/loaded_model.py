@@ -135,6 +135,7 @@ def _ready(
             components.denoiser,
             max_rank=model.spec.adapters.max_rank,
             budget_bytes=bytes_of(model.spec.adapters.memory_budget),
+            cpu_budget_bytes=bytes_of(model.spec.adapters.host_memory_budget),
         ),
         compiler=COMPILER if compiled else None,
         group=joined,

@@ -67,6 +67,11 @@ class AdapterPolicy(Spec):
         description="Device memory of all loaded adapters of one replica together, in bytes. An "
         "adapter that is larger is refused; when it is full, those that are not used go.",
     )
+    host_memory_budget: Quantity = Field(
+        "16Gi",
+        description="Memory of one replica's host for the adapters that left the device, in bytes; "
+        "when it is full, those that were not used for longest are read from disk again.",
+    )
     namespaces: AdapterNamespaces = Field(
         default_factory=AdapterNamespaces, description="From where adapters are taken."
     )

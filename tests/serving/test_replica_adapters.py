@@ -16,6 +16,7 @@ from calotype.serving.engine.components import load_components
 from calotype.serving.errors import Overloaded
 from calotype.serving.generation import EncodedPrompt
 from calotype.serving.jobs.leases import Lease
+from calotype.serving.loaded_model import load_model
 from calotype.serving.local import InProcessPrompts
 from calotype.serving.replica import GeneratorReplica, ReplicaSettings
 from calotype.serving.testing import MemoryBlobStore, ScriptedSafety, decision
@@ -210,3 +211,18 @@ async def test_preloaded_adapters_must_fit_the_budget_together(
     assert any("preload: Always" in found["message"] for found in states)
     replica.configure(model(folder), [both[0], adapter(other, "b")])
     assert (await loaded(replica, "b"))["state"] == "ready"
+
+
+def test_copies_of_adapters_stay_within_the_memory_that_the_manifest_allows(
+    folder: pathlib.Path, file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    size = file.stat().st_size
+    wanted = model(folder, str(size * 3 // 2))
+    adapters = wanted.spec.adapters.model_copy(update={"host_memory_budget": str(size * 5 // 2)})
+    spec = wanted.spec.model_copy(update={"adapters": adapters})
+    loaded = load_model(wanted.model_copy(update={"spec": spec}), data_folder=tmp_path)
+    store = loaded.engine.adapters
+    for name in ("a", "b", "c"):
+        store.load(name, shutil.copy(file, tmp_path / f"{name}.safetensors"), wait=60)
+    assert sorted(place.tier for place in store.places().values()) == ["cpu", "device", "disk"]
+    loaded.close()
