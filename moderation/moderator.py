@@ -25,7 +25,7 @@ from calotype.moderation.decision import Decision, Judgement, Stage, decide, fai
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.faces import SURE, YuNet
 from calotype.moderation.heads import HeadsClassifier
-from calotype.moderation.known_pictures import KnownPictures
+from calotype.moderation.known_pictures import KnownPictures, KnownSource
 from calotype.moderation.picture_models import PICTURE_MODELS
 from calotype.moderation.policy import JudgeRules, Policy
 from calotype.moderation.prompts import PromptRules
@@ -65,6 +65,8 @@ class Moderator:
         policy: what may pass; policies that a judgement's scope names make it stricter.
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
+        known: lists of known pictures that hold under every policy.
+        fingerprint: see `KnownPictures`.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class Moderator:
         *,
         text_classifiers: Sequence[TextClassifier] | None = None,
         image_classifiers: Sequence[ImageClassifier] | None = None,
+        known: Sequence[KnownSource] = (),
+        fingerprint: Callable[[Pixels], str] | None = None,
     ) -> None:
+        self._known, self._fingerprint = tuple(known), fingerprint
         self._faces = _image_guard("yunet", YuNet)
         self._lock = threading.Lock()
         self.shadows: Shadows | None = None
@@ -97,9 +102,15 @@ class Moderator:
         self._current = self._ready(Rulebook(policy))
 
     @classmethod
-    def load(cls, policy: Policy | None = None) -> Moderator:
+    def load(
+        cls,
+        policy: Policy | None = None,
+        *,
+        known: Sequence[KnownSource] = (),
+        fingerprint: Callable[[Pixels], str] | None = None,
+    ) -> Moderator:
         """The embedded classifiers, under the policy that ships with calotype if none is given."""
-        return cls(policy or Policy.default())
+        return cls(policy or Policy.default(), known=known, fingerprint=fingerprint)
 
     @property
     def policy(self) -> Policy:
@@ -150,7 +161,8 @@ class Moderator:
                     self._models[name, folder] = scan
             judges = [self._judges[rules] for rules in policy.judges]
             models = [self._models[named] for named in policy.picture_models.items()]
-        return _Stage(PromptRules(policy), judges, KnownPictures(policy.picture_lists), models)
+        known = KnownPictures(policy.picture_lists, self._known, self._fingerprint)
+        return _Stage(PromptRules(policy), judges, known, models)
 
     def warm_up(self) -> list[str]:
         """Loads every classifier; returns a sentence for each that cannot judge now."""

@@ -18,6 +18,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -241,15 +242,18 @@ def _divisor(spectrum: Spectrum) -> Floats:
     return size + float(np.median(size)) + 1e-9
 
 
-def detect(pixels: Pixels, key: bytes) -> Found | None:
+def detect(pixels: Pixels, key: bytes, *, as_made: bool = False) -> Found | None:
     """The mark of this key in a picture, also a resized, cropped, flipped or rotated one.
 
     Args:
         pixels: uint8 [height, width, 3].
+        as_made: the picture is as it was made, or cropped: nothing else is tried, which takes a
+            hundredth of the time where there is no mark.
     """
     waves = _waves(key)
-    for scale, plane in _planes(_luma(pixels)):
-        for turned, tile in _turns(_folded(plane)):
+    first = 1 if as_made else None
+    for scale, plane in islice(_planes(_luma(pixels)), first):
+        for turned, tile in islice(_turns(_folded(plane)), first):
             spectrum = np.fft.rfft2(tile)
             spectrum /= _divisor(spectrum)
             read = _read(spectrum[waves.rows, waves.columns] * np.conj(waves.phases), waves, key)

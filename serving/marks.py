@@ -14,6 +14,10 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.moderation import watermark
 from calotype.moderation.installation_keys import InstallationKeys
 from calotype.moderation.provenance import LAYERS, Layer, Marks
 from calotype.serving.environment import DATA_DIR, INTERNAL_TOKEN
@@ -52,6 +56,16 @@ def installation_keys(
     if secret:
         return InstallationKeys.derived(secret.encode(), own)
     return InstallationKeys.in_folder(own, make=make)
+
+
+def payload_fingerprint(pixels: NDArray[np.uint8]) -> str:
+    """The payload that the watermark of these very pixels has; empty where no key was made yet.
+
+    Raises:
+        ProvenanceError: the key cannot be read.
+    """
+    keys = installation_keys(os.environ, make=False)
+    return watermark.payload_of(pixels, keys.watermark).hex() if keys is not None else ""
 
 
 def chosen_layers(variables: Mapping[str, str]) -> tuple[Layer, ...]:

@@ -29,6 +29,7 @@ from calotype.serving.api import (
     moderations,
     openai,
     ops,
+    takedowns,
     usage,
     webhooks,
 )
@@ -47,7 +48,7 @@ from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
 
 ROUTES = (
-    *(openai, edits, models, moderations, cases, case_pictures, files, batches),
+    *(openai, edits, models, moderations, cases, case_pictures, takedowns, files, batches),
     *(jobs, assets, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -16,6 +16,7 @@ from calotype.serving.api.body import json_body, read_json
 from calotype.serving.api.gateway import gateway_of
 from calotype.serving.api.pages import list_object, page_size
 from calotype.serving.api.schemas import parse
+from calotype.serving.api.takedowns import take_down_asset
 from calotype.serving.errors import InvalidRequest, NotFound
 from calotype.serving.jobs.cases import CaseRecord
 from calotype.serving.jobs.records import KeyRecord
@@ -121,7 +122,7 @@ async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str
     if case.status == "taken_down":
         asset = await asyncio.to_thread(gateway.store.get_asset, case.subject)
         if asset is not None:
-            await asyncio.to_thread(gateway.store.delete_asset, asset.id, asset.team_id)
+            await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
     await asyncio.to_thread(
         gateway.store.record_deed, key.id, "case.decided", case.id, {"verdict": case.status}
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from calotype.serving.api.schemas import FEATURES
@@ -79,6 +81,11 @@ class GatewaySettings(BaseModel):
     )
     outbound_http: bool = Field(False, description="Allow plain http for webhooks and images.")
     fetch_seconds: float = Field(20.0, gt=0, description="Seconds to download an image by URL.")
+    data_dir: pathlib.Path | None = Field(
+        None,
+        description="Folder with the keys that watermarks are read with; None = as the environment "
+        "says (CALOTYPE_PROVENANCE_DIR, CALOTYPE_DATA_DIR, CALOTYPE_INTERNAL_TOKEN).",
+    )
     set_request_id: bool = Field(
         True, description="Off behind Ray Serve's HTTP proxy, which sets x-request-id itself."
     )

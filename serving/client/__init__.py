@@ -15,7 +15,7 @@ from __future__ import annotations
 from calotype.serving.client.asynchronous import AsyncClient
 from calotype.serving.client.calls import ApiError, ServiceUnreachable
 from calotype.serving.client.models import Image, Job, JobEvent, JobPage
-from calotype.serving.client.moderation import Case, Reviewer
+from calotype.serving.client.moderation import Case, Reviewer, Takedown
 from calotype.serving.client.synchronous import Client
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "JobPage",
     "Reviewer",
     "ServiceUnreachable",
+    "Takedown",
 ]

@@ -9,6 +9,7 @@ with Reviewer("https://img.example", key_with_the_scope_moderation) as desk:
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,16 +23,16 @@ Verdict = Literal["upheld", "overturned", "dismissed", "taken_down"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An appeal against a refusal, or a report of a picture."""
+    """An appeal against a refusal, a report of a picture, or a picture that is held."""
 
     id: str
     kind: str
-    """``appeal`` or ``report``; a newer service may have others."""
+    """``appeal``, ``report`` or ``review``; a newer service may have others."""
     subject: str
     """The decision that is appealed against, or the picture that is reported."""
     reason: str
     status: str
-    """``open``, then ``upheld overturned`` or ``dismissed taken_down``."""
+    """``open``; then ``upheld overturned``, ``dismissed taken_down``, ``approved rejected``."""
     note: str | None
     created_at: int
     decided_at: int | None
@@ -50,6 +51,27 @@ class Case:
             decided_at=raw["decided_at"],
             raw=dict(raw),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Takedown:
+    """A picture that was searched for, and what became of it."""
+
+    id: str | None
+    """None after a dry run."""
+    deleted: int
+    """Files."""
+    watermark: str | None
+    """Payload of the mark that the picture carries."""
+    pdq: str | None
+    """None where there is too little in the picture to know it by."""
+    matches: list[dict[str, Any]]
+    """``asset_id job_id team_id by distance created_at`` of the first hundred."""
+    match_count: int
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Takedown:
+        return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
 
 
 class Reviewer(Client):
@@ -86,6 +108,43 @@ class Reviewer(Client):
         """Ends a case that this key took."""
         body = {"verdict": verdict, "note": note}
         return Case.of(self._json(Call("POST", f"{_case(case_id)}/decide", body)))
+
+    def take_down(
+        self,
+        *,
+        reason: str,
+        category: str,
+        image: bytes | None = None,
+        asset_id: str | None = None,
+        dry_run: bool = False,
+    ) -> Takedown:
+        """Deletes every stored copy of a picture and refuses it from now on.
+
+        Args:
+            image: the picture as somebody found it; or ``asset_id``, a stored one.
+            dry_run: only find the copies.
+        """
+        body: dict[str, Any] = {"reason": reason, "category": category}
+        if image is not None:
+            body["image"] = base64.b64encode(image).decode("ascii")
+        if asset_id is not None:
+            body["asset_id"] = asset_id
+        # Stored pictures that nobody has looked at yet are looked at first, a while with each call.
+        while True:
+            answer = self._json(
+                Call("POST", "/v1/moderation/takedowns", body | {"dry_run": dry_run})
+            )
+            if not answer["unsearched"]:
+                return Takedown.of(answer)
+
+    def takedowns(self) -> list[dict[str, Any]]:
+        """What is refused, the oldest first."""
+        found: list[dict[str, Any]] = self._json(Call("GET", "/v1/moderation/takedowns"))["data"]
+        return found
+
+    def lift_takedown(self, takedown_id: str) -> None:
+        """Lets a picture come again; what was deleted stays so."""
+        self._json(Call("DELETE", f"/v1/moderation/takedowns/{quote(takedown_id, safe='')}"))
 
     def picture(self, case_id: str, *, reveal: bool = False) -> bytes:
         """The picture of a case: a blurred PNG, or with ``reveal`` the stored file.

@@ -12,6 +12,7 @@ import click
 
 from calotype.serving.commands.review import appeal, report, review
 from calotype.serving.commands.shadow import shadow
+from calotype.serving.commands.takedown import takedown
 from calotype.serving.errors import InvalidRequest
 
 policy_option = click.option(
@@ -52,6 +53,7 @@ def moderation() -> None:
 moderation.add_command(appeal)
 moderation.add_command(report)
 moderation.add_command(review)
+moderation.add_command(takedown)
 moderation.add_command(shadow)
 
 

@@ -151,7 +151,7 @@ def bind_model_app(
 
     moderator = deployment(
         ModeratorDeployment, "Moderator", max_ongoing_requests=64, ray_actor_options=light
-    ).bind(str(places.audit_folder))
+    ).bind(str(places.audit_folder), places.database_url)
     dispatcher = deployment(
         DispatcherDeployment,
         "Dispatcher",

@@ -20,7 +20,10 @@ from calotype.moderation.rulebook import Scope
 from calotype.moderation.shadow import Shadows
 from calotype.moderation.vault import PromptVault
 from calotype.serving.errors import ModerationUnavailable
+from calotype.serving.jobs.store import JobStore
+from calotype.serving.jobs.takedowns import TakenDown
 from calotype.serving.logs import set_up_logs
+from calotype.serving.marks import payload_fingerprint
 
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
@@ -34,11 +37,13 @@ class ModeratorDeployment:
 
     Args:
         audit_folder: every decision is written to a hash-chained log there, one file a replica.
+        database_url: where the list of pictures is that were taken down.
     """
 
-    def __init__(self, audit_folder: str) -> None:
+    def __init__(self, audit_folder: str, database_url: str) -> None:
         set_up_logs()
-        self._moderator = Moderator.load()
+        taken_down = TakenDown(JobStore.connect(database_url))
+        self._moderator = Moderator.load(known=[taken_down], fingerprint=payload_fingerprint)
         replica = serve.get_replica_context().replica_tag
         folder = pathlib.Path(audit_folder)
         self._audit = AuditLog(folder / f"audit-{replica}.jsonl")

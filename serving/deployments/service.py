@@ -94,7 +94,7 @@ class Service:
 
     async def run(self) -> None:
         app = create_app(
-            GatewaySettings(),
+            GatewaySettings(data_dir=self._options.data_dir),
             self._store,
             FolderBlobStore(self._options.data_dir / "assets"),
             self._backend,

@@ -28,12 +28,23 @@ from calotype.serving.jobs.quotas import RateState, reserve, settle
 from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
 from calotype.serving.jobs.shelf import Shelf, hold
 from calotype.serving.jobs.tables import assets, jobs
+from calotype.serving.jobs.takedowns import Takedowns
 from calotype.serving.jobs.upgrade import upgrade_database
 from calotype.serving.protocols import Clock, SystemClock
 
 
 class JobStore(
-    Accounts, Shelf, HandOver, Forecasts, Ledger, Deliveries, Batches, Cases, PeopleLog, Expiry
+    Accounts,
+    Shelf,
+    HandOver,
+    Forecasts,
+    Ledger,
+    Deliveries,
+    Batches,
+    Cases,
+    PeopleLog,
+    Takedowns,
+    Expiry,
 ):
     """The job database.
 

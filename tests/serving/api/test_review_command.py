@@ -88,9 +88,10 @@ def test_a_reported_picture_is_blurred_until_it_is_revealed_on_record(
     assert desk("review", "picture", case_id, "-o", str(whole), "--reveal").exit_code == 0
     assert whole.read_bytes() == stored
     assert desk("review", "decide", case_id, "taken_down").exit_code == 0
-    (revealed, decided) = service.store.deeds()
+    (revealed, taken, decided) = service.store.deeds()
     assert (revealed["action"], revealed["subject"]) == ("picture.revealed", case_id)
     assert revealed["details"] == {"asset_id": asset_id}
+    assert (taken["action"], taken["details"]["assets"]) == ("takedown.made", [asset_id])
     assert (decided["action"], decided["details"]) == ("case.decided", {"verdict": "taken_down"})
     assert decided["actor"] == revealed["actor"] and decided["actor"].startswith("key_")
     gone = desk("review", "picture", case_id, "-o", str(whole))
