@@ -250,7 +250,8 @@ class GenerationWorker:
             ]
         usage = openai_usage(prompt.token_count, [request.size] * request.n)
         return GenerationResult(
-            *(handed.images, handed.blocked, metrics, usage, handed.decisions, handed.prompt)
+            *(handed.images, handed.blocked, metrics, usage, handed.decisions, handed.prompt),
+            held=handed.held,
         )
 
     async def _drawn(self, running: _Running, embeds: Any, given: Mapping[str, Any]) -> Finished:

@@ -115,6 +115,8 @@ class Trail:
             await self._delete(name)
 
     async def _show(self, preview: Preview) -> None:
+        if self._lease.hold is not None:
+            return
         decision = await self._safety.judge_image(
             preview.pixels,
             str(self._lease.request["prompt"]),

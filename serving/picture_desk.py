@@ -10,14 +10,16 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calotype.moderation.errors import PictureError
 from calotype.serving.engine.input_pictures import restore_outside
 from calotype.serving.errors import InvalidRequest
+from calotype.serving.held_picture import hold_picture
 from calotype.serving.jobs.judging import (
     JudgingPolicy,
+    held_categories,
     judge_patiently,
     judged_text,
     refusal,
@@ -27,7 +29,7 @@ from calotype.serving.jobs.judging import (
 )
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
-from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, ImageResult
+from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage, ImageResult
 from calotype.serving.pictures import blur, encode_picture, enlarge, given_pictures
 from calotype.serving.protocols import BlobStore, SafetyStage
 from calotype.serving.request import GenerationRequest
@@ -55,6 +57,7 @@ class HandedOut:
     """Judging and encoding, which go on at once."""
     prompt: dict[str, Any] | None = None
     """The prompt's decision, if it had to be judged again."""
+    held: list[HeldImage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +130,30 @@ class PictureDesk:
         seconds = time.monotonic() - begun
         images: list[ImageResult] = []
         blocked: list[BlockedImage] = []
+        held: list[HeldImage] = []
+        because = lease.hold if prompt is None else held_categories(prompt)
         for index, (pixels, decision) in enumerate(zip(pictures, decisions, strict=True)):
-            if decision["blocked"] and decision.get("verdict") != "BLUR":
+            verdict = decision.get("verdict")
+            waits = verdict == "REVIEW" or (because is not None and verdict != "BLOCK")
+            if waits and "seal" in lease.input:
+                data = encoded[index]
+                held.append(
+                    await hold_picture(
+                        self._blobs, lease, request, index, data, decision, because or ()
+                    )
+                )
+                continue
+            if decision["blocked"] and verdict != "BLUR":
                 names = [str(name) for name in decision.get("categories", [])]
                 blocked.append(
                     BlockedImage(index, names, decision.get("id"), decision.get("policy"))
                 )
                 continue
             data = encoded[index]
-            if decision.get("verdict") == "BLUR":
+            if verdict == "BLUR":
                 data = await asyncio.to_thread(encode, blur(pixels), index, None)
             images.append(await self._store(lease, request, index, data, decision))
-        return HandedOut(images, blocked, list(decisions), seconds, prompt)
+        return HandedOut(images, blocked, list(decisions), seconds, prompt, held)
 
     async def _judged_whole(
         self, lease: Lease, request: GenerationRequest, pictures: Sequence[Pixels], seen: Seen
@@ -169,7 +184,8 @@ class PictureDesk:
         )
         decision = await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
         blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
-        if blocked is not None:
+        holds = "seal" in lease.input and held_categories(decision) is not None
+        if blocked is not None and not holds:
             raise blocked
         return decision
 

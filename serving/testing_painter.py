@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from calotype.serving.errors import CalotypeError, NotFound
+from calotype.serving.held_picture import hold_picture
 from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, scope_of
 from calotype.serving.jobs.leases import Lease
 from calotype.serving.jobs.records import new_id
@@ -27,6 +28,7 @@ from calotype.serving.jobs.result import (
     CONTENT_TYPES,
     BlockedImage,
     GenerationResult,
+    HeldImage,
     ImageResult,
     openai_usage,
 )
@@ -203,8 +205,16 @@ class Painter:
         decisions = [await self._judged(pixels, scope) for pixels in pictures]
         images: list[ImageResult] = []
         blocked: list[BlockedImage] = []
+        held: list[HeldImage] = []
         for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
-            if judged["blocked"]:
+            if judged["verdict"] == "REVIEW" or (lease.hold is not None and not judged["blocked"]):
+                data = encode_picture(pixels, lease.input["output_format"], None)
+                held.append(
+                    await hold_picture(
+                        self._blobs, lease, request, index, data, judged, lease.hold or ()
+                    )
+                )
+            elif judged["blocked"]:
                 blocked.append(
                     BlockedImage(index, judged["categories"], judged["id"], judged["policy"])
                 )
@@ -217,6 +227,7 @@ class Painter:
             metrics={"gpu_seconds": round(spent, 4)},
             usage=openai_usage(tokens, [request.size] * request.n),
             decisions=decisions,
+            held=held,
         )
 
     async def _judged(self, pixels: Pixels, scope: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def described(job: JobRecord) -> dict[str, Any]:
                 for image in blocked
             ]
         }
+    held = (job.moderation or {}).get("held")
+    if held:
+        body.setdefault("moderation", {})["held"] = held
     return body
 
 

@@ -1,4 +1,4 @@
-"""The picture of a reported case, for its reviewer: blurred, or as it is and on record."""
+"""The picture of a case, for its reviewer: blurred, or as it is and on record."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from starlette.responses import Response
 from calotype.moderation.pictures import blur, decode_picture
 from calotype.serving.api.auth import allowed
 from calotype.serving.api.gateway import gateway_of
+from calotype.serving.api.held_pictures import open_held
 from calotype.serving.errors import Conflict, NotFound
-from calotype.serving.jobs.records import KeyRecord
+from calotype.serving.jobs.held import HeldRecord
+from calotype.serving.jobs.records import AssetRecord, KeyRecord
 
 router = APIRouter(tags=["moderation"])
 
@@ -31,28 +33,34 @@ async def case_picture(
     key: Annotated[KeyRecord, Depends(allowed("moderation"))],
     reveal: bool = False,
 ) -> Response:
-    """The reported picture: a small blurred PNG. ``reveal`` gives the file to whoever has taken
+    """The picture of the case: a small blurred PNG. ``reveal`` gives the file to whoever has taken
     the case, and writes it down first."""
     gateway = gateway_of(request)
     store = gateway.store
     case = await asyncio.to_thread(store.get_case, case_id)
-    asset = await asyncio.to_thread(store.get_asset, case.subject)
+    held = await asyncio.to_thread(store.get_held, case.subject)
+    asset: AssetRecord | HeldRecord | None = held
+    if asset is None:
+        asset = await asyncio.to_thread(store.get_asset, case.subject)
     if asset is None:
         raise NotFound(
             f"The case '{case.id}' has no picture: it is about a prompt, or the picture is gone."
         )
     if reveal:
-        held = case.held_by == key.id and (case.held_until or 0.0) > store.clock.time()
-        if not held:
+        mine = case.held_by == key.id and (case.held_until or 0.0) > store.clock.time()
+        if not mine:
             raise Conflict(
                 f"The case '{case.id}' is not held by {key.id}: take it first. Pictures are only "
                 "shown unblurred to whoever works on their case.",
                 code="case_conflict",
             )
         await asyncio.to_thread(
-            store.record_deed, key.id, "picture.revealed", case.id, {"asset_id": asset.id}
+            store.record_deed, key.id, "picture.revealed", case.id, {"asset_id": case.subject}
         )
-    data = await asyncio.to_thread(gateway.blobs.get, asset.blob_key)
+    if held is not None:
+        data = await asyncio.to_thread(open_held, gateway, held)
+    else:
+        data = await asyncio.to_thread(gateway.blobs.get, asset.blob_key)
     if reveal:
         return _answer(data, asset.content_type)
     return _answer(await asyncio.to_thread(blurred, data), "image/png")

@@ -1,8 +1,9 @@
-"""Appeals and reports: who was refused or harmed asks, a person answers."""
+"""Appeals, reports and held pictures: who was refused or harmed asks, a person answers."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from calotype.serving.api.auth import allowed
 from calotype.serving.api.body import json_body, read_json
 from calotype.serving.api.gateway import gateway_of
+from calotype.serving.api.held_pictures import decide_held
 from calotype.serving.api.pages import list_object, page_size
 from calotype.serving.api.schemas import parse
 from calotype.serving.api.takedowns import take_down_asset
@@ -50,8 +52,11 @@ class ReportBody(CaseBody):
 class DecideBody(CaseBody):
     """A reviewer's answer."""
 
-    verdict: Literal["upheld", "overturned", "dismissed", "taken_down"] = Field(
-        description="upheld or overturned for an appeal, dismissed or taken_down for a report."
+    verdict: Literal["upheld", "overturned", "dismissed", "taken_down", "approved", "rejected"] = (
+        Field(
+            description="upheld or overturned for an appeal, dismissed or taken_down for a report, "
+            "approved or rejected for a picture that is held."
+        )
     )
     note: str = Field("", max_length=4000, description="What the asking team is told.")
 
@@ -113,12 +118,15 @@ async def take_case(request: Request, key: Reviewer) -> Response:
 
 @router.post("/v1/moderation/cases/{case_id}/decide", openapi_extra=json_body(DecideBody))
 async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str, Any]:
-    """Ends a case that this key took; a picture that is taken down is gone at once."""
+    """Ends a case that this key took; what is taken down or rejected is gone at once."""
     gateway = gateway_of(request)
     body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
-    case = await asyncio.to_thread(
-        gateway.store.decide_case, case_id, key.id, body.verdict, body.note
-    )
+    case = await asyncio.to_thread(gateway.store.get_case, case_id)
+    if case.kind == "review":
+        decide = functools.partial(decide_held, gateway, case, key.id)
+    else:
+        decide = functools.partial(gateway.store.decide_case, case_id, key.id)
+    case = await asyncio.to_thread(decide, body.verdict, body.note)
     if case.status == "taken_down":
         asset = await asyncio.to_thread(gateway.store.get_asset, case.subject)
         if asset is not None:

@@ -85,6 +85,7 @@ class Sweeper:
             ("job", store.purge_jobs),
             ("asset", store.expire_assets),
             ("file", store.expire_files),
+            ("held", store.expire_held),
             ("tombstone", lambda: store.forget_jobs(now - memory)),
             ("batch", lambda: store.forget_batches(now - memory)),
         ):

@@ -31,6 +31,7 @@ from calotype.serving.errors import (
 from calotype.serving.jobs.quotas import RateState, rate_state
 from calotype.serving.jobs.recipe import changes, recipe_hash
 from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, TeamRecord, new_id
+from calotype.serving.jobs.sealing import make_seal
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ async def create_or_join(
     estimate = gateway.outlook.estimate(forecast, request)
     try:
         check_deadline(estimate, terms.wanted_seconds)
-        details: dict[str, Any] = {"traceparent": tracing.traceparent()}
+        details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
         used = [adapter.name for adapter in plan.request.adapters]

@@ -11,7 +11,7 @@ from calotype.serving.jobs.records import JobRecord
 from calotype.serving.tracing import trace_id_of
 
 # Of the stored input: not the client's words.
-_HIDDEN = frozenset({"prompt_in_files", "scope", "traceparent"})
+_HIDDEN = frozenset({"prompt_in_files", "scope", "seal", "traceparent"})
 
 
 def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]
         "recipe_hash": job.recipe_hash,
         "output": _output(job, address_of),
         "error": error_object(error_from_payload(job.error)) if job.error else None,
-        "moderation": _moderation(job),
+        "moderation": _moderation(job, address_of),
         "usage": job.usage,
         "metrics": job.metrics,
         "metadata": job.metadata,
@@ -70,12 +70,12 @@ def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] 
     }
 
 
-def _moderation(job: JobRecord) -> dict[str, Any] | None:
+def _moderation(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:
     """What was decided, without scores: those would teach how to get around the policy."""
     if job.moderation is None:
         return None
     stages = {"input": [job.moderation.get("input")], "output": job.moderation.get("output") or []}
-    return {
+    told: dict[str, Any] = {
         stage: [
             {
                 "decision_id": decision.get("id"),
@@ -88,6 +88,15 @@ def _moderation(job: JobRecord) -> dict[str, Any] | None:
         ]
         for stage, decisions in stages.items()
     }
+    if "held" in job.moderation:
+        told["held"] = [_held(entry, address_of) for entry in job.moderation["held"]]
+    return told
+
+
+def _held(entry: dict[str, Any], address_of: Callable[[str], str]) -> dict[str, Any]:
+    """A picture that waits for a person, and its address once it was released."""
+    released = entry["status"] == "released"
+    return entry | ({"url": address_of(entry["asset_id"])} if released else {})
 
 
 def _seconds(moment: float | None) -> int | None:

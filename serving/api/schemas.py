@@ -17,7 +17,11 @@ B = TypeVar("B", bound=BaseModel)
 ALIASES = {"guidance": "guidance_scale", "image_loras": "loras", "scheduler": "sampler"}
 
 EventType = Literal[
-    "image.job.started", "image.job.succeeded", "image.job.failed", "image.job.canceled"
+    "image.job.started",
+    "image.job.succeeded",
+    "image.job.failed",
+    "image.job.canceled",
+    "image.asset.released",
 ]
 _Text = Annotated[str, Field(max_length=512)]
 
@@ -170,7 +174,9 @@ class WebhookBody(Body):
 
     url: str = Field(max_length=2048, description="https address.")
     events: list[EventType] = Field(
-        default_factory=list, max_length=8, description="Default: the three ends of a job."
+        default_factory=list,
+        max_length=8,
+        description="Default: the three ends of a job, and pictures that a person released.",
     )
 
 

@@ -15,6 +15,7 @@ from calotype.serving.commands.service import (
     write_file,
 )
 
+VERDICTS = ("upheld", "overturned", "dismissed", "taken_down", "approved", "rejected")
 as_json = click.option("--json", "plain", is_flag=True, help="Print JSON as the service sends it.")
 reason = click.option("--reason", required=True, help="For the people who decide.")
 
@@ -112,12 +113,13 @@ def picture(desk: Reviewer, case_id: str, output: pathlib.Path, reveal: bool) ->
 
 @review.command()
 @click.argument("case_id")
-@click.argument("verdict", type=click.Choice(["upheld", "overturned", "dismissed", "taken_down"]))
+@click.argument("verdict", type=click.Choice(VERDICTS))
 @click.option("--note", default="", help="What the asking team is told.")
 @as_json
 @click.pass_obj
 def decide(desk: Reviewer, case_id: str, verdict: str, note: str, plain: bool) -> None:
-    """End a case that you took: upheld or overturned an appeal, dismissed or taken_down a report.
+    """End a case that you took: upheld or overturned an appeal, dismissed or taken_down a report,
+    approved or rejected a picture that is held.
 
     What is taken down is gone at once, every copy of it, and will not be drawn again.
     """

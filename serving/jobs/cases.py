@@ -1,4 +1,4 @@
-"""Cases for people: appeals against refusals and reports of misuse, with a queue and a lease.
+"""Cases for people: appeals, reports of misuse, held pictures, with a queue and a lease.
 
 A case is open, held by one reviewer for a while, and then decided once. A reviewer who goes away
 loses the case to the next one.
@@ -6,10 +6,11 @@ loses the case to the next one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, and_, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, insert, or_, select, update
 
 from calotype.serving.errors import Conflict, NotFound
 from calotype.serving.jobs.database import reading, writing
@@ -17,8 +18,11 @@ from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.tables import cases
 from calotype.serving.protocols import Clock
 
-KINDS = ("appeal", "report")
-VERDICTS = {"appeal": ("upheld", "overturned"), "report": ("dismissed", "taken_down")}
+VERDICTS = {
+    "appeal": ("upheld", "overturned"),
+    "report": ("dismissed", "taken_down"),
+    "review": ("approved", "rejected"),
+}
 """How a case of a kind may end."""
 HOLD_SECONDS = 1800.0
 
@@ -31,7 +35,7 @@ class CaseRecord:
     kind: str
     team_id: str
     subject: str
-    """The decision that is appealed against, or the asset that is reported."""
+    """The decision that is appealed against, the asset that is reported, or that waits for it."""
     reason: str
     status: str
     created: float
@@ -111,8 +115,18 @@ class Cases:
                     break
         return self.get_case(first)
 
-    def decide_case(self, case_id: str, reviewer: str, verdict: str, note: str) -> CaseRecord:
+    def decide_case(
+        self,
+        case_id: str,
+        reviewer: str,
+        verdict: str,
+        note: str,
+        and_then: Callable[[Connection], None] | None = None,
+    ) -> CaseRecord:
         """Ends a case that ``reviewer`` holds.
+
+        Args:
+            and_then: what follows from it, in the same transaction.
 
         Raises:
             NotFound: there is no such case.
@@ -137,6 +151,8 @@ class Cases:
             done = connection.execute(
                 update(cases).where(mine).values(status=verdict, note=note, decided=now)
             )
+            if done.rowcount and and_then is not None:
+                and_then(connection)
         if not done.rowcount:
             case = self.get_case(case_id)
             if case.status != "open":

@@ -30,6 +30,7 @@ EVENT_TYPES = (
     "image.job.succeeded",
     "image.job.failed",
     "image.job.canceled",
+    "image.asset.released",
 )
 TEST_EVENT = "webhook.test"
 TERMINAL_EVENTS = EVENT_TYPES[1:]
@@ -37,10 +38,10 @@ ROTATION_SECONDS = 24 * 3600.0
 """After a rotation both secrets sign for so long."""
 
 
-def announce(connection: Connection, job: JobRecord, now: float) -> None:
-    """Notes that whoever wants to know must be told of the job's new state."""
+def announce(connection: Connection, job: JobRecord, now: float, event: str = "") -> None:
+    """Notes that whoever wants to know must be told of the job's new state, or of ``event``."""
     state = "started" if job.status == "running" else job.status
-    event = f"image.job.{state}"
+    event = event or f"image.job.{state}"
     wanted: list[tuple[str | None, str]] = []
     if job.webhook is not None and event in (job.webhook.get("events") or TERMINAL_EVENTS):
         wanted.append((None, str(job.webhook["url"])))

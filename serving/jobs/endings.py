@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.errors import Cancelled, DeadlineExceeded, EngineError
+from calotype.serving.jobs.held import HeldRecord
 from calotype.serving.jobs.lifecycle import Status
-from calotype.serving.jobs.records import AssetRecord, JobRecord
-from calotype.serving.jobs.result import BlockedImage, GenerationResult, blocked_error
+from calotype.serving.jobs.records import AssetRecord, JobRecord, new_id
+from calotype.serving.jobs.result import BlockedImage, GenerationResult, blocked_error, held_error
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.request import ImageSize
 
@@ -25,6 +26,7 @@ class Ending:
     usage: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
     stored: Sequence[AssetRecord] = ()
+    held: Sequence[HeldRecord] = ()
 
     def write(self, store: JobStore, job_id: str) -> JobRecord | None:
         """Ends the job; None when it is over already or the lease is another's."""
@@ -38,6 +40,7 @@ class Ending:
             usage=self.usage,
             metrics=self.metrics,
             stored=self.stored,
+            held=self.held,
         )
 
 
@@ -62,14 +65,15 @@ def poison_ending(job: JobRecord) -> Ending:
 
 def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
     """At least one picture may be seen."""
-    now = job.started or job.created
+    now, held = job.started or job.created, _held(job, result)
     return Ending(
         "succeeded",
         output={
             "images": result.to_payload()["images"],
             "blocked": result.to_payload()["blocked"],
         },
-        moderation=_moderation(job, result),
+        moderation=_moderation(job, result, held),
+        held=held,
         usage=result.usage,
         metrics=_metrics(job, result),
         stored=[
@@ -92,7 +96,18 @@ def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
 
 
 def blocked_ending(job: JobRecord, result: GenerationResult) -> Ending:
-    """The safety stage refused every picture."""
+    """The safety stage refused every picture, or holds them for a person."""
+    held = _held(job, result)
+    if held:
+        moderation = _moderation(job, result, held)
+        waiting = held_error(moderation["held"], str(job.input.get("request_id", job.id)))
+        return Ending(
+            "failed",
+            error=waiting.to_payload(),
+            moderation=moderation,
+            metrics=_metrics(job, result),
+            held=held,
+        )
     first = result.blocked[0] if result.blocked else BlockedImage(0, [])
     error = blocked_error(
         "output",
@@ -109,9 +124,47 @@ def blocked_ending(job: JobRecord, result: GenerationResult) -> Ending:
     )
 
 
-def _moderation(job: JobRecord, result: GenerationResult) -> dict[str, Any]:
-    again = {} if result.prompt_decision is None else {"input": result.prompt_decision}
-    return {**(job.moderation or {}), **again, "output": result.decisions}
+def _moderation(
+    job: JobRecord, result: GenerationResult, held: Sequence[HeldRecord] = ()
+) -> dict[str, Any]:
+    found = {**(job.moderation or {}), "output": result.decisions}
+    if result.prompt_decision is not None:
+        found["input"] = result.prompt_decision
+    if held:
+        found["held"] = [
+            {
+                "index": picture.position,
+                "case_id": picture.case_id,
+                "asset_id": picture.asset_id,
+                "categories": image.categories,
+                "status": "held",
+            }
+            for picture, image in zip(held, result.held, strict=True)
+        ]
+    return found
+
+
+def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
+    """The pictures that wait for a person; `store.finish_job` says since when."""
+    return [
+        HeldRecord(
+            asset_id=image.asset_id,
+            case_id=new_id("case"),
+            job_id=job.id,
+            team_id=job.team_id,
+            position=image.index,
+            blob_key=image.blob_key,
+            seal=str(job.input["seal"]),
+            content_type=image.content_type,
+            width=image.width,
+            height=image.height,
+            seed=image.seed,
+            sha256=image.sha256,
+            created=0.0,
+            expires=0.0,
+        )
+        for image in result.held
+    ]
 
 
 def _metrics(job: JobRecord, result: GenerationResult) -> dict[str, Any]:

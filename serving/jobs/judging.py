@@ -90,6 +90,7 @@ def refusal(stage: str, decision: Mapping[str, Any], request_id: str) -> Content
         request_id,
         decision_id=decision.get("id"),
         policy=decision.get("policy"),
+        own_words=decision.get("message"),
     )
 
 
@@ -102,6 +103,13 @@ def judged_text(request: Mapping[str, Any]) -> str:
 def version_of(decision: Mapping[str, Any]) -> Sequence[Any]:
     """What a decision was made by: the policy's digest, and the preset that the caller got."""
     return [decision.get("policy_sha256"), decision.get("preset")]
+
+
+def held_categories(decision: Mapping[str, Any]) -> Sequence[str] | None:
+    """For what a decision makes a person look first; None = it does not."""
+    if decision.get("verdict") != "REVIEW" or is_unavailable(decision):
+        return None
+    return [str(name) for name in decision.get("categories", [])]
 
 
 async def judge_job(
@@ -120,5 +128,7 @@ async def judge_job(
             )
     except CalotypeError as error:
         return before, error
+    if "seal" in job.input and held_categories(decision) is not None:
+        return before | {"input": decision}, None  # it is drawn, and its pictures are held
     blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))
     return before | {"input": decision}, blocked

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calotype.serving.jobs.judging import version_of
+from calotype.serving.jobs.judging import held_categories, version_of
 from calotype.serving.jobs.recipe import picture_recipe
 from calotype.serving.jobs.records import Checkpoint, JobRecord
 
@@ -34,6 +34,8 @@ class Lease:
     """``{"step", "blob_key"}`` of what another replica left; None = from the beginning."""
     version: Sequence[Any] | None = None
     """What its prompt was judged by (`judging.version_of`)."""
+    hold: Sequence[str] | None = None
+    """The categories for which its prompt makes every picture wait for a person; None = none."""
 
     @classmethod
     def of(cls, job: JobRecord, expires: float, checkpoint: Checkpoint | None = None) -> Lease:
@@ -44,7 +46,7 @@ class Lease:
             left = {"step": checkpoint.step, "blob_key": checkpoint.blob_key}
         return cls(
             *(job.id, job.fence, job.request, job.input, job.team_id, expires, job.recipe),
-            *(left, version),
+            *(left, version, None if judged is None else held_categories(judged)),
         )
 
     def stamp_for(self, index: int) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from calotype.moderation.refusals import told
 from calotype.serving.errors import ContentBlocked
 from calotype.serving.request import ImageSize
 
@@ -46,6 +47,24 @@ class BlockedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldImage:
+    """A drawn picture that waits for a person; its file is sealed."""
+
+    asset_id: str
+    blob_key: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    sha256: str
+    """Of the file itself."""
+    categories: list[str]
+    decision_id: str | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     images: list[ImageResult]
     blocked: list[BlockedImage] = field(default_factory=list)
@@ -57,6 +76,7 @@ class GenerationResult:
     """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
     prompt_decision: dict[str, Any] | None = None
     """The prompt's, where the policy changed meanwhile and it was judged again."""
+    held: list[HeldImage] = field(default_factory=list)
 
     @property
     def drawing_seconds(self) -> float:
@@ -76,6 +96,7 @@ class GenerationResult:
             usage=dict(payload.get("usage", {})),
             decisions=list(payload.get("decisions", [])),
             prompt_decision=payload.get("prompt_decision"),
+            held=[HeldImage(**image) for image in payload.get("held", [])],
         )
 
 
@@ -99,6 +120,25 @@ APPEALS = "/v1/moderation/appeals"
 """Where a refusal is appealed against, on the gateway that answered."""
 
 
+def held_error(held: Sequence[Mapping[str, Any]], request_id: str) -> ContentBlocked:
+    """Every picture that could be shown waits for a person.
+
+    Args:
+        held: as of a job's moderation: ``index``, ``case_id``, ``asset_id``, ``categories``.
+    """
+    names = sorted({str(name) for entry in held for name in entry["categories"]})
+    return ContentBlocked(
+        "Your request was held by the safety system: a person looks at the pictures before "
+        "anybody sees them, and those that are approved appear as the assets named in "
+        f"error.moderation.held. Request ID {request_id}. safety_violations=[{','.join(names)}].",
+        code="held_for_review",
+        details={
+            "moderation_details": {"moderation_stage": "output", "categories": names},
+            "moderation": {"held": [dict(entry) for entry in held]},
+        },
+    )
+
+
 def blocked_error(
     stage: str,
     categories: Sequence[str],
@@ -106,10 +146,15 @@ def blocked_error(
     *,
     decision_id: str | None = None,
     policy: str | None = None,
+    own_words: str | None = None,
 ) -> ContentBlocked:
     """The refusal of api.md section 3; ``stage`` is ``input`` or ``output``.
 
-    LiteLLM recognises the first sentence, so its wording is part of the interface.
+    LiteLLM recognises the first sentence, so its wording is part of the interface. The sentence for
+    people is ``moderation.user_message``, which the gateway says in the caller's language.
+
+    Args:
+        own_words: what the policy's owner tells people, if anything.
     """
     names = sorted(set(categories))
     return ContentBlocked(
@@ -122,6 +167,7 @@ def blocked_error(
                 "decision_id": decision_id,
                 "policy": policy,
                 "appeal_url": APPEALS if decision_id else None,
+                "user_message": told(names, own_words),
             },
         },
     )

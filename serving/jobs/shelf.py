@@ -14,11 +14,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from calotype.serving.errors import InvalidRequest, NotFound
 from calotype.serving.jobs.database import reading, writing
+from calotype.serving.jobs.held_table import held_pictures
 from calotype.serving.jobs.records import AssetRecord, FileRecord
 from calotype.serving.jobs.tables import assets, blob_garbage, checkpoints, files, previews
 from calotype.serving.protocols import Clock
 
-_REFERRING = (assets, files, checkpoints, previews)
+_REFERRING = (assets, files, checkpoints, previews, held_pictures)
 _PAGE = 200
 JOB_INPUT = "job_input"
 """Purpose of a file that came with a request; it is not listed."""

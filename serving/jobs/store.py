@@ -15,12 +15,12 @@ from sqlalchemy.exc import IntegrityError
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.jobs.accounts import Accounts
 from calotype.serving.jobs.batches import Batches
-from calotype.serving.jobs.cases import Cases
 from calotype.serving.jobs.database import create_database_engine, reading, writing
 from calotype.serving.jobs.deliveries import Deliveries, announce
 from calotype.serving.jobs.expiry import Expiry
 from calotype.serving.jobs.forecast import Forecasts
 from calotype.serving.jobs.handover import HandOver, clear_hand_over
+from calotype.serving.jobs.held import HeldPictures, HeldRecord, add_held, held_reasons
 from calotype.serving.jobs.ledger import Ledger, record_usage, used_seconds
 from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.people_log import PeopleLog
@@ -41,7 +41,7 @@ class JobStore(
     Ledger,
     Deliveries,
     Batches,
-    Cases,
+    HeldPictures,
     PeopleLog,
     Takedowns,
     Expiry,
@@ -260,10 +260,12 @@ class JobStore(
         usage: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
         stored: Sequence[AssetRecord] = (),
+        held: Sequence[HeldRecord] = (),
     ) -> JobRecord | None:
         """Ends the job in one transaction; None when it was over before.
 
-        With it: its assets, its team's quota and usage, and the webhooks that tell of it.
+        With it: its assets, pictures that wait for a person, its team's quota and usage, and the
+        webhooks that tell of it.
 
         With a ``fence`` only the holder of that lease may end it.
         """
@@ -290,6 +292,7 @@ class JobStore(
                     )
                 )
             hold(connection, [asset.blob_key for asset in stored])
+            add_held(connection, held, held_reasons(moderation), values["completed"])
             job = _one(connection, job_id)
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from calotype.serving.jobs.tables import metadata
+from calotype.serving.jobs.held_table import metadata
 
 
 def run() -> None:

@@ -1,0 +1,178 @@
+"""Policies of the model and of a team through the running service, also switched under load."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from calotype.moderation.audit import verify
+
+pytestmark = pytest.mark.slow
+
+JOBS = 40
+AT_ONCE = 4
+
+
+def manifest(kind: str, name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "calotype.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def house(version: int) -> dict[str, Any]:
+    """Version 2 makes no lighthouses any more."""
+    terms = [{"category": "ip_character", "terms": ["captain calotype"], "action": "flag"}]
+    if version > 1:
+        terms.append({"category": "ip_character", "terms": ["lighthouse"], "action": "block"})
+    return manifest(
+        "ModerationPolicy", "house", version=version, extends="default",
+        categories={"shocking": {"text": {"flag": 0.7}}}, terms=terms,
+        presets={"strict": {"tolerances": [0, 1],
+                            "categories": {"violence": {"text": {"block": 0.0}}}}},
+    )  # fmt: skip
+
+
+MODEL = manifest(
+    "ImageModel", "house-style", source={"builtIn": {"name": "shapes"}}, precision="float32",
+    defaults={"steps": 4, "guidanceScale": 2.5, "size": "64x64"},
+    moderationPolicyRef={"name": "house"},
+)  # fmt: skip
+KIDS = manifest(
+    "ModerationPolicy", "kids", version=1, extends="default", categories={"violence": {}},
+    terms=[{"category": "ip_character", "terms": ["captain calotype", "lighthouse"]}],
+)  # fmt: skip
+TEAM = manifest("Team", "kids", moderationPolicyRef={"name": "kids"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    found = tmp_path_factory.mktemp("policies")
+    for name, document in (("model", MODEL), ("house", house(1)), ("kids", KIDS), ("team", TEAM)):
+        (found / f"{name}.yaml").write_text(yaml.safe_dump(document))
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(
+    folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Any]:
+    start = request.getfixturevalue("start")
+    with start(tmp_path_factory.mktemp("judged"), "-f", str(folder)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def kids(running: Any) -> Iterator[httpx.Client]:
+    """The API as the team with a policy of its own."""
+    made = subprocess.run(
+        [sys.executable, "-m", "calotype.serving", "keys", "create", "--team", "kids",
+         "--data-dir", str(running.data_dir)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (key,) = [word for word in made.stdout.split() if word.startswith("ct_live_")]
+    headers = {"authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=running.url, headers=headers, timeout=240) as client:
+        yield client
+
+
+def drawn(client: httpx.Client, prompt: str, **more: Any) -> dict[str, Any]:
+    """The job of a prompt, over."""
+    answer = client.post(
+        "/v1/jobs", json={"input": {"prompt": prompt, **more}}, headers={"prefer": "wait=60"}
+    )
+    assert answer.status_code in (200, 202), answer.text
+    job: dict[str, Any] = answer.json()
+    while job["status"] in ("queued", "running"):
+        job = client.get(f"/v1/jobs/{job['id']}").json()
+    return job
+
+
+def policies_of(job: dict[str, Any]) -> set[str]:
+    """Every policy that a decision of a job names."""
+    return {decision["policy"] for stage in job["moderation"].values() for decision in stage} | (
+        {job["error"]["moderation"]["policy"]} if job["error"] else set()
+    )
+
+
+def test_a_team_is_judged_by_the_strictest_of_its_policy_and_the_models(
+    running: Any, kids: httpx.Client
+) -> None:
+    prompt = "captain calotype on a blue background"
+    with running.http() as anybody:
+        job = drawn(anybody, prompt)
+    assert job["status"] == "succeeded" and policies_of(job) == {"house@1"}
+    refused = drawn(kids, prompt)
+    assert refused["status"] == "failed"
+    assert refused["error"]["code"] == "moderation_blocked"
+    assert policies_of(refused) == {"kids@1"}
+    assert policies_of(drawn(kids, "a red circle")) == {"kids@1"}
+    judged = kids.post("/v1/moderations", json={"input": prompt}).json()["results"][0]
+    assert judged["flagged"]
+
+
+def test_a_level_is_judged_by_and_what_is_not_granted_is_said(running: Any) -> None:
+    prompt = "a red circle"
+    with running.http() as client:
+        strict = drawn(client, prompt, safety_tolerance=1)
+        low = drawn(client, prompt, moderation="low")
+        body = client.post(
+            "/v1/images/generations", json={"prompt": prompt, "safety_tolerance": 6}
+        ).json()
+    assert strict["error"]["code"] == "moderation_blocked"
+    assert low["status"] == "succeeded" and low["input"]["moderation"] == "low"
+    assert "safety_tolerance 6 is not granted by the policy house@1" in body["warnings"][0]
+
+
+def test_two_versions_under_load(running: Any, kids: httpx.Client, folder: pathlib.Path) -> None:
+    """Every request is answered, by one version; after the switch by the new one."""
+    half, jobs = threading.Event(), []
+
+    def one(number: int) -> dict[str, Any]:
+        with running.http() as client:
+            found = drawn(client, f"a red circle, number {number}", n=1 + number % 2)
+        jobs.append(found)
+        if len(jobs) >= JOBS // 4:
+            half.set()
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = [pool.submit(one, number) for number in range(JOBS)]
+        assert half.wait(240)
+        (folder / "house.yaml").write_text(yaml.safe_dump(house(2)))
+        answered = [job.result() for job in asked]
+
+    def switched() -> bool:
+        with running.http() as client:
+            return drawn(client, "a lighthouse")["status"] == "failed"
+
+    running.wait_for(switched, "the new version judges")
+    assert policies_of(drawn(kids, "a lighthouse")) == {"kids@1"}
+    with running.http() as client:
+        after = [drawn(client, f"a blue star, number {number}") for number in range(4)]
+    assert {job["status"] for job in [*answered, *after]} == {"succeeded"}
+    assert all(len(policies_of(job)) == 1 for job in answered)
+    named = [next(iter(policies_of(job))) for job in answered]
+    assert set(named) <= {"house@1", "house@2"} and "house@1" in named
+    assert [policies_of(job) for job in after] == [{"house@2"}] * 4
+    digests: dict[str, set[str]] = {}
+    for log in (running.data_dir / "audit").glob("audit-*.jsonl"):
+        assert verify(log) > JOBS
+        for line in log.read_text().splitlines():
+            decision = json.loads(line)["decision"]
+            digests.setdefault(decision["policy"], set()).add(decision["policy_sha256"])
+    assert {name: len(found) for name, found in digests.items()} == {
+        "house@1": 1, "house@2": 1, "kids@1": 1,
+    }  # fmt: skip
