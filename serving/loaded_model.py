@@ -50,14 +50,14 @@ class LoadedModel:
             self.group.close()
 
     def state(self) -> dict[str, Any]:
-        """JSON: how it draws."""
+        """JSON, with the names of the wire: how it draws."""
         components = self.engine.components
         return {
             "device": str(components.device),
             "precision": components.precision,
-            "devices_per_picture": self.engine.devices,
+            "devicesPerPicture": self.engine.devices,
             "compiled": self.compiled,
-            "rows_per_step": self.rows,
+            "rowsPerStep": self.rows,
             "profiled": self.profiled,
         }
 

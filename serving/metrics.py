@@ -38,7 +38,16 @@ IMAGES = Counter(
     "calotype_images", "Pictures handed to clients that waited.", ["model"], registry=REGISTRY
 )
 GPU_SECONDS = Counter(
-    "calotype_gpu_seconds", "Measured device time of these pictures.", ["model"], registry=REGISTRY
+    "calotype_gpu_seconds",
+    "Measured device time of these pictures, of all devices.",
+    ["model"],
+    registry=REGISTRY,
+)
+PASSES_SKIPPED = Counter(
+    "calotype_passes_skipped",
+    "Denoiser passes of these pictures that a step cache left out.",
+    ["model"],
+    registry=REGISTRY,
 )
 BLOCKED = Counter(
     "calotype_moderation_blocked",

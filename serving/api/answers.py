@@ -126,7 +126,10 @@ def _count_success(job: JobRecord) -> None:
     output = job.output or {}
     metrics.IMAGES.labels(job.model).inc(len(output.get("images", [])))
     metrics.BLOCKED.labels(job.model, "output").inc(len(output.get("blocked", [])))
-    metrics.GPU_SECONDS.labels(job.model).inc(float((job.metrics or {}).get("gpu_seconds", 0)))
+    measured = job.metrics or {}
+    metrics.GPU_SECONDS.labels(job.model).inc(float(measured.get("gpu_seconds", 0)))
+    if skipped := measured.get("passes_skipped"):
+        metrics.PASSES_SKIPPED.labels(job.model).inc(skipped)
 
 
 def _count_refusal(job: JobRecord) -> None:

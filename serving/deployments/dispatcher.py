@@ -161,5 +161,6 @@ def _replica_state(state: Mapping[str, Any]) -> dict[str, Any]:
         "ready": state["ready"],
         "message": state["message"],
         "configHash": state["config_hash"],
+        "engine": state["engine"],
         "adapters": state["load_states"],
     }

@@ -27,7 +27,7 @@ from calotype.serving.engine.schedule import Schedule, build_schedule
 from calotype.serving.engine.scheduler import Bucket
 from calotype.serving.engine.step_cache import StepCache
 from calotype.serving.engine.text_encoder import PromptEmbeds
-from calotype.serving.errors import InvalidRequest, NotFound
+from calotype.serving.errors import AdapterLoadFailed, InvalidRequest, NotFound
 from calotype.serving.request import MAX_SEED, GenerationRequest
 
 if TYPE_CHECKING:
@@ -126,7 +126,10 @@ class Admission:
         """
         refs = [ref for ref in state.request.adapters if ref.scale != 0.0]
         for ref in refs:
-            adapter = self._adapters.acquire(ref.name)
+            try:
+                adapter = self._adapters.acquire(ref.name)
+            except AdapterLoadFailed as error:
+                raise _told(ref.name, error) from error
             if adapter is None:
                 self.release(state)
                 return False
@@ -187,6 +190,12 @@ class Admission:
                 param="prompt",
             )
         return embeds.to(self._components.device, self._components.dtype)
+
+
+def _told(name: str, error: AdapterLoadFailed) -> AdapterLoadFailed:
+    """The error as whoever asked may see it: without the path of the file."""
+    reason = error.message.replace(error.param or error.message, "its file")
+    return AdapterLoadFailed(f"The adapter {name!r} cannot be used: {reason}", param="loras")
 
 
 def _row(

@@ -58,7 +58,7 @@ class House:
         self.backend._replica.configure(image_model(model, acceleration), [])
 
     def devices(self) -> int:
-        return int((self.state()["engine"] or {}).get("devices_per_picture", 0))
+        return int((self.state()["engine"] or {}).get("devicesPerPicture", 0))
 
     async def until(self, holds: Callable[[], bool]) -> None:
         for _ in range(2400):
@@ -141,9 +141,9 @@ def plain(tiny: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             assert house.state()["engine"] == {
                 "device": "cpu",
                 "precision": "float32",
-                "devices_per_picture": 1,
+                "devicesPerPicture": 1,
                 "compiled": False,
-                "rows_per_step": 8,
+                "rowsPerStep": 8,
                 "profiled": False,
             }
             return await house.draw()
@@ -158,6 +158,8 @@ async def test_a_step_cache_is_told_in_answer_and_recipe_and_repeats(
         reused, whole = await house.draw(), await house.draw(step_cache=0)
         again = await house.draw_recipe(reused)
         as_before = await house.draw_recipe(plain)
+        exposed = (await house.client.get("/metrics")).text
+    assert 'calotype_passes_skipped_total{model="tiny"}' in exposed
     assert 0 < reused["metrics"]["passes_skipped"] < reused["metrics"]["passes"] == 12
     assert "passes_skipped" not in whole["metrics"]
     assert reused["recipe"]["step_cache"] == 0.9 and "step_cache" not in whole["recipe"]
@@ -174,7 +176,7 @@ async def test_two_devices_draw_the_same_picture(
     tiny: pathlib.Path, tmp_path: pathlib.Path, plain: dict[str, Any]
 ) -> None:
     async with living(tmp_path, tiny, {"devices_per_picture": 2}) as house:
-        assert house.state()["engine"]["devices_per_picture"] == 2
+        assert house.state()["engine"]["devicesPerPicture"] == 2
         shared = await house.draw()
         refused = await house.client.post(
             "/v1/images/generations", json={"prompt": "a dog", "size": "64x64", "step_cache": 0.1}
@@ -228,7 +230,7 @@ async def test_a_profile_of_the_machine_says_how_many_share_a_step(
     file.write_text(json.dumps(measured))
     async with living(tmp_path / "service", tiny, {}) as house:
         assert house.state()["engine"]["profiled"] is True
-        assert house.state()["engine"]["rows_per_step"] == 16
+        assert house.state()["engine"]["rowsPerStep"] == 16
         answers = await asyncio.gather(*(house.draw(seed=i, n=4, steps=4) for i in range(5)))
     assert all(len(answer["data"]) == 4 for answer in answers)
 
