@@ -24,6 +24,7 @@ from calotype.serving.config import ImageModel, LoRAAdapter, load_manifests, wit
 from calotype.serving.deployments.dispatcher import DispatcherDeployment
 from calotype.serving.deployments.gateway import GatewayDeployment
 from calotype.serving.deployments.generator import GeneratorDeployment
+from calotype.serving.deployments.gpu_shares import NO_GPUS, GpuShares
 from calotype.serving.deployments.moderator import ModeratorDeployment
 from calotype.serving.deployments.policies import moderation_of
 from calotype.serving.deployments.text_encoder import TextEncoderDeployment
@@ -68,7 +69,7 @@ def build_app(arguments: dict[str, Any]) -> Application:
     generator = build_model_app(
         *(model, adapters, moderation_of(model, found), data_dir),
         threads=options.threads,
-        gpus=options.gpus,
+        gpus=GpuShares(options.gpus, options.gpus),
     )
     config = user_config(model, adapters)["Generator"]
     ingress = serve.deployment(serve.ingress()(GatewayDeployment))
@@ -87,14 +88,14 @@ def build_model_app(
     data_dir: pathlib.Path,
     *,
     threads: int = 1,
-    gpus: float = 0,
+    gpus: GpuShares = NO_GPUS,
 ) -> Application:
     """One model's deployments; the generator is the root.
 
     Args:
         moderation: the moderator's ``user_config``; None = it judges by the package's policy.
         threads: torch threads of text encoder and generator.
-        gpus: GPUs of one generator replica and of the text encoder.
+        gpus: of one generator replica and of one of the text encoder.
     """
     places = Places(sqlite_url(data_dir), (data_dir / "assets").as_uri(), data_dir / "audit")
     configs = user_config(model, adapters, moderation)
@@ -125,7 +126,7 @@ def bind_model_app(
     scaling: AutoscalingConfig,
     configs: Mapping[str, dict[str, Any]],
     threads: int,
-    gpus: float,
+    gpus: GpuShares,
 ) -> ModelApp:
     """The deployments of one model.
 
@@ -138,7 +139,7 @@ def bind_model_app(
     where = {DATA_DIR: str(places.audit_folder.parent)}
     runtime = {"env_vars": QUIET_THREADS["env_vars"] | where}
     light = {"num_cpus": 0, "runtime_env": runtime}
-    heavy = {"num_cpus": 0.5, "num_gpus": gpus, "runtime_env": runtime}
+    heavy = {"num_cpus": 0.5, "runtime_env": runtime}
 
     def deployment(cls: type, name: str, **options: Any) -> Any:
         return _lasting(cls).options(
@@ -160,7 +161,10 @@ def bind_model_app(
         ray_actor_options=light,
     ).bind(places.database_url, model, moderator)
     text_encoder = deployment(
-        TextEncoderDeployment, "TextEncoder", max_ongoing_requests=32, ray_actor_options=heavy
+        TextEncoderDeployment,
+        "TextEncoder",
+        max_ongoing_requests=32,
+        ray_actor_options=heavy | {"num_gpus": gpus.encoder},
     ).bind(threads, dispatcher)
     generator = deployment(
         GeneratorDeployment,
@@ -168,7 +172,7 @@ def bind_model_app(
         autoscaling_config=scaling,
         max_ongoing_requests=16,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options=heavy,
+        ray_actor_options=heavy | {"num_gpus": gpus.generator},
     ).bind(places.blob_url, threads, dispatcher, moderator, text_encoder)
     return ModelApp(dispatcher, moderator, generator)
 

@@ -32,6 +32,7 @@ from calotype.serving.deployments.app import (
     Places,
     bind_model_app,
 )
+from calotype.serving.deployments.gpu_shares import GpuShares
 from calotype.serving.deployments.ingress import IngressDeployment
 from calotype.serving.environment import ClusterEnvironment
 from calotype.serving.errors import InvalidRequest
@@ -66,7 +67,8 @@ def build_app(arguments: dict[str, Any]) -> Application:
     scaling = AutoscalingConfig(
         min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
     )
-    parts = bind_model_app(places, options.model, scaling, {}, options.threads, options.gpus)
+    gpus = GpuShares(options.gpus, options.gpus)
+    parts = bind_model_app(places, options.model, scaling, {}, options.threads, gpus)
     ingress = serve.deployment(serve.ingress()(IngressDeployment)).options(
         name="Ingress",
         max_ongoing_requests=2000,

@@ -26,6 +26,7 @@ from calotype.serving.api.settings import GatewaySettings
 from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
+from calotype.serving.deployments.gpu_shares import local_shares
 from calotype.serving.deployments.policies import check_policies, moderation_of
 from calotype.serving.deployments.ray_node import start_ray
 from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
@@ -169,7 +170,11 @@ class Service:
                 moderation_of(model, resources),
                 self._options.data_dir.resolve(),
                 threads=self._options.threads,
-                gpus=_gpus(model.spec.device),
+                gpus=local_shares(
+                    model.spec.device,
+                    model.spec.acceleration.devices_per_picture,
+                    int(ray.cluster_resources().get("GPU", 0)),
+                ),
             )
             name = app_name(model.name)
             await asyncio.to_thread(
@@ -256,12 +261,6 @@ def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:
     noted = {"annotations": {REVISION_ANNOTATION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
     metadata = adapter.metadata.model_copy(update=noted)
     return adapter.model_copy(update={"metadata": metadata})
-
-
-def _gpus(device: str) -> float:
-    if device == "cpu":
-        return 0
-    return 1 if device == "cuda" or ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
 @contextlib.contextmanager
