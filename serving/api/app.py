@@ -41,6 +41,7 @@ from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.middleware import RequestFrame
 from calotype.serving.api.outlook import Outlook
 from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.speech import spoken
 from calotype.serving.api.watching import Watching
 from calotype.serving.errors import CalotypeError, EngineError, InvalidRequest, NotFound
 from calotype.serving.jobs.outbound import OutboundPolicy
@@ -112,7 +113,7 @@ def create_app(
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CalotypeError)
-    return error_response(error)
+    return error_response(spoken(error, request.headers.get("accept-language", "")))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

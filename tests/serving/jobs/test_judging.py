@@ -141,4 +141,5 @@ async def test_a_wholly_blocked_batch_ends_as_blocked(
         "decision_id": "dec_1",
         "policy": "default@1",
         "appeal_url": "/v1/moderation/appeals",
+        "user_message": "Sexual or nude content is not made here.",
     }
