@@ -105,6 +105,13 @@ def version_of(decision: Mapping[str, Any]) -> Sequence[Any]:
     return [decision.get("policy_sha256"), decision.get("preset")]
 
 
+def held_categories(decision: Mapping[str, Any]) -> Sequence[str] | None:
+    """For what a decision makes a person look first; None = it does not."""
+    if decision.get("verdict") != "REVIEW" or is_unavailable(decision):
+        return None
+    return [str(name) for name in decision.get("categories", [])]
+
+
 async def judge_job(
     safety: SafetyStage, job: JobRecord, policy: JudgingPolicy, sleep: Sleep
 ) -> tuple[dict[str, Any], CalotypeError | None]:
@@ -121,5 +128,7 @@ async def judge_job(
             )
     except CalotypeError as error:
         return before, error
+    if "seal" in job.input and held_categories(decision) is not None:
+        return before | {"input": decision}, None  # it is drawn, and its pictures are held
     blocked = refusal("input", decision, str(job.input.get("request_id", job.id)))
     return before | {"input": decision}, blocked

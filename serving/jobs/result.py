@@ -47,6 +47,24 @@ class BlockedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldImage:
+    """A drawn picture that waits for a person; its file is sealed."""
+
+    asset_id: str
+    blob_key: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    sha256: str
+    """Of the file itself."""
+    categories: list[str]
+    decision_id: str | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     images: list[ImageResult]
     blocked: list[BlockedImage] = field(default_factory=list)
@@ -58,6 +76,7 @@ class GenerationResult:
     """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
     prompt_decision: dict[str, Any] | None = None
     """The prompt's, where the policy changed meanwhile and it was judged again."""
+    held: list[HeldImage] = field(default_factory=list)
 
     @property
     def drawing_seconds(self) -> float:
@@ -77,6 +96,7 @@ class GenerationResult:
             usage=dict(payload.get("usage", {})),
             decisions=list(payload.get("decisions", [])),
             prompt_decision=payload.get("prompt_decision"),
+            held=[HeldImage(**image) for image in payload.get("held", [])],
         )
 
 
@@ -98,6 +118,25 @@ def openai_usage(text_tokens: int, sizes: Sequence[ImageSize]) -> dict[str, Any]
 
 APPEALS = "/v1/moderation/appeals"
 """Where a refusal is appealed against, on the gateway that answered."""
+
+
+def held_error(held: Sequence[Mapping[str, Any]], request_id: str) -> ContentBlocked:
+    """Every picture that could be shown waits for a person.
+
+    Args:
+        held: as of a job's moderation: ``index``, ``case_id``, ``asset_id``, ``categories``.
+    """
+    names = sorted({str(name) for entry in held for name in entry["categories"]})
+    return ContentBlocked(
+        "Your request was held by the safety system: a person looks at the pictures before "
+        "anybody sees them, and those that are approved appear as the assets named in "
+        f"error.moderation.held. Request ID {request_id}. safety_violations=[{','.join(names)}].",
+        code="held_for_review",
+        details={
+            "moderation_details": {"moderation_stage": "output", "categories": names},
+            "moderation": {"held": [dict(entry) for entry in held]},
+        },
+    )
 
 
 def blocked_error(
