@@ -2,7 +2,7 @@
 
 What is kept is what cannot be computed again: latents, what samplers remember, where the noise is,
 pictures that are finished. It fits only the same request, model and adapters; then the picture is
-the same to the bit as if it had never stopped, on the same kind of device and in the same company.
+the same to the bit as if it had never stopped, on the same kind of device, in any company.
 """
 
 from __future__ import annotations

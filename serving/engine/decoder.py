@@ -16,10 +16,6 @@ from calotype.serving.engine.latents import TokenGrid, denormalize, unpack, unpa
 if TYPE_CHECKING:
     from calotype.serving.request import Pixels
 
-_ROWS_PIXELS = 512 * 512
-"""Pictures are decoded together up to this many pixels in all: small ones are faster so, large
-ones would only cost memory (about 4 GB for a picture of 1024x1024 in bfloat16)."""
-
 TILE_ABOVE_PIXELS = 2048 * 2048
 """Larger pictures are decoded in tiles, which costs time and faint seams, but bounds memory."""
 
@@ -56,10 +52,6 @@ class Decoder:
         self.vae = vae
         self.pixels_per_token = pixels_per_token(vae)
         self._tile_above = tile_above
-
-    def rows_at_once(self, grid: TokenGrid) -> int:
-        """How many pictures of a size `decode` may be given together."""
-        return max(1, _ROWS_PIXELS // self._pixels(grid))
 
     def decode(self, tokens: torch.Tensor, grid: TokenGrid, *, tiles: bool = False) -> list[Pixels]:
         """Pictures, uint8 [height, width, 3], of packed latents [n, tokens, token_channels].

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from calotype.serving.engine.batch import DenoiseState, Row
 from calotype.serving.engine.decoder import Decoder
 from calotype.serving.engine.input_pictures import InputPictures, merge
@@ -45,66 +43,34 @@ class Delivery:
     def finish(
         self, rows: Sequence[Row], states: Mapping[str, DenoiseState]
     ) -> list[tuple[Row, Exception]]:
-        """Puts the pictures of finished rows of one size into their states.
+        """Puts the pictures of finished rows into their states; returns the rows that failed.
 
-        Returns the rows that failed.
+        They are decoded one by one: convolutions choose their kernel by the size of the batch, and
+        the same picture alone and in company would part in the last bit. From 256x256 pixels on
+        it is also the faster way on a CPU.
         """
         failed: list[tuple[Row, Exception]] = []
-        if rows:
-            grid = states[rows[0].request_id].grid
-            at_once = self._decoder.rows_at_once(grid)
-            for begin in range(0, len(rows), at_once):
-                self._decode(rows[begin : begin + at_once], grid, states, failed)
+        for row in rows:
+            state = states[row.request_id]
+            try:
+                pixels = self._decoded(row, state.grid)
+            except Exception as error:
+                failed.append((row, error))
+            else:
+                state.images[row.index] = _restored(pixels, state.inputs)
         return failed
 
-    def _decode(
-        self,
-        rows: Sequence[Row],
-        grid: TokenGrid,
-        states: Mapping[str, DenoiseState],
-        failed: list[tuple[Row, Exception]],
-    ) -> None:
-        latents = torch.stack([row.latents for row in rows if row.latents is not None])
+    def _decoded(self, row: Row, grid: TokenGrid) -> Pixels:
+        if row.latents is None:
+            raise ValueError("a row that was never started cannot be decoded")
+        latents = row.latents.unsqueeze(0)
         try:
-            pictures = self._decoder.decode(latents, grid)
+            return self._decoder.decode(latents, grid)[0]
         except Exception as error:
-            if len(rows) == 1:
-                pictures = self._in_tiles(rows[0], latents, grid, error, failed)
-                self._keep(rows, pictures, states)
-                return
-            logger.warning("decoding %d pictures failed, trying one by one: %r", len(rows), error)
-            for row in rows:
-                self._decode([row], grid, states, failed)
-            return
-        self._keep(rows, pictures, states)
-
-    def _in_tiles(
-        self,
-        row: Row,
-        latents: torch.Tensor,
-        grid: TokenGrid,
-        error: Exception,
-        failed: list[tuple[Row, Exception]],
-    ) -> list[Pixels]:
-        """The picture of a row that could not be decoded at once; none if tiles do not help."""
-        if is_out_of_memory(error):
+            if not is_out_of_memory(error):
+                raise
             logger.warning("decoding %s in tiles: %r", row.request_id, error)
-            try:
-                return self._decoder.decode(latents, grid, tiles=True)
-            except Exception as again:
-                error = again
-        failed.append((row, error))
-        return []
-
-    def _keep(
-        self,
-        rows: Sequence[Row],
-        pictures: Sequence[Pixels],
-        states: Mapping[str, DenoiseState],
-    ) -> None:
-        for row, pixels in zip(rows, pictures, strict=False):
-            state = states[row.request_id]
-            state.images[row.index] = _restored(pixels, state.inputs)
+            return self._decoder.decode(latents, grid, tiles=True)[0]
 
 
 def _restored(pixels: Pixels, inputs: InputPictures) -> Pixels:

@@ -19,6 +19,7 @@ import torch
 
 from calotype.serving.engine.latents import TokenGrid, image_ids, text_ids
 from calotype.serving.engine.lora_layers import LoraLayers, Stack
+from calotype.serving.engine.row_linear import keep_rows_apart
 from calotype.serving.engine.scheduler import Bucket
 from calotype.serving.engine.step_cache import StepCache, fitting
 
@@ -31,6 +32,8 @@ _LAYOUTS_KEPT = 32
 class Forward:
     """Runs passes of one bucket through the denoiser.
 
+    Each pass comes out the same to the bit alone and in any company (`row_linear`).
+
     Args:
         model: diffusers' Flux2Transformer2DModel.
         lora: what adds adapters; None for a model without.
@@ -42,6 +45,7 @@ class Forward:
     def __init__(
         self, model: Any, lora: LoraLayers | None = None, compiler: str | None = None
     ) -> None:
+        keep_rows_apart(model)
         self._model = model
         self._eager = (list(model.transformer_blocks), list(model.single_transformer_blocks))
         self._lora = lora

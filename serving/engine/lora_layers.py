@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from calotype.serving.engine.lora_file import LoraLayer
+from calotype.serving.engine.row_linear import by_row
 
 _PLANS_KEPT = 64
+_RANKS = 16
 BANK_BYTES = 512 * 1024**2
 """Memory for the joined matrices of adapters that were used together."""
 
@@ -68,6 +71,12 @@ class _Joined:
     up: torch.Tensor
     owner: torch.Tensor
 
+    def down_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.down
+
+    def up_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.up
+
 
 @dataclass(slots=True)
 class _Bank:
@@ -98,6 +107,18 @@ class _Plan:
         if found is None:
             found = self.weights[name] = self.scales.index_select(1, layer.owner)
         return found
+
+
+def _filled(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its factors, with zeros up to a whole number of `_RANKS` ranks.
+
+    Products of fewer columns are summed in another order, so an adapter alone and beside others
+    would part in the last bit. A sum that is longer by zeros is the same.
+    """
+    missing = -len(layer.down) % _RANKS
+    if not missing:
+        return layer.down, layer.up
+    return functional.pad(layer.down, (0, 0, 0, missing)), functional.pad(layer.up, (0, missing))
 
 
 class LoraLayers:
@@ -148,7 +169,9 @@ class LoraLayers:
 
     def _build(self, stacks: Sequence[Stack]) -> _Plan:
         used = {id(adapter): adapter for stack in stacks for adapter, _ in stack}
-        bank = self._bank(tuple(used[key] for key in sorted(used)))
+        # By name and contents: a sum of adapters has the same order in every process.
+        order = sorted(used.values(), key=lambda adapter: (adapter.name, adapter.digest))
+        bank = self._bank(tuple(order))
         places = {id(adapter): place for place, adapter in enumerate(bank.adapters)}
         rows = [i for i, stack in enumerate(stacks) if stack]
         scales = torch.zeros(len(rows), len(places))
@@ -189,8 +212,9 @@ class LoraLayers:
         factors = [adapter.layers or {} for adapter in adapters]
         for name in dict.fromkeys(name for layer in factors for name in layer):
             here = [(i, layer[name]) for i, layer in enumerate(factors) if name in layer]
-            downs, ups = [la.down for _, la in here], [la.up for _, la in here]
-            owner = [i for i, la in here for _ in range(la.down.shape[0])]
+            whole = [_filled(la) for _, la in here]
+            downs, ups = [down for down, _ in whole], [up for _, up in whole]
+            owner = [i for (i, _), down in zip(here, downs, strict=True) for _ in range(len(down))]
             joined = _Joined(
                 # One adapter alone is used as it is, without a copy.
                 (downs[0] if len(here) == 1 else torch.cat(downs)).t(),
@@ -198,7 +222,7 @@ class LoraLayers:
                 torch.tensor(owner).to(downs[0].device, non_blocking=True),
             )
             layers[name] = joined
-            if len(here) > 1:
+            if len(here) > 1 or downs[0] is not here[0][1].down:
                 size += joined.down.nbytes + joined.up.nbytes
             if name not in self._hooks:
                 self._hooks[name] = self._modules[name].register_forward_hook(self._hook(name))
@@ -216,7 +240,8 @@ class LoraLayers:
             weights = plan.weight(name, layer)
             if given.ndim > 2:
                 weights = weights.unsqueeze(1)
-            added = ((given.to(layer.down.dtype) @ layer.down) * weights) @ layer.up
+            small = by_row(layer.down_of, given.to(layer.down.dtype))
+            added = by_row(layer.up_of, small * weights)
             if plan.rows is None:
                 return output + added.to(output.dtype)
             # index_add leaves the rows that have no adapter exactly as they are.

@@ -48,8 +48,14 @@ def fitting(caches: Sequence[StepCache | None], first: torch.Tensor) -> list[boo
     fits = [False] * len(caches)
     if not filled:
         return fits
-    before = torch.stack([c.first for i in filled if (c := caches[i]) and c.first is not None])
-    change = (first[filled] - before).abs().mean((1, 2)) / before.abs().mean((1, 2))
+    # Each pass by itself: the order of a sum over a batch depends on how many are in it.
+    change = torch.stack(
+        [
+            (first[i] - before).abs().mean() / before.abs().mean()
+            for i in filled
+            if (c := caches[i]) and (before := c.first) is not None
+        ]
+    )
     for i, value in zip(filled, change.tolist(), strict=True):
         cache = caches[i]
         fits[i] = cache is not None and value < cache.threshold

@@ -183,18 +183,16 @@ class WatchedEngine(Engine):
             run(rows, bucket, outcome)
 
         self._runner._run = watched  # type: ignore[method-assign]
-        keep = self._delivery._keep
+        decoded = self._delivery._decoded
 
-        def kept(rows: Any, pictures: Any, states: Any) -> None:
-            for row in rows[: len(pictures)]:
-                floats = self._decoder.decode_float(
-                    row.latents.unsqueeze(0), states[row.request_id].grid
-                )
-                self.drawn.floats[row.request_id, row.index] = floats[0]
-                self.drawn.latents[row.request_id, row.index] = row.latents.clone()
-            keep(rows, pictures, states)
+        def kept(row: Any, grid: Any) -> Any:
+            pixels = decoded(row, grid)
+            floats = self._decoder.decode_float(row.latents.unsqueeze(0), grid)
+            self.drawn.floats[row.request_id, row.index] = floats[0]
+            self.drawn.latents[row.request_id, row.index] = row.latents.clone()
+            return pixels
 
-        self._delivery._keep = kept  # type: ignore[method-assign]
+        self._delivery._decoded = kept  # type: ignore[method-assign]
 
     def step(self) -> list[Event]:
         events = super().step()
