@@ -19,7 +19,7 @@ from calotype.moderation.audit import verify
 
 pytestmark = pytest.mark.slow
 
-JOBS = 40
+JOBS = 24
 AT_ONCE = 4
 
 
