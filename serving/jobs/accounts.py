@@ -102,7 +102,7 @@ class Accounts:
         """False when a key of the same digest is there already."""
         values = {name: getattr(key, name) for name in key.__dataclass_fields__}
         try:
-            with writing(self.engine) as connection:
+            with writing(self.engine, durable=True) as connection:
                 connection.execute(api_keys.insert().values(values))
         except IntegrityError:
             return False
@@ -124,7 +124,7 @@ class Accounts:
 
     def revoke_key(self, key_id: str) -> bool:
         """False when there is no such key or it is revoked already."""
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             changed = connection.execute(
                 update(api_keys)
                 .where(api_keys.c.id == key_id, api_keys.c.revoked.is_(None))
@@ -134,7 +134,7 @@ class Accounts:
 
     def expire_key(self, key_id: str, moment: float) -> None:
         """Lets a key end at ``moment``: what a rotation does to the old one."""
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             connection.execute(
                 update(api_keys)
                 .where(api_keys.c.id == key_id, api_keys.c.revoked.is_(None))

@@ -25,7 +25,7 @@ class Batches:
 
     def add_batch(self, batch: BatchRecord, lines: Sequence[BatchLine]) -> None:
         values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             connection.execute(batches.insert().values(values))
             rows = [{n: getattr(line, n) for n in line.__dataclass_fields__} for line in lines]
             if rows:

@@ -2,7 +2,8 @@
 
 SQLite serves several processes here (gateway, dispatcher, command line). Writers start with
 ``BEGIN IMMEDIATE`` so that they queue for the lock instead of failing when a read turns into a
-write, and wait up to `BUSY_SECONDS` for it.
+write, and wait up to `BUSY_SECONDS` for it. What a client was promised is on the disk before it is
+told (`write_ahead`); the rest may be lost in a power cut, and is then done again.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from sqlalchemy.exc import (
 )
 
 from calotype.serving.errors import InvalidRequest, StorageFailed
+from calotype.serving.jobs.write_ahead import WriteAheadLog
 
 BUSY_SECONDS = 10.0
 _TURNS: weakref.WeakKeyDictionary[Engine, threading.Lock] = weakref.WeakKeyDictionary()
 """Writers of one process to one SQLite file take turns. SQLite itself lets those that wait sleep
 and look again, up to a tenth of a second at a time: threads of a busy gateway would starve."""
+_LOGS: weakref.WeakKeyDictionary[Engine, WriteAheadLog] = weakref.WeakKeyDictionary()
 
 
 def sqlite_url(folder: pathlib.Path) -> str:
@@ -55,6 +58,8 @@ def create_database_engine(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise InvalidRequest(f"The database URL cannot be used: {error}.") from None
     _TURNS[engine] = threading.Lock()
+    if parsed.database not in (None, "", ":memory:"):
+        _LOGS[engine] = WriteAheadLog(pathlib.Path(str(parsed.database)))
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -92,10 +97,16 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """One write transaction; any database fault becomes `StorageFailed`."""
+def writing(engine: Engine, *, durable: bool = False) -> Iterator[Connection]:
+    """One write transaction; any database fault becomes `StorageFailed`.
+
+    Args:
+        durable: it survives a power cut once this has returned. PostgreSQL does so by itself.
+    """
     with _faults("written"), _turn(engine), engine.begin() as connection:
         yield connection
+    if durable and (log := _LOGS.get(engine)) is not None:
+        log.flush()
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class Deliveries:
             updated=now,
         )
         values = {field: getattr(endpoint, field) for field in endpoint.__dataclass_fields__}
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             connection.execute(webhook_endpoints.insert().values(values))
         return endpoint
 

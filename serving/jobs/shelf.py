@@ -79,7 +79,7 @@ class Shelf:
 
     def add_file(self, file: FileRecord) -> None:
         values = {name: getattr(file, name) for name in file.__dataclass_fields__}
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             connection.execute(files.insert().values(values))
             hold(connection, [file.blob_key])
 

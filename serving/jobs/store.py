@@ -77,7 +77,7 @@ class JobStore(
         return self.admit_job(new)[0]
 
     def admit_job(self, new: NewJob) -> tuple[JobRecord, RateState | None]:
-        """Inserts a queued job and charges its team, in one transaction.
+        """Inserts a queued job and charges its team, in one transaction that a power cut spares.
 
         Returns:
             The job (or the one of the same ``idempotency``), and the team's rate limit if it has
@@ -96,7 +96,7 @@ class JobStore(
             "created": now,
         }
         try:
-            with writing(self.engine) as connection:
+            with writing(self.engine, durable=True) as connection:
                 rate, day = reserve(connection, new, now)
                 connection.execute(jobs.insert().values(**values, reserved_day=day))
                 return _one(connection, new.id), rate
@@ -262,7 +262,7 @@ class JobStore(
         stored: Sequence[AssetRecord] = (),
         held: Sequence[HeldRecord] = (),
     ) -> JobRecord | None:
-        """Ends the job in one transaction; None when it was over before.
+        """Ends the job in one durable transaction; None when it was over before.
 
         With it: its assets, pictures that wait for a person, its team's quota and usage, and the
         webhooks that tell of it.
@@ -282,7 +282,7 @@ class JobStore(
             "metrics": metrics,
         }
         values |= {name: value for name, value in given.items() if value is not None}
-        with writing(self.engine) as connection:
+        with writing(self.engine, durable=True) as connection:
             if not self._compare_and_set(connection, job_id, status, fence, values):
                 return None
             for asset in stored:
