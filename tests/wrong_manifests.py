@@ -315,6 +315,32 @@ WRONG = [
     ),
     Wrong(
         "ModerationPolicy",
+        "spec.presets.strict.tolerances",
+        [7],
+        "less than or equal to 6",
+    ),
+    Wrong(
+        "ModerationPolicy",
+        "spec.presets.strict.categories.sexual.text.block",
+        1.5,
+        "less than or equal to 1",
+    ),
+    Wrong(
+        "ModerationPolicy",
+        "spec.shadow",
+        [{"classifier": "nudenet", "model": "/models/nudenet"}],
+        "Input should be 'qwen3guard'",
+        'Unsupported value: "nudenet"',
+    ),
+    Wrong(
+        "ModerationPolicy",
+        "spec.shadow",
+        [{"classifier": "falconsai", "model": "/models/falconsai", "sample": 0}],
+        "greater than 0",
+        "should be greater than 0",
+    ),
+    Wrong(
+        "ModerationPolicy",
         "spec.onError",
         "allow",
         "Input should be 'block' or 'review'",

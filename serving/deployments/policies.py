@@ -1,8 +1,8 @@
-"""By which ModerationPolicies a model's requests are judged, where manifests come from files."""
+"""By which ModerationPolicies requests are judged, where manifests come from files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from calotype.moderation.errors import PolicyError
@@ -10,6 +10,8 @@ from calotype.moderation.policy import Policy
 from calotype.moderation.strictness import laxer_at
 from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
 from calotype.serving.errors import InvalidRequest
+from calotype.serving.jobs.keys import declare_team
+from calotype.serving.jobs.store import JobStore
 
 DEFAULT = "default"
 
@@ -50,6 +52,23 @@ def check_policies(manifests: Manifests) -> None:
                     f"{base.name!r}, which the model {model.name} has: {place}. A policy beside "
                     "the model's may only be stricter."
                 )
+
+
+def declare_teams(store: JobStore, before: Sequence[Team], now: Sequence[Team]) -> None:
+    """Makes weights, limits and policies of teams what their manifests say.
+
+    Keys are made by `calotype keys create --team`; a team whose manifest went has no limits left.
+
+    Args:
+        before: those whose manifests were there when this was called last.
+    """
+    for team in before:
+        if all(team.name != other.name for other in now):
+            declare_team(store, {"name": team.name})
+    for team in now:
+        spec = team.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        policy = (spec.get("moderationPolicyRef") or {}).get("name")
+        declare_team(store, {"name": team.name, **spec, "moderationPolicy": policy})
 
 
 def _base(model: ImageModel, manifests: Manifests) -> str | None:

@@ -27,11 +27,11 @@ from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.gpu_shares import local_shares
-from calotype.serving.deployments.policies import check_policies, moderation_of
+from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
 from calotype.serving.deployments.ray_node import start_ray
 from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
 from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import declare_team, ensure_first_key
+from calotype.serving.jobs.keys import ensure_first_key
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.logs import set_up_logs
 from calotype.serving.sources import REVISION_ANNOTATION, adapter_file, model_folder
@@ -188,20 +188,8 @@ class Service:
         for gone in set(self._backend.models) - {model.name for model in resources.models}:
             await asyncio.to_thread(serve.delete, self._backend.models.pop(gone))
         self._catalog.replace(resources.models, resources.adapters)
-        await asyncio.to_thread(self._declare_teams, resources)
-
-    def _declare_teams(self, resources: Manifests) -> None:
-        """What Team manifests say; keys are made by `calotype keys create --team`."""
-        for team in self._resources.teams:
-            if all(team.name != other.name for other in resources.teams):
-                declare_team(self._store, {"name": team.name})
-        for team in resources.teams:
-            spec = team.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-            ref = spec.get("moderationPolicyRef") or {}
-            declare_team(
-                self._store,
-                {"name": team.name, **spec, "moderationPolicy": ref.get("name")},
-            )
+        before = self._resources.teams
+        await asyncio.to_thread(declare_teams, self._store, before, resources.teams)
 
     async def _until_ready(self) -> None:
         while True:

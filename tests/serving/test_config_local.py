@@ -24,8 +24,10 @@ from calotype.serving.config import (
     load_manifests,
 )
 from calotype.serving.config.namespaces import LabelSelector
-from calotype.serving.deployments.policies import check_policies, moderation_of
+from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
 from calotype.serving.errors import InvalidRequest
+from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.jobs.store import JobStore
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MODEL = changed(VALID["ImageModel"], "spec.moderationPolicyRef", REMOVED)
@@ -162,6 +164,22 @@ def test_policies_of_teams_and_adapters_go_along(tmp_path: pathlib.Path) -> None
     elsewhere = changed(team, "spec.models", ["klein"])
     found = load(tmp_path, MODEL, elsewhere, kids, called("default"))
     assert moderation_of(found.models[0], found)["policies"] == {}
+
+
+def test_teams_have_what_their_manifests_say_while_these_are_there(tmp_path: pathlib.Path) -> None:
+    store = JobStore.open(sqlite_url(tmp_path))
+    team = Team.model_validate(named(VALID["Team"], "kids"))
+    declare_teams(store, [], [team])
+    found = store.ensure_team(team.name)
+    assert (found.policy, found.weight, found.requests_per_minute) == ("kids", 2.0, 60)
+    assert found.allowed_models == ["flux-2-dev"]
+    declare_teams(store, [team], [Team.model_validate(VALID["Team"])])
+    assert store.ensure_team(team.name).policy is None
+    declare_teams(store, [team], [])
+    left = store.ensure_team(team.name)
+    assert (left.policy, left.weight, left.requests_per_minute) == (None, 1.0, None)
+    assert left.allowed_models is None
+    store.close()
 
 
 def test_a_laxer_policy_is_refused_with_its_field(tmp_path: pathlib.Path) -> None:

@@ -203,8 +203,10 @@ class PaintingApp:
     async def cancel(self, job_id: str) -> None:
         await self._backend.cancel(job_id)
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Any]) -> list[dict[str, Any]]:
-        return await self._backend.judge(texts, images)
+    async def judge(
+        self, texts: Sequence[str], images: Sequence[Any], scope: Any = None
+    ) -> list[dict[str, Any]]:
+        return await self._backend.judge(texts, images, scope)
 
     async def status(self) -> dict[str, Any]:
         return {

@@ -278,3 +278,28 @@ def test_a_team_draws_with_its_models_only_and_within_its_quotas(house: House) -
         lambda: house.generate("ct_live_shoes", deadline_seconds=0.2).status_code == 504,
         "every model is allowed again",
     )
+
+
+def test_a_teams_policy_reaches_the_model_app_and_a_refused_team_draws_nothing(
+    house: House,
+) -> None:
+    judged = team("shoes", "ct_live_shoes", moderationPolicy="kids")
+    house.configure(house.document(teams=[judged]))
+    house.wait_for(lambda: house.get("/v1/models", "ct_live_shoes").status_code == 200, "known")
+    with house.model_app() as backend:
+        scopes = backend.safety.scopes  # type: ignore[attr-defined]
+        assert house.generate("ct_live_shoes").status_code == 200
+        with house.http("ct_live_shoes") as client:
+            assert client.post("/v1/moderations", json={"input": "a fox"}).status_code == 200
+        assert scopes == [{"policies": ["kids"]}] * 3, "prompt, picture, and what was only asked"
+        assert house.generate().status_code == 200
+        assert set(map(str, scopes[3:])) == {"None"}
+        refused = team("shoes", "ct_live_shoes", refusal="ModerationPolicy kids is laxer.")
+        house.configure(house.document(teams=[refused]))
+        house.wait_for(lambda: house.generate("ct_live_shoes").status_code == 403, "it is refused")
+        message = house.generate("ct_live_shoes").json()["error"]["message"]
+        assert "ModerationPolicy kids is laxer." in message
+        assert house.get("/v1/jobs", "ct_live_shoes").status_code == 200, "what it has it may read"
+        house.configure(house.document(teams=[team("shoes", "ct_live_shoes")]))
+        house.wait_for(lambda: house.generate("ct_live_shoes").status_code == 200, "it may again")
+    assert scopes[-1] is None, "its policy is gone with the reference"
