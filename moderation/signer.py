@@ -97,6 +97,36 @@ class Signer:
         return cls(algorithm, text, sign, repeats)
 
 
+def signature_fits(data: bytes, signature: bytes, chain: str) -> bool:
+    """Whether the first certificate of a chain signed these bytes (`Signer.sign`).
+
+    Who the signer is, is another question: compare the certificate with the one that you know.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    try:
+        key = x509.load_pem_x509_certificates(chain.encode())[0].public_key()
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature, data)
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            digest = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+            half = len(signature) // 2
+            parts = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+            key.verify(encode_dss_signature(*parts), data, ec.ECDSA(digest[key.key_size]))
+        elif isinstance(key, rsa.RSAPublicKey):
+            pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+            key.verify(signature, data, pss, hashes.SHA256())
+        else:
+            return False
+    except (InvalidSignature, ValueError, KeyError):
+        return False
+    return True
+
+
 def _signing(
     key: PrivateKeyTypes, path: pathlib.Path
 ) -> tuple[str, Callable[[bytes], bytes], bool]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from calotype.serving.commands.export import check_export, export
 from calotype.serving.commands.review import appeal, report, review
 from calotype.serving.commands.shadow import shadow
 from calotype.serving.commands.takedown import takedown
@@ -51,6 +52,7 @@ def moderation() -> None:
 
 
 moderation.add_command(appeal)
+moderation.add_command(export)
 moderation.add_command(report)
 moderation.add_command(review)
 moderation.add_command(takedown)
@@ -94,6 +96,9 @@ def evaluate(
 @moderation.group()
 def audit() -> None:
     """The record of every decision."""
+
+
+audit.add_command(check_export)
 
 
 @audit.command()

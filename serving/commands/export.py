@@ -1,0 +1,143 @@
+"""`calotype moderation export`: an account of a period, for a regulator."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import click
+
+from calotype.serving.errors import InvalidRequest
+
+DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+
+
+@click.command()
+@click.argument("logs", type=click.Path(path_type=pathlib.Path, file_okay=False, exists=True))
+@click.option("--from", "since", required=True, type=DAY, help="First day, in UTC.")
+@click.option("--to", "until", required=True, type=DAY, help="Last day, all of it, or a moment.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path, file_okay=False),
+    help="New folder for the account.",
+)  # fmt: skip
+@click.option(
+    "--policy", "policies", multiple=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="A policy's file, to be put in if decisions were made under it; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--unseal", is_flag=True,
+    help="Prompts in clear, where the policy kept copies. Who opened them is on record.",
+)  # fmt: skip
+def export(
+    logs: pathlib.Path,
+    since: datetime.datetime,
+    until: datetime.datetime,
+    output: pathlib.Path,
+    policies: tuple[pathlib.Path, ...],
+    unseal: bool,
+) -> None:
+    """Write an account of what the safety stage did: decisions, people's deeds, policies, proof.
+
+    LOGS is the audit folder of the service, DATA_DIR/audit. The log of what reviewers did is read
+    from the database beside it, or from CALOTYPE_DATABASE_URL.
+    """
+    from calotype.moderation.export import Period, write
+    from calotype.moderation.policy import Policy
+    from calotype.serving.environment import DATA_DIR
+    from calotype.serving.marks import installation_keys
+
+    whole_day = until.time() == datetime.time() and since.time() == datetime.time()
+    end = until + datetime.timedelta(days=1) if whole_day else until
+    period = Period(_seconds(since), _seconds(end))
+    if period.until <= period.since:
+        raise InvalidRequest("--to must not be before --from.")
+    keys = installation_keys(dict(os.environ) | {DATA_DIR: str(logs.parent)}, make=False)
+    known = [Policy.packaged("default"), Policy.packaged("floor"), *map(Policy.load, policies)]
+    with _opener(logs) if unseal else nullcontext() as opener:
+        summary = write(
+            output,
+            logs,
+            period,
+            deeds=_deeds(logs.parent),
+            policies=known,
+            signer=None if keys is None else keys.signer(),
+            unseal=opener,
+        )
+    click.echo(f"{output}: {_line(summary)}")
+    if keys is None:
+        click.echo("It is not signed: the data folder has no keys yet.", err=True)
+
+
+@click.command("check-export")
+@click.argument("folder", type=click.Path(path_type=pathlib.Path, file_okay=False, exists=True))
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def check_export(folder: pathlib.Path, as_json: bool) -> None:
+    """Check that an account is as it was written: signature, files and chains of hashes."""
+    from calotype.moderation.export import SIGNATURE, check
+
+    try:
+        summary = check(folder)
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename} cannot be read: {error.strerror}.") from None
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    signed = "the signature fits" if (folder / SIGNATURE).exists() else "it is not signed"
+    click.echo(f"{folder}: {_line(summary)}; {signed}, the chains are whole.")
+
+
+def _line(summary: dict[str, Any]) -> str:
+    refused = sum(summary["verdict"].get(name, 0) for name in ("BLOCK", "ERROR", "REVIEW"))
+    policies = ", ".join(sorted({found["policy"] for found in summary["policies"]})) or "none"
+    return f"{summary['decisions']} decisions, {refused} not served, under {policies}"
+
+
+def _seconds(moment: datetime.datetime) -> float:
+    return moment.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def _deeds(data_dir: pathlib.Path) -> list[dict[str, Any]]:
+    from calotype.serving.jobs.database import sqlite_url
+    from calotype.serving.jobs.store import JobStore
+
+    url = os.environ.get("CALOTYPE_DATABASE_URL")
+    if not url:
+        if not (data_dir / "calotype.db").exists():
+            click.echo(f"{data_dir} has no database: what reviewers did is left out.", err=True)
+            return []
+        url = sqlite_url(data_dir)
+    store = JobStore.open(url)
+    try:
+        return list(store.deeds())
+    finally:
+        store.close()
+
+
+@contextmanager
+def _opener(logs: pathlib.Path) -> Iterator[Callable[[str], str | None]]:
+    """Opens prompts, each written down before it is given out."""
+    from calotype.moderation.audit import AuditLog
+    from calotype.moderation.errors import AuditError
+    from calotype.moderation.vault import PromptVault
+
+    vault = PromptVault(logs / "prompts", "reader")
+    opened = AuditLog(logs / "opened" / "audit.jsonl")
+
+    def unseal(decision: str) -> str | None:
+        try:
+            prompt = vault.read(decision)
+        except AuditError:
+            return None
+        opened.append({"id": decision, "stage": "exported", "verdict": getpass.getuser()})
+        return prompt
+
+    try:
+        yield unseal
+    finally:
+        opened.close()
