@@ -176,3 +176,59 @@ def test_two_versions_under_load(running: Any, kids: httpx.Client, folder: pathl
     assert {name: len(found) for name, found in digests.items()} == {
         "house@1": 1, "house@2": 1, "kids@1": 1,
     }  # fmt: skip
+
+
+def test_a_classifier_that_is_missing_refuses_and_one_on_trial_does_not(
+    running: Any, kids: httpx.Client, folder: pathlib.Path
+) -> None:
+    nowhere = str(folder / "no-such-model")
+    judged = {**KIDS["spec"], "version": 2, "judge": {
+        "format": "qwen3guard", "model": nowhere, "when": "always"}}  # fmt: skip
+    (folder / "kids.yaml").write_text(yaml.safe_dump({**KIDS, "spec": judged}))
+
+    def refused() -> bool:
+        return str((drawn(kids, "a red circle")["error"] or {}).get("code")) == (
+            "moderation_unavailable"
+        )
+
+    running.wait_for(refused, "the judge that is not there is asked", 240)
+    with running.http() as client:
+        assert drawn(client, "a red circle")["status"] == "succeeded", "of other teams nobody is"
+    tried = {**KIDS["spec"], "version": 3, "shadow": [
+        {"classifier": "qwen3guard", "model": nowhere, "sample": 1.0}]}  # fmt: skip
+    (folder / "kids.yaml").write_text(yaml.safe_dump({**KIDS, "spec": tried}))
+    running.wait_for(
+        lambda: drawn(kids, "a red circle")["status"] == "succeeded", "it is only on trial"
+    )
+    shadows = running.data_dir / "audit" / "shadow"
+    running.wait_for(lambda: bool(list(shadows.glob("shadow-*.jsonl"))), "the shadow is logged")
+    (log,) = shadows.glob("shadow-*.jsonl")
+    assert "no model in" in json.loads(log.read_text().splitlines()[0])["error"]
+
+
+def test_held_pictures_are_released_by_a_person(
+    running: Any, kids: httpx.Client, folder: pathlib.Path
+) -> None:
+    held = {**KIDS["spec"], "version": 4, "categories": {"sexual": {"image": {"review": 0.0}}}}
+    (folder / "kids.yaml").write_text(yaml.safe_dump({**KIDS, "spec": held}))
+    found: list[dict[str, Any]] = []
+
+    def holds() -> bool:
+        found.append(drawn(kids, "a red circle"))
+        return str((found[-1]["error"] or {}).get("code")) == "held_for_review"
+
+    running.wait_for(holds, "the pictures wait for a person")
+    (told,) = found[-1]["moderation"]["held"]
+    assert kids.get(f"/v1/assets/{told['asset_id']}").status_code == 404
+    with running.http() as reviewer:
+        case = reviewer.post("/v1/moderation/cases/take").json()
+        assert case["asset_id"] == told["asset_id"]
+        picture = reviewer.get(f"/v1/moderation/cases/{case['id']}/picture")
+        assert picture.content.startswith(b"\x89PNG")
+        done = reviewer.post(
+            f"/v1/moderation/cases/{case['id']}/decide", json={"verdict": "approved"}
+        )
+        assert done.json()["status"] == "approved", done.text
+    (now,) = kids.get(f"/v1/jobs/{found[-1]['id']}").json()["moderation"]["held"]
+    assert now["status"] == "released"
+    assert kids.get(now["url"].removeprefix(running.url)).content.startswith(b"\x89PNG")
