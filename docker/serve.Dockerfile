@@ -1,5 +1,6 @@
 # Models, downloads and checks of files: torch, diffusers and Ray Serve.
 #   docker build -f docker/serve.Dockerfile --build-arg PYTHON_DIGEST=sha256:... -t calotype-serve:0.1.0 .
+# With --build-arg COMPILER=g++ it is larger, and models may ask for acceleration.compile.
 # The base is pinned by its digest, an argument without a default: who builds decides, and can repeat it.
 # CUDA comes with torch's wheels; the nodes bring the driver.
 ARG PYTHON_TAG=3.12-slim-trixie
@@ -19,11 +20,12 @@ FROM python:${PYTHON_TAG}@${PYTHON_DIGEST}
 LABEL org.opencontainers.image.title="calotype-serve" \
       org.opencontainers.image.description="Models of calotype on Ray Serve" \
       org.opencontainers.image.licenses="Apache-2.0"
+ARG COMPILER=
 # KubeRay's probes call wget. Debian keeps only the newest version of a package, so a pinned one would
 # soon be gone; the base's digest says which Debian it is.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends wget \
+    && apt-get install --yes --no-install-recommends wget ${COMPILER:+"$COMPILER"} \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 calotype \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /bin/bash calotype \

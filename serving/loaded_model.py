@@ -165,7 +165,7 @@ def _draw_once(engine: Engine, model: ImageModel) -> None:
             if isinstance(event, Failed):
                 raise ModelLoadFailed(
                     f"The denoiser cannot be compiled on this machine: {event.error.message} Set "
-                    "acceleration.compile to false, or run an image with a C compiler.",
+                    "acceleration.compile to false, or build the image with a C++ compiler.",
                     param="compile",
                 )
 

@@ -41,7 +41,7 @@ class Acceleration(Spec):
         False,
         description="true: the denoiser's blocks are compiled (torch.compile), while the model "
         "loads and again for every new size, about a minute each. Steps with adapters stay as "
-        "they are. The image needs a C compiler.",
+        "they are. The image must hold a C++ compiler, which ours does if built with it.",
     )
     devices_per_picture: int = Field(
         1,

@@ -90,6 +90,23 @@ def test_outside_the_mask_an_enlarged_edit_stays_too(service: Any) -> None:
     assert (before[:, :512] != after[:, :512]).any()
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_continued_beyond_its_edges(service: Any, kind: str) -> None:
+    drawn = Image.open(io.BytesIO(service.draw(PROMPT, size="128x128")))
+    file = io.BytesIO()
+    drawn.convert("RGB").save(file, kind)
+    answer = service.sdk().images.edit(
+        model="gpt-image-1",
+        image=(f"given.{kind.lower()}", file.getvalue(), f"image/{kind.lower()}"),
+        prompt=PROMPT,
+        extra_body={"seed": 3, "steps": 4, "expand": {"left": 32, "right": 32}},
+    )
+    before, after = pixels(file.getvalue()), pixels(decoded(answer))
+    assert after.shape == (128, 192, 3), "its own size with the margins"
+    assert (after[:, 32:160] == before).all(), "the inside stays to the bit"
+    assert after[:, :32].std() > 0 and (after[:, :32] != before[:, :1]).any()
+
+
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_variation_starts_from_its_picture(service: Any) -> None:
     given = service.draw(PROMPT, size="128x128")

@@ -11,6 +11,7 @@ import torch
 
 from calotype.serving.engine.adapters import AdapterStore
 from calotype.serving.engine.components import load_components
+from calotype.serving.engine.device_group import DeviceGroup
 from calotype.serving.engine.model_sizes import measure_model
 from calotype.serving.engine.step_profile import make_profile
 from calotype.serving.request import AdapterRef, ImageSize
@@ -136,6 +137,37 @@ def test_a_step_cache_skips_steps(on_gpu, new_engine, make_request):
     engine = new_engine(on_gpu)
     engine.add(make_request(steps=12, step_cache=0.5))
     assert engine.run().ending("r").skipped > 0
+
+
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two CUDA devices, and torch sees fewer"
+)
+def test_two_devices_draw_what_one_draws(new_engine, make_request, model_folder, lora):
+    pair = DeviceGroup(model_folder, 2, device="cuda")
+    try:
+        own = load_components(model_folder, device="cuda")
+        shared = AdapterStore(own.denoiser)
+        shared.load("a", lora, wait=60)
+        asked = [
+            make_request("plain"),
+            make_request("adapter", adapters=(AdapterRef("a", 0.7),), n=2),
+            make_request("uneven", size=(80, 48)),
+        ]
+        engines = [new_engine(own, adapters=shared, group=pair.join())]
+        alone = load_components(model_folder, device="cuda")
+        store = AdapterStore(alone.denoiser)
+        store.load("a", lora, wait=60)
+        engines.append(new_engine(alone, adapters=store))
+        for engine in engines:
+            for request in asked:
+                engine.add(request)
+        together, single = (engine.run() for engine in engines)
+        for request in asked:
+            last = request.n - 1
+            ours, theirs = together.image(request.id, last), single.image(request.id, last)
+            np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=0)
+    finally:
+        pair.close()
 
 
 @pytest.mark.slow
