@@ -23,6 +23,8 @@ MAX_FIELD_BYTES = 256 * 1024
 _IMAGE = re.compile(r"image(\[\d{0,2}\])?")
 _INDEXED = re.compile(r"([a-z_]+)\[(\d{1,2})\]\[([a-z_]+)\]")
 _COLUMN = re.compile(r"([a-z_]+)\[\](\[[a-z_]+\])?")
+_MEMBER = re.compile(r"(expand|metadata)\[([^\[\]]{1,64})\]")
+"""How OpenAI's SDKs write objects into a form."""
 _JSON_FIELDS = (
     "loras",
     "image_loras",
@@ -136,11 +138,15 @@ def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
     """Fields by name: JSON where it is documented, ``loras[0][id]`` joined, columns refused."""
     found: dict[str, Any] = {}
     rows: dict[str, dict[int, dict[str, Any]]] = {}
+    objects: dict[str, dict[str, Any]] = {}
     for name, value in plain:
         if "\0" in name or "\0" in value:
             raise InvalidRequest("The body contains a NUL character.", code="invalid_multipart")
         indexed, column = _INDEXED.fullmatch(name), _COLUMN.fullmatch(name)
-        if indexed is not None:
+        member = _MEMBER.fullmatch(name)
+        if member is not None:
+            _add_member(objects.setdefault(member[1], {}), member[1], member[2], value)
+        elif indexed is not None:
             row = rows.setdefault(indexed[1], {}).setdefault(int(indexed[2]), {})
             row[indexed[3]] = _converted(value, {"number"})
         elif column is not None:
@@ -154,11 +160,18 @@ def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
             raise InvalidRequest(f"The body names '{name[:80]}' twice.", param=name[:80])
         else:
             found[name] = _parsed(name, value) if name in _JSON_FIELDS else value
-    for name, by_index in rows.items():
+    joined: dict[str, Any] = {n: [row[index] for index in sorted(row)] for n, row in rows.items()}
+    for name, whole in (joined | objects).items():
         if name in found:
             raise InvalidRequest(f"The body names '{name}' twice.", param=name)
-        found[name] = [by_index[index] for index in sorted(by_index)]
+        found[name] = whole
     return found
+
+
+def _add_member(target: dict[str, Any], name: str, member: str, value: str) -> None:
+    if member in target:
+        raise InvalidRequest(f"The body names '{name}[{member}]' twice.", param=name)
+    target[member] = _converted(value, {"integer"}) if name == "expand" else value
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -164,6 +164,21 @@ def test_wrong_margins_are_named(able: Any, expand: str, param: str) -> None:
     assert answer.json()["error"]["param"] == param
 
 
+def test_objects_of_a_form_are_json_or_one_field_for_each_member(able: Any) -> None:
+    fields = {"expand[left]": "64", "metadata[order]": "7"}
+    answer = edit(able, file_of(plain(64, 64)), fields)
+    assert answer.status_code == 200, answer.text
+    assert asked(able)["expand"] == {"left": 64, "top": 0, "right": 0, "bottom": 0}
+    assert able.jobs()[0].metadata == {"order": "7"}
+    for wrong, param in (
+        ({"expand[left]": "64", "expand": '{"right": 64}'}, "expand"),
+        ({"expand[left]": ["64", "32"]}, "expand"),
+        ({"expand[left]": "wide"}, "expand.left"),
+    ):
+        answer = edit(able, file_of(plain(64, 64)), wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_margins_want_a_picture(able: Any) -> None:
     answer = able.http().post(
         "/v1/images/generations", json={"prompt": "a cat", "expand": {"left": 16}}
