@@ -1,4 +1,4 @@
-"""Prompts of our own for training, drawn from ``heads/grammar.yaml`` with a seed."""
+"""Prompts of our own for training, drawn from ``heads/grammar*.yaml`` with a seed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import yaml
 
 from calotype.moderation.policy import Category
 
-GRAMMAR = pathlib.Path(__file__).with_name("heads") / "grammar.yaml"
+HEADS = pathlib.Path(__file__).with_name("heads")
 
 _KINDS: tuple[tuple[Category | None, str, str], ...] = (
     (None, "benign_people_states", "benign"),
+    (None, "", "benign_contrast"),
     (Category.SEXUAL, "sexual_states", "sexual"),
     (Category.VIOLENCE_GRAPHIC, "gore_states", "gore"),
     (Category.SELF_HARM, "self_harm_states", "self_harm"),
+    (Category.ILLICIT, "illicit_states", "illicit"),
+    (Category.SHOCKING, "shocking_states", "shocking"),
 )
 
 
 def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
-    grammar: dict[str, Any] = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
+    grammar: dict[str, Any] = {}
+    for path in sorted(HEADS.glob("grammar*.yaml")):
+        grammar |= yaml.safe_load(path.read_text(encoding="utf-8"))
     for category, states, phrases in _KINDS:
         label = category.value if category else "benign"
-        for state in grammar[states]:
+        for state in grammar.get(states, ()):
             # A seed per line: a new line in the grammar does not change what the others yield.
             rng = random.Random(f"{seed}:{state}")
             for _ in range(per_state):

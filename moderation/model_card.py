@@ -33,10 +33,10 @@ benign image prompts reach it. Written by the training; do not edit by hand.
 | source | what | licence |
 |---|---|---|
 | openai | openai/moderation-api-release, 1,680 labelled texts | MIT |
-| i2p | I2P image prompts (rohitgandikota/erasing): nudity >= 50 % as weak positives (weight 0.3), no nudity and <= 10 % inappropriate as weak negatives (0.5) | MIT |
+| i2p | I2P image prompts (rohitgandikota/erasing): nudity >= 50 %, or shocking and >= 80 % inappropriate, as weak positives (weight 0.3), no nudity and <= 10 % inappropriate as weak negatives (0.5) | MIT |
 | parti | google-research/parti PartiPrompts, benign | Apache-2.0 |
 | coco | COCO captions, benign | CC BY 4.0 |
-| own | `grammar.yaml` of this folder: harmless and harmful prompts with the same subjects and styles | Apache-2.0 |
+| own | `grammar*.yaml` of this folder: harmless and harmful prompts with the same subjects and styles | Apache-2.0 |
 
 ## Scores at 0.5, with 95 % bootstrap intervals
 
@@ -53,6 +53,9 @@ _TAIL = """
 * `hate`, `harassment` and their threatening forms only flag in the default policy: embeddings take
   the mention of a group for hate (HateCheck: 73-84 % false positives).
 * The categories other than sexual transfer poorly to languages other than English.
+* `illicit` and `shocking` were learnt from our own prompts, and weakly from I2P; they only flag in
+  the default policy: crime and horror in pictures are mostly fiction. On prompts of others, see
+  [EVALUATION.md](EVALUATION.md).
 * I2P labels say what Stable Diffusion 1.4 drew, not what the prompt asks for.
 * Adversarial suffixes, euphemisms and implied scenes need the picture side or a judge model.
 """

@@ -44,6 +44,8 @@ OPENAI_LABELS: dict[Category, tuple[str, ...]] = {
     Category.VIOLENCE_GRAPHIC: ("V2",),
     Category.SELF_HARM: ("SH",),
 }
+OWN_CATEGORIES = (*OPENAI_LABELS, Category.ILLICIT, Category.SHOCKING)
+"""No other source has labels for the last two, but for weak ones of I2P."""
 FALSE_BLOCKS = 0.004
 """The part of benign image prompts that may reach 0.5, by which every head's bias is set."""
 REGULARISATION = 0.03
@@ -99,10 +101,14 @@ def _i2p(path: pathlib.Path) -> Iterator[Example]:
             elif nudity == 0 and float(row["inappropriate_percentage"]) <= 10:
                 labels = {Category.SEXUAL: False, Category.VIOLENCE_GRAPHIC: False}
                 yield Example(piece, "i2p", labels, weight=0.5)
+            elif (
+                "shocking" in row["categories"] and float(row["inappropriate_percentage"]) >= 80
+            ):
+                yield Example(piece, "i2p", {Category.SHOCKING: True}, weight=0.3)
 
 
 def _captions(path: pathlib.Path, source: str, column: str, delimiter: str) -> Iterator[Example]:
-    labels = dict.fromkeys(OPENAI_LABELS, False)
+    labels = dict.fromkeys(OWN_CATEGORIES, False)
     for row in csv.DictReader(_lines(path), delimiter=delimiter):
         for piece in windows(readable(row[column]))[:1]:
             yield Example(piece, source, labels, caption=True)
@@ -110,14 +116,18 @@ def _captions(path: pathlib.Path, source: str, column: str, delimiter: str) -> I
 
 def _own() -> Iterator[Example]:
     for text, kind in drawn(SEED):
-        labels = dict.fromkeys(OPENAI_LABELS, False)
+        labels = dict.fromkeys(OWN_CATEGORIES, False)
         if kind != "benign":
             labels[Category(kind)] = True
         if labels[Category.VIOLENCE_GRAPHIC]:
             labels[Category.VIOLENCE] = True
-        if labels[Category.SELF_HARM]:
+        if labels[Category.SELF_HARM] or labels[Category.SHOCKING]:
             # Cuts and nooses may well be graphic: no evidence either way.
             del labels[Category.VIOLENCE_GRAPHIC], labels[Category.VIOLENCE]
+        if labels[Category.ILLICIT]:
+            del labels[Category.VIOLENCE]
+        if kind in (Category.VIOLENCE_GRAPHIC, Category.SELF_HARM):
+            del labels[Category.SHOCKING]
         for piece in windows(text)[:1]:
             yield Example(piece, "own", labels, caption=kind == "benign")
 
@@ -250,13 +260,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     everything = np.ones(len(found), dtype=bool)
     weights, biases, scores = [], [], []
-    for category in OPENAI_LABELS:
+    for category in OWN_CATEGORIES:
         weight, bias = trainer.fit(category, everything)
         weights.append(weight)
         biases.append(bias)
         scores.append(trainer.scores(category, weight, bias))
         print(f"trained {category}", file=sys.stderr)
-    names = [category.value for category in OPENAI_LABELS]
+    names = [category.value for category in OWN_CATEGORIES]
     Heads(names, np.stack(weights), np.array(biases, dtype=np.float32)).save(options.out)
     card = render(trainer.counts(), scores, options.out.stat().st_size)
     options.out.with_name("MODEL_CARD.md").write_text(card, encoding="utf-8")
