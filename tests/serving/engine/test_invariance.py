@@ -6,14 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calotype.serving.engine.adapters import AdapterStore
+from calotype.serving.engine.components import load_components
 from calotype.serving.errors import Cancelled
 from calotype.serving.request import (
     SAMPLER_NAMES,
     AdapterRef,
+    Checkpoint,
     Failed,
     GenerationRequest,
     ImageSize,
@@ -118,3 +121,27 @@ def test_company_does_not_change_a_picture(new_engine, store, alone, traffic, ma
             found = crowd.drawn.image(visit.request.id, index)
             np.testing.assert_array_equal(found, picture)
     assert not crowd._states and not crowd.has_work
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_goes_on_elsewhere_in_other_company_is_the_same_to_the_bit(
+    new_engine, model_folder, make_request, precision
+):
+    parts = load_components(model_folder, precision=precision)
+    asked = make_request("r", steps=6, guidance=2.0, sampler="flow-dpmpp-2m", checkpoint_every=3)
+    alone = new_engine(parts)
+    alone.add(asked)
+    alone.run()
+    first = new_engine(parts)
+    first.add(asked)
+    first.add(make_request("other", steps=2, seed=1))
+    left = first.run().of(Checkpoint, "r")[0]
+    second = new_engine(parts)
+    for i in range(3):
+        second.add(make_request(f"company {i}", steps=5, seed=10 + i))
+    second.step()
+    second.add(asked, checkpoint=left.data)
+    second.run()
+    assert left.step == 3
+    assert torch.equal(second.drawn.latents["r", 0], alone.drawn.latents["r", 0])
+    np.testing.assert_array_equal(second.drawn.image("r"), alone.drawn.image("r"))
