@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 import secrets
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends
-from PIL import Image
 from starlette.requests import Request
 
+from calotype.moderation.errors import PictureError
+from calotype.moderation.pictures import decode_picture
 from calotype.moderation.wire import openai_result_of_payload
 from calotype.serving.api.auth import allowed
 from calotype.serving.api.body import read_json
@@ -31,7 +29,8 @@ router = APIRouter(tags=["OpenAI"])
 MAX_INPUTS = 64
 MAX_TEXT_CHARS = 100_000
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
-MAX_IMAGE_PIXELS = 50_000_000
+MAX_VIEWS = 64
+"""Of all pictures of one request: a file may look several ways, and each of them is judged."""
 
 
 @router.post("/v1/moderations")
@@ -97,7 +96,14 @@ def _read_input(given: Any) -> tuple[list[str], list[Pixels], bool]:
         elif kind == "image_url":
             source = part.get("image_url")
             url = source.get("url") if isinstance(source, dict) else source
-            images.append(_image(url, f"{where}.image_url"))
+            images += _image(url, f"{where}.image_url")
+            if len(images) > MAX_VIEWS:
+                raise InvalidRequest(
+                    f"The pictures up to {where} have more than {MAX_VIEWS} frames together; "
+                    "send fewer at a time.",
+                    code="invalid_image",
+                    param=where,
+                )
         else:
             raise InvalidRequest(
                 f"{where} must be {{'type': 'text', ...}} or {{'type': 'image_url', ...}}.",
@@ -117,8 +123,8 @@ def _text(given: Any, where: str) -> str:
     return given
 
 
-def _image(url: Any, where: str) -> Pixels:
-    """The pixels behind a data URL, as RGB on white."""
+def _image(url: Any, where: str) -> list[Pixels]:
+    """Every view of the picture behind a data URL: see `moderation.pictures`."""
     if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url:
         raise InvalidRequest(
             f"{where} must be a data URL such as 'data:image/png;base64,...'; other addresses "
@@ -138,27 +144,10 @@ def _image(url: Any, where: str) -> Pixels:
             code="image_file_too_large",
             param=where,
         )
-    return _pixels(data, where)
-
-
-def _pixels(data: bytes, where: str) -> Pixels:
-    unreadable = InvalidRequest(
-        f"{where} is no readable picture of at most {MAX_IMAGE_PIXELS:,} pixels.",
-        code="invalid_image",
-        param=where,
-    )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
-            with Image.open(io.BytesIO(data)) as picture:
-                if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                    raise unreadable
-                rgba = picture.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
-        raise unreadable from None
-    canvas = Image.new("RGBA", rgba.size, "white")
-    canvas.alpha_composite(rgba)
-    return np.asarray(canvas.convert("RGB"), dtype=np.uint8)
+        return decode_picture(data, where)
+    except PictureError as error:
+        raise InvalidRequest(str(error), code="invalid_image", param=where) from None
 
 
 def _join(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
