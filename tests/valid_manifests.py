@@ -82,12 +82,7 @@ VALID: dict[str, Object] = {
             "version": 1,
             "lists": ["sexual"],
             "categories": {"sexual": {"text": {"block": 0.5, "flag": 0.3}}},
-            "presets": {
-                "strict": {
-                    "tolerances": [0, 1],
-                    "categories": {"sexual": {"text": {"block": 0.2}}},
-                }
-            },
+            "presets": {"strict": {"categories": {"violence": {"text": {"block": 0.2}}}}},
             "shadow": [{"classifier": "falconsai", "model": "/models/falconsai", "sample": 0.5}],
         },
     ),

@@ -321,7 +321,7 @@ WRONG = [
     ),
     Wrong(
         "ModerationPolicy",
-        "spec.presets.strict.categories.sexual.text.block",
+        "spec.presets.strict.categories.violence.text.block",
         1.5,
         "less than or equal to 1",
     ),
