@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
+from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
+from werkzeug.serving import make_server
 
 from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
 from calotype.serving.protocols import ListedBlobStore
@@ -42,12 +45,42 @@ def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://pictures/some/prefix?endpoint={s3_endpoint}"
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(scope="module")
+def gs_endpoint() -> Iterator[str]:
+    """A server that speaks the protocol of Google's XML API, with the bucket `drawings`.
+
+    Its requests and answers are those of S3; moto only wants to be told so in a header.
+    """
+    moto = DomainDispatcherApplication(create_backend_app)
+
+    def as_s3(environ: dict[str, Any], start: Any) -> Any:
+        assert environ.get("HTTP_AUTHORIZATION", "Bearer ").strip() == "Bearer", "a credential left"
+        signed = "AWS4-HMAC-SHA256 Credential=key/20261123/us-east-1/s3/x"
+        return moto(environ | {"HTTP_AUTHORIZATION": signed}, start)
+
+    server = make_server("127.0.0.1", 0, as_s3, threaded=True)
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    endpoint = f"127.0.0.1:{server.server_port}"
+    assert httpx.put(f"http://{endpoint}/drawings").status_code == 200
+    yield endpoint
+    server.shutdown()
+    serving.join(20)
+    server.server_close()
+
+
+@pytest.fixture
+def gs_url(gs_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gs_endpoint)
+    return "gs://drawings/some/prefix"
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "gs"])
 def blobs(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> ListedBlobStore:
     if request.param == "folder":
         return open_blobs((tmp_path / "blobs").as_uri())
-    if request.param == "s3":
-        return open_blobs(request.getfixturevalue("s3_url"))
+    if request.param in ("s3", "gs"):
+        return open_blobs(request.getfixturevalue(f"{request.param}_url"))
     return MemoryBlobStore()
 
 
