@@ -91,6 +91,20 @@ BATCH_LINES = Counter(
 )
 
 
+CASES = Gauge(
+    "calotype_moderation_cases",
+    "Appeals, reports and held pictures that wait for a person.",
+    ["kind"],
+    registry=REGISTRY,
+)
+
+
+def record_cases(waiting: Mapping[str, int]) -> None:
+    """Sets `CASES` from the store."""
+    for kind, count in waiting.items():
+        CASES.labels(kind).set(count)
+
+
 def record_promises(counts: Iterable[tuple[str, int, int]]) -> None:
     """Sets `PROMISES` of (model, kept, broken)."""
     for model, kept, broken in counts:

@@ -66,6 +66,7 @@ async def get_metrics(request: Request) -> Response:
     try:
         metrics.record_jobs(await asyncio.to_thread(gateway.store.count_jobs))
         metrics.record_promises(await asyncio.to_thread(gateway.store.promises))
+        metrics.record_cases(await asyncio.to_thread(gateway.store.count_open_cases))
         statuses = await gateway.backend.status()
         metrics.record_models((s.name, s.replicas, s.queue_seconds) for s in statuses)
     except (CalotypeError, OSError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from calotype.serving.errors import Conflict, NotFound
 from calotype.serving.jobs.database import reading, writing
@@ -88,6 +88,13 @@ class Cases:
             query = query.where(cases.c.status == status)
         with reading(self.engine) as connection:
             return [CaseRecord(**row) for row in connection.execute(query).mappings()]
+
+    def count_open_cases(self) -> dict[str, int]:
+        """Kind -> cases that nobody has decided on."""
+        query = select(cases.c.kind, func.count()).where(cases.c.status == "open")
+        with reading(self.engine) as connection:
+            found = connection.execute(query.group_by(cases.c.kind)).all()
+        return dict.fromkeys(VERDICTS, 0) | {kind: count for kind, count in found}
 
     def take_case(self, reviewer: str, hold_seconds: float = HOLD_SECONDS) -> CaseRecord | None:
         """The oldest open case that nobody else holds, held by ``reviewer`` now; None = none."""

@@ -61,6 +61,7 @@ def test_one_picture_of_two_waits_and_is_released(service: Any, reviewer: Any) -
     asset = f"/v1/assets/{told['asset_id']}"
     assert service.http().get(asset).status_code == 404, "nobody sees it"
     assert service.http().get(f"{asset}/content").status_code == 404
+    assert 'calotype_moderation_cases{kind="review"} 1.0' in reviewer.get("/metrics").text
     with taken(reviewer) as case:
         assert (case["object"], case["asset_id"]) == ("moderation.review", told["asset_id"])
         assert "violence" in case["reason"]
@@ -70,6 +71,7 @@ def test_one_picture_of_two_waits_and_is_released(service: Any, reviewer: Any) -
     http = service.http()
     assert http.get(asset).json()["job_id"] == answer.json()["job_id"]
     assert http.get(now["url"].removeprefix(service.url)).content.startswith(b"\x89PNG")
+    assert 'calotype_moderation_cases{kind="review"} 0.0' in http.get("/metrics").text
     other = service.http(create_key(service.store, team="other")[0])
     assert other.get(asset).status_code == 404
     assert reviewer.post(f"{CASES}/take").status_code == 204
