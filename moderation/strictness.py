@@ -79,7 +79,45 @@ def completed(document: dict[str, Any], floor: Policy) -> dict[str, Any]:
         for modality in MODALITIES:
             own[modality] = _completed_rule(own.get(modality, {}), rules[modality])
         categories[category] = own
+    presets = _inherited_presets(below["presets"], document.get("presets", {}), categories)
+    if presets:
+        whole["presets"] = presets
     return whole
+
+
+def _inherited_presets(
+    below: dict[str, Any], own: dict[str, Any], categories: dict[str, Any]
+) -> dict[str, Any]:
+    """The presets of a policy, and the stricter ones of the policy below at levels left free.
+
+    An inherited preset is as strict as the policy's own thresholds at least. Laxer ones are not
+    inherited: how far callers may go is for each policy's author to say.
+    """
+    found = dict(own)
+    taken = {level for preset in own.values() for level in preset.get("tolerances", ())}
+    for name in ("strictest", "strict"):
+        levels = [
+            level for level in below.get(name, {}).get("tolerances", ()) if level not in taken
+        ]
+        if name in own or not levels:
+            continue
+        strict = {
+            category: {
+                modality: _stricter(rule, categories.get(category, {}).get(modality, {}))
+                for modality, rule in rules.items()
+            }
+            for category, rules in below[name]["categories"].items()
+        }
+        found[name] = {"tolerances": levels, "categories": strict}
+    return found
+
+
+def _stricter(preset: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    lowest = {effect: min(limit, own.get(effect, limit)) for effect, limit in preset.items()}
+    block = lowest.get("block", own.get("block"))
+    if "flag" in lowest and block is not None and lowest["flag"] > block:
+        del lowest["flag"]
+    return lowest
 
 
 def _completed_rule(own: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:

@@ -195,3 +195,34 @@ def test_what_extends_cannot_be_loosened_by_a_preset() -> None:
         Policy.from_spec(
             "house", {"version": 1, "extends": "default", **_rules(), "presets": {"low": low}}
         )
+
+
+def house(**changes: Any) -> Policy:
+    rules = {"violence": {"text": {"block": 0.35}}}
+    return Policy.from_spec(
+        "house", {"version": 1, "extends": "default", "categories": rules, **changes}
+    )
+
+
+def test_stricter_levels_come_with_what_is_extended_and_laxer_ones_do_not() -> None:
+    policy, default = house(), Policy.default()
+    assert policy.presets.strict is not None and default.presets.strict is not None
+    assert policy.presets.strict.tolerances == default.presets.strict.tolerances
+    strict = policy.presets.strict.categories
+    assert strict[Category.SEXUAL] == default.presets.strict.categories[Category.SEXUAL]
+    assert default.presets.low is not None and policy.presets.low is None
+    at_strict = stage(0.3)
+    at_strict.reconfigure(policy)
+    assert judged(at_strict, wish="1").blocked and not judged(at_strict).blocked
+    tightened = house(categories={"violence": {"text": {"block": 0.2}}}).presets.strict
+    assert tightened is not None
+    assert tightened.categories[Category.VIOLENCE].text.block == 0.2
+
+
+def test_levels_of_ones_own_are_kept() -> None:
+    mine = {"tolerances": [0], "categories": {"violence": {"text": {"block": 0.0}}}}
+    policy = house(presets={"strictest": mine})
+    assert policy.presets.strictest is not None and policy.presets.strict is not None
+    assert policy.presets.strictest.tolerances == (0,)
+    assert policy.presets.strict.tolerances == (1,)
+    assert house(presets={"strict": mine}).presets.strict.tolerances == (0,)  # type: ignore[union-attr]
