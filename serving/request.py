@@ -7,8 +7,9 @@ and the engine all speak of the same objects.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,25 @@ class SamplingParams:
     sigmas: tuple[float, ...] = ()
     true_guidance_scale: float | None = None
     step_cache: float = 0.0
+
+
+def check_sigmas(sigmas: Sequence[float], steps: int) -> None:
+    """Raises InvalidRequest where own noise levels are not one for each step, falling from 1."""
+    if not sigmas:
+        return
+    if len(sigmas) != steps:
+        raise InvalidRequest(
+            f"sigmas must hold one number for each of the {steps} steps; got {len(sigmas)}.",
+            param="sigmas",
+        )
+    # Written so that NaN fails, too.
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    if not (falling and sigmas[0] <= 1 and sigmas[-1] > 0):
+        raise InvalidRequest(
+            "sigmas must fall from at most 1 to above 0, for example [1.0, 0.75, 0.5, 0.25]; got "
+            f"{list(sigmas)[:20]}.",
+            param="sigmas",
+        )
 
 
 @dataclass(frozen=True, slots=True)

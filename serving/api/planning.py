@@ -21,6 +21,7 @@ from calotype.serving.request import (
     ImageSize,
     Margins,
     SamplingParams,
+    check_sigmas,
     sampler_names,
 )
 
@@ -105,6 +106,8 @@ def plan_generation(
             f"most {limits.max_reference_images}.",
             param="reference_images",
         )
+    steps = _steps(model, body)
+    check_sigmas(body.sigmas or (), steps)
     margins = _margins(body, given)
     size, rendered_size = _sizes(model, body, given.size, margins)
     prompt = body.prompt
@@ -116,7 +119,7 @@ def plan_generation(
         size=size,
         rendered_size=rendered_size,
         sampling=SamplingParams(
-            steps=_steps(model, body),
+            steps=steps,
             guidance_scale=(
                 model.spec.defaults.guidance_scale
                 if body.guidance_scale is None
@@ -241,16 +244,19 @@ def _size_of_edit(
 
 def _steps(model: ImageModel, body: GenerationBody) -> int:
     most = model.spec.limits.max_steps
-    if body.steps is not None:
-        if body.steps > most:
+    wanted, param = body.steps, "steps"
+    if wanted is None and body.sigmas:
+        wanted, param = len(body.sigmas), "sigmas"
+    if wanted is not None:
+        if wanted > most:
             raise InvalidRequest(
-                f"steps is {body.steps}; {model.name} takes at most {most}.", param="steps"
+                f"steps is {wanted}; {model.name} takes at most {most}.", param=param
             )
-        return body.steps
+        return wanted
     presets = {str(name): preset.steps for name, preset in model.spec.quality_presets.items()}
     # "auto" and "standard" mean the model's own default, whatever the presets say.
-    wanted = "" if body.quality in ("auto", "standard") else quality_name(body.quality)
-    return min(most, presets.get(wanted, model.spec.defaults.steps))
+    preset = "" if body.quality in ("auto", "standard") else quality_name(body.quality)
+    return min(most, presets.get(preset, model.spec.defaults.steps))
 
 
 def quality_name(quality: str) -> str:

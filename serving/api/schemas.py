@@ -96,7 +96,7 @@ class GenerationBody(Body):
         None, max_length=32_000, description="What it shall not show; costs twice the time."
     )
     sigmas: list[float] | None = Field(
-        None, max_length=1000, description="Noise levels, falling, one for each step."
+        None, max_length=1000, description="Noise levels, falling from at most 1, one a step."
     )
     step_cache: float | None = Field(
         None,

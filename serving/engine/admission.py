@@ -6,7 +6,6 @@ Called by `engine.Engine.add`; raises before anything is taken in.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from calotype.serving.engine.scheduler import Bucket
 from calotype.serving.engine.step_cache import StepCache
 from calotype.serving.engine.text_encoder import PromptEmbeds
 from calotype.serving.errors import AdapterLoadFailed, InvalidRequest, NotFound
-from calotype.serving.request import MAX_SEED, GenerationRequest
+from calotype.serving.request import MAX_SEED, GenerationRequest, check_sigmas
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,7 +250,7 @@ def _check_numbers(request: GenerationRequest, max_steps: int) -> None:
             f"step_cache must be at least 0 and below 1; got {sampling.step_cache}.",
             param="step_cache",
         )
-    _check_sigmas(sampling.sigmas, sampling.steps)
+    check_sigmas(sampling.sigmas, sampling.steps)
 
 
 def _strength(request: GenerationRequest) -> float:
@@ -266,21 +265,3 @@ def _strength(request: GenerationRequest) -> float:
             f"strength must be above 0 and at most 1; got {request.strength}.", param="strength"
         )
     return request.strength
-
-
-def _check_sigmas(sigmas: Sequence[float], steps: int) -> None:
-    if not sigmas:
-        return
-    if len(sigmas) != steps:
-        raise InvalidRequest(
-            f"sigmas must hold one number for each of the {steps} steps; got {len(sigmas)}.",
-            param="sigmas",
-        )
-    # Written so that NaN fails, too.
-    falling = all(a > b for a, b in itertools.pairwise(sigmas))
-    if not (falling and sigmas[0] <= 1 and sigmas[-1] > 0):
-        raise InvalidRequest(
-            "sigmas must fall from at most 1 to above 0, for example [1.0, 0.75, 0.5, 0.25]; got "
-            f"{list(sigmas)}.",
-            param="sigmas",
-        )

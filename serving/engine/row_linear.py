@@ -29,7 +29,8 @@ def by_row(product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
     if rows >= FEWEST_ROWS or not rows:
         return product(x)
     filled = functional.pad(x.reshape(rows, -1), (0, 0, 0, FEWEST_ROWS - rows))
-    return product(filled)[:rows].reshape(*x.shape[:-1], -1)
+    # A copy, so that the filling is not kept as long as the rows are.
+    return product(filled)[:rows].clone().reshape(*x.shape[:-1], -1)
 
 
 class RowLinear(torch.nn.Linear):

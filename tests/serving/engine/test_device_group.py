@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -97,6 +98,23 @@ async def test_the_thread_of_an_engine_that_lost_its_group_is_dead(
     thread._thread.join(30)
     assert not thread.alive
     await drawing.aclose()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_narrow_numbers_are_shared_too(model_folder, new_engine, make_request, precision):
+    pair = DeviceGroup(model_folder, 2, precision=precision, torch_threads=1)
+    try:
+        pictures = []
+        for group in (pair.join(), None):
+            own = load_components(model_folder, precision=precision)
+            engine = new_engine(own, group=group)
+            engine.add(make_request())
+            pictures.append(engine.run().image("r"))
+    finally:
+        pair.close()
+    # One in 256 is what bfloat16 tells apart near 1.
+    np.testing.assert_allclose(*pictures, atol=0.03, rtol=0)
+    assert pictures[0].std() > 0.03
 
 
 def test_a_rank_that_cannot_load_the_model_is_told(model_folder, tmp_path, loss):
