@@ -230,7 +230,7 @@ async def keep_pictures(
     if len(others) > MAX_REFERENCES:
         raise InvalidRequest(
             f"There are {len(others)} images to look at; at most {MAX_REFERENCES} are possible.",
-            param="images",
+            param="images" if isinstance(body, EditBody) else "reference_images",
         )
     if mask is not None and first is not None:
         mask = await asyncio.to_thread(check_mask, mask, first)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from calotype.serving.config.base import VALIDATIONS, Matches, Rule, Spec
 from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import SAMPLER_NAMES, ImageSize
+from calotype.serving.request import MAX_REFERENCES, SAMPLER_NAMES, ImageSize
 
 PATCH = 16
 """Width and height of a picture are multiples of this: 8x by the VAE, 2x by the patching."""
@@ -108,7 +108,10 @@ class Limits(Spec):
         4, ge=0, le=16, description="Most LoRA adapters of one request; 0 = no adapters."
     )
     max_reference_images: int = Field(
-        8, ge=0, le=16, description="Most reference images of one request; 0 = none are taken."
+        MAX_REFERENCES,
+        ge=0,
+        le=MAX_REFERENCES,
+        description="Most reference images of one request; 0 = none are taken.",
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from calotype.serving.api.schemas import FEATURES
+from calotype.serving.config import BUILT_IN_MODEL
 
 EDITS = "/v1/images/edits"
 
@@ -149,14 +150,28 @@ def test_a_variation_has_an_image_and_no_prompt(able: Any) -> None:
     assert seen_by_worker(able)["image"]
 
 
-def test_a_model_takes_so_many_reference_images_and_no_more(able: Any) -> None:
-    pictures = [data_url(picture())] * 9
-    body = {"prompt": "a cat", "reference_images": pictures}
-    answer = able.http().post("/v1/images/generations", json=body)
+def test_ten_reference_images_are_looked_at_and_no_more(able: Any) -> None:
+    for count, status in ((10, 200), (11, 400)):
+        body = {"prompt": "a cat", "reference_images": [data_url(picture())] * count}
+        answer = able.http().post("/v1/images/generations", json=body)
+        assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == "reference_images"
+    assert "at most 10" in answer.json()["error"]["message"]
+    assert len(seen_by_worker(able)["references"]) == 10
+
+
+def test_a_model_may_take_fewer_reference_images(
+    start_service: Callable[..., Any], quick: Callable[..., Any]
+) -> None:
+    service = start_service(settings=quick(features=set(FEATURES)))
+    limits = BUILT_IN_MODEL.spec.limits.model_copy(update={"max_reference_images": 2})
+    spec = BUILT_IN_MODEL.spec.model_copy(update={"limits": limits})
+    service.catalog.replace([BUILT_IN_MODEL.model_copy(update={"spec": spec})], [])
+    body = {"prompt": "a cat", "reference_images": [data_url(picture())] * 3}
+    answer = service.http().post("/v1/images/generations", json=body)
     assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert error["param"] == "reference_images"
-    assert "9 reference pictures; shapes takes at most 8" in error["message"]
+    assert answer.json()["error"]["param"] == "reference_images"
+    assert "3 reference pictures; shapes takes at most 2" in answer.json()["error"]["message"]
 
 
 def test_a_generation_looks_at_reference_images(able: Any) -> None:
