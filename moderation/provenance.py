@@ -92,12 +92,16 @@ class Marks:
         """The packet to write into the file; None if that layer is off."""
         return digital_source_xmp() if "xmp" in self._layers else None
 
-    def in_pixels(self, pixels: Pixels) -> tuple[Pixels, str | None]:
-        """The picture with the watermark, and its payload; None where there is no room for one."""
+    def in_pixels(self, pixels: Pixels, *, strong: bool = False) -> tuple[Pixels, str | None]:
+        """The picture with the watermark, and its payload; None where there is no room for one.
+
+        Args:
+            strong: the file will be saved at a quality that somebody chose, perhaps a low one.
+        """
         if "watermark" not in self._layers or self._keys is None:
             return pixels, None
         payload = watermark.payload_of(pixels, self._keys.watermark)
-        marked = watermark.embed(pixels, self._keys.watermark, payload)
+        marked = watermark.embed(pixels, self._keys.watermark, payload, strong=strong)
         return marked, None if marked is pixels else payload.hex()
 
     def signed(self, data: bytes, kind: str, payload: str | None) -> bytes:

@@ -34,6 +34,13 @@ CHECK_BITS = 24
 """Of noise one reading in 2**24 passes for a mark."""
 PSNR_DB = 40.5
 """How near the marked picture is to the unmarked one."""
+FAINT_DB = 43.5
+"""The same where less is enough: the mark repeats often, or nothing in the picture speaks against
+it. There the eye would also see it first."""
+FAINT_FROM = 64
+"""Repetitions of the pattern."""
+FLAT_SHARE = 0.6
+"""Part of the pixels that are as bright as what is around them; photographs have up to 0.5."""
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -121,13 +128,14 @@ def payload_of(pixels: Pixels, key: bytes) -> bytes:
     return digest.digest()
 
 
-def embed(pixels: Pixels, key: bytes, payload: bytes) -> Pixels:
+def embed(pixels: Pixels, key: bytes, payload: bytes, *, strong: bool = False) -> Pixels:
     """The marked picture; the picture itself if it is smaller than a tile.
 
     Args:
         pixels: uint8 [height, width, 3].
         key: up to 64 secret bytes.
         payload: 6 bytes.
+        strong: never fainter than `PSNR_DB`.
     """
     height, width = pixels.shape[:2]
     if min(height, width) < TILE:
@@ -136,12 +144,23 @@ def embed(pixels: Pixels, key: bytes, payload: bytes) -> Pixels:
     signs = np.ones(len(waves.rows), dtype=np.float32)
     signs[waves.data] = coded[waves.bits]
     wanted = waves.phases * signs
+    level = 255 * 10 ** (-(PSNR_DB if strong or not _may_be_faint(pixels) else FAINT_DB) / 20)
     # Marked evenly first, to see what the picture itself says against it and how much gets through.
     host, _ = _along(pixels, waves, wanted)
-    evenly, divisor = _along(_added(pixels, _change(wanted, height, width, waves)), waves, wanted)
+    even = _change(wanted, height, width, waves, level)
+    evenly, divisor = _along(_added(pixels, even), waves, wanted)
     gain = float((evenly - host).mean())
     strength = _strengths(host / divisor, gain / divisor, coded, waves)
-    return _added(pixels, _change(wanted * strength, height, width, waves))
+    return _added(pixels, _change(wanted * strength, height, width, waves, level))
+
+
+def _may_be_faint(pixels: Pixels) -> bool:
+    """Whether a fainter mark is found again as well."""
+    height, width = pixels.shape[:2]
+    if height * width >= FAINT_FROM * TILE * TILE:
+        return True
+    luma = _luma(pixels)
+    return float(np.mean(np.abs(luma - _blurred(luma)) < 0.5)) >= FLAT_SHARE
 
 
 def _strengths(host: Floats, gain: Floats, coded: Floats, waves: _Waves) -> Floats:
@@ -175,12 +194,12 @@ def _along(pixels: Pixels, waves: _Waves, wanted: Spectrum) -> tuple[Floats, Flo
     return (spectrum[waves.rows, waves.columns] * np.conj(wanted)).real, divisor
 
 
-def _change(spectrum: Spectrum, height: int, width: int, waves: _Waves) -> Floats:
-    """The change of brightness [height, width] that these carriers make."""
+def _change(spectrum: Spectrum, height: int, width: int, waves: _Waves, level: float) -> Floats:
+    """The change of brightness [height, width] that these carriers make, of deviation ``level``."""
     plane = np.zeros((TILE, TILE // 2 + 1), dtype=np.complex64)
     plane[waves.rows, waves.columns] = spectrum
     tile = np.fft.irfft2(plane, (TILE, TILE)).astype(np.float32)
-    tile *= 255 * 10 ** (-PSNR_DB / 20) / float(np.sqrt(np.mean(tile * tile)))
+    tile *= level / float(np.sqrt(np.mean(tile * tile)))
     return np.tile(tile, (-(-height // TILE), -(-width // TILE)))[:height, :width]
 
 

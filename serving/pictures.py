@@ -83,7 +83,8 @@ def encode_picture(
         ProvenanceError: the picture cannot be marked.
     """
     marks = marks or installation_marks()
-    pixels, payload = marks.in_pixels(pixels)
+    lossy = output_format in ("jpeg", "webp") and compression not in (None, 100)
+    pixels, payload = marks.in_pixels(pixels, strong=lossy)
     if restore is not None:
         pixels = restore(pixels)
     data = _encoded(pixels, output_format, compression, marks.xmp())

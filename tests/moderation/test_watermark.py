@@ -44,6 +44,26 @@ def test_size_and_turn_of_a_copy_are_told() -> None:
     assert found is not None and found.scale == 1.0 and "rotated" in found.turned
 
 
+FAINT = {
+    "white": np.full((128, 128, 3), 255, np.uint8),
+    "drawing": drawing(0),
+    "drawing 512": drawing(4, 512),
+    "texture 512": texture(5, 512),
+}
+
+
+@pytest.mark.parametrize("name", FAINT)
+def test_the_mark_is_fainter_where_that_is_enough(name: str) -> None:
+    pixels = FAINT[name]
+    payload = watermark.payload_of(pixels, KEY)
+    faint = watermark.embed(pixels, KEY, payload)
+    strong = watermark.embed(pixels, KEY, payload, strong=True)
+    assert psnr(pixels, faint) > 43.2 and psnr(pixels, strong) < psnr(pixels, faint) - 2.5
+    for change in SURVIVED:
+        found = watermark.detect(CHANGES[change](faint), KEY)
+        assert found is not None and found.payload == payload.hex(), change
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_mark_is_not_seen(name: str) -> None:
     _, picture = marked(PICTURES[name])
