@@ -123,6 +123,7 @@ class LocalBackend:
         texts: Sequence[str],
         images: Sequence[Pixels],
         scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         return [
             *[await self._safety.judge_prompt(text, scope) for text in texts],

@@ -129,8 +129,14 @@ class GenerationBackend(Protocol):
         texts: Sequence[str],
         images: Sequence[Pixels],
         scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Decisions (`SafetyStage`) for every text, then for every image."""
+        """Decisions (`SafetyStage`) for every text, then for every image.
+
+        Args:
+            scope: as of `SafetyStage.judge_prompt`.
+            models: by the policy of one of these; None = of any.
+        """
         ...
 
     async def status(self) -> list[ModelStatus]: ...

@@ -220,6 +220,7 @@ class PaintingBackend:
         texts: Sequence[str],
         images: Sequence[Pixels],
         scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         judged = [await self.safety.judge_prompt(text, scope) for text in texts]
         return judged + [await self.safety.judge_image(image, scope=scope) for image in images]

@@ -51,7 +51,8 @@ async def moderate(
     texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
     team = await asyncio.to_thread(gateway.store.get_team, key.team_id)
     scope = {"policies": [team.policy]} if team is not None and team.policy else None
-    decisions = await gateway.backend.judge(texts, images, scope)
+    models = team.allowed_models if team is not None else None
+    decisions = await gateway.backend.judge(texts, images, scope, models)
     for decision in decisions:
         if decision.get("unavailable"):
             raise ModerationUnavailable(

@@ -89,8 +89,9 @@ class RemoteBackend:
         texts: Sequence[str],
         images: Sequence[Pixels],
         scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Asks the first model app that answers: all of them have the service's policy."""
+        """Asks the first model app that answers."""
         body = {
             "texts": list(texts),
             "images": await asyncio.to_thread(lambda: [_packed(image) for image in images]),
@@ -98,6 +99,8 @@ class RemoteBackend:
         }
         problem = "This service has no model at the moment."
         for model in list(self.endpoints):
+            if models is not None and model not in models:
+                continue  # it does not know the policies of the team's requests
             try:
                 answer = await self._post(model, "judge", JUDGE_SECONDS, json=body)
             except Overloaded as error:

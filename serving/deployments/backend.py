@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from calotype.serving.deployments.remote import RemoteSafety, call
-from calotype.serving.errors import CalotypeError, Overloaded
+from calotype.serving.errors import CalotypeError, ModerationUnavailable, Overloaded
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import ModelStatus
 
@@ -77,8 +77,15 @@ class RayBackend:
         texts: Sequence[str],
         images: Sequence[Pixels],
         scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
-        safety = RemoteSafety(self._handle("Moderator", next(iter(self.models.values()))), 15.0)
+        apps = [app for name, app in self.models.items() if models is None or name in models]
+        if not apps:
+            raise ModerationUnavailable(
+                "None of the models whose policy it is judged by runs at the moment.",
+                retry_after=5,
+            )
+        safety = RemoteSafety(self._handle("Moderator", apps[0]), 15.0)
         return list(
             await asyncio.gather(
                 *(safety.judge_prompt(text, scope) for text in texts),

@@ -229,7 +229,9 @@ class Nobody:
     async def cancel(self, job_id: str) -> None:
         return
 
-    async def judge(self, texts: Sequence[str], images: Sequence[Any]) -> list[dict[str, Any]]:
+    async def judge(
+        self, texts: Sequence[str], images: Sequence[Any], *more: Any
+    ) -> list[dict[str, Any]]:
         return []
 
     async def status(self) -> list[ModelStatus]:

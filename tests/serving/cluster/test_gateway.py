@@ -294,6 +294,14 @@ def test_a_teams_policy_reaches_the_model_app_and_a_refused_team_draws_nothing(
         assert scopes == [{"policies": ["kids"]}] * 3, "prompt, picture, and what was only asked"
         assert house.generate().status_code == 200
         assert set(map(str, scopes[3:])) == {"None"}
+        elsewhere = {"moderationPolicy": "kids", "models": ["another"]}
+        house.configure(house.document(teams=[team("shoes", "ct_live_shoes", **elsewhere)]))
+
+        def asked() -> int:
+            with house.http("ct_live_shoes") as client:
+                return client.post("/v1/moderations", json={"input": "a fox"}).status_code
+
+        house.wait_for(lambda: asked() == 503, "a model that knows its policy is not there")
         refused = team("shoes", "ct_live_shoes", refusal="ModerationPolicy kids is laxer.")
         house.configure(house.document(teams=[refused]))
         house.wait_for(lambda: house.generate("ct_live_shoes").status_code == 403, "it is refused")
