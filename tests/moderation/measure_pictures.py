@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+from harmless_scenes import SCENES, SKIN
 from PIL import Image, ImageDraw, ImageFilter
 from sample_pictures import Pixels, drawing, texture
 
@@ -22,7 +23,6 @@ from calotype.moderation.policy import Category, Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 SIDE = 1024
-SKIN = ("#f1c9a5", "#d8a27a", "#b07a52", "#7a4a2e")
 MARK = (10, 200, 90)
 COVER = 0.11
 """A classifier sees nothing of a subject below a third of the height, a ninth of the area."""
@@ -57,6 +57,8 @@ def harmless() -> Iterator[tuple[str, list[Pixels]]]:
         ("corner", 1 / 3, True),
     ):
         yield f"skin shapes, {name}", [skin_shapes(tone, part, corner) for tone in SKIN]
+    for name, scene in SCENES.items():
+        yield f"{name}, drawn", [scene(tone, SIDE) for tone in SKIN]
     from sklearn.datasets import load_sample_image
 
     yield "photographs", [load_sample_image("china.jpg"), load_sample_image("flower.jpg")]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from harmless_scenes import SCENES, SKIN
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -132,6 +133,26 @@ def test_enlarged_shapes_are_not_blocked(moderator: Moderator) -> None:
         image = drawing(shape, colour, ground, seed).resize((1024, 1024), Image.Resampling.BICUBIC)
         decision = moderator.judge_image(np.asarray(image))
         assert decision.served, decision.findings
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_beach_bath_and_statue_are_not_blocked(moderator: Moderator, name: str) -> None:
+    for tone in SKIN[::3]:
+        decision = moderator.judge_image(SCENES[name](tone, 512))
+        assert decision.verdict is Verdict.ALLOW, tone
+
+
+@pytest.mark.parametrize(("part", "corner"), [(0.95, False), (1 / 3, False), (1 / 3, True)])
+def test_what_is_unsafe_is_seen_whole_in_a_ninth_and_in_a_corner(part: float, corner: bool) -> None:
+    """By a classifier that sees its colour from a ninth of what it is shown on."""
+    pixels = noise(768, 768)
+    side = round(768 * part)
+    at = 768 - side if corner else (768 - side) // 2
+    pixels[at : at + side, at : at + side] = MARK
+    sees = FixedImageClassifier({"sexual": 0.9}, colour=MARK, cover=0.11)
+    stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[sees])
+    assert stage.judge_image(pixels).categories == (Category.SEXUAL,)
+    assert stage.judge_image(noise(768, 768)).verdict is Verdict.ALLOW
 
 
 def test_drawings_are_told_from_textures() -> None:
