@@ -19,6 +19,7 @@ from sqlalchemy import text
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy import Policy, Verdict
 from calotype.moderation.testing import FixedImageClassifier
+from calotype.serving.api import takedowns
 from calotype.serving.cli import cli
 from calotype.serving.jobs.keys import create_key
 from calotype.serving.jobs.takedowns import TakenDown
@@ -122,6 +123,23 @@ def test_a_flat_drawing_is_known_by_its_mark_and_not_drawn_again(
     moderator = judge(service)
     assert moderator.judge_image(picture).findings[0].classifier == "fingerprint"
     assert moderator.judge_image(drawing(5, 256)).verdict is Verdict.ALLOW
+
+
+def test_nothing_is_done_before_every_stored_picture_was_looked_at(
+    service: Any, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many pictures one call looks at some of them, and the client calls again."""
+    monkeypatch.setattr(takedowns, "INDEX_SECONDS", -1.0)  # one picture a call
+    found = [stored(service, WANTED, seed=seed) for seed in range(3)]
+    encoded = base64.b64encode(as_found(WANTED)).decode()
+    key = create_key(service.store, team="safety", scopes=("moderation",))[0]
+    body = {"image": encoded, "category": "sexual", "reason": "r"}
+    first = service.http(key).post(TAKEDOWNS, json=body).json()
+    assert (first["id"], first["deleted"], first["unsearched"]) == (None, 0, 2)
+    assert service.store.list_takedowns() == []
+    done = run("--asset", found[0], "--reason", "r", "--yes")
+    assert done.exit_code == 0 and "3 files deleted" in done.stdout, done.output
+    assert [service.store.get_asset(name) for name in found] == [None] * 3
 
 
 def test_without_the_list_nothing_is_shown(service: Any) -> None:
