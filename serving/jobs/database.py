@@ -105,7 +105,17 @@ def writing(engine: Engine, *, durable: bool = False) -> Iterator[Connection]:
     """
     with _faults("written"), _turn(engine), engine.begin() as connection:
         yield connection
-    if durable and (log := _LOGS.get(engine)) is not None:
+    if durable:
+        flush(engine)
+
+
+def flush(engine: Engine) -> None:
+    """Returns when everything that was committed before the call survives a power cut.
+
+    Raises:
+        StorageFailed: the disk did not take it.
+    """
+    if (log := _LOGS.get(engine)) is not None:
         log.flush()
 
 

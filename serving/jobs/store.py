@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from calotype.serving.errors import InvalidRequest
 from calotype.serving.jobs.accounts import Accounts
 from calotype.serving.jobs.batches import Batches
-from calotype.serving.jobs.database import create_database_engine, reading, writing
+from calotype.serving.jobs.database import create_database_engine, flush, reading, writing
 from calotype.serving.jobs.deliveries import Deliveries, announce
 from calotype.serving.jobs.expiry import Expiry
 from calotype.serving.jobs.forecast import Forecasts
@@ -104,6 +104,7 @@ class JobStore(
             first = self.find_idempotent(new.idempotency) if new.idempotency else None
             if first is None:
                 raise InvalidRequest(f"The job cannot be recorded: {error.orig}.") from error
+            flush(self.engine)  # who made it may not have come so far yet
             return first, None
 
     def get_job(self, job_id: str, team_id: str | None = None) -> JobRecord | None:

@@ -105,3 +105,12 @@ def test_a_disk_that_does_not_take_it_is_a_typed_fault(
         add_job()
     disk.broken = False
     assert add_job().status == "queued"
+
+
+def test_who_repeats_a_request_is_not_told_before_the_first_is_safe(
+    store: JobStore, add_job: AddJob, disk: Disk
+) -> None:
+    first = add_job(idempotency="key")
+    told = disk.flushes
+    assert add_job(idempotency="key").id == first.id
+    assert disk.flushes > told
