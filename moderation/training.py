@@ -101,9 +101,7 @@ def _i2p(path: pathlib.Path) -> Iterator[Example]:
             elif nudity == 0 and float(row["inappropriate_percentage"]) <= 10:
                 labels = {Category.SEXUAL: False, Category.VIOLENCE_GRAPHIC: False}
                 yield Example(piece, "i2p", labels, weight=0.5)
-            elif (
-                "shocking" in row["categories"] and float(row["inappropriate_percentage"]) >= 80
-            ):
+            elif "shocking" in row["categories"] and float(row["inappropriate_percentage"]) >= 80:
                 yield Example(piece, "i2p", {Category.SHOCKING: True}, weight=0.3)
 
 

@@ -79,7 +79,7 @@ class Pods:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "calotype.serving.cli", name),
+                    *(sys.executable, "-m", "calotype.serving", name),
                     *("--config", str(self.folder / f"{name}.json")),
                     *("--host", "127.0.0.1", "--port", str(self._ports[name])),
                 ],
