@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from controlplane.cluster import Cluster
 from valid_manifests import VALID, changed
@@ -77,10 +79,12 @@ ALLOWED = [
 
 
 @pytest.fixture(scope="module")
-def stored(cluster: Cluster) -> Cluster:
+def stored(cluster: Cluster) -> Iterator[Cluster]:
     for document in VALID.values():
         cluster.apply(document)
-    return cluster
+    yield cluster
+    for kind, document in VALID.items():
+        cluster.delete(kind, document["metadata"]["name"], "default")
 
 
 @pytest.mark.parametrize(("kind", "field", "value", "says"), FORBIDDEN)
