@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel
+from calotype.serving.config.base import ModelRef
 from calotype.serving.jobs.forecast import Forecast
 from calotype.serving.protocols import ModelStatus
 
+STRIPES = BUILT_IN_ADAPTER.model_copy(
+    update={"spec": BUILT_IN_ADAPTER.spec.model_copy(update={"model_ref": ModelRef(name="main")})}
+)
 SPEC = BUILT_IN_MODEL.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -26,7 +30,7 @@ class Reporting:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.ready = {"shapes": True, "spare": True, "third": True}
+        self.ready = {"main": True, "spare": True, "third": True}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -37,7 +41,7 @@ class Reporting:
 
 @pytest.fixture
 def two_models(start_service: Callable[..., Any]) -> Iterator[Any]:
-    """`shapes`, which falls back to `spare` after ten seconds, and what says who is ready."""
+    """`main`, which falls back to `spare` after ten seconds, and what says who is ready."""
     backends: list[Reporting] = []
 
     def wrap(backend: Any) -> Reporting:
@@ -46,11 +50,11 @@ def two_models(start_service: Callable[..., Any]) -> Iterator[Any]:
 
     service = start_service(wrap=wrap)
     first = model(
-        "shapes",
+        "main",
         {"modelRef": {"name": "spare"}, "when": {"queueSecondsAbove": 10}},
         aliases=["dall-e-3"],
     )
-    service.catalog.replace([first, model("spare")], [BUILT_IN_ADAPTER])
+    service.catalog.replace([first, model("spare")], [STRIPES])
     service.ready = backends[0].ready
     yield service
 
@@ -61,6 +65,7 @@ def drawn_by(answer: Any) -> str:
 
 
 def work_for(service: Any, name: str, seconds: float) -> None:
+    """As its dispatcher says; the one of this service speaks for a model of another name."""
     service.store.save_forecast(
         Forecast(name, service.store.clock.time(), queued=9, backlog_seconds=seconds)
     )
@@ -68,26 +73,26 @@ def work_for(service: Any, name: str, seconds: float) -> None:
 
 def test_a_model_that_is_well_draws_itself(two_models: Any) -> None:
     answer = two_models.generate(prompt="a red circle", model="dall-e-3")
-    assert drawn_by(answer) == "shapes"
+    assert drawn_by(answer) == "main"
     assert "warnings" not in answer.json()
 
 
 def test_the_fallback_draws_while_the_model_is_not_ready(two_models: Any) -> None:
-    two_models.ready["shapes"] = False
+    two_models.ready["main"] = False
     answer = two_models.generate(prompt="a red circle", model="dall-e-3")
     assert drawn_by(answer) == "spare"
-    assert answer.json()["warnings"] == ["spare draws instead of shapes, which is not ready."]
+    assert answer.json()["warnings"] == ["spare draws instead of main, which is not ready."]
     assert answer.json()["recipe"]["model"]["name"] == "spare"
-    two_models.ready["shapes"] = True
-    assert drawn_by(two_models.generate(prompt="a red circle", model="shapes")) == "shapes"
+    two_models.ready["main"] = True
+    assert drawn_by(two_models.generate(prompt="a red circle", model="main")) == "main"
 
 
 def test_the_fallback_draws_when_the_queue_is_longer_than_the_manifest_allows(
     two_models: Any,
 ) -> None:
-    work_for(two_models, "shapes", 9.0)
-    assert drawn_by(two_models.generate(prompt="a red circle")) == "shapes"
-    work_for(two_models, "shapes", 1000.0)
+    work_for(two_models, "main", 9.0)
+    assert drawn_by(two_models.generate(prompt="a red circle")) == "main"
+    work_for(two_models, "main", 1000.0)
     answer = two_models.generate(prompt="a red circle")
     assert drawn_by(answer) == "spare"
     assert "(its limit is 10 s)" in answer.json()["warnings"][0]
@@ -95,41 +100,41 @@ def test_the_fallback_draws_when_the_queue_is_longer_than_the_manifest_allows(
 
 def test_a_fallback_that_is_away_hands_on_to_its_own(two_models: Any) -> None:
     spare = model("spare", {"modelRef": {"name": "third"}})
-    first = model("shapes", {"modelRef": {"name": "spare"}})
+    first = model("main", {"modelRef": {"name": "spare"}})
     two_models.catalog.replace([first, spare, model("third")])
-    two_models.ready |= {"shapes": False, "spare": False}
+    two_models.ready |= {"main": False, "spare": False}
     assert drawn_by(two_models.generate(prompt="a red circle")) == "third"
     two_models.ready["third"] = False
     job = two_models.http().post("/v1/jobs", json={"input": {"prompt": "a red circle"}})
-    assert job.json()["model"] == "shapes"
+    assert job.json()["model"] == "main"
 
 
 def test_what_the_fallback_cannot_draw_waits_for_the_model(two_models: Any) -> None:
-    two_models.ready["shapes"] = False
+    two_models.ready["main"] = False
     body = {"prompt": "a red circle", "loras": [{"id": "stripes"}]}
-    assert two_models.http().post("/v1/jobs", json={"input": body}).json()["model"] == "shapes"
+    assert two_models.http().post("/v1/jobs", json={"input": body}).json()["model"] == "main"
 
 
 def test_a_team_that_may_not_use_the_fallback_waits(two_models: Any) -> None:
-    two_models.ready["shapes"] = False
-    two_models.store.set_team("default", allowed_models=["shapes"])
+    two_models.ready["main"] = False
+    two_models.store.set_team("default", allowed_models=["main"])
     job = two_models.http().post("/v1/jobs", json={"input": {"prompt": "a red circle"}})
-    assert job.json()["model"] == "shapes"
+    assert job.json()["model"] == "main"
 
 
 def test_a_repetition_joins_the_job_of_the_fallback(two_models: Any) -> None:
-    two_models.ready["shapes"] = False
+    two_models.ready["main"] = False
     headers = {"idempotency-key": "one"}
     http = two_models.http()
     body = {"prompt": "a red circle"}
     first = http.post("/v1/images/generations", json=body, headers=headers).json()
-    two_models.ready["shapes"] = True
+    two_models.ready["main"] = True
     again = http.post("/v1/images/generations", json=body, headers=headers).json()
     assert (first["model"], again["job_id"]) == ("spare", first["job_id"])
 
 
 def test_a_recipe_is_drawn_again_by_the_model_that_drew_it(two_models: Any) -> None:
     first = two_models.generate(prompt="a red circle").json()
-    two_models.ready["shapes"] = False
+    two_models.ready["main"] = False
     again = two_models.http().post("/v1/jobs", json={"recipe": first["recipe"]})
-    assert again.json()["model"] == "shapes"
+    assert again.json()["model"] == "main"
