@@ -79,7 +79,9 @@ class Studio:
     dispatcher: Dispatcher
 
     @contextlib.asynccontextmanager
-    async def working(self, name: str) -> AsyncIterator[tuple[Line, RecordingThread]]:
+    async def working(
+        self, name: str, beat_seconds: float = 0.05
+    ) -> AsyncIterator[tuple[Line, RecordingThread]]:
         """A worker that pulls leases while the context lasts."""
         line, thread = Line(self.dispatcher), RecordingThread(Engine(self.components))
         encoder = self.components.text_encoder
@@ -87,7 +89,7 @@ class Studio:
         worker = GenerationWorker(
             *(name, thread, line, InProcessPrompts(encoder), self.safety, self.blobs),
             concurrency=1,
-            beat_seconds=0.05,
+            beat_seconds=beat_seconds,
             wait_seconds=0.1,
         )
         task = asyncio.create_task(worker.run())
@@ -280,6 +282,6 @@ async def test_a_short_request_leaves_no_checkpoint(studio: Studio) -> None:
         plain(key, data)
 
     studio.blobs.put = put  # type: ignore[method-assign]
-    async with studio.working("only"):
+    async with studio.working("only", beat_seconds=30):  # it is over before the first one
         await studio.ended(await studio.ask(steps=2))
     assert len(puts) == 1, "the picture and nothing else"
