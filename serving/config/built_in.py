@@ -16,7 +16,7 @@ BUILT_IN_MODEL = ImageModel(
     spec=ImageModelSpec(
         source=ModelSource(built_in=BuiltInSource(name="shapes")),
         precision="float32",
-        defaults=Defaults(steps=20, guidance_scale=2.5, size="128x128"),
+        defaults=Defaults(steps=20, guidance_scale=3.0, size="128x128"),
         quality_presets={
             "low": Preset(steps=10),
             "medium": Preset(steps=20),

@@ -24,21 +24,22 @@ from calotype.serving.training.scenes import NATIVE, Scene, render
 
 BUCKETS: dict[tuple[int, int], float] = {(8, 8): 0.84, (8, 14): 0.08, (14, 8): 0.08}
 """(columns, rows) of 16-pixel tokens -> share of the steps: DALL-E's three aspects."""
-TWO_THINGS = 0.3
+TWO_THINGS = 0.25
 """Share of scenes with two things."""
 
-OFTEN = {"star": 1.0, "triangle": 0.75, "ring": 0.75, "cross": 0.65}
-"""How readily a scene with this shape is taken (others: half): these are the harder outlines."""
+OFTEN = {"star": 1.0, "ring": 0.9, "triangle": 0.7, "cross": 0.7, "small": 0.5}
+"""How readily a scene with this shape is taken (others: 0.4), and how much more readily when its
+thing is small: these are the harder outlines."""
 
 EMPTY_CAPTIONS = 0.1
 TEACHER_GUIDANCE = 4.0
 GUIDANCE = (1.0, 6.0)
-USUAL = 0.85
-"""Share of the student's rows at the guidance input that it already knows: it must not unlearn."""
 PASSES_PER_GUIDANCE = 0.5
 """The two-pass scale that a guidance input stands for: 4 is twice."""
-BEST_GUIDANCE = 2.5
-"""Measured: higher follows shapes no better and bends the colours."""
+BEST_GUIDANCE = 3.0
+"""Measured: higher bends the colours, lower leaves stars blunt."""
+USUAL_GUIDANCE, USUAL = 2.5, 0.6
+"""Where most of the student's rows are, and their share; the others are spread."""
 
 
 @dataclasses.dataclass
@@ -57,7 +58,10 @@ def sample_scenes(count: int, rng: random.Random, striped: bool = False) -> list
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_scene(rng, False, two=rng.random() < TWO_THINGS)
-        if rng.random() < max(OFTEN.get(thing.shape, 0.5) for thing in scene.things):
+        if rng.random() < max(
+            OFTEN.get(thing.shape, 0.4) * (1 if thing.size == "small" else OFTEN["small"])
+            for thing in scene.things
+        ):
             scenes.append(dataclasses.replace(scene, striped=striped))
     return scenes
 
@@ -177,7 +181,7 @@ class Flow:
         low, high = GUIDANCE
         spread = low + (high - low) * torch.rand(len(t), generator=generator)
         usual = torch.rand(len(t), generator=generator) < USUAL
-        g = torch.where(usual, TEACHER_GUIDANCE, spread).to(self.device)
+        g = torch.where(usual, USUAL_GUIDANCE, spread).to(self.device)
         scale = g * PASSES_PER_GUIDANCE
         plain = torch.full_like(t, TEACHER_GUIDANCE)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):

@@ -25,7 +25,7 @@ metadata: {name: house-style}
 spec:
   source: {builtIn: {name: shapes}}
   precision: float32
-  defaults: {steps: 20, guidanceScale: 2.5, size: 128x128}
+  defaults: {steps: 20, guidanceScale: 3.0, size: 128x128}
   aliases: [dall-e-3]
 """
 
