@@ -236,7 +236,7 @@ def _named(
     adapters: list[tuple[pathlib.Path, float]],
 ) -> dict[str, tuple[pathlib.Path, float]]:
     """Adapters under names that tell them apart, also when two files share one."""
-    return {f"{path.stem}-{i}" if i else path.stem: (path, scale)
+    return {f"{path.name}-{i}" if i else path.name: (path, scale)
             for i, (path, scale) in enumerate(adapters)}  # fmt: skip
 
 

@@ -39,8 +39,8 @@ spec:
 """
 PACKAGE = """
 [build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
 
 [project]
 name = "acme-samplers"
