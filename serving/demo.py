@@ -50,7 +50,7 @@ def running_service(key: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="calotype-demo-") as folder:
-        command = [sys.executable, "-m", "calotype.serving.cli", "serve"]
+        command = [sys.executable, "-m", "calotype.serving", "serve"]
         process = subprocess.Popen(
             [*command, "--port", str(port), "--data-dir", folder],
             env={**os.environ, "CALOTYPE_API_KEY": key},

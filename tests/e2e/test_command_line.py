@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calotype.serving.training.judge import look
+
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS = ROOT / "serving" / "models"
 
@@ -59,6 +61,24 @@ def test_generate_takes_an_adapter_and_several_pictures(tmp_path: pathlib.Path) 
         for name in ("plain", "striped")
     )
     assert abs(plain - striped).mean() > 1
+
+
+@pytest.mark.slow
+def test_the_demo_draws_the_picture_that_the_readme_shows(tmp_path: pathlib.Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "calotype.serving.demo"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    ground, things, _ = look(np.asarray(Image.open(tmp_path / "out" / "demo.png").convert("RGB")))
+    assert (ground, [(thing.shape, thing.color) for thing in things]) == (
+        "red",
+        [("heart", "white")],
+    )
+    assert "out/demo.png is drawn" in result.stdout
 
 
 def test_generate_refuses_in_one_sentence(tmp_path: pathlib.Path) -> None:
