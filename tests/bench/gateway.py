@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pathlib
 import socket
 import statistics
@@ -47,6 +48,8 @@ REQUEST = {
 
 def measure() -> dict[str, dict[str, Any]]:
     """name -> value, unit, bar, better."""
+    # An accepted job is flushed to the disk, which must not be busy with what others wrote before.
+    os.sync()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         store = JobStore.open(sqlite_url(folder))
