@@ -23,7 +23,8 @@ class FakeModelApp:
     replicas: int = 1
     queue_seconds: float = 0.0
     failing: dict[str, str] = field(default_factory=dict)
-    """Adapter -> why replicas cannot load it; with `failing_replicas`, only the last ones."""
+    """Adapter -> why replicas cannot load it; with `failing_replicas`, only the last ones.
+    A replica keeps the revision that it has."""
     failing_replicas: int | None = None
     keeps: bool = False
     """Replicas hold on to adapters that they should forget."""
@@ -76,7 +77,8 @@ class FakeModelApp:
     def _state(self, index: int, name: str, adapter: dict[str, Any]) -> dict[str, Any]:
         annotations = adapter["metadata"].get("annotations", {})
         revision = adapter["spec"].get("sha256") or annotations.get(REVISION, "")
-        fails = name in self.failing and (
+        has_it = self.good.get((index, name)) == revision
+        fails = (name in self.failing and not has_it) and (
             self.failing_replicas is None or index >= self.replicas - self.failing_replicas
         )
         if fails:

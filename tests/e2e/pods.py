@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -26,6 +26,29 @@ MODEL, STRIPES = (
     resource.model_dump(mode="json", by_alias=True, exclude_none=True)
     for resource in (BUILT_IN_MODEL, BUILT_IN_ADAPTER)
 )
+
+
+def start_pod(
+    command: str, config: pathlib.Path, port: int, told: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """The process of a pod as the operator would start it; its log and data lie beside the file."""
+    folder = config.parent
+    environment = {
+        "CALOTYPE_DATA_DIR": str(folder / "data"),
+        "CALOTYPE_INTERNAL_TOKEN": TOKEN,
+        "CALOTYPE_NODE_NAME": "node-1",
+    }
+    with (folder / f"{command}.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "calotype.serving", command),
+                *("--config", str(config)),
+                *("--host", "127.0.0.1", "--port", str(port)),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment | told,
+        )
 
 
 class Pods:
@@ -70,23 +93,9 @@ class Pods:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
-        told = {
-            "CALOTYPE_DATA_DIR": str(self.folder / "data"),
-            "CALOTYPE_DATABASE_URL": self.database,
-            "CALOTYPE_INTERNAL_TOKEN": TOKEN,
-            "CALOTYPE_NODE_NAME": "node-1",
-        }
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "calotype.serving", name),
-                    *("--config", str(self.folder / f"{name}.json")),
-                    *("--host", "127.0.0.1", "--port", str(self._ports[name])),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | told,
-            )
+        told = {"CALOTYPE_DATABASE_URL": self.database}
+        config = self.folder / f"{name}.json"
+        self._running[name] = start_pod(name, config, self._ports[name], told)
 
     def kill(self, name: str) -> None:
         """kill -9 of every process of the pod."""

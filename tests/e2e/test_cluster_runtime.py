@@ -7,12 +7,10 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,26 +20,18 @@ import httpx
 import openai
 import psutil
 import pytest
+from e2e.pods import MODEL, STRIPES, TOKEN, start_pod
 from PIL import Image
 from safetensors.torch import load, save
 
-from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel, LoRAAdapter
 from calotype.serving.config_hash import config_hash
 from calotype.serving.sources import BUILT_IN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KEY = "ct_live_cluster_runtime"
-TOKEN = "internal-token-of-the-tests"
 PROMPT = "a large red square on a white background"
 READY_SECONDS = 240.0
-
-
-def manifest(resource: ImageModel | LoRAAdapter) -> dict[str, Any]:
-    return resource.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-MODEL, STRIPES = manifest(BUILT_IN_MODEL), manifest(BUILT_IN_ADAPTER)
 
 
 def application(adapters: Sequence[dict[str, Any]] = (STRIPES,)) -> dict[str, Any]:
@@ -91,23 +81,8 @@ class Cluster:
         } | changed
 
     def start(self, command: str, config: str, port: int) -> None:
-        told = {
-            "CALOTYPE_DATA_DIR": str(self.folder / "data"),
-            "CALOTYPE_INTERNAL_TOKEN": TOKEN,
-            "CALOTYPE_API_KEY": KEY,
-            "CALOTYPE_NODE_NAME": "node-1",
-        }
-        with (self.folder / f"{command}.log").open("ab") as log:
-            self.running[command] = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "calotype.serving", command),
-                    *("--config", str(self.folder / config)),
-                    *("--host", "127.0.0.1", "--port", str(port)),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | told,
-            )
+        told = {"CALOTYPE_API_KEY": KEY}
+        self.running[command] = start_pod(command, self.folder / config, port, told)
 
     def start_gateway(self) -> None:
         self.start("gateway", "gateway.json", self.gateway_port)
