@@ -16,13 +16,14 @@ from calotype.moderation.categories import Category
 
 DEFAULT = "en"
 ANY = "any"
+HELD = "held"
 _MAX_CHARS = 500
 _MAX_RANGES = 20
 
 
 @lru_cache(maxsize=1)
 def sentences() -> dict[str, dict[str, str]]:
-    """Category (or ``any``) -> language -> sentence."""
+    """Category (or ``any``, ``held``) -> language -> sentence."""
     path = pathlib.Path(__file__).with_name("refusals.yaml")
     found: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found
@@ -51,6 +52,11 @@ def preferred_language(header: str) -> str:
         if language in languages() and 0.0 < quality <= 1.0:
             wanted.append((-quality, place, language))
     return min(wanted)[2] if wanted else DEFAULT
+
+
+def told_to_wait(language: str = DEFAULT) -> str:
+    """The sentence for pictures that a person looks at before anybody sees them."""
+    return sentences()[HELD][language]
 
 
 def told(categories: Sequence[str], own: str | None = None, language: str = DEFAULT) -> str:

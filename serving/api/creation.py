@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _KEY_SECONDS = 24 * 3600.0
 _RETRY_SECONDS = 600.0
 _MAX_KEY_CHARS = 255
+_MAX_LANGUAGE_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Origin:
     """Hash of key, route and Idempotency-Key."""
     retried: bool = False
     """An SDK says that it sends the request again."""
+    language: str = ""
+    """The request's ``Accept-Language``."""
     batch_id: str | None = None
     rates: list[RateState] = field(default_factory=list)
     """Filled with the state of the team's rate limit, if it has one."""
@@ -77,6 +80,7 @@ class Origin:
             request_id_of(request),
             _idempotency(request, key),
             request.headers.get("x-stainless-retry-count", "0") != "0",
+            request.headers.get("accept-language", "")[:_MAX_LANGUAGE_CHARS],
         )
         request.state.rates = origin.rates
         return origin
@@ -125,6 +129,8 @@ async def create_or_join(
     try:
         check_deadline(estimate, terms.wanted_seconds)
         details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
+        if origin.language:
+            details["language"] = origin.language
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
         used = [adapter.name for adapter in plan.request.adapters]

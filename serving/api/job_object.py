@@ -6,19 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from calotype.serving.api.failures import error_object
+from calotype.serving.api.speech import spoken
 from calotype.serving.errors import error_from_payload
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.tracing import trace_id_of
 
 # Of the stored input: not the client's words.
-_HIDDEN = frozenset({"prompt_in_files", "scope", "seal", "traceparent"})
+_HIDDEN = frozenset({"language", "prompt_in_files", "scope", "seal", "traceparent"})
 
 
-def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]) -> dict[str, Any]:
+def describe_job(
+    job: JobRecord, base_url: str, address_of: Callable[[str], str], language: str = ""
+) -> dict[str, Any]:
     """The job object of api.md section 4; pictures are addresses.
 
     Args:
         address_of: asset id -> where the picture can be had.
+        language: ``Accept-Language`` of who asks; else that of who made the job counts.
     """
     here = f"{base_url}/v1/jobs/{job.id}"
     return {
@@ -39,7 +43,7 @@ def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]
         "recipe": job.recipe,
         "recipe_hash": job.recipe_hash,
         "output": _output(job, address_of),
-        "error": error_object(error_from_payload(job.error)) if job.error else None,
+        "error": _error(job, language),
         "moderation": _moderation(job, address_of),
         "usage": job.usage,
         "metrics": job.metrics,
@@ -47,6 +51,13 @@ def describe_job(job: JobRecord, base_url: str, address_of: Callable[[str], str]
         "trace_id": trace_id_of(job.input.get("traceparent")),
         "urls": {"get": here, "cancel": f"{here}/cancel", "events": f"{here}/events"},
     }
+
+
+def _error(job: JobRecord, language: str) -> dict[str, Any] | None:
+    if job.error is None:
+        return None
+    language = language or str(job.input.get("language", ""))
+    return error_object(spoken(error_from_payload(job.error), language))
 
 
 def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:

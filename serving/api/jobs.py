@@ -14,7 +14,6 @@ from calotype.serving.api.auth import allowed
 from calotype.serving.api.body import json_body, read_json
 from calotype.serving.api.creation import Origin, Terms, create_or_join
 from calotype.serving.api.events import event_response, job_stream
-from calotype.serving.api.failures import error_object
 from calotype.serving.api.gateway import Gateway, gateway_of
 from calotype.serving.api.job_object import describe_job
 from calotype.serving.api.pages import list_object, page_size
@@ -28,9 +27,8 @@ from calotype.serving.api.schemas import (
     parse_generation,
 )
 from calotype.serving.api.signing import content_url
-from calotype.serving.api.speech import spoken
 from calotype.serving.api.uploads import read_pictures
-from calotype.serving.errors import InvalidRequest, NotFound, error_from_payload
+from calotype.serving.errors import InvalidRequest, NotFound
 from calotype.serving.jobs.events import parse_event_id
 from calotype.serving.jobs.lifecycle import STATUSES
 from calotype.serving.jobs.outbound import check_url
@@ -191,8 +189,5 @@ async def with_outlook(gateway: Gateway, request: Request, job: JobRecord) -> di
 def job_object(gateway: Gateway, request: Request, job: JobRecord) -> dict[str, Any]:
     """The job as clients see it; pictures are addresses."""
     base = gateway.base_url(request)
-    shown = describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
-    if job.error is not None:
-        error = error_from_payload(job.error)
-        shown["error"] = error_object(spoken(error, request.headers.get("accept-language", "")))
-    return shown
+    language = request.headers.get("accept-language", "")
+    return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id), language)

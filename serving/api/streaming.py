@@ -15,6 +15,7 @@ from calotype.serving.api.answers import described, drawn_images, images_respons
 from calotype.serving.api.events import KEEP_ALIVE, event_response, follow, frame, partial_data
 from calotype.serving.api.failures import error_object
 from calotype.serving.api.gateway import Gateway
+from calotype.serving.api.speech import spoken
 from calotype.serving.errors import CalotypeError, DeadlineExceeded
 from calotype.serving.jobs.records import JobRecord
 
@@ -39,7 +40,8 @@ async def images_stream(
     headers = {"openai-version": "2020-10-01", "x-job-id": job.id}
     if job.recipe_hash is not None:
         headers["x-recipe-hash"] = job.recipe_hash
-    parts = _attended(gateway, job, _frames(gateway, job, seconds))
+    language = request.headers.get("accept-language", "")
+    parts = _attended(gateway, job, _frames(gateway, job, seconds, language))
     return event_response(parts, headers)
 
 
@@ -63,7 +65,9 @@ async def _attended(
         stay()
 
 
-async def _frames(gateway: Gateway, job: JobRecord, seconds: float) -> AsyncIterator[str]:
+async def _frames(
+    gateway: Gateway, job: JobRecord, seconds: float, language: str
+) -> AsyncIterator[str]:
     kind = "image_generation" if job.type == "image.generate" else "image_edit"
     sent: dict[int, int] = {}
     yield KEEP_ALIVE  # headers and first byte at once: some clients give up without
@@ -89,7 +93,7 @@ async def _frames(gateway: Gateway, job: JobRecord, seconds: float) -> AsyncIter
         await gateway.attendance.time_out(job.id)
         yield _error(DeadlineExceeded("The job was not finished within the time allowed for it."))
     except CalotypeError as error:
-        yield _error(error)
+        yield _error(spoken(error, language))
 
 
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:

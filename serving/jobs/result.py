@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from calotype.moderation.refusals import told
+from calotype.moderation.refusals import told, told_to_wait
 from calotype.serving.errors import ContentBlocked
 from calotype.serving.request import ImageSize
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+HELD_FOR_REVIEW = "held_for_review"
+"""Code of the error of a job whose pictures all wait for a person."""
 TOKEN_SIDE = 16
 """A picture costs one token per started square of this many pixels (api.md section 3)."""
 
@@ -131,10 +133,13 @@ def held_error(held: Sequence[Mapping[str, Any]], request_id: str) -> ContentBlo
         "Your request was held by the safety system: a person looks at the pictures before "
         "anybody sees them, and those that are approved appear as the assets named in "
         f"error.moderation.held. Request ID {request_id}. safety_violations=[{','.join(names)}].",
-        code="held_for_review",
+        code=HELD_FOR_REVIEW,
         details={
             "moderation_details": {"moderation_stage": "output", "categories": names},
-            "moderation": {"held": [dict(entry) for entry in held]},
+            "moderation": {
+                "held": [dict(entry) for entry in held],
+                "user_message": told_to_wait(),
+            },
         },
     )
 

@@ -14,6 +14,7 @@ import openai
 import pytest
 from PIL import Image
 
+from calotype.moderation.refusals import sentences
 from calotype.serving.testing import decision
 from calotype.serving.testing_painter import PainterSettings
 
@@ -90,7 +91,11 @@ def test_an_error_in_the_middle_of_a_stream_is_raised_by_the_sdk(previewing: Any
     verdicts = iter([decision("output")])  # the first preview passes, the rest is refused
     previewing.safety.image = lambda pixels: next(verdicts, decision("output", blocked=["sexual"]))
     stream = previewing.sdk().images.generate(
-        prompt="a dog", stream=True, partial_images=1, extra_body={"steps": 6}
+        prompt="a dog",
+        stream=True,
+        partial_images=1,
+        extra_body={"steps": 6},
+        extra_headers={"accept-language": "fr"},
     )
     seen = []
     with pytest.raises(openai.APIError) as caught:
@@ -98,6 +103,7 @@ def test_an_error_in_the_middle_of_a_stream_is_raised_by_the_sdk(previewing: Any
             seen.append(event.type)
     assert seen == ["image_generation.partial_image"]
     assert caught.value.code == "moderation_blocked"
+    assert sentences()["sexual"]["fr"] in str(caught.value.body)
 
 
 def test_a_preview_that_is_refused_is_not_shown(previewing: Any) -> None:

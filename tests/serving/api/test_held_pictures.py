@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calotype.moderation.refusals import sentences
 from calotype.serving.jobs.held import HELD_SECONDS
 from calotype.serving.jobs.keys import create_key
 from calotype.serving.testing import decision
@@ -93,6 +94,8 @@ def test_when_all_wait_the_job_says_so_and_the_picture_may_still_come(
     assert service.http().get(f"/v1/assets/{told['asset_id']}").status_code == 200
     shown = service.http().get(f"/v1/jobs/{job.id}").json()
     assert shown["status"] == "failed", "a job ends once"
+    german = service.http().get(f"/v1/jobs/{job.id}", headers={"accept-language": "de"}).json()
+    assert german["error"]["moderation"]["user_message"] == sentences()["held"]["de"]
     assert shown["moderation"]["held"][0]["url"]
 
 

@@ -26,6 +26,18 @@ def test_a_refusal_is_said_in_the_language_of_the_caller(
     assert seen["error"]["moderation"]["user_message"] == sentences()["sexual"][language]
 
 
+def test_a_job_is_told_of_in_the_language_of_who_made_it(shared_service: Any) -> None:
+    client = shared_service.http()
+    made = {"accept-language": "de-CH", "prefer": "wait=20"}
+    job = client.post("/v1/jobs", json={"input": FORBIDDEN}, headers=made).json()
+    assert "language" not in job["input"]
+    path = f"/v1/jobs/{job['id']}"
+    for answer in (client.get(path).text, client.get(f"{path}/events").text):
+        assert sentences()["sexual"]["de"] in answer
+    asked = client.get(f"{path}/events", headers={"accept-language": "it"}).text
+    assert sentences()["sexual"]["it"] in asked
+
+
 def test_the_shape_is_the_same_in_every_language(shared_service: Any) -> None:
     client = shared_service.http()
 
