@@ -1,9 +1,11 @@
 """Judging a picture: the very pixels that are served, whole and in nine overlapping tiles.
 
 A whole-picture classifier sees nothing of a subject that is less than a third of the picture high;
-tiles of half the width and height bring it back down to a sixth. Whole picture and tile have
-thresholds of their own in the policy. Below `TILED_FROM` pixels a tile would be an enlargement of
-next to nothing, so small pictures (the embedded model draws 128x128) are judged whole only.
+tiles of half the width and height bring it back down to a sixth. The most suspicious tiles are cut
+once more, and what two classifiers agree on in a part of them counts like a tile: enlarged so far,
+one alone is often mistaken. Whole picture and tile have thresholds of their own in the policy.
+Below `TILED_FROM` pixels a tile would be an enlargement of next to nothing, so small pictures (the
+embedded model draws 128x128) are judged whole only.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ BLANK_RANGE = 10
 """A picture whose channels each vary by no more than this shows nothing."""
 SUSPICIOUS = 0.1
 """A tile with less than this from the first classifier is not shown to those that second it."""
+CLOSER_LOOKS = 2
+"""So many suspicious tiles, the most suspicious ones, are cut into tiles of their own."""
 SIDE_BY_SIDE = 2
 """Looks at a time, each on one thread: batches are no faster on a CPU, a second core is."""
 FLAT_TONES = 3
@@ -136,12 +140,11 @@ def judge(
     parts = {"whole": pixels, **tiles(pixels)}
     # Never skipped, whatever it shows: a failed classifier must not go unnoticed.
     seen = {where: part for where, part in parts.items() if where == "whole" or not is_blank(part)}
-    suspicious: set[str] = set()
+    highest: dict[str, float] = {}
 
     def look(looks: list[tuple[Scan, str]]) -> None:
         for (scan, where), scores in zip(looks, _side_by_side(looks, seen, deadline), strict=True):
-            if max(scores.values(), default=0.0) >= SUSPICIOUS:
-                suspicious.add(where)
+            highest[where] = max([highest.get(where, 0.0), *scores.values()])
             if not is_blank(seen[where]):
                 modality = Modality.IMAGE if where == "whole" else Modality.TILE
                 peaks.add(scores, scan.guard.name, where, modality)
@@ -149,14 +152,39 @@ def judge(
     look(
         [(scan, where) for where in seen for scan in scans if where == "whole" or not scan.seconds]
     )
-    again = sorted(suspicious - {"whole"})
-    look([(scan, where) for where in again for scan in scans if scan.seconds])
+    again = [tile for tile in seen if tile != "whole" and highest[tile] >= SUSPICIOUS]
+    look([(scan, tile) for tile in again for scan in scans if scan.seconds])
+    if len(scans) > 1 and all(found.verdict.served for found in peaks.findings(policy)):
+        worst = sorted(again, key=lambda tile: highest[tile])[-CLOSER_LOOKS:]
+        _look_closer({tile: seen[tile] for tile in worst}, scans, deadline, peaks)
     scores = peaks.scores()
     if context is not None:
         listed += context.findings(peaks, policy)
     for finding in listed:
         scores[finding.category] = max(finding.score, scores.get(finding.category, 0.0))
     return Judgement(listed + peaks.findings(policy), scores, peaks.measured())
+
+
+def _look_closer(
+    suspicious: Mapping[str, Pixels], scans: Sequence[Scan], deadline: float, peaks: Peaks
+) -> None:
+    """Adds to ``peaks`` what at least two classifiers say of a part of these tiles."""
+    parts = {
+        f"{tile}, its {name}": part
+        for tile, pixels in suspicious.items()
+        for name, part in tiles(pixels).items()
+        if not is_blank(part)
+    }
+    looks = [(scan, where) for where in parts for scan in scans]
+    said: dict[str, list[tuple[str, Mapping[Category, float]]]] = {where: [] for where in parts}
+    for (scan, where), scores in zip(looks, _side_by_side(looks, parts, deadline), strict=True):
+        said[where].append((scan.guard.name, scores))
+    for where, all_scores in said.items():
+        for category in dict.fromkeys(c for _, scores in all_scores for c in scores):
+            measured = sorted((s[category], name) for name, s in all_scores if category in s)
+            if len(measured) > 1:
+                score, name = measured[-2]
+                peaks.add({category: score}, name, where, Modality.TILE)
 
 
 def _side_by_side(

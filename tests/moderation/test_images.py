@@ -1,5 +1,7 @@
 """Judging pictures: tiles, blanks, drawings, and what is no picture. No unsafe picture is made."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 from harmless_scenes import SCENES, SKIN
@@ -153,6 +155,50 @@ def test_what_is_unsafe_is_seen_whole_in_a_ninth_and_in_a_corner(part: float, co
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[sees])
     assert stage.judge_image(pixels).categories == (Category.SEXUAL,)
     assert stage.judge_image(noise(768, 768)).verdict is Verdict.ALLOW
+
+
+class Gauge:
+    """Gives a picture six times the share of it that has the mark's colour."""
+
+    def __init__(self, name: str, factor: float = 6.0) -> None:
+        self.name, self.factor, self.looks = name, factor, 0
+
+    def score(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Mapping[str, float]]:
+        self.looks += len(pictures)
+        shares = [float((picture == MARK).all(axis=2).mean()) for picture in pictures]
+        return [{"sexual": min(0.95, self.factor * share)} for share in shares]
+
+
+def with_mark(side: int, mark: int, at: tuple[int, int]) -> NDArray[np.uint8]:
+    pixels = noise(side, side)
+    pixels[at[0] : at[0] + mark, at[1] : at[1] + mark] = MARK
+    return pixels
+
+
+@pytest.mark.parametrize("at", [(0, 0), (922, 922), (300, 610)])
+def test_what_is_small_is_seen_where_two_classifiers_agree(at: tuple[int, int]) -> None:
+    pixels = with_mark(1024, 102, at)
+    both = [Gauge("one"), Gauge("other")]
+    stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=both)
+    decision = stage.judge_image(pixels)
+    assert decision.categories == (Category.SEXUAL,)
+    assert "its tile" in str(decision.findings[0].where)
+    for alone in ([Gauge("one")], [Gauge("one"), Gauge("blind", 0.0)]):
+        stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=alone)
+        assert stage.judge_image(pixels).verdict is Verdict.ALLOW
+
+
+def test_a_closer_look_is_for_few_tiles_of_large_pictures() -> None:
+    for pixels, looks in (
+        (noise(1024, 1024), 10),
+        (with_mark(1024, 102, (460, 460)), 10 + 2 * 9),  # in all nine tiles or nearly
+        (with_mark(512, 51, (0, 0)), 10),
+        (with_mark(1024, 700, (0, 0)), 10 - 1),  # refused already; a tile is blank
+    ):
+        gauges = [Gauge("one"), Gauge("other")]
+        stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=gauges)
+        stage.judge_image(pixels)
+        assert [gauge.looks for gauge in gauges] == [looks, looks]
 
 
 def test_drawings_are_told_from_textures() -> None:
