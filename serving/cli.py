@@ -81,6 +81,9 @@ def serve(
     The first API key is taken from CALOTYPE_API_KEY, or made and printed once. Changed manifests
     are picked up while the service runs.
     """
+    from calotype.serving.deployments.ray_environment import prepare_ray
+
+    prepare_ray()
     from calotype.serving.deployments.service import ServeOptions, run_service
 
     # The processes of replicas inherit it: they look there for the machine's profile.

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.errors import CalotypeError, EngineError, GroupLost
-from calotype.serving.request import Event, Failed, Finished, GenerationRequest
+from calotype.serving.request import Event, Failed, Finished, GenerationRequest, Progress
 
 if TYPE_CHECKING:
     from calotype.serving.engine.engine import Engine
 
 
 log = logging.getLogger(__name__)
+
+TELL_SECONDS = 0.2
+"""How late progress may be heard of: waking the event loop at every step costs a tenth of it."""
 
 
 class EngineThread:
@@ -33,6 +37,9 @@ class EngineThread:
         self._listeners: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self._kept: list[Event] = []
+        self._told = 0.0
+        """When events were handed over last."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -116,8 +123,18 @@ class EngineThread:
             except Exception as error:  # a bug of ours: no request may wait for ever because of it
                 self._fail_all(error)
                 continue
-            for event in events:
-                self._deliver(event)
+            self._tell(events)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        """Hands events over; those that only tell of progress wait for others, or for a moment."""
+        self._kept += events
+        now = time.monotonic()
+        waits = all(isinstance(event, Progress) for event in self._kept)
+        if waits and now - self._told < TELL_SECONDS:
+            return
+        kept, self._kept, self._told = self._kept, [], now
+        for event in kept:
+            self._deliver(event)
 
     def _deliver(self, event: Event) -> None:
         with self._changed:

@@ -261,8 +261,8 @@ class GenerationWorker:
             async for event in events:
                 if isinstance(event, Progress):
                     running.step = event.step
-                    tracing.record("denoise step", begun, step=event.step)
-                    begun = time.time_ns()
+                    tracing.record("denoise step", begun, event.done_ns, step=event.step)
+                    begun = event.done_ns
                 elif isinstance(event, Preview | Checkpoint):
                     running.trail.note(event)
                 elif isinstance(event, Failed):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.errors import CalotypeError, InvalidRequest
@@ -242,6 +243,8 @@ class Progress:
     request_id: str
     step: int
     steps: int
+    done_ns: int = field(default_factory=time.time_ns, compare=False)
+    """When the step was done (`time.time_ns`); it may be heard of a moment later."""
 
 
 @dataclass(frozen=True, slots=True)

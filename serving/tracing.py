@@ -78,9 +78,9 @@ def span(
             raise
 
 
-def record(name: str, begun_ns: int, **attributes: str | int | float) -> None:
-    """A span below the current one that began at ``begun_ns`` (`time.time_ns`) and ends now."""
-    _tracer().start_span(name, start_time=begun_ns, attributes=attributes).end()
+def record(name: str, begun_ns: int, ended_ns: int, **attributes: str | int | float) -> None:
+    """A span below the current one, from and to these times (`time.time_ns`)."""
+    _tracer().start_span(name, start_time=begun_ns, attributes=attributes).end(ended_ns)
 
 
 def traceparent() -> str | None:

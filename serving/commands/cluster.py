@@ -69,6 +69,9 @@ def model_app(config: pathlib.Path, host: str, port: int) -> None:
 
     Needs the same CALOTYPE_INTERNAL_TOKEN, CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL as they.
     """
+    from calotype.serving.deployments.ray_environment import prepare_ray
+
+    prepare_ray()
     from calotype.serving.deployments.model_app import ModelAppOptions, run_model_app
 
     run_model_app(ModelAppOptions(config, host, port, say=lambda sentence: click.echo(sentence)))

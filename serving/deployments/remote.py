@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
 import ray.exceptions
 from ray.serve.exceptions import RayServeException
 
@@ -29,7 +30,12 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 40.0
 """How long a dead replica is waited for; a new one with torch in it takes up to 20 s."""
-LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, RayServeException)
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.RaySystemError,
+    RayServeException,
+    grpc.aio.AioRpcError,
+)
 
 
 async def call(
