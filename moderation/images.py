@@ -175,16 +175,23 @@ def _look_closer(
         for name, part in tiles(pixels).items()
         if not is_blank(part)
     }
-    looks = [(scan, where) for where in parts for scan in scans]
     said: dict[str, list[tuple[str, Mapping[Category, float]]]] = {where: [] for where in parts}
-    for (scan, where), scores in zip(looks, _side_by_side(looks, parts, deadline), strict=True):
-        said[where].append((scan.guard.name, scores))
+    # The one that found the tiles suspicious comes last: by then most parts are out of question.
+    for left, scan in zip(range(len(scans), 0, -1), [*scans[1:], scans[0]], strict=True):
+        looks = [(scan, where) for where in parts if _may_agree(said[where], left)]
+        for (_, where), scores in zip(looks, _side_by_side(looks, parts, deadline), strict=True):
+            said[where].append((scan.guard.name, scores))
     for where, all_scores in said.items():
         for category in dict.fromkeys(c for _, scores in all_scores for c in scores):
             measured = sorted((s[category], name) for name, s in all_scores if category in s)
             if len(measured) > 1:
                 score, name = measured[-2]
                 peaks.add({category: score}, name, where, Modality.TILE)
+
+
+def _may_agree(said: Sequence[tuple[str, Mapping[Category, float]]], left: int) -> bool:
+    """Whether two may still find a part suspicious, when so many have not been asked yet."""
+    return left > 1 or any(max(scores.values(), default=0.0) >= SUSPICIOUS for _, scores in said)
 
 
 def _side_by_side(
