@@ -23,13 +23,13 @@ CONTROL, GENERATOR, TEXT_ENCODER = "control", "generator", "text-encoder"
 """Worker groups of a Ray cluster."""
 
 
-ENCODER_SHARE = 0.5
-"""Of a generator's pod that also holds the text encoder: room for one of each, never for two."""
+GENERATOR_SHARE, ENCODER_SHARE = 2, 1
+"""Of a generator's pod: room for one generator and a text encoder, never for two generators."""
 
 
-def group_capacity(group: str) -> float:
-    """How much of its custom resource one pod of a group has."""
-    return 1.0 + ENCODER_SHARE if group == GENERATOR else 1.0
+def group_capacity(group: str) -> int:
+    """How much of its custom resource one pod of a group has: Ray takes whole numbers only."""
+    return GENERATOR_SHARE + ENCODER_SHARE if group == GENERATOR else 1
 
 
 def gpu_shares(
@@ -78,14 +78,14 @@ def build_application(
     encoder = _deployment(
         "TextEncoder",
         {"model": dict(manifest)},
-        _share(groups, encoder_group, 1.0 if encoder_profile else ENCODER_SHARE, encoder_gpus),
+        _share(groups, encoder_group, ENCODER_SHARE, encoder_gpus),
     )
     if spec.text_encoder is not None:
         encoder["autoscaling_config"] = _bounds(spec.text_encoder.replicas)
     generator = _deployment(
         "Generator",
         {"model": dict(manifest), "adapters": [dict(adapter) for adapter in adapters]},
-        _share(groups, GENERATOR, 1.0, generator_gpus),
+        _share(groups, GENERATOR, GENERATOR_SHARE, generator_gpus),
         max_ongoing_requests=16,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )

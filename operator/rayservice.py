@@ -130,22 +130,21 @@ def build_cluster(
     name: str, groups: Sequence[Group], volumes: Volumes, settings: OperatorSettings
 ) -> dict[str, Any]:
     """``rayClusterConfig``."""
-    scaled = any(group.replicas.min != group.replicas.max for group in groups)
     cluster: dict[str, Any] = {
         "rayVersion": settings.ray_version,
-        "enableInTreeAutoscaling": scaled,
+        # Also where there is nothing to scale: switching it on later would take a second cluster.
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": IDLE_SECONDS,
+            "securityContext": container_security(settings),
+        },
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _pod(name, None, "ray-head", volumes, settings, head=True),
         },
         "workerGroupSpecs": [_group(name, group, volumes, settings) for group in groups],
     }
-    if scaled:
-        cluster["autoscalerOptions"] = {
-            "version": "v2",
-            "idleTimeoutSeconds": IDLE_SECONDS,
-            "securityContext": container_security(settings),
-        }
     if settings.redis is not None:
         redis: dict[str, Any] = {"redisAddress": settings.redis.address}
         if settings.redis.password_secret_ref is not None:
@@ -185,10 +184,9 @@ def replica_patch(
 ) -> list[dict[str, Any]] | None:
     """A JSON patch that gives a running RayCluster the bounds of a spec; None = it has them.
 
-    The number of replicas between the bounds is the autoscaler's where there is one.
+    The number of replicas between the bounds is the autoscaler's.
     """
     bounds = {group["groupName"]: group for group in wanted.get("workerGroupSpecs", [])}
-    scaled = bool(wanted.get("enableInTreeAutoscaling"))
     patch: list[dict[str, Any]] = []
     for index, group in enumerate(running["spec"].get("workerGroupSpecs", [])):
         bound = bounds.get(group["groupName"])
@@ -199,7 +197,7 @@ def replica_patch(
         target = {
             "minReplicas": low,
             "maxReplicas": high,
-            "replicas": min(max(now, low), high) if scaled else bound["replicas"],
+            "replicas": min(max(now, low), high),
         }
         path = f"/spec/workerGroupSpecs/{index}"
         changes = [

@@ -4,27 +4,21 @@ commands, accounts and probes."""
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
-import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from controlplane.cluster import Answer, Object
+from cluster.release import Release, installed
+from controlplane.cluster import Object
 from controlplane.world import World
 from helm.rendering import CHART
-from PIL import Image
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 EXAMPLES = CHART.parent / "examples"
-PROMPT = "a large red circle on a white background"
-MODEL_SECONDS = 420
 SOFT_STRIPES: Object = {
     "apiVersion": "calotype.dev/v1alpha1",
     "kind": "LoRAAdapter",
@@ -37,77 +31,10 @@ SOFT_STRIPES: Object = {
 }
 
 
-@dataclass(frozen=True)
-class Release:
-    """The installed chart, and what its user has at hand."""
-
-    world: World
-    namespace: str
-    url: str
-    notes: str
-
-    def kubectl(self, *words: str | Path, check: bool = True, stdin: str = "") -> Answer:
-        return self.world.kubectl(
-            *words, "-n", self.namespace, check=check, stdin=stdin, timeout=MODEL_SECONDS + 30
-        )
-
-    def helm(self, *words: str | Path) -> Answer:
-        return self.world.helm(*words, "-n", self.namespace)
-
-    def secret(self, name: str, key: str) -> str:
-        text = self.kubectl("get", "secret", name, "-o", f"jsonpath={{.data.{key}}}")
-        return base64.b64decode(text).decode()
-
-    def client(self, key: str | None = None) -> openai.OpenAI:
-        mine = key or self.secret("calotype-api-key", "api-key")
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=mine, max_retries=0, timeout=300)
-
-    def draw(self, loras: list[Object] | None = None, **more: object) -> bytes:
-        """The pixels of the picture with seed 7; its file also says which adapters it has."""
-        body: Object = {"seed": 7, **({"loras": loras} if loras else {}), **more}
-        with self.client() as client:
-            answer = client.images.generate(
-                model="shapes", prompt=PROMPT, response_format="b64_json", extra_body=body
-            )
-        assert answer.data is not None
-        file = io.BytesIO(base64.b64decode(str(answer.data[0].b64_json)))
-        with Image.open(file) as picture:
-            assert picture.format == "PNG"
-            return picture.tobytes()
-
-    def models(self, key: str | None = None) -> list[str]:
-        """What the gateway offers to a key."""
-        with self.client(key) as client:
-            return [model.id for model in client.models.list()]
-
-    def pods(self, component: str) -> list[Object]:
-        selector = f"app.kubernetes.io/instance=calotype,app.kubernetes.io/component={component}"
-        return self.world.items("pods", self.namespace, selector)
-
-    def named(self, kind: str, part: str) -> list[str]:
-        """Names of objects that have ``part`` in them."""
-        names = [item["metadata"]["name"] for item in self.world.items(kind, self.namespace)]
-        return [name for name in names if part in name]
-
-    def wait(self, what: str) -> Answer:
-        seconds = f"--timeout={MODEL_SECONDS}s"
-        return self.kubectl("wait", "--for=condition=Ready", what, seconds)
-
-
 @pytest.fixture(scope="module")
 def release(world: World) -> Iterator[Release]:
-    """`helm install` with the values of a trial, and a way to the gateway."""
-    registry, _, tag = world.image("calotype-gateway").rpartition(":")
-    registry = registry.rpartition("/")[0]
-    words = ["-f", str(CHART / "values-trial.yaml"), "--wait", "--timeout", "3m"]
-    words += ["--set", f"image.registry={registry}", "--set", f"image.tag={tag}"]
-    if world.find("crd", "imagemodels.calotype.dev") is not None:  # other tests were here
-        words.append("--take-ownership")
-    with world.namespace() as name:
-        notes = world.helm("install", "calotype", str(CHART), "-n", name, *words)
-        with world.forward("svc/calotype-gateway", 80, name) as url:
-            yield Release(world, name, url, notes)
-        world.kubectl("delete", "imagemodels,loraadapters", "--all", "-n", name, check=False)
+    with installed(world) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +79,7 @@ def test_the_examples_policy_judges(drawing: Release) -> None:
 def test_the_team_s_key_opens_the_gateway(drawing: Release) -> None:
     drawing.wait("team/web-shop")
     key = drawing.secret("calotype-key-web-shop", "api-key")
-
-    def known() -> bool:
-        try:
-            return drawing.models(key) == ["shapes"]
-        except openai.AuthenticationError:  # the gateway reads its configuration every 2 s
-            return False
-
-    drawing.world.until(known, "the gateway knows the team's key")
+    assert drawing.models(key) == ["shapes"]
     with pytest.raises(openai.AuthenticationError):
         drawing.models("ct_live_nobody_has_this_key")
 
@@ -217,7 +137,7 @@ def test_no_account_of_the_release_was_refused_anything(drawing: Release) -> Non
         if event.get("responseStatus", {}).get("code") == 403:
             refused.append((name, event["verb"], event.get("objectRef")))
     assert refused == []
-    assert {"calotype-operator", "calotype-defaults"} <= set(used)
+    assert {"calotype-operator", "calotype-gateway", "calotype-defaults"} <= set(used)
 
 
 def test_what_is_deleted_drains_and_is_gone(drawing: Release) -> None:

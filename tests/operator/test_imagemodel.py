@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from calotype.operator.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -76,13 +78,12 @@ async def test_weights_are_fetched_once_and_the_pods_are_told_where(
     assert len(world.cluster.started_jobs) == 1
 
 
+@pytest.mark.parametrize("first", [{"min": 1, "max": 2}, {"min": 2, "max": 2}])
 async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
-    world: Any, manifests: Any
+    world: Any, manifests: Any, first: dict[str, int]
 ) -> None:
     """KubeRay does not hand changed bounds to a running RayCluster."""
-    world.apply(
-        manifests.model(runtime="RayService", resourceProfile="a100", replicas={"min": 1, "max": 2})
-    )
+    world.apply(manifests.model(runtime="RayService", resourceProfile="a100", replicas=first))
     await world.start()
     await world.ready(IMAGE_MODELS, "shapes")
     world.apply(
@@ -103,6 +104,10 @@ async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
     assert generator["autoscaling_config"]["max_replicas"] == 8
     condition = await world.condition(IMAGE_MODELS, "shapes", "UpgradePlanned", "False")
     assert condition["reason"] == "NoUpgrade"
+    for group in world.find(RAY_SERVICES, "shapes")["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        # Ray takes whole numbers only, as JSON inside of a shell's quotes.
+        resources = json.loads(json.loads(group["rayStartParams"]["resources"]))
+        assert all(isinstance(amount, int) for amount in resources.values())
 
 
 async def test_a_second_cluster_is_announced_before_it_is_made(world: Any, manifests: Any) -> None:
