@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.operator.settings import OperatorSettings, ResourceProfile
+from calotype.serving.ray_calls import RAY_CALLS
 
 DATA_DIR = "/var/lib/calotype"
 CACHE_DIR = f"{DATA_DIR}/cache"
@@ -69,6 +70,7 @@ def environment(settings: OperatorSettings, threads: int = 1) -> list[dict[str, 
         {"name": "OMP_NUM_THREADS", "value": str(threads)},
         {"name": "TOKENIZERS_PARALLELISM", "value": "false"},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        *({"name": name, "value": value} for name, value in RAY_CALLS.items()),
     ]
     if settings.database_secret_ref is not None:
         found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 
-LARGEST_MESSAGE = 2**31 - 1
+from calotype.serving.ray_calls import RAY_CALLS
 
 
 def prepare_ray() -> None:
@@ -13,11 +13,9 @@ def prepare_ray() -> None:
 
     Ray's processes listen on every interface of the machine and do what they are asked: a token
     that only they know keeps others out (https://docs.ray.io/en/latest/ray-security/token-auth.html).
-    Replicas call each other by gRPC instead of through the object store, which takes half the time;
-    messages may be as large as pictures and embeddings are.
     """
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(LARGEST_MESSAGE))
+    for name, value in RAY_CALLS.items():
+        os.environ.setdefault(name, value)
