@@ -7,6 +7,7 @@ finds its way to the coroutine that waits for its request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 TELL_SECONDS = 0.2
 """How late progress may be heard of: waking the event loop at every step costs a tenth of it."""
+
+LET_GO_SECONDS = 0.2
+"""How often an abandoned request is looked for, whose end nobody tells of."""
 
 
 class EngineThread:
@@ -52,7 +56,8 @@ class EngineThread:
     ) -> AsyncGenerator[Event, None]:
         """Adds the request and yields its events; the last one is `Finished` or `Failed`.
 
-        A caller that stops iterating aborts the request.
+        A caller that stops iterating aborts the request, and waits until the engine has let it go:
+        the same request may come again.
 
         Args:
             more: what else `Engine.add` takes: ``negative``, ``files``, ``checkpoint``.
@@ -75,10 +80,11 @@ class EngineThread:
             terminal = True
             yield Failed(request.id, error)
         finally:
-            with self._changed:
-                self._listeners.pop(request.id, None)
             if not terminal:
                 self.abort(request.id)
+                await self._let_go(request.id, queue)
+            with self._changed:
+                self._listeners.pop(request.id, None)
 
     async def _add(self, request: GenerationRequest, embeds: Any, more: Mapping[str, Any]) -> None:
         if not more.get("files"):
@@ -92,6 +98,11 @@ class EngineThread:
             # The thread cannot be stopped: what it adds is aborted as soon as it is in.
             adding.add_done_callback(lambda _: self.abort(request.id))
             raise
+
+    async def _let_go(self, request_id: str, queue: asyncio.Queue[Event]) -> None:
+        while self.alive and self.engine.knows(request_id):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(queue.get(), LET_GO_SECONDS)
 
     def abort(self, request_id: str) -> None:
         """Stops the request before its next step."""

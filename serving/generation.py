@@ -170,9 +170,9 @@ class GenerationWorker:
             log.warning("no lease from the dispatcher: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
         for lease in granted:
-            running = self._begin(lease)
+            running, before = self._begin(lease), self._running.get(lease.job_id)
             self._running[lease.job_id] = running
-            running.task = asyncio.create_task(self._answer_for(running))
+            running.task = asyncio.create_task(self._answer_for(running, before))
         for _ in range(free - len(granted)):
             self._slots.release()
 
@@ -182,10 +182,15 @@ class GenerationWorker:
         trail = Trail(lease, request, self._leases, self._safety, self._blobs)
         return _Running(lease, request, trail, int((lease.checkpoint or {}).get("step", 0)))
 
-    async def _answer_for(self, running: _Running) -> None:
+    async def _answer_for(self, running: _Running, before: _Running | None = None) -> None:
+        """Args:
+        before: an earlier lease of the same job, which ran out unnoticed.
+        """
         lease = running.lease
         told: bool | None = False
         try:
+            if before is not None:
+                await self._forsake(before)
             parent = lease.input.get("traceparent")
             with tracing.span("draw", parent, job=lease.job_id, fence=lease.fence):
                 result = await self._draw(running)
@@ -204,11 +209,19 @@ class GenerationWorker:
                 self._leases.fail(lease.job_id, lease.fence, fault.to_payload())
             )
         finally:
-            self._running.pop(lease.job_id, None)
+            if self._running.get(lease.job_id) is running:
+                del self._running[lease.job_id]
             self._slots.release()
             await running.trail.close()
         if told:
             await running.trail.forget()
+
+    async def _forsake(self, running: _Running) -> None:
+        """Ends what is still done under a lease that somebody else has by now."""
+        running.lost = True
+        if running.task is not None:
+            running.task.cancel()
+            await asyncio.wait({running.task})
 
     async def _draw(self, running: _Running) -> GenerationResult:
         started = time.monotonic()

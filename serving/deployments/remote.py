@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 40.0
 """How long a dead replica is waited for; a new one with torch in it takes up to 20 s."""
+HEARTBEAT_SECONDS = 3.0
+"""A heartbeat that takes longer is given up: the next ones must come before the lease runs out."""
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.RaySystemError,
@@ -96,7 +98,7 @@ class RemoteLeases:
             lambda: self._dispatcher.heartbeat.remote(replica, dict(progress)),
             "The dispatcher",
             patience=0,
-            limit=10,
+            limit=HEARTBEAT_SECONDS,
         )
         return lost
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from calotype.serving.engine.components import Components, load_components
 from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.text_encoder import TextEncoder
 from calotype.serving.engine_thread import EngineThread
-from calotype.serving.generation import GenerationWorker
+from calotype.serving.generation import EncodedPrompt, GenerationWorker
 from calotype.serving.jobs.database import sqlite_url
 from calotype.serving.jobs.dispatch_policy import DispatchPolicy
 from calotype.serving.jobs.dispatcher import Dispatcher
@@ -39,15 +40,29 @@ class Line:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self.cut = False
+        self.cut = self.deaf = False
+        """Deaf: heartbeats get lost and nothing else does."""
 
     def __getattr__(self, name: str) -> Any:
         async def call(*arguments: Any) -> Any:
-            if self.cut:
+            if self.cut or (self.deaf and name == "heartbeat"):
                 raise ConnectionError("the line is cut")
             return await getattr(self._dispatcher, name)(*arguments)
 
         return call
+
+
+class GatedPrompts(InProcessPrompts):
+    """Encodes nothing before its gate is open."""
+
+    def __init__(self, encoder: TextEncoder, gate: asyncio.Event | None) -> None:
+        super().__init__(encoder)
+        self._gate = gate
+
+    async def encode(self, prompt: str) -> EncodedPrompt:
+        if self._gate is not None:
+            await self._gate.wait()
+        return await super().encode(prompt)
 
 
 class RecordingThread(EngineThread):
@@ -80,15 +95,19 @@ class Studio:
 
     @contextlib.asynccontextmanager
     async def working(
-        self, name: str, beat_seconds: float = 0.05
+        self,
+        name: str,
+        beat_seconds: float = 0.05,
+        concurrency: int = 1,
+        gate: asyncio.Event | None = None,
     ) -> AsyncIterator[tuple[Line, RecordingThread]]:
         """A worker that pulls leases while the context lasts."""
         line, thread = Line(self.dispatcher), RecordingThread(Engine(self.components))
         encoder = self.components.text_encoder
         assert encoder is not None
         worker = GenerationWorker(
-            *(name, thread, line, InProcessPrompts(encoder), self.safety, self.blobs),
-            concurrency=1,
+            *(name, thread, line, GatedPrompts(encoder, gate), self.safety, self.blobs),
+            concurrency=concurrency,
             beat_seconds=beat_seconds,
             wait_seconds=0.1,
         )
@@ -233,6 +252,20 @@ async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: Studio) -> Non
         async with studio.working("second") as (_, thread):
             await studio.ended(job_id)
     assert thread.first_steps[0] > 3
+
+
+async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(studio: Studio) -> None:
+    gate = asyncio.Event()
+    async with studio.working("only", concurrency=2, gate=gate) as (line, thread):
+        line.deaf = True
+        job_id = await studio.ask()
+        while (job := studio.store.get_job(job_id)) is None or job.fence < 2:
+            await asyncio.sleep(0.02)
+        line.deaf = False
+        gate.set()
+        drawn = await studio.picture(job_id)
+        assert drawn == await studio.picture(await studio.ask())
+    assert thread.first_steps == [1, 1], "what ran out was not drawn"
 
 
 async def test_previews_are_judged_and_kept_in_their_order(studio: Studio) -> None:
