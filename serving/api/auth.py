@@ -32,8 +32,13 @@ def allowed(scope: str) -> Callable[[Request], Awaitable[KeyRecord]]:
     """A FastAPI dependency: the caller's key, which must have ``scope``."""
 
     async def check(request: Request) -> KeyRecord:
-        store = gateway_of(request).store
-        key = await asyncio.to_thread(authenticate, store, bearer(request))
+        gateway, given = gateway_of(request), bearer(request)
+        try:
+            key = await asyncio.to_thread(authenticate, gateway.store, given)
+        except Unauthenticated:
+            if not await gateway.refresh():
+                raise
+            key = await asyncio.to_thread(authenticate, gateway.store, given)
         if scope not in key.scopes and "admin" not in key.scopes:
             raise PermissionDenied(
                 f"This API key may not do this: it lacks the scope '{scope}' "

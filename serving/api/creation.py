@@ -24,6 +24,7 @@ from calotype.serving.errors import (
     CalotypeError,
     Conflict,
     InvalidRequest,
+    NotFound,
     Overloaded,
     QuotaExceeded,
     error_from_payload,
@@ -107,14 +108,12 @@ async def create_or_join(
         Overloaded: the queue is full, or the deadline cannot be met.
     """
     job_id, key = new_id("job"), origin.key
-    plan = plan_generation(
-        gateway.catalog,
-        body,
-        job_id,
-        origin.request_id,
-        gateway.settings.features,
-        terms.pictures,
-    )
+    try:
+        plan = _planned(gateway, body, job_id, origin, terms)
+    except NotFound:
+        if not await gateway.refresh():
+            raise
+        plan = _planned(gateway, body, job_id, origin, terms)
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
     team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
     _check_adapters(gateway, plan, team)
@@ -175,6 +174,19 @@ async def create_or_join(
     return job
 
 
+def _planned(
+    gateway: Gateway, body: GenerationBody, job_id: str, origin: Origin, terms: Terms
+) -> PlannedGeneration:
+    return plan_generation(
+        gateway.catalog,
+        body,
+        job_id,
+        origin.request_id,
+        gateway.settings.features,
+        terms.pictures,
+    )
+
+
 def _check_adapters(gateway: Gateway, plan: PlannedGeneration, team: TeamRecord | None) -> None:
     named = [adapter.name for adapter in plan.request.adapters]
     check_access(gateway.catalog, plan.model.name, named, team)
@@ -193,14 +205,8 @@ async def _relieved(
     if relief is None:
         return plan
     try:
-        other = plan_generation(
-            gateway.catalog,
-            body.model_copy(update={"model": relief.model.name}),
-            plan.request.id,
-            origin.request_id,
-            gateway.settings.features,
-            terms.pictures,
-        )
+        same = body.model_copy(update={"model": relief.model.name})
+        other = _planned(gateway, same, plan.request.id, origin, terms)
         _check_adapters(gateway, other, team)
     except CalotypeError as error:  # it lacks an adapter or cannot draw that large: wait, then
         log.info("%s: %s cannot draw instead: %s", plan.request.id, relief.model.name, error)

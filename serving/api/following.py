@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.config_map import ConfigMapReader
 from calotype.serving.api.gateway_config import (
     DeclaredTeam,
     GatewayConfig,
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 """A changed ConfigMap switches a symbolic link, which no file watcher follows reliably."""
+REFRESH_SECONDS = 0.5
+"""Between two looks that were not due, however many ask for what is not known."""
 
 
 class ConfigFollower:
@@ -32,6 +37,7 @@ class ConfigFollower:
 
     Args:
         say: where sentences for whoever reads the log go.
+        newest: knows what will be in the file, and is believed where it answers.
     """
 
     def __init__(
@@ -41,9 +47,14 @@ class ConfigFollower:
         backend: RemoteBackend,
         store: JobStore,
         say: Callable[[str], None],
+        newest: ConfigMapReader | None = None,
     ) -> None:
         self._path, self._catalog, self._backend = path, catalog, backend
-        self._store, self._say = store, say
+        self._store, self._say, self._newest = store, say, newest
+        self._heard = False
+        """Whether ``newest`` has ever answered: the file may be older than what we have then."""
+        self._looking = asyncio.Lock()
+        self._looked = -math.inf
         self._seen: bytes | None = None
         self._teams: tuple[DeclaredTeam, ...] | None = None
         self._told = ""
@@ -57,11 +68,25 @@ class ConfigFollower:
             except Exception:  # a bug of ours must not leave the gateway with what it has for ever
                 log.exception("looking at %s failed", self._path)
 
+    async def refresh(self) -> bool:
+        """Looks now, as somebody asks for what is not known; says whether anything is new."""
+        before, asked = self._seen, time.monotonic()
+        async with self._looking:
+            if self._looked < asked:  # else somebody has looked since, for all who wait
+                await asyncio.sleep(self._looked + REFRESH_SECONDS - time.monotonic())
+                await self._look()
+        return self._seen is not before
+
     async def look(self) -> None:
-        """Takes the file if its content changed."""
+        """Takes the content if it changed."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        self._looked = time.monotonic()
         try:
-            raw = await asyncio.to_thread(self._path.read_bytes)
-            if raw == self._seen:
+            raw = await self._read()
+            if raw is None or raw == self._seen:
                 return
             config = parse_gateway_config(raw, self._path)
             self._offer(config)
@@ -78,6 +103,15 @@ class ConfigFollower:
             self._seen, self._told = raw, ""
             names = ", ".join(served.manifest.name for served in config.models)
             self._say(f"The configuration is used: {names or 'no model'}.")
+
+    async def _read(self) -> bytes | None:
+        """None = nothing is known beside what is used already."""
+        found = None if self._newest is None else await self._newest.read()
+        if found is not None:
+            self._heard = True
+        if self._heard:
+            return found
+        return await asyncio.to_thread(self._path.read_bytes)
 
     def _offer(self, config: GatewayConfig) -> None:
         closed = {team.name: team.refusal for team in config.teams if team.refusal}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +18,10 @@ from calotype.serving.api.watching import Watching
 from calotype.serving.jobs.outbound import OutboundPolicy
 from calotype.serving.jobs.store import JobStore
 from calotype.serving.protocols import BlobStore, GenerationBackend
+
+
+async def _nothing_new() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Gateway:
     watching: Watching
     outbound: OutboundPolicy
     """Where webhooks and image URLs may lead."""
+    refresh: Callable[[], Awaitable[bool]] = _nothing_new
+    """Looks for what was declared a moment ago; says whether anything is new."""
 
     def base_url(self, request: Request | None) -> str:
         """How clients reach this gateway; without a request only if ``public_url`` says it."""

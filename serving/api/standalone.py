@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from calotype.serving.api.app import create_app
 from calotype.serving.api.availability import answer_for_absent_models
 from calotype.serving.api.catalog import Catalog
+from calotype.serving.api.config_map import ConfigMapReader
 from calotype.serving.api.following import ConfigFollower
 from calotype.serving.api.gateway import Gateway
 from calotype.serving.api.remote_backend import RemoteBackend
@@ -56,6 +57,8 @@ class GatewayOptions:
     """Recorded as a valid key when given; none is made up."""
     signing_secret: str | None = field(default=None, repr=False)
     """Signs asset URLs; without it the job database has one."""
+    config_map: str | None = None
+    """The ConfigMap whose volume ``config`` lies in, where this pod may read it."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for whoever reads the log go."""
 
@@ -125,7 +128,10 @@ def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
         ensure_first_key(store, options.api_key)
     catalog = Catalog([])
     backend = RemoteBackend(store, environment.internal_token)
-    follower = ConfigFollower(options.config, catalog, backend, store, options.say)
+    newest = None
+    if options.config_map is not None:
+        newest = ConfigMapReader(options.config_map, options.config.name)
+    follower = ConfigFollower(options.config, catalog, backend, store, options.say, newest)
 
     @contextlib.asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
@@ -136,12 +142,13 @@ def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await backend.close()
+        if newest is not None:
+            await newest.close()
 
     blobs = open_blobs(environment.blob_url)
     app = create_app(options.settings, store, blobs, backend, catalog, lifespan=living)
     answer_for_absent_models(app)
-    if options.signing_secret:
-        gateway: Gateway = app.state.gateway
-        secret = options.signing_secret.encode()
-        app.state.gateway = dataclasses.replace(gateway, url_secret=secret)
+    gateway: Gateway = app.state.gateway
+    secret = options.signing_secret.encode() if options.signing_secret else gateway.url_secret
+    app.state.gateway = dataclasses.replace(gateway, url_secret=secret, refresh=follower.refresh)
     return app

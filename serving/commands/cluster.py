@@ -32,9 +32,14 @@ def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
 
 @click.command()
 @_config(GATEWAY_CONFIG, "Models, adapters and teams; read again when it changes.")
+@click.option(
+    "--config-map",
+    metavar="NAME",
+    help="ConfigMap that the file comes from: asked for directly, its volume is minutes behind.",
+)
 @_host
 @_port
-def gateway(config: pathlib.Path, host: str, port: int) -> None:
+def gateway(config: pathlib.Path, config_map: str | None, host: str, port: int) -> None:
     """Serve the API of a cluster, without any model inside.
 
     Model apps may come and go behind it.
@@ -55,6 +60,7 @@ def gateway(config: pathlib.Path, host: str, port: int) -> None:
             read_settings(),
             os.environ.get("CALOTYPE_API_KEY") or None,
             os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
+            config_map,
             say=lambda sentence: click.echo(sentence),
         )
     )

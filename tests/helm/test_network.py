@@ -79,6 +79,7 @@ def reaches(rendered: Rendered, source: Pod | None, target: Pod | None, port: in
 NEEDED: list[tuple[str, Pod | None, Pod | None, int]] = [
     ("clients come to the gateway", INGRESS, ours("gateway"), 8000),
     ("the gateway asks models", ours("gateway"), ours("model"), 8000),
+    ("the gateway asks the API server", ours("gateway"), WORLD, 6443),
     ("the operator asks models", ours("operator"), ours("model"), 8000),
     ("the operator asks the API server", ours("operator"), WORLD, 6443),
     ("the operator resolves revisions", ours("operator"), WORLD, 443),

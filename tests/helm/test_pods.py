@@ -47,7 +47,17 @@ def test_every_container_asks_for_its_share_and_is_bounded_in_memory(rendered: R
 def test_only_pods_that_speak_to_the_api_server_get_a_token(rendered: Rendered) -> None:
     with_token = {w for w, pod in rendered.pods() if pod["spec"]["automountServiceAccountToken"]}
     without = {w for w, pod in rendered.pods()} - with_token
-    assert without == {f"Deployment/{RELEASE}-gateway", f"Pod/{RELEASE}-test"}
+    assert without == {f"Pod/{RELEASE}-test"}
+
+
+def test_the_gateway_may_read_its_configuration_and_nothing_else(rendered: Rendered) -> None:
+    name = f"{RELEASE}-gateway"
+    (rule,) = rendered.one("Role", name)["rules"]
+    wanted = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}
+    assert rule == {**wanted, "resourceNames": [f"{name}-config"]}
+    (subject,) = rendered.one("RoleBinding", name)["subjects"]
+    assert (subject["kind"], subject["name"]) == ("ServiceAccount", name)
+    rendered.one("ConfigMap", f"{name}-config")
 
 
 def test_no_pod_gets_the_services_of_its_neighbours_as_environment(rendered: Rendered) -> None:
@@ -101,8 +111,8 @@ def test_the_gateway_is_started_as_agreed(combination) -> None:
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert [*container["command"], *container["args"]] == [
-        "calotype", "gateway", "--config", "/etc/calotype/gateway/gateway.json",
-        "--host", "0.0.0.0", "--port", "8000",
+        "calotype", "gateway", "--config=/etc/calotype/gateway/gateway.json",
+        f"--config-map={RELEASE}-gateway-config", "--host=0.0.0.0", "--port=8000",
     ]  # fmt: skip
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -98,7 +98,8 @@ def test_scope_cluster_is_one_cluster_role(chart: Chart) -> None:
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["namespace"] == NAMESPACE
     assert rendered.settings()["namespaces"] == ["*"]
-    assert [r["metadata"]["name"] for r in rendered.kind("Role")] == [f"{RELEASE}-operator-lease"]
+    roles = [role["metadata"]["name"] for role in rendered.kind("Role")]
+    assert sorted(roles) == [f"{RELEASE}-gateway", f"{RELEASE}-operator-lease"]
 
 
 def test_an_administrator_may_make_the_roles(chart: Chart) -> None:
@@ -106,6 +107,9 @@ def test_an_administrator_may_make_the_roles(chart: Chart) -> None:
     for kind in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"):
         assert rendered.kind(kind) == []
     rendered.one("ServiceAccount", f"{RELEASE}-operator")
+    pod = rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False  # it reads the volume
+    assert not any("--config-map" in argument for argument in pod["containers"][0]["args"])
 
 
 @pytest.mark.parametrize("name", [n for n in COMBINATIONS if n not in ("defaults", "a100-a2")])
