@@ -132,6 +132,8 @@ def build_cluster(
     """``rayClusterConfig``."""
     cluster: dict[str, Any] = {
         "rayVersion": settings.ray_version,
+        # Ray's ports do what they are asked: KubeRay makes a token that its pods know.
+        "authOptions": {"mode": "token"},
         # Also where there is nothing to scale: switching it on later would take a second cluster.
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -271,6 +273,8 @@ def _pod(
         container["envFrom"] = from_secrets
     spec = base_pod(settings, profile)
     if head:
+        # It has no replica that could drain; Ray would wait for its own nodes for two minutes.
+        container["env"].append({"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"})
         # The autoscaler beside the head asks the API server; KubeRay gives it an account.
         del spec["automountServiceAccountToken"]
     known = labels(settings, "model", model=model)

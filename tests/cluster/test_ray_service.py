@@ -48,6 +48,11 @@ def uids(release: Release) -> set[str]:
     return {pod["metadata"]["uid"] for pod in release.pods("model")}
 
 
+def is_ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
 def columns(release: Release, kind: str, name: str) -> list[str]:
     return release.kubectl("get", kind, name, "--no-headers").split()
 
@@ -99,10 +104,10 @@ def test_a_generator_that_dies_is_replaced_with_its_adapters(release: Release) -
     assert release.draw([{"id": "stripes", "scale": 1.0}]) == striped  # by the other one
 
     def replaced() -> bool:
-        there = [pod["metadata"]["uid"] for pod in pods(release)["generator"]]
+        there = pods(release)["generator"]
         return (
             len(there) == 2
-            and dead["uid"] not in there
+            and all(pod["metadata"]["uid"] != dead["uid"] and is_ready(pod) for pod in there)
             and "2/2" in columns(release, "imagemodel", "shapes")
             and "2/2" in columns(release, "loraadapter", "stripes")
         )
