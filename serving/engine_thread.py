@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 0.2
 """How late progress may be heard of: waking the event loop at every step costs a tenth of it."""
 
-LET_GO_SECONDS = 0.2
-"""How often an abandoned request is looked for, whose end nobody tells of."""
+ALIVE_SECONDS = 0.2
+"""How often it is looked whether there is still a thread that could tell of an end."""
 
 
 class EngineThread:
@@ -65,9 +65,10 @@ class EngineThread:
         queue: asyncio.Queue[Event] = asyncio.Queue()
         with self._changed:
             self._listeners[request.id] = (asyncio.get_running_loop(), queue)
-        terminal = False
+        terminal = added = False
         try:
             await self._add(request, embeds, more)
+            added = True
             with self._changed:
                 self._changed.notify()
             while not terminal:
@@ -82,7 +83,8 @@ class EngineThread:
         finally:
             if not terminal:
                 self.abort(request.id)
-                await self._let_go(request.id, queue)
+                if added:
+                    await self._end_of(queue)
             with self._changed:
                 self._listeners.pop(request.id, None)
 
@@ -99,10 +101,13 @@ class EngineThread:
             adding.add_done_callback(lambda _: self.abort(request.id))
             raise
 
-    async def _let_go(self, request_id: str, queue: asyncio.Queue[Event]) -> None:
-        while self.alive and self.engine.knows(request_id):
+    async def _end_of(self, queue: asyncio.Queue[Event]) -> None:
+        """Returns when the last event has come: it must not reach who asks for the same again."""
+        while self.alive:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(queue.get(), LET_GO_SECONDS)
+                event = await asyncio.wait_for(queue.get(), ALIVE_SECONDS)
+                if isinstance(event, Finished | Failed):
+                    return
 
     def abort(self, request_id: str) -> None:
         """Stops the request before its next step."""

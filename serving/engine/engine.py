@@ -194,11 +194,6 @@ class Engine:
             if request_id in self._known:
                 self._aborted.add(request_id)
 
-    def knows(self, request_id: str) -> bool:
-        """Whether a request was taken in and has not ended."""
-        with self._lock:
-            return request_id in self._known
-
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Runs one denoise step of one batch, and decodes what is finished by it."""
