@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/python -m calotype.serving.demo
+	$(BIN)/python -m calotype.serving.commands.demo
 
 test: lint
 	$(BIN)/python -m pytest

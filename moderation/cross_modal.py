@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from calotype.moderation.decision import Finding
-from calotype.moderation.policy import Category, Modality, Policy, Verdict
-from calotype.moderation.prompts import Peak, Peaks
+from calotype.moderation.policy.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.text.prompts import Peak, Peaks
 
 LEAST = 0.35
 """Sexual score from which a rule applies; the policy's lowest threshold where that is lower."""

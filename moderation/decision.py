@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from calotype.moderation.policy import Category, Modality, Policy, Privacy, Verdict
-from calotype.moderation.rulebook import Applying
+from calotype.moderation.policy.policy import Category, Modality, Policy, Privacy, Verdict
+from calotype.moderation.policy.rulebook import Applying
 
 Stage = Literal["input", "output"]
 

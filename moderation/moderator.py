@@ -18,19 +18,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.moderation import images
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
 from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
 from calotype.moderation.errors import ModerationError
-from calotype.moderation.faces import SURE, YuNet
-from calotype.moderation.heads import HeadsClassifier
-from calotype.moderation.known_pictures import KnownPictures, KnownSource
-from calotype.moderation.picture_models import PICTURE_MODELS
-from calotype.moderation.policy import JudgeRules, Policy
-from calotype.moderation.prompts import PromptRules
-from calotype.moderation.rulebook import REMEMBERED, Applying, Rulebook, Scope
-from calotype.moderation.shadow import Shadows
+from calotype.moderation.evaluation.shadow import Shadows
+from calotype.moderation.images import images
+from calotype.moderation.images.faces import SURE, YuNet
+from calotype.moderation.images.image_models import PICTURE_MODELS
+from calotype.moderation.images.known_images import KnownPictures, KnownSource
+from calotype.moderation.policy.policy import JudgeRules, Policy
+from calotype.moderation.policy.rulebook import REMEMBERED, Applying, Rulebook, Scope
+from calotype.moderation.text.prompts import PromptRules
+from calotype.moderation.text.text_heads import HeadsClassifier
 
 EVERYBODY = Scope()
 TextFactory = Callable[[], TextClassifier]
@@ -248,7 +248,7 @@ class Moderator:
 
 
 def _load_judge(rules: JudgeRules) -> TextClassifier:
-    from calotype.moderation.judges import Judge  # torch, only where a policy asks for it
+    from calotype.moderation.text.judges import Judge  # torch, only where a policy asks for it
 
     return Judge(rules)
 

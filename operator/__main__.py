@@ -8,9 +8,9 @@ import logging
 import pathlib
 import sys
 
-from calotype.operator.kube import HttpKubeClient
-from calotype.operator.lease import LeaseLost
-from calotype.operator.service import Operator, release_all
+from calotype.operator.app import Operator, release_all
+from calotype.operator.kube.client import HttpKubeClient
+from calotype.operator.runtime.lease import LeaseLost
 from calotype.operator.settings import (
     SETTINGS_FILE,
     OperatorSettings,

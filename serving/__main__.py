@@ -16,7 +16,7 @@ from types import FrameType
 def main() -> None:
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, _end)
-    from calotype.serving.cli import main as run
+    from calotype.serving.commands.cli import main as run
 
     run()
 

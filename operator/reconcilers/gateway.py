@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from calotype.operator.adapters import Address
-from calotype.operator.conditions import Condition, Reason, is_true
-from calotype.operator.context import Context
-from calotype.operator.gatewayconfig import (
+from calotype.operator.api.conditions import Condition, Reason, is_true
+from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS
+from calotype.operator.manifests.custom_resources import InvalidSpec, model_manifest, parse
+from calotype.operator.manifests.gateway_config import (
     ModelEntry,
     TeamEntry,
     build_config_map,
     build_gateway_config,
 )
-from calotype.operator.manifests import InvalidSpec, model_manifest, parse
+from calotype.operator.manifests.team_key import key_hash, key_of, owned_by, secret_name
+from calotype.operator.planning.adapters import Address
+from calotype.operator.planning.team_check import team_refusal
+from calotype.operator.planning.weights import plan_weights
 from calotype.operator.reconcilers.workload import service_of
-from calotype.operator.resources import CONFIG_MAPS, SECRETS
-from calotype.operator.servable import for_gateway
-from calotype.operator.team import key_hash, key_of, owned_by, secret_name
-from calotype.operator.teamcheck import team_refusal
-from calotype.operator.weights import plan_weights
-from calotype.operator.workqueue import Key
+from calotype.operator.runtime.context import Context
+from calotype.operator.runtime.served_adapters import for_gateway
+from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import ImageModel, Team
 
 

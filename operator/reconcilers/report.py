@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from calotype.operator.adapters import Address
-from calotype.operator.context import Context
-from calotype.operator.modelapp import Report
+from calotype.operator.planning.adapters import Address
 from calotype.operator.reconcilers.workload import service_of
-from calotype.operator.workqueue import Key
+from calotype.operator.runtime.context import Context
+from calotype.operator.runtime.model_app import Report
+from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import ImageModel
 
 MISSES = 3

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from calotype.operator.adapters import Address
-from calotype.operator.conditions import Condition, Fact, Reason, false, true
-from calotype.operator.context import Context, address_of
-from calotype.operator.kube import ApiError
-from calotype.operator.labels import ROTATION
-from calotype.operator.manifests import InvalidSpec, parse
-from calotype.operator.resources import SECRETS, TEAMS
-from calotype.operator.team import (
+from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
+from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.labels import ROTATION
+from calotype.operator.kube.resources import SECRETS, TEAMS
+from calotype.operator.manifests.custom_resources import InvalidSpec, parse
+from calotype.operator.manifests.team_key import (
     KEY_PREFIX,
     SECRET_KEY,
     build_secret,
@@ -21,8 +19,10 @@ from calotype.operator.team import (
     rotation_of,
     secret_name,
 )
-from calotype.operator.teamcheck import team_refusal
-from calotype.operator.workqueue import Key, Postponed
+from calotype.operator.planning.adapters import Address
+from calotype.operator.planning.team_check import team_refusal
+from calotype.operator.runtime.context import Context, address_of
+from calotype.operator.runtime.workqueue import Key, Postponed
 from calotype.serving.config import Team
 
 

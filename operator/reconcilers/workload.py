@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from calotype.operator import rayservice, singlepod
-from calotype.operator.application import build_application, config_hash, serve_config
-from calotype.operator.conditions import Condition, Fact, Reason, condition_of, false, true
-from calotype.operator.context import Context
-from calotype.operator.kube import JSON_PATCH, ApiError
-from calotype.operator.labels import CLUSTER_HASH, MODEL
-from calotype.operator.manifests import Weights, model_manifest
-from calotype.operator.podmonitor import build_podmonitor
-from calotype.operator.pods import Volumes
-from calotype.operator.resources import (
+from calotype.operator.api.conditions import Condition, Fact, Reason, condition_of, false, true
+from calotype.operator.kube.client import JSON_PATCH, ApiError
+from calotype.operator.kube.labels import CLUSTER_HASH, MODEL
+from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     POD_MONITORS,
     RAY_CLUSTERS,
     RAY_SERVICES,
 )
+from calotype.operator.manifests import rayservice, singlepod
+from calotype.operator.manifests.application import build_application, config_hash, serve_config
+from calotype.operator.manifests.custom_resources import Weights, model_manifest
+from calotype.operator.manifests.podmonitor import build_podmonitor
+from calotype.operator.manifests.pods import Volumes
+from calotype.operator.planning.team_check import policies_beside
+from calotype.operator.runtime.context import Context
+from calotype.operator.runtime.workqueue import Postponed
 from calotype.operator.settings import ResourceProfile
-from calotype.operator.teamcheck import policies_beside
-from calotype.operator.workqueue import Postponed
 from calotype.serving.config import ImageModel
 
 Adapters = Sequence[Mapping[str, Any]]

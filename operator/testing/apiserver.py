@@ -21,8 +21,8 @@ from typing import Any
 
 from aiohttp import web
 
-from calotype.operator.kube import ApiError
-from calotype.operator.resources import ALL, Resource
+from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.resources import ALL, Resource
 from calotype.operator.testing.objects import Change, ObjectStore
 from calotype.operator.testing.schemas import check_status
 

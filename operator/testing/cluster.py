@@ -11,8 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from calotype.operator.fetcher import JOB_NAME
-from calotype.operator.resources import (
+from calotype.operator.kube.resources import (
     CLAIMS,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -25,6 +24,7 @@ from calotype.operator.resources import (
     SECRETS,
     Resource,
 )
+from calotype.operator.runtime.fetch_runner import JOB_NAME
 from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.modelapps import FakeModelApps
 from calotype.operator.testing.objects import Change

@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from calotype.operator.application import config_hash
-from calotype.operator.labels import MODEL, REVISION
-from calotype.operator.resources import CONFIG_MAPS, DEPLOYMENTS, RAY_SERVICES, Resource
+from calotype.operator.kube.labels import MODEL, REVISION
+from calotype.operator.kube.resources import CONFIG_MAPS, DEPLOYMENTS, RAY_SERVICES, Resource
+from calotype.operator.manifests.application import config_hash
 from calotype.operator.testing.apiserver import FakeApiServer
 
 

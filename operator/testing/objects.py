@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from calotype.operator.kube import ApiError
-from calotype.operator.resources import NAMESPACES, Resource
+from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.resources import NAMESPACES, Resource
 
 Objects = dict[tuple[str, str], dict[str, Any]]
 _SPECLESS = ("metadata", "status", "apiVersion", "kind")

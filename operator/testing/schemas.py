@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from calotype.operator.kube import ApiError
+from calotype.operator.kube.client import ApiError
 
 CRDS = pathlib.Path(__file__).resolve().parents[1] / "crds"
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -1,7 +1,7 @@
 """The gateway: one FastAPI application over a job store, a blob store and a backend.
 
 Stateless: any number of them may run over one database. The table from errors to HTTP statuses is
-in `calotype.serving.api.failures`.
+in `calotype.serving.api.http.failures`.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from calotype.serving.api import (
+from calotype.serving.api.background.tasks import chores
+from calotype.serving.api.http.failures import error_response
+from calotype.serving.api.http.localize import spoken
+from calotype.serving.api.http.middleware import RequestFrame
+from calotype.serving.api.routes import (
     assets,
     batches,
-    case_pictures,
+    case_images,
     cases,
     edits,
     files,
+    generations,
     jobs,
     models,
     moderations,
-    openai,
     ops,
     takedowns,
     usage,
     webhooks,
 )
-from calotype.serving.api.attendance import Attendance
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.chores import chores
-from calotype.serving.api.failures import error_response
-from calotype.serving.api.gateway import Gateway
-from calotype.serving.api.middleware import RequestFrame
-from calotype.serving.api.outlook import Outlook
-from calotype.serving.api.settings import GatewaySettings
-from calotype.serving.api.speech import spoken
-from calotype.serving.api.watching import Watching
-from calotype.serving.errors import CalotypeError, EngineError, InvalidRequest, NotFound
-from calotype.serving.jobs.outbound import OutboundPolicy
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.protocols import BlobStore, GenerationBackend
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.change_poller import Watching
+from calotype.serving.api.state.disconnects import Attendance
+from calotype.serving.api.state.eta import Outlook
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
+from calotype.serving.core.protocols import BlobStore, GenerationBackend
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 ROUTES = (
-    *(openai, edits, models, moderations, cases, case_pictures, takedowns, files, batches),
+    *(generations, edits, models, moderations, cases, case_images, takedowns, files, batches),
     *(jobs, assets, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -1,1 +1,1 @@
-"""Commands of `calotype` by purpose; `calotype.serving.cli` puts them together."""
+"""Commands of `calotype` by purpose; `calotype.serving.commands.cli` puts them together."""

@@ -48,8 +48,8 @@ def gateway(config: pathlib.Path, config_map: str | None, host: str, port: int) 
     pictures are kept, CALOTYPE_API_KEY is recorded as a valid key, CALOTYPE_GATEWAY_PUBLIC_URL
     stands in signed addresses.
     """
-    from calotype.serving.api.standalone import GatewayOptions, read_settings, run_gateway
-    from calotype.serving.environment import ClusterEnvironment
+    from calotype.serving.cluster.gateway_process import GatewayOptions, read_settings, run_gateway
+    from calotype.serving.config.environment import ClusterEnvironment
 
     run_gateway(
         GatewayOptions(

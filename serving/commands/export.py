@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
@@ -47,10 +47,10 @@ def export(
     LOGS is the audit folder of the service, DATA_DIR/audit. The log of what reviewers did is read
     from the database beside it, or from CALOTYPE_DATABASE_URL.
     """
-    from calotype.moderation.export import Period, write
-    from calotype.moderation.policy import Policy
-    from calotype.serving.environment import DATA_DIR
-    from calotype.serving.marks import installation_keys
+    from calotype.moderation.policy.policy import Policy
+    from calotype.moderation.records.export import Period, write
+    from calotype.serving.config.environment import DATA_DIR
+    from calotype.serving.images.provenance import installation_keys
 
     whole_day = until.time() == datetime.time() and since.time() == datetime.time()
     end = until + datetime.timedelta(days=1) if whole_day else until
@@ -79,7 +79,7 @@ def export(
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def check_export(folder: pathlib.Path, as_json: bool) -> None:
     """Check that an account is as it was written: signature, files and chains of hashes."""
-    from calotype.moderation.export import SIGNATURE, check
+    from calotype.moderation.records.export import SIGNATURE, check
 
     try:
         summary = check(folder)
@@ -103,8 +103,8 @@ def _seconds(moment: datetime.datetime) -> float:
 
 
 def _deeds(data_dir: pathlib.Path) -> list[dict[str, Any]]:
-    from calotype.serving.jobs.database import sqlite_url
-    from calotype.serving.jobs.store import JobStore
+    from calotype.serving.database.connection import sqlite_url
+    from calotype.serving.database.jobs import JobStore
 
     url = os.environ.get("CALOTYPE_DATABASE_URL")
     if not url:
@@ -122,9 +122,9 @@ def _deeds(data_dir: pathlib.Path) -> list[dict[str, Any]]:
 @contextmanager
 def _opener(logs: pathlib.Path) -> Iterator[Callable[[str], str | None]]:
     """Opens prompts, each written down before it is given out."""
-    from calotype.moderation.audit import AuditLog
     from calotype.moderation.errors import AuditError
-    from calotype.moderation.vault import PromptVault
+    from calotype.moderation.records.audit import AuditLog
+    from calotype.moderation.records.vault import PromptVault
 
     vault = PromptVault(logs / "prompts", "reader")
     opened = AuditLog(logs / "opened" / "audit.jsonl")

@@ -32,10 +32,10 @@ def fetch(kind: str, config: pathlib.Path, result: pathlib.Path | None) -> None:
     served. HF_TOKEN, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or HTTP_AUTHORIZATION open
     what is not public.
     """
-    from calotype.serving.fetching.faults import FetchFailed
-    from calotype.serving.fetching.fetch import run_order
-    from calotype.serving.fetching.order import read_order
-    from calotype.serving.fetching.report import failure, leave, success
+    from calotype.serving.weights.fetch import run_order
+    from calotype.serving.weights.report import failure, leave, success
+    from calotype.serving.wire.fetch_faults import FetchFailed
+    from calotype.serving.wire.fetch_order import read_order
 
     code = 1
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from calotype.serving.client import Client, Job, JobEvent
-from calotype.serving.commands.service import (
+from calotype.serving.commands.service_options import (
     Command,
     Refused,
     read_key,

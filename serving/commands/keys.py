@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calotype.serving.errors import NotFound
+from calotype.serving.core.errors import NotFound
 
 if TYPE_CHECKING:
+    from calotype.serving.database.jobs import JobStore
     from calotype.serving.jobs.records import KeyRecord
-    from calotype.serving.jobs.store import JobStore
 
 
 @click.group()
@@ -38,8 +38,8 @@ def keys(context: click.Context, data_dir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _opened(data_dir: pathlib.Path) -> Iterator[JobStore]:
-    from calotype.serving.jobs.database import sqlite_url
-    from calotype.serving.jobs.store import JobStore
+    from calotype.serving.database.connection import sqlite_url
+    from calotype.serving.database.jobs import JobStore
 
     url = os.environ.get("CALOTYPE_DATABASE_URL")
     if not url:
@@ -74,7 +74,7 @@ def create(
     data_dir: pathlib.Path, name: str, team: str, scopes: tuple[str, ...], here: pathlib.Path | None
 ) -> None:
     """Make an API key and print it, for the only time."""
-    from calotype.serving.jobs.keys import SCOPES, create_key
+    from calotype.serving.database.accounts.api_keys import SCOPES, create_key
 
     with _opened(here or data_dir) as store:
         plain, record = create_key(store, team=team, name=name, scopes=scopes or SCOPES)
@@ -126,7 +126,7 @@ def rotate(
     data_dir: pathlib.Path, key_id: str, overlap_seconds: float, here: pathlib.Path | None
 ) -> None:
     """Make a new key in place of an old one and print it, for the only time."""
-    from calotype.serving.jobs.keys import rotate_key
+    from calotype.serving.database.accounts.api_keys import rotate_key
 
     with _opened(here or data_dir) as store:
         plain, record = rotate_key(store, key_id, overlap_seconds)

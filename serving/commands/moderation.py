@@ -14,7 +14,7 @@ from calotype.serving.commands.export import check_export, export
 from calotype.serving.commands.review import appeal, report, review
 from calotype.serving.commands.shadow import shadow
 from calotype.serving.commands.takedown import takedown
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 policy_option = click.option(
     "--policy", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="A policy file."
@@ -33,7 +33,7 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
     if image is not None:
-        from calotype.moderation.pictures import decode_picture
+        from calotype.moderation.images.decode import decode_picture
 
         try:
             views = decode_picture(image.read_bytes(), str(image))
@@ -77,7 +77,7 @@ def evaluate(
 
     A column ``language`` in the data adds a table per language.
     """
-    from calotype.moderation.evaluation import evaluate as measure
+    from calotype.moderation.evaluation.evaluation import evaluate as measure
 
     with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
 
@@ -105,7 +105,7 @@ audit.add_command(check_export)
 @click.argument("file", type=click.Path(path_type=pathlib.Path, dir_okay=False, exists=True))
 def verify(file: pathlib.Path) -> None:
     """Check that no line of an audit log was changed, removed or moved."""
-    from calotype.moderation.audit import verify as check
+    from calotype.moderation.records.audit import verify as check
 
     click.echo(f"{file}: {check(file)} decisions, the chain is whole.")
 
@@ -118,8 +118,8 @@ def prompt(decision: str, folder: pathlib.Path) -> None:
 
     FOLDER is the audit folder of the service, DATA_DIR/audit. Whoever opens one is on record.
     """
-    from calotype.moderation.audit import AuditLog
-    from calotype.moderation.vault import PromptVault
+    from calotype.moderation.records.audit import AuditLog
+    from calotype.moderation.records.vault import PromptVault
 
     text = PromptVault(folder / "prompts", "reader").read(decision)
     opened = AuditLog(folder / "opened" / "audit.jsonl")
@@ -140,8 +140,8 @@ def replay(logs: pathlib.Path, policy: pathlib.Path, as_json: bool) -> None:
 
     LOGS is an audit log or a folder of them, for example DATA_DIR/audit.
     """
-    from calotype.moderation.policy import Policy
-    from calotype.moderation.replay import replay as judge_again
+    from calotype.moderation.evaluation.replay import replay as judge_again
+    from calotype.moderation.policy.policy import Policy
 
     found = judge_again(logs, Policy.load(policy))
     if as_json:
@@ -153,6 +153,6 @@ def replay(logs: pathlib.Path, policy: pathlib.Path, as_json: bool) -> None:
 
 def _moderator(policy: pathlib.Path | None) -> Any:
     from calotype.moderation.moderator import Moderator
-    from calotype.moderation.policy import Policy
+    from calotype.moderation.policy.policy import Policy
 
     return Moderator.load(Policy.load(policy) if policy is not None else None)

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from calotype.serving.config import ImageModel
-    from calotype.serving.request import ImageSize
+    from calotype.serving.core.request import ImageSize
 
 
 @click.command()
@@ -60,9 +60,9 @@ def profile(
     import torch
 
     from calotype.serving.config import local_model
-    from calotype.serving.engine.step_profile import make_profile
-    from calotype.serving.loaded_model import pick_device
-    from calotype.serving.sources import model_folder
+    from calotype.serving.engine.execution.step_profile import make_profile
+    from calotype.serving.weights.sources import model_folder
+    from calotype.serving.worker.model_loader import pick_device
 
     resource = local_model(model)
     wanted = _sizes(resource, sizes)
@@ -85,8 +85,8 @@ def profile(
 
 def _sizes(model: ImageModel, given: tuple[str, ...]) -> list[ImageSize]:
     """Raises InvalidRequest: the model does not draw such a size."""
-    from calotype.serving.errors import InvalidRequest
-    from calotype.serving.request import ImageSize
+    from calotype.serving.core.errors import InvalidRequest
+    from calotype.serving.core.request import ImageSize
 
     if given:
         asked = [ImageSize.parse(text, "--size") for text in given]

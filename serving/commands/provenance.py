@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from calotype.moderation.provenance import Provenance
+    from calotype.moderation.provenance.marks import Provenance
 
 MAX_FILE_BYTES = 100 * 2**20
 
@@ -37,9 +37,9 @@ def check(file: pathlib.Path, data_dir: pathlib.Path | None, as_json: bool) -> N
     The watermark is found in copies too that were resized, cropped or saved again; it can only be
     read with the key of the installation that made the picture.
     """
-    from calotype.moderation.provenance import check as read_marks
-    from calotype.serving.environment import DATA_DIR
-    from calotype.serving.marks import installation_keys
+    from calotype.moderation.provenance.marks import check as read_marks
+    from calotype.serving.config.environment import DATA_DIR
+    from calotype.serving.images.provenance import installation_keys
 
     variables = dict(os.environ)
     if data_dir is not None:

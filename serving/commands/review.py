@@ -8,7 +8,7 @@ import pathlib
 import click
 
 from calotype.serving.client import Case, Reviewer
-from calotype.serving.commands.service import (
+from calotype.serving.commands.service_options import (
     read_key,
     refusals,
     service_options,

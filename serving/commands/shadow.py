@@ -7,7 +7,7 @@ import pathlib
 
 import click
 
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 
 @click.group()
@@ -20,8 +20,8 @@ def shadow() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def report(logs: pathlib.Path, as_json: bool) -> None:
     """How far they agree with the decisions, from a log or a folder such as DATA_DIR/audit."""
-    from calotype.moderation.agreement import agreements
     from calotype.moderation.errors import AuditError
+    from calotype.moderation.evaluation.agreement import agreements
 
     try:
         found = agreements(logs)

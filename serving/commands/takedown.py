@@ -7,9 +7,9 @@ import pathlib
 
 import click
 
-from calotype.moderation.policy import Category
+from calotype.moderation.policy.policy import Category
 from calotype.serving.client import Reviewer, Takedown
-from calotype.serving.commands.service import Refused, read_key, refusals, service_options
+from calotype.serving.commands.service_options import Refused, read_key, refusals, service_options
 
 MAX_FILE_BYTES = 20 * 2**20
 

@@ -23,12 +23,6 @@ from calotype.serving.config.built_in import (
 )
 from calotype.serving.config.conditions import Condition, Failure, Retried
 from calotype.serving.config.files import ManifestError, Manifests, describe, read_manifests
-from calotype.serving.config.image_model import (
-    AdapterPolicy,
-    ImageModel,
-    ImageModelSpec,
-    ImageModelStatus,
-)
 from calotype.serving.config.local import load_manifests
 from calotype.serving.config.lora_adapter import (
     LoadState,
@@ -42,9 +36,15 @@ from calotype.serving.config.lora_training import (
     LoRATrainingSpec,
     LoRATrainingStatus,
 )
+from calotype.serving.config.model.image_model import (
+    AdapterPolicy,
+    ImageModel,
+    ImageModelSpec,
+    ImageModelStatus,
+)
+from calotype.serving.config.model.sampling import PATCH, Defaults, Enlarge, Limits, Preset
+from calotype.serving.config.model.scaling import Autoscaling, Replicas, TextEncoder
 from calotype.serving.config.quantity import bytes_of
-from calotype.serving.config.sampling import PATCH, Defaults, Enlarge, Limits, Preset
-from calotype.serving.config.scaling import Autoscaling, Replicas, TextEncoder
 from calotype.serving.config.sources import (
     CREDENTIAL_KEYS,
     BuiltInSource,

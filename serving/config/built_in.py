@@ -6,9 +6,9 @@ import pathlib
 
 from calotype.serving.config.base import Metadata, ModelRef
 from calotype.serving.config.files import Manifests
-from calotype.serving.config.image_model import ImageModel, ImageModelSpec
 from calotype.serving.config.lora_adapter import LoRAAdapter, LoRAAdapterSpec
-from calotype.serving.config.sampling import Defaults, Enlarge, Preset
+from calotype.serving.config.model.image_model import ImageModel, ImageModelSpec
+from calotype.serving.config.model.sampling import Defaults, Enlarge, Preset
 from calotype.serving.config.sources import BuiltInSource, ModelSource, Source
 
 BUILT_IN_MODEL = ImageModel(

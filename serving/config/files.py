@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from calotype.serving.config.base import API_VERSION, Metadata, Resource
-from calotype.serving.config.image_model import ImageModel
 from calotype.serving.config.lora_adapter import LoRAAdapter
 from calotype.serving.config.lora_training import LoRATraining
+from calotype.serving.config.model.image_model import ImageModel
 from calotype.serving.config.team import Team
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 R = TypeVar("R", bound=Resource)
 

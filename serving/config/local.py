@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pydantic.alias_generators import to_camel
 
 from calotype.serving.config.files import ManifestError, Manifests, read_manifests
-from calotype.serving.config.image_model import ImageModel
 from calotype.serving.config.lora_adapter import LoRAAdapter
+from calotype.serving.config.model.image_model import ImageModel
 from calotype.serving.config.team import Team
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from calotype.serving.config.base import (
 )
 from calotype.serving.config.conditions import Retried, Status, Time
 from calotype.serving.config.lora_adapter import Access, Probe, Scale
+from calotype.serving.config.model.sampling import PATCH
 from calotype.serving.config.namespaces import LabelValue
-from calotype.serving.config.sampling import PATCH
 from calotype.serving.config.sources import CREDENTIALS, HttpSource, OneOf, S3Source, VolumeSource
 
 LONGEST_NAME = 40

@@ -21,15 +21,15 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from calotype.serving.config import ImageModel, LoRAAdapter, load_manifests, with_defaults
-from calotype.serving.deployments.dispatcher import DispatcherDeployment
-from calotype.serving.deployments.gateway import GatewayDeployment
-from calotype.serving.deployments.generator import GeneratorDeployment
+from calotype.serving.config.environment import DATA_DIR
+from calotype.serving.database.connection import sqlite_url
 from calotype.serving.deployments.gpu_shares import NO_GPUS, GpuShares
-from calotype.serving.deployments.moderator import ModeratorDeployment
 from calotype.serving.deployments.policies import moderation_of
-from calotype.serving.deployments.text_encoder import TextEncoderDeployment
-from calotype.serving.environment import DATA_DIR
-from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.deployments.replicas.dispatcher import DispatcherDeployment
+from calotype.serving.deployments.replicas.gateway import GatewayDeployment
+from calotype.serving.deployments.replicas.generator import GeneratorDeployment
+from calotype.serving.deployments.replicas.moderator import ModeratorDeployment
+from calotype.serving.deployments.replicas.text_encoder import TextEncoderDeployment
 
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
 DRAIN_SECONDS = 300.0

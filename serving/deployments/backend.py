@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from calotype.serving.core.errors import CalotypeError, ModerationUnavailable, Overloaded
+from calotype.serving.core.protocols import ModelStatus
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.deployments.remote import RemoteSafety, call
-from calotype.serving.errors import CalotypeError, ModerationUnavailable, Overloaded
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.protocols import ModelStatus
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from calotype.serving.request import Pixels
+    from calotype.serving.core.request import Pixels
 
 log = logging.getLogger(__name__)
 

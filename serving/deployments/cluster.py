@@ -12,7 +12,8 @@
 
 What a manifest says is in the ``user_config`` of the deployments (`deployments.app.user_config`),
 so that changing it restarts nothing. Where things are kept comes from the environment of the pods
-(`calotype.serving.environment`). No gateway is inside: `ingress` answers those of the cluster.
+(`calotype.serving.config.environment`). No gateway is inside: `ingress` answers the
+cluster's gateways.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from calotype.serving.config import describe
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.deployments.app import (
     POLICY_PATH,
     QUICK_GOODBYE_SECONDS,
@@ -33,9 +36,7 @@ from calotype.serving.deployments.app import (
     bind_model_app,
 )
 from calotype.serving.deployments.gpu_shares import GpuShares
-from calotype.serving.deployments.ingress import IngressDeployment
-from calotype.serving.environment import ClusterEnvironment
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.deployments.replicas.ingress import IngressDeployment
 
 IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
 DEPLOYMENTS = ("Dispatcher", "Moderator", "TextEncoder", "Generator", "Ingress")

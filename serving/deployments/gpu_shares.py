@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calotype.serving.errors import ModelLoadFailed
+from calotype.serving.core.errors import ModelLoadFailed
 
 
 @dataclass(frozen=True, slots=True)

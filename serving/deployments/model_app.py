@@ -26,12 +26,12 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from calotype.serving.api.server import listening_socket
+from calotype.serving.api.http.server import listening_socket
 from calotype.serving.config import describe
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed
 from calotype.serving.deployments.app import QUIET_LOG
 from calotype.serving.deployments.ray_node import start_ray
-from calotype.serving.environment import ClusterEnvironment
-from calotype.serving.errors import InvalidRequest, ModelLoadFailed
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy import Policy
-from calotype.moderation.strictness import laxer_at
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.strictness import laxer_at
 from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.keys import declare_team
-from calotype.serving.jobs.store import JobStore
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.database.accounts.api_keys import declare_team
+from calotype.serving.database.jobs import JobStore
 
 DEFAULT = "default"
 

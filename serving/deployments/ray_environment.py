@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 
-from calotype.serving.ray_calls import RAY_CALLS
+from calotype.serving.wire.ray_env import RAY_CALLS
 
 
 def prepare_ray() -> None:

@@ -9,7 +9,7 @@ import os
 
 import ray
 
-from calotype.serving.errors import ModelLoadFailed
+from calotype.serving.core.errors import ModelLoadFailed
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 

@@ -17,14 +17,19 @@ import grpc.aio
 import ray.exceptions
 from ray.serve.exceptions import RayServeException
 
-from calotype.serving.errors import CalotypeError, EngineError, ModerationUnavailable, Overloaded
-from calotype.serving.generation import EncodedPrompt
-from calotype.serving.jobs.leases import Lease
+from calotype.serving.core.errors import (
+    CalotypeError,
+    EngineError,
+    ModerationUnavailable,
+    Overloaded,
+)
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.worker.generation import EncodedPrompt
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from calotype.serving.request import Pixels
+    from calotype.serving.core.request import Pixels
 
 log = logging.getLogger(__name__)
 

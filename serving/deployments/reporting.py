@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from calotype.serving.core.errors import CalotypeError
 from calotype.serving.deployments.remote import call
-from calotype.serving.errors import CalotypeError
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -20,22 +20,27 @@ from fastapi import FastAPI
 from ray import serve
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.server import build_server, listening_socket
-from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.http.server import build_server, listening_socket
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
+from calotype.serving.core.errors import (
+    CalotypeError,
+    InvalidRequest,
+    ModelLoadFailed,
+    StorageFailed,
+)
+from calotype.serving.database.accounts.api_keys import ensure_first_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.gpu_shares import local_shares
 from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
 from calotype.serving.deployments.ray_node import start_ray
-from calotype.serving.errors import CalotypeError, InvalidRequest, ModelLoadFailed, StorageFailed
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import ensure_first_key
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.logs import set_up_logs
-from calotype.serving.sources import REVISION_ANNOTATION, adapter_file, model_folder
+from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import FolderBlobStore
+from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 
 log = logging.getLogger(__name__)
 

@@ -15,29 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.admission import Admission
-from calotype.serving.engine.batch import DenoiseState, steps_done
-from calotype.serving.engine.checkpoint import restore, save
-from calotype.serving.engine.components import Components
-from calotype.serving.engine.conditioning import Conditioner
-from calotype.serving.engine.decoder import Decoder
-from calotype.serving.engine.delivery import Delivery
-from calotype.serving.engine.denoiser import Denoiser
-from calotype.serving.engine.footprint import Footprint
-from calotype.serving.engine.guidance import prompts_of
-from calotype.serving.engine.parallel import SequenceGroup, build_forward
-from calotype.serving.engine.scheduler import StepScheduler
-from calotype.serving.engine.step_profile import Profile
-from calotype.serving.engine.step_runner import FiniteCheck, Stepped, StepRunner, no_room, typed
-from calotype.serving.errors import (
+from calotype.serving.core.errors import (
     CalotypeError,
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     NonFiniteLatents,
 )
-from calotype.serving.request import (
+from calotype.serving.core.request import (
     Checkpoint,
     Event,
     Failed,
@@ -46,9 +31,30 @@ from calotype.serving.request import (
     Preview,
     Progress,
 )
+from calotype.serving.engine.execution.admission import Admission
+from calotype.serving.engine.execution.batch import DenoiseState, steps_done
+from calotype.serving.engine.execution.checkpoint import restore, save
+from calotype.serving.engine.execution.delivery import Delivery
+from calotype.serving.engine.execution.denoiser import Denoiser
+from calotype.serving.engine.execution.footprint import Footprint
+from calotype.serving.engine.execution.step_profile import Profile
+from calotype.serving.engine.execution.step_runner import (
+    FiniteCheck,
+    Stepped,
+    StepRunner,
+    no_room,
+    typed,
+)
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import Components
+from calotype.serving.engine.model.conditioning import Conditioner
+from calotype.serving.engine.model.decoder import Decoder
+from calotype.serving.engine.parallel.sequence_parallel import SequenceGroup, build_forward
+from calotype.serving.engine.sampling.guidance import prompts_of
+from calotype.serving.engine.scheduling.scheduler import StepScheduler
 
 if TYPE_CHECKING:
-    from calotype.serving.engine.admission import Embeds
+    from calotype.serving.engine.execution.admission import Embeds
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calotype.serving.errors import Cancelled, DeadlineExceeded, EngineError
-from calotype.serving.jobs.held import HeldRecord
+from calotype.serving.core.errors import Cancelled, DeadlineExceeded, EngineError
+from calotype.serving.core.request import ImageSize
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.review.held_images import HeldRecord
 from calotype.serving.jobs.lifecycle import Status
 from calotype.serving.jobs.records import AssetRecord, JobRecord, new_id
 from calotype.serving.jobs.result import BlockedImage, GenerationResult, blocked_error, held_error
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.request import ImageSize
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calotype.serving import tracing
-from calotype.serving.errors import CalotypeError, ContentBlocked, ModerationUnavailable
+from calotype.serving.core.errors import CalotypeError, ContentBlocked, ModerationUnavailable
+from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import blocked_error
-from calotype.serving.protocols import SafetyStage
+from calotype.serving.observability import tracing
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.serving.request import ImageSize
+from calotype.serving.core.request import ImageSize
 
 PRIOR_SECONDS_PER_MEGAPIXEL_STEP = 0.2
 """Before anything was measured: about an A100's speed with FLUX.2 [dev] at 1024x1024."""

@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 VERSION = 1
 MAX_BYTES = 60_000
@@ -169,7 +169,7 @@ def engine_build() -> str:
     """Names the code that draws: the package's version and a digest of the drawing sources."""
     serving = pathlib.Path(__file__).parents[1]
     engine = sorted((serving / "engine").rglob("*.py"))
-    files = [*engine, serving / "generation.py", serving / "pictures.py"]
+    files = [*engine, serving / "worker" / "generation.py", serving / "images" / "encode.py"]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():

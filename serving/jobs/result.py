@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from calotype.moderation.refusals import told, told_to_wait
-from calotype.serving.errors import ContentBlocked
-from calotype.serving.request import ImageSize
+from calotype.moderation.policy.refusals import told, told_to_wait
+from calotype.serving.core.errors import ContentBlocked
+from calotype.serving.core.request import ImageSize
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 HELD_FOR_REVIEW = "held_for_review"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pathlib
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.protocols import ListedBlobStore
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.storage.keys import MAX_KEY_CHARS, check_key, content_key
 from calotype.serving.storage.objects import ObjectBlobStore

@@ -8,7 +8,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from calotype.serving.errors import NotFound, StorageFailed
+from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.storage.keys import check_key
 
 

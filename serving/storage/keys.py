@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 MAX_KEY_CHARS = 512

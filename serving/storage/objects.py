@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
+from calotype.serving.core.errors import InvalidRequest, NotFound, StorageFailed
 from calotype.serving.storage.keys import check_key
 
 _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}

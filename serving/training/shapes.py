@@ -26,7 +26,7 @@ from calotype.serving.training.judge import ATTRIBUTES, judge, score
 from calotype.serving.training.loop import Stage, rank
 from calotype.serving.training.scenes import to_uint8
 
-MODELS = pathlib.Path(__file__).parents[1] / "models"
+MODELS = pathlib.Path(__file__).parents[1] / "weights" / "embedded"
 PACKAGED = MODELS / "shapes"
 STAGES = ("autoencoder", "decoder", "denoiser", "distillation")
 

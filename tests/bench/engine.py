@@ -39,9 +39,9 @@ from engine_load import (
 from engine_soak import soak
 from engine_steps import abort_to_freed, denoiser_share, first_picture, step_overhead
 
-from calotype.serving.engine.components import Components, load_components
+from calotype.serving.core.request import AdapterRef
 from calotype.serving.engine.engine import Engine
-from calotype.serving.request import AdapterRef
+from calotype.serving.engine.model.components import Components, load_components
 
 
 def measure(

@@ -16,12 +16,12 @@ sys.path.append(str(pathlib.Path(__file__).parent))
 
 from engine_load import Rows, default_device, default_folder, make_request, row, seconds
 
-from calotype.serving.engine.components import load_components
+from calotype.serving.core.request import Finished, GenerationRequest
 from calotype.serving.engine.engine import Engine
-from calotype.serving.request import Finished, GenerationRequest
+from calotype.serving.engine.model.components import load_components
 
 if TYPE_CHECKING:
-    from calotype.serving.request import Pixels
+    from calotype.serving.core.request import Pixels
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
 PICTURES = 16

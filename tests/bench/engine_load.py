@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 import calotype.serving
-from calotype.serving.engine.components import Components
-from calotype.serving.engine.engine import Engine
-from calotype.serving.request import (
+from calotype.serving.core.request import (
     AdapterRef,
     Finished,
     GenerationRequest,
     ImageSize,
     SamplingParams,
 )
-from calotype.serving.testing_models import save_random_lora, save_tiny_flux2
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.model.components import Components
+from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
 
 STEPS = 20
 SIDE = 128
@@ -46,7 +46,7 @@ def default_device() -> str:
 
 def default_folder(scratch: pathlib.Path) -> pathlib.Path:
     """The packaged model, or a tiny random one where the package has none."""
-    packaged = pathlib.Path(calotype.serving.__file__).parent / "models" / "shapes"
+    packaged = pathlib.Path(calotype.serving.__file__).parent / "weights" / "embedded" / "shapes"
     if (packaged / "model_index.json").is_file():
         return packaged
     return save_tiny_flux2(scratch / "tiny")

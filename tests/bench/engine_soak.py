@@ -11,11 +11,8 @@ from dataclasses import replace
 import psutil
 from engine_load import Rows, new_prompt, row
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import Components
-from calotype.serving.engine.engine import Engine
-from calotype.serving.errors import Cancelled
-from calotype.serving.request import (
+from calotype.serving.core.errors import Cancelled
+from calotype.serving.core.request import (
     SAMPLER_NAMES,
     AdapterRef,
     Checkpoint,
@@ -25,7 +22,10 @@ from calotype.serving.request import (
     ImageSize,
     SamplingParams,
 )
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import Components
+from calotype.serving.testing.models import save_random_lora
 
 REQUESTS = 1000
 WARM = 250

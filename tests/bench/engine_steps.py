@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from engine_load import CONCURRENT, SIDE, Rows, draw, make_request, row, seconds
 
-from calotype.serving.engine.components import Components
-from calotype.serving.engine.decoder import pixels_per_token
+from calotype.serving.core.request import Failed, Finished, GenerationRequest
 from calotype.serving.engine.engine import Engine
-from calotype.serving.engine.forward import Forward
-from calotype.serving.engine.scheduler import Bucket
-from calotype.serving.request import Failed, Finished, GenerationRequest
+from calotype.serving.engine.execution.forward import Forward
+from calotype.serving.engine.model.components import Components
+from calotype.serving.engine.model.decoder import pixels_per_token
+from calotype.serving.engine.scheduling.scheduler import Bucket
 
 LONG_STEPS, SHORT_STEPS = 28, 4
 """FLUX.2 [dev]'s usual steps, and those of a quick look."""

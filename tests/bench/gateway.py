@@ -21,13 +21,13 @@ from typing import Any
 import aiohttp
 import psutil
 
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.core.protocols import ModelStatus, SystemClock
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.jobs.records import NewJob, new_id
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.protocols import ModelStatus, SystemClock
-from calotype.serving.testing import ScriptedSafety
+from calotype.serving.testing.in_memory import ScriptedSafety
 
 RATE, SECONDS = 100, 15
 STREAMS = 1000
@@ -122,7 +122,7 @@ def new_job(team_id: str, key_id: str, number: int) -> NewJob:
 
 def fill(store: JobStore, team_id: str, key_id: str) -> None:
     """So many queued jobs as the bar names; written in one transaction, which is not measured."""
-    from calotype.serving.jobs.tables import jobs
+    from calotype.serving.database.schema.tables import jobs
 
     rows = []
     for number in range(QUEUED):
@@ -244,9 +244,9 @@ class Nobody:
 def serve(folder: pathlib.Path, port: int) -> None:
     """The child process."""
     from calotype.serving.api.app import create_app
-    from calotype.serving.api.catalog import Catalog
-    from calotype.serving.api.server import build_server, listening_socket
-    from calotype.serving.api.settings import GatewaySettings
+    from calotype.serving.api.http.server import build_server, listening_socket
+    from calotype.serving.api.state.catalog import Catalog
+    from calotype.serving.api.state.settings import GatewaySettings
     from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
     from calotype.serving.storage import FolderBlobStore
 

@@ -22,8 +22,8 @@ import httpx
 import psutil
 
 from calotype.serving.config import BUILT_IN_MODEL
-from calotype.serving.request import GenerationRequest, ImageSize, SamplingParams
-from calotype.serving.sources import model_folder
+from calotype.serving.core.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.weights.sources import model_folder
 
 KEY = "ct_live_benchmark_key"
 SAME = ["a large red circle on a blue background"] * 15
@@ -83,8 +83,8 @@ def entry(value: float, unit: str, bar: float | None, better: str) -> dict[str, 
 
 def engine_timer() -> Any:
     """A function that draws one picture with the engine in this process and returns the seconds."""
-    from calotype.serving.engine.components import load_components
     from calotype.serving.engine.engine import Engine
+    from calotype.serving.engine.model.components import load_components
 
     components = load_components(model_folder(BUILT_IN_MODEL))
     engine = Engine(components, torch_threads=1)

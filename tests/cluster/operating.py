@@ -26,7 +26,7 @@ from controlplane.cluster import Cluster, Object
 from controlplane.kuberay.schema import definitions
 from helm.rendering import Chart
 
-from calotype.operator.labels import MODEL
+from calotype.operator.kube.labels import MODEL
 from calotype.operator.testing.cluster import good_fetch
 from calotype.operator.testing.modelapps import FakeModelApp
 
@@ -58,7 +58,7 @@ POD_MONITORS: Object = {
 
 def install_kinds(cluster: Cluster) -> None:
     """Our kinds, KubeRay's and Prometheus' PodMonitor."""
-    for path in sorted((ROOT / "operator" / "crds").glob("*.yaml")):
+    for path in sorted((ROOT / "operator" / "api" / "crds").glob("*.yaml")):
         cluster.apply(path, "--server-side", "--force-conflicts")
     for definition in [*definitions(), POD_MONITORS]:
         cluster.apply(definition, "--server-side", "--force-conflicts")

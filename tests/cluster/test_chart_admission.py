@@ -13,7 +13,7 @@ from helm.rendering import CHART, COMBINATIONS, WITH_MODEL, Chart, Object, Rende
 
 pytestmark = pytest.mark.cluster
 
-CRDS = Path(__file__).parents[2] / "operator" / "crds"
+CRDS = Path(__file__).parents[2] / "operator" / "api" / "crds"
 MONITORING = {"ServiceMonitor": "endpoints", "PodMonitor": "podMetricsEndpoints"}
 
 

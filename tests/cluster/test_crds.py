@@ -9,7 +9,7 @@ import pytest
 from controlplane.cluster import Cluster
 from valid_manifests import VALID, Object, changed, manifest
 
-from calotype.operator.crdgen import FOLDER, KINDS
+from calotype.operator.api.crdgen import FOLDER, KINDS
 
 pytestmark = pytest.mark.cluster
 

@@ -13,8 +13,8 @@ from controlplane.cluster import Cluster
 from valid_manifests import REMOVED, VALID, Object, changed
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy import Policy
-from calotype.operator.crdgen import FOLDER
+from calotype.moderation.policy.policy import Policy
+from calotype.operator.api.crdgen import FOLDER
 from calotype.serving.config import ManifestError, read_manifests
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -9,7 +9,7 @@ from controlplane.cluster import Cluster
 from valid_manifests import VALID, changed
 from wrong_manifests import WRONG, Wrong
 
-from calotype.operator.crdgen import FOLDER
+from calotype.operator.api.crdgen import FOLDER
 
 pytestmark = pytest.mark.cluster
 

@@ -97,7 +97,9 @@ def pixels(data: bytes) -> np.ndarray:
 def followers(running: Any) -> list[psutil.Process]:
     """The processes of the second devices."""
     family = psutil.Process(running.process.pid).children(recursive=True)
-    return [p for p in family if "calotype.serving.engine.follower" in " ".join(p.cmdline())]
+    return [
+        p for p in family if "calotype.serving.engine.parallel.follower" in " ".join(p.cmdline())
+    ]
 
 
 def begin(running: Any, **wanted: Any) -> str:

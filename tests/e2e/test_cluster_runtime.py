@@ -24,8 +24,8 @@ from e2e.pods import MODEL, STRIPES, TOKEN, start_pod
 from PIL import Image
 from safetensors.torch import load, save
 
-from calotype.serving.config_hash import config_hash
-from calotype.serving.sources import BUILT_IN
+from calotype.serving.weights.sources import BUILT_IN
+from calotype.serving.wire.config_hash import config_hash
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from calotype.serving.training.judge import look
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODELS = ROOT / "serving" / "models"
+MODELS = ROOT / "serving" / "weights" / "embedded"
 
 
 def run(*arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def test_generate_takes_an_adapter_and_several_pictures(tmp_path: pathlib.Path) 
 @pytest.mark.slow
 def test_the_demo_draws_the_picture_that_the_readme_shows(tmp_path: pathlib.Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "calotype.serving.demo"],
+        [sys.executable, "-m", "calotype.serving.commands.demo"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -165,7 +165,7 @@ def test_a_blocked_negative_prompt_is_refused(service: Any) -> None:
 
 
 def test_a_file_carries_its_recipe_and_the_recipe_draws_it_again(service: Any) -> None:
-    from calotype.serving.jobs.stamp import read_stamp
+    from calotype.serving.images.recipe_metadata import read_stamp
 
     with service.http() as client:
         asked = {"prompt": PROMPT, "size": "128x128", "steps": 4, "response_format": "b64_json"}

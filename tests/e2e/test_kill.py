@@ -20,11 +20,11 @@ import pytest
 from e2e.pods import Pods
 from sqlalchemy import select
 
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.tables import assets, checkpoints, jobs, usage_records
-from calotype.serving.testing_postgres import PostgresServer, find_binaries, install_in_ci
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.tables import assets, checkpoints, jobs, usage_records
+from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -16,7 +16,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-ADAPTER = ROOT / "serving" / "models" / "stripes.safetensors"
+ADAPTER = ROOT / "serving" / "weights" / "embedded" / "stripes.safetensors"
 
 MODEL = """\
 apiVersion: calotype.dev/v1alpha1

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from calotype.moderation.audit import verify
+from calotype.moderation.records.audit import verify
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from helm.rendering import CHART, ROOT, Chart
 
-FILES = sorted((ROOT / "operator" / "crds").glob("*.yaml"))
-COPY = "the copy is old: python -m calotype.operator.crdgen --output helm/crd-files"
+FILES = sorted((ROOT / "operator" / "api" / "crds").glob("*.yaml"))
+COPY = "the copy is old: python -m calotype.operator.api.crdgen --output helm/crd-files"
 
 
 def test_the_chart_has_the_definitions_of_the_operator() -> None:

@@ -11,8 +11,8 @@ import prometheus_client
 import pytest
 from helm.rendering import CHART, NAMESPACE, RELEASE, Object, Rendered
 
-from calotype.operator.metrics import Metrics
-from calotype.serving import metrics
+from calotype.operator.runtime.metrics import Metrics
+from calotype.serving.observability import metrics
 
 promql_parser = pytest.importorskip("promql_parser", reason="pip install promql-parser")
 

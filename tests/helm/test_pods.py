@@ -162,7 +162,7 @@ def test_in_production_all_state_is_elsewhere(combination) -> None:
 
 
 def test_a_gateway_has_time_to_end_its_requests(combination) -> None:
-    from calotype.serving.api.settings import GatewaySettings
+    from calotype.serving.api.state.settings import GatewaySettings
 
     deployment = combination("production").one("Deployment", f"{RELEASE}-gateway")
     grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]

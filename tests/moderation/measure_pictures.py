@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from sample_pictures import Pixels, drawing, texture
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy
+from calotype.moderation.policy.policy import Category, Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 SIDE = 1024

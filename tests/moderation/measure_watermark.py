@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from sample_pictures import CHANGES, Pixels, families, psnr
 
-from calotype.moderation import watermark
+from calotype.moderation.provenance import watermark
 
 KEY = b"a key of the measurements only.."
 OTHER_KEYS = 20

@@ -7,10 +7,10 @@ import pathlib
 
 import pytest
 
-from calotype.moderation.audit import AuditLog, verify
 from calotype.moderation.errors import AuditError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.records.audit import AuditLog, verify
 from calotype.moderation.testing import FixedTextClassifier
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from calotype.moderation.combination import strictest
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy, Rule, Verdict
-from calotype.moderation.rulebook import Scope
-from calotype.moderation.strictness import EFFECTS, laxer_at
+from calotype.moderation.policy.combination import strictest
+from calotype.moderation.policy.policy import Category, Policy, Rule, Verdict
+from calotype.moderation.policy.rulebook import Scope
+from calotype.moderation.policy.strictness import EFFECTS, laxer_at
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
 
 

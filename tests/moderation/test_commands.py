@@ -8,13 +8,13 @@ import pathlib
 import pytest
 from click.testing import CliRunner
 
-from calotype.moderation.audit import AuditLog, verify
 from calotype.moderation.errors import AuditError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.records.audit import AuditLog, verify
+from calotype.moderation.records.vault import PromptVault
 from calotype.moderation.testing import FixedTextClassifier
-from calotype.moderation.vault import PromptVault
-from calotype.serving.cli import cli
+from calotype.serving.commands.cli import cli
 
 STRICTER = """
 version: 2

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sample_pictures import drawing, face, texture
 
-from calotype.moderation import faces, networks
+from calotype.moderation.images import faces, networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy.policy import Category, Policy, Verdict
 from calotype.moderation.testing import FixedImageClassifier
 
 PLAIN = texture(5, 128)

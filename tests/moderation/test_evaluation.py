@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 from calotype.moderation.errors import EvaluationError
-from calotype.moderation.evaluation import bootstrap_interval, evaluate
-from calotype.moderation.evasions import FAMILIES
+from calotype.moderation.evaluation.evaluation import bootstrap_interval, evaluate
+from calotype.moderation.evaluation.evasions import FAMILIES
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedTextClassifier, RaisingClassifier
 
 ROWS = """text,label,note

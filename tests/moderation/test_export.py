@@ -10,17 +10,17 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from calotype.moderation.audit import AuditLog, verify
 from calotype.moderation.errors import AuditError
-from calotype.moderation.export import DECISIONS, SIGNATURE, SUMMARY, Period, check, write
-from calotype.moderation.installation_keys import InstallationKeys
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
-from calotype.moderation.signer import Signer, signature_fits
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.provenance.installation_keys import InstallationKeys
+from calotype.moderation.provenance.signer import Signer, signature_fits
+from calotype.moderation.records.audit import AuditLog, verify
+from calotype.moderation.records.export import DECISIONS, SIGNATURE, SUMMARY, Period, check, write
+from calotype.moderation.records.vault import PromptVault
 from calotype.moderation.testing import FixedTextClassifier
-from calotype.moderation.vault import PromptVault
-from calotype.serving.cli import cli
-from calotype.serving.jobs.store import JobStore
+from calotype.serving.commands.cli import cli
+from calotype.serving.database.jobs import JobStore
 
 PROMPTS = ("a cat", "a nude woman in a studio", "a dog", "darth vader")
 ALWAYS = Period(0.0, 1e11)

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from sample_pictures import Pixels, texture
 
-from calotype.moderation import networks
 from calotype.moderation.classifiers import ImageClassifier, Scores
+from calotype.moderation.images import networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy, Verdict
+from calotype.moderation.policy.policy import Policy, Verdict
 from calotype.moderation.testing import (
     FixedImageClassifier,
     HangingClassifier,
     NaNClassifier,
     RaisingClassifier,
 )
-from calotype.serving.errors import ModerationUnavailable
+from calotype.serving.core.errors import ModerationUnavailable
 from calotype.serving.jobs.judging import is_unavailable, unavailable
 
 PICTURE = texture(1, 64)

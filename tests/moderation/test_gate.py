@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from calotype.moderation.evaluation import BENIGN, Report, evaluate
+from calotype.moderation.evaluation.evaluation import BENIGN, Report, evaluate
 from calotype.moderation.moderator import Moderator
 
 BARS = {"sexual": 0.917, "violence/graphic": 0.948}

@@ -8,9 +8,9 @@ from harmless_scenes import SCENES, SKIN
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from calotype.moderation.images import is_blank, is_flat_drawing, tiles
+from calotype.moderation.images.images import is_blank, is_flat_drawing, tiles
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy.policy import Category, Policy, Verdict
 from calotype.moderation.testing import FixedImageClassifier
 
 MARK = (10, 200, 90)

@@ -10,10 +10,10 @@ import yaml
 
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import ClassifierUnavailable
-from calotype.moderation.judges import FORMATS, MLCOMMONS, QUESTIONS, QWEN3GUARD, Judge
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, JudgeRules, Modality, Policy, Verdict
+from calotype.moderation.policy.policy import Category, JudgeRules, Modality, Policy, Verdict
 from calotype.moderation.testing import FixedTextClassifier
+from calotype.moderation.text.judges import FORMATS, MLCOMMONS, QUESTIONS, QWEN3GUARD, Judge
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|channel|>", "<|message|>"]
 TEMPLATE = (
@@ -204,7 +204,7 @@ def test_a_judge_is_kept_while_other_parts_of_the_policy_change(
         def score(self, texts: list[str]) -> list[Scores]:
             return [{} for _ in texts]
 
-    monkeypatch.setattr("calotype.moderation.judges.Judge", Counted)
+    monkeypatch.setattr("calotype.moderation.text.judges.Judge", Counted)
     judge = {"format": "yes-no", "model": str(folders["yes-no"]), "when": "always"}
     stage = Moderator(policy(judge), text_classifiers=[FixedTextClassifier({"hate": 0.0})])
     stage.judge_prompt("one")

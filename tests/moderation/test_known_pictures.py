@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sample_pictures import Pixels, drawing, resized, saved, texture
 
-from calotype.moderation import pdq
+from calotype.moderation.images import pdq
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy.policy import Category, Policy, Verdict
 from calotype.moderation.testing import FixedImageClassifier
 
 SAFE = FixedImageClassifier({"sexual": 0.01})

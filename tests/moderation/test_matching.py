@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from calotype.moderation.matching import TermMatcher
-from calotype.moderation.phrases import fold
-from calotype.moderation.policy import Policy, Verdict
-from calotype.moderation.prompts import PromptRules
+from calotype.moderation.policy.policy import Policy, Verdict
+from calotype.moderation.text.matching import TermMatcher
+from calotype.moderation.text.phrases import fold
+from calotype.moderation.text.prompts import PromptRules
 
 
 @pytest.fixture(scope="module")

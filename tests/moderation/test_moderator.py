@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.moderation import heads, images, networks
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import ClassifierUnavailable
+from calotype.moderation.images import images, networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy.policy import Category, Policy, Verdict
 from calotype.moderation.testing import (
     FixedImageClassifier,
     FixedTextClassifier,
@@ -20,6 +20,7 @@ from calotype.moderation.testing import (
     NaNClassifier,
     RaisingClassifier,
 )
+from calotype.moderation.text import text_heads
 from calotype.moderation.wire import openai_result
 
 SAFE = FixedTextClassifier({"sexual": 0.01})
@@ -153,16 +154,16 @@ def test_missing_heads_are_named_and_found_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "heads.npz"
-    load = heads.HeadsClassifier.load
-    monkeypatch.setattr(heads.HeadsClassifier, "load", lambda: load(path))
+    load = text_heads.HeadsClassifier.load
+    monkeypatch.setattr(text_heads.HeadsClassifier, "load", lambda: load(path))
     moderator = Moderator(policy(), image_classifiers=[])
     decision = moderator.judge_prompt("a red circle")
     assert decision.unavailable and f"Classifier heads has no file {path}" in (
         decision.reason or ""
     )
-    path.write_bytes(heads.HEADS.read_bytes()[:1000])
+    path.write_bytes(text_heads.HEADS.read_bytes()[:1000])
     assert "cannot read" in (moderator.judge_prompt("a red circle").reason or "")
-    path.write_bytes(heads.HEADS.read_bytes())
+    path.write_bytes(text_heads.HEADS.read_bytes())
     assert moderator.judge_prompt("a red circle").verdict is Verdict.ALLOW
 
 

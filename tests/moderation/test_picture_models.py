@@ -12,9 +12,9 @@ from PIL import Image
 from sample_pictures import drawing, texture
 
 from calotype.moderation.errors import ClassifierUnavailable, PolicyError
+from calotype.moderation.images.image_models import PICTURE_MODELS, SHIELDGEMMA_POLICIES
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.picture_models import PICTURE_MODELS, SHIELDGEMMA_POLICIES
-from calotype.moderation.policy import Category, Policy, Verdict
+from calotype.moderation.policy.policy import Category, Policy, Verdict
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

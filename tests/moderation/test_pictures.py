@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageCms
 from sample_pictures import drawing, texture
 
-from calotype.moderation import pictures
 from calotype.moderation.errors import PictureError
+from calotype.moderation.images import decode
+from calotype.moderation.images.decode import decode_picture
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.pictures import decode_picture
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -87,15 +87,15 @@ def animation(frames: int, side: int = 16) -> bytes:
 
 
 def test_every_frame_of_an_animation_is_judged_or_none() -> None:
-    views = decode_picture(animation(pictures.MAX_FRAMES))
-    assert len(views) == pictures.MAX_FRAMES
+    views = decode_picture(animation(decode.MAX_FRAMES))
+    assert len(views) == decode.MAX_FRAMES
     assert [int(view[0, 0, 0]) for view in views] == [5 * index for index in range(8)]
     with pytest.raises(PictureError, match="more than 8 frames; give one of them"):
         decode_picture(animation(50))
 
 
 def test_frames_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     with pytest.raises(PictureError, match="16x16 pixels in 4 frames; at most 1,000"):
         decode_picture(animation(6))
 

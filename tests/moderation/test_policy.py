@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy import (
+from calotype.moderation.policy.policy import (
     OPENAI_CATEGORIES,
     POLICIES,
     Category,

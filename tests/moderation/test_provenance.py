@@ -18,17 +18,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from sample_pictures import drawing, resized, saved, texture
 
-from calotype.moderation import content_credentials
 from calotype.moderation.errors import PictureError, ProvenanceError
-from calotype.moderation.installation_keys import InstallationKeys
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.provenance import LAYERS, Marks, check
-from calotype.moderation.signer import Signer
-from calotype.serving.cli import cli
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.stamp import read_stamp
-from calotype.serving.marks import chosen_layers, installation_keys
-from calotype.serving.pictures import encode_picture
+from calotype.moderation.provenance import content_credentials
+from calotype.moderation.provenance.installation_keys import InstallationKeys
+from calotype.moderation.provenance.marks import LAYERS, Marks, check
+from calotype.moderation.provenance.signer import Signer
+from calotype.serving.commands.cli import cli
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.provenance import chosen_layers, installation_keys
+from calotype.serving.images.recipe_metadata import read_stamp
 
 KEYS = InstallationKeys.derived(b"a secret of the tests")
 MARKS = Marks(KEYS, required=True)

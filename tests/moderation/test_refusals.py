@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calotype.moderation.policy import Category, Policy
-from calotype.moderation.refusals import languages, preferred_language, sentences, told
+from calotype.moderation.policy.policy import Category, Policy
+from calotype.moderation.policy.refusals import languages, preferred_language, sentences, told
 
 
 def test_every_language_has_every_sentence() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calotype.moderation.audit import AuditLog
 from calotype.moderation.errors import AuditError
+from calotype.moderation.evaluation.replay import replay
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
-from calotype.moderation.replay import replay
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.records.audit import AuditLog
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
 
 

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from sample_pictures import drawing
 
-from calotype.moderation.agreement import agreements
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import AuditError, ClassifierUnavailable
+from calotype.moderation.evaluation.agreement import agreements
+from calotype.moderation.evaluation.shadow import WAITING, Shadows
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy, Verdict
-from calotype.moderation.shadow import WAITING, Shadows
+from calotype.moderation.policy.policy import Policy, Verdict
 from calotype.moderation.testing import (
     FixedImageClassifier,
     FixedTextClassifier,
@@ -24,7 +24,7 @@ from calotype.moderation.testing import (
     NaNClassifier,
     RaisingClassifier,
 )
-from calotype.serving.cli import cli
+from calotype.serving.commands.cli import cli
 
 JUDGE = {"classifier": "qwen3guard", "model": "/models/guard", "sample": 1.0}
 EYES = {"classifier": "falconsai", "model": "/models/eyes", "sample": 1.0}

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from calotype.moderation.errors import AuditError
-from calotype.moderation.vault import DAY, PromptVault
+from calotype.moderation.records.vault import DAY, PromptVault
 
 PROMPT = "a portrait of my neighbour \ud800"
 """With half a surrogate, as broken clients send it."""

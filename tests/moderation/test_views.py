@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from calotype.moderation.matching import TermMatcher
-from calotype.moderation.policy import Policy
-from calotype.moderation.views import READ_LIMIT, Lexicon, readable, views, windows
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.text.matching import TermMatcher
+from calotype.moderation.text.views import READ_LIMIT, Lexicon, readable, views, windows
 
 HIDDEN = "a photo of a naked woman on the bed"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_pictures import CHANGES, Pixels, drawing, psnr, texture
 
-from calotype.moderation import convolution, watermark
+from calotype.moderation.provenance import convolution, watermark
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 SURVIVED = ("none", "jpeg 80", "half size", "crop 10 %", "crop 10 %, jpeg 80", "flipped")

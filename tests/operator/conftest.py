@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from calotype.operator.kube import HttpKubeClient
-from calotype.operator.resources import (
+from calotype.operator.app import Operator
+from calotype.operator.kube.client import HttpKubeClient
+from calotype.operator.kube.resources import (
     IMAGE_MODELS,
     LORA_ADAPTERS,
     SECRETS,
     Resource,
     resource_of,
 )
-from calotype.operator.service import Operator
 from calotype.operator.settings import OperatorSettings
 from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.cluster import FakeCluster

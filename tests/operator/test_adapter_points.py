@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from calotype.operator.resources import CONFIG_MAPS, JOBS, LORA_ADAPTERS, PODS, SECRETS
+from calotype.operator.kube.resources import CONFIG_MAPS, JOBS, LORA_ADAPTERS, PODS, SECRETS
 from calotype.operator.testing.cluster import good_fetch
 
 NO_PODS = ("/pods/", "exec", "portforward", "proxy")

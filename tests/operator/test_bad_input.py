@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calotype.operator.resources import (
+from calotype.operator.kube.resources import (
     CLAIMS,
     CONFIG_MAPS,
     IMAGE_MODELS,
@@ -16,8 +16,8 @@ from calotype.operator.resources import (
     MODERATION_POLICIES,
     TEAMS,
 )
+from calotype.operator.runtime.workqueue import Key
 from calotype.operator.testing.cluster import good_fetch
-from calotype.operator.workqueue import Key
 
 HUB = {"huggingFace": {"repo": "acme/flux", "revision": "main"}}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from calotype.operator.resources import (
+from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     IMAGE_MODELS,

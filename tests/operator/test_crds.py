@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel, Field
 from valid_manifests import VALID
 
-from calotype.operator import crdgen
-from calotype.operator.moderation_policy import ModerationPolicy
-from calotype.operator.schema import SchemaError, structural_schema
+from calotype.operator.api import crdgen
+from calotype.operator.api.moderation_policy import ModerationPolicy
+from calotype.operator.api.schema import SchemaError, structural_schema
 from calotype.serving.config import ImageModel, LoRAAdapter, LoRATraining, Team
 
 CLASSES = {c.__name__: c for c in (ImageModel, LoRAAdapter, ModerationPolicy, Team, LoRATraining)}
@@ -76,7 +76,7 @@ def test_stale_missing_and_foreign_files_are_told_apart(
     said = capsys.readouterr().err
     for sentence in ("teams.yaml is missing", "imagemodels.yaml is out of date", "other.yaml"):
         assert sentence in said
-    assert "run `python -m calotype.operator.crdgen`" in said
+    assert "run `python -m calotype.operator.api.crdgen`" in said
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -197,7 +197,7 @@ def test_what_kubernetes_cannot_say_or_bound_is_refused(model: type[BaseModel], 
 
 def test_the_generator_loads_nothing_heavy() -> None:
     probe = (
-        "import sys, calotype.operator.crdgen; "
+        "import sys, calotype.operator.api.crdgen; "
         "print(sorted({'torch', 'ray', 'fastapi', 'kopf', 'onnxruntime'} & sys.modules.keys()))"
     )
     found = subprocess.run(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calotype.operator.modelcheck import check_models
+from calotype.operator.planning.model_check import check_models
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from calotype.operator.kube import HttpKubeClient
-from calotype.operator.lease import Lease
-from calotype.operator.resources import (
+from calotype.operator.kube.client import HttpKubeClient
+from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     IMAGE_MODELS,
@@ -22,7 +21,8 @@ from calotype.operator.resources import (
     SECRETS,
     TEAMS,
 )
-from calotype.operator.workqueue import Key
+from calotype.operator.runtime.lease import Lease
+from calotype.operator.runtime.workqueue import Key
 
 NAMES = [f"sneaker-{number}" for number in range(6)]
 

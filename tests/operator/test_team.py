@@ -7,8 +7,8 @@ import hashlib
 import json
 from typing import Any
 
-from calotype.operator.resources import CONFIG_MAPS, SECRETS, TEAMS
-from calotype.serving.jobs.keys import KEY_PREFIX, key_digest, make_key
+from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS, TEAMS
+from calotype.serving.database.accounts.api_keys import KEY_PREFIX, key_digest, make_key
 
 
 def team(name: str = "shoes", namespace: str = "calotype", **spec: Any) -> dict[str, Any]:

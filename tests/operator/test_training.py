@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from calotype.operator.resources import (
+from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     IMAGE_MODELS,
     LORA_ADAPTERS,

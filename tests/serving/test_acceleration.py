@@ -20,18 +20,18 @@ from click.testing import CliRunner
 from PIL import Image
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.settings import GatewaySettings
-from calotype.serving.cli import cli
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.commands.cli import cli
 from calotype.serving.config import ImageModel, ImageModelSpec, Metadata, Source
-from calotype.serving.config.acceleration import Acceleration
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.local import LocalBackend
-from calotype.serving.marks import MARKS, installation_marks
-from calotype.serving.testing import MemoryBlobStore, ScriptedSafety
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.config.model.acceleration import Acceleration
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.deployments.local import LocalBackend
+from calotype.serving.images.provenance import MARKS, installation_marks
+from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety
+from calotype.serving.testing.models import save_tiny_flux2
 
 
 @dataclass
@@ -71,7 +71,7 @@ class House:
     def follower(self) -> psutil.Process:
         """The process of the second device."""
         mine = psutil.Process().children()
-        (found,) = [p for p in mine if "calotype.serving.engine.follower" in p.cmdline()]
+        (found,) = [p for p in mine if "calotype.serving.engine.parallel.follower" in p.cmdline()]
         return found
 
     def state(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ async def test_a_machine_without_a_compiler_is_told_before_the_first_request(
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr("calotype.serving.loaded_model.COMPILER", broken)
+    monkeypatch.setattr("calotype.serving.worker.model_loader.COMPILER", broken)
     with pytest.raises(AssertionError, match="cannot be compiled on this machine"):
         async with living(tmp_path, tiny, {"compile": True}):
             pass

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sample_pictures import drawing, face, texture
 
-from calotype.moderation import pdq
-from calotype.moderation.faces import YuNet
-from calotype.moderation.installation_keys import InstallationKeys
-from calotype.moderation.provenance import Marks, check
-from calotype.serving.pictures import blur, encode_picture
+from calotype.moderation.images import pdq
+from calotype.moderation.images.faces import YuNet
+from calotype.moderation.provenance.installation_keys import InstallationKeys
+from calotype.moderation.provenance.marks import Marks, check
+from calotype.serving.images.encode import blur, encode_picture
 
 KEYS = InstallationKeys.derived(b"blur")
 

@@ -15,8 +15,8 @@ from calotype.serving.config import (
     ManifestError,
     load_manifests,
 )
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import ImageSize
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import ImageSize
 
 MODEL: dict[str, Any] = {
     "apiVersion": "calotype.dev/v1alpha1",

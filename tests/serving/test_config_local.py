@@ -24,10 +24,10 @@ from calotype.serving.config import (
     load_manifests,
 )
 from calotype.serving.config.namespaces import LabelSelector
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.store import JobStore
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MODEL = changed(VALID["ImageModel"], "spec.moderationPolicyRef", REMOVED)
@@ -295,8 +295,8 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: pathlib.Path) ->
     probe = (
         "import sys\n"
         "from calotype.serving.config import load_manifests\n"
-        "from calotype.serving.errors import CalotypeError\n"
-        "from calotype.serving.sources import adapter_file, model_folder\n"
+        "from calotype.serving.core.errors import CalotypeError\n"
+        "from calotype.serving.weights.sources import adapter_file, model_folder\n"
         "found = load_manifests([__import__('pathlib').Path(sys.argv[1])])\n"
         "for fetch, what in ((model_folder, found.models), (adapter_file, found.adapters)):\n"
         "    try:\n"

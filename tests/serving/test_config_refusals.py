@@ -10,7 +10,7 @@ from valid_manifests import VALID
 from wrong_manifests import WRONG, Wrong
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.serving.config import ManifestError, Manifests, read_manifests
 
 

@@ -8,11 +8,8 @@ import io
 import pytest
 from PIL import Image
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.engine import Engine
-from calotype.serving.engine_thread import EngineThread
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import (
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import (
     Failed,
     Finished,
     GenerationRequest,
@@ -20,7 +17,10 @@ from calotype.serving.request import (
     Progress,
     SamplingParams,
 )
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_tiny_flux2
+from calotype.serving.worker.engine_thread import EngineThread
 
 SIZE = ImageSize(64, 64)
 

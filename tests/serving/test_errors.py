@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from calotype.serving.api.failures import BY_CLASS, error_object, wire
-from calotype.serving.errors import (
+from calotype.serving.api.http.failures import BY_CLASS, error_object, wire
+from calotype.serving.core.errors import (
     CalotypeError,
     ContentBlocked,
     InvalidRequest,
@@ -49,7 +49,7 @@ def test_every_class_has_a_status_and_a_default_code(cls: type[CalotypeError]) -
 
 
 def test_the_docstring_draws_the_whole_tree() -> None:
-    import calotype.serving.errors as module
+    import calotype.serving.core.errors as module
 
     for cls in CLASSES:
         if cls.__module__ == module.__name__:

@@ -21,21 +21,21 @@ import pytest
 
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import ClassifierUnavailable
+from calotype.moderation.evaluation.shadow import Shadows
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
-from calotype.moderation.shadow import Shadows
+from calotype.moderation.policy.policy import Policy
 from calotype.serving.api.app import create_app
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import ImageModel, ImageModelSpec, Metadata, Source
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.deployments.local import InProcessSafety, LocalBackend
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.local import InProcessSafety, LocalBackend
-from calotype.serving.testing import MemoryBlobStore
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.testing.in_memory import MemoryBlobStore
+from calotype.serving.testing.models import save_tiny_flux2
 
 FAILURES = ("killed", "hung", "nan", "raising", "missing", "memory")
 SECONDS = 2.0
@@ -153,7 +153,7 @@ async def house(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[House]:
     once = JudgingPolicy(delays=())
-    monkeypatch.setattr("calotype.serving.picture_desk.JudgingPolicy", lambda: once)
+    monkeypatch.setattr("calotype.serving.worker.postprocess.JudgingPolicy", lambda: once)
     base = {"version": 1, "categories": RULES, "timeoutSeconds": SECONDS}
     trial = [
         {"classifier": name, "model": f"/models/{name}", "sample": 1.0}

@@ -13,23 +13,29 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from calotype.serving.engine.components import Components, load_components
+from calotype.serving.core.protocols import SystemClock
+from calotype.serving.core.request import (
+    Event,
+    GenerationRequest,
+    ImageSize,
+    Progress,
+    SamplingParams,
+)
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.deployments.local import InProcessPrompts
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.engine.engine import Engine
-from calotype.serving.engine.text_encoder import TextEncoder
-from calotype.serving.engine_thread import EngineThread
-from calotype.serving.generation import EncodedPrompt, GenerationWorker
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
-from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.engine.model.components import Components, load_components
+from calotype.serving.engine.model.text_encoder import TextEncoder
 from calotype.serving.jobs.recipe import make_recipe, recipe_hash
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.local import InProcessPrompts
-from calotype.serving.protocols import SystemClock
-from calotype.serving.request import Event, GenerationRequest, ImageSize, Progress, SamplingParams
-from calotype.serving.testing import MemoryBlobStore, ScriptedSafety, decision
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
+from calotype.serving.testing.models import save_tiny_flux2
+from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.generation import EncodedPrompt, GenerationWorker
 
 STEPS = 150
 """Enough to be caught in the middle of them."""

@@ -14,15 +14,15 @@ from sample_pictures import Pixels, drawing, face
 
 from calotype.moderation.errors import PictureError
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
-from calotype.serving.errors import ContentBlocked, InvalidRequest
-from calotype.serving.jobs.leases import Lease
-from calotype.serving.local import InProcessSafety
-from calotype.serving.picture_desk import PictureDesk
-from calotype.serving.pictures import GIVEN_SIDE, given_pictures
-from calotype.serving.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.core.errors import ContentBlocked, InvalidRequest
+from calotype.serving.core.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.deployments.local import InProcessSafety
+from calotype.serving.images.encode import GIVEN_SIDE, given_pictures
+from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
+from calotype.serving.worker.postprocess import PictureDesk
 
 
 def png(pixels: Pixels) -> bytes:

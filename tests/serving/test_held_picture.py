@@ -13,17 +13,17 @@ from PIL import Image
 from sample_pictures import drawing
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
-from calotype.serving.errors import StorageFailed
+from calotype.serving.core.errors import StorageFailed
+from calotype.serving.core.request import GenerationRequest, ImageSize, Preview, SamplingParams
+from calotype.serving.deployments.local import InProcessSafety
+from calotype.serving.images.sealing import make_seal, unseal
 from calotype.serving.jobs.judging import held_categories, version_of
-from calotype.serving.jobs.leases import Lease
-from calotype.serving.jobs.sealing import make_seal, unseal
-from calotype.serving.lease_trail import Trail
-from calotype.serving.local import InProcessSafety
-from calotype.serving.picture_desk import HandedOut, PictureDesk
-from calotype.serving.request import GenerationRequest, ImageSize, Preview, SamplingParams
+from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
+from calotype.serving.worker.intermediates import Trail
+from calotype.serving.worker.postprocess import HandedOut, PictureDesk
 
 SIZE = ImageSize(64, 64)
 SEAL = make_seal()

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import (
     Enlarge,
     ImageModel,
@@ -26,16 +26,16 @@ from calotype.serving.config import (
     ModelRef,
     Source,
 )
-from calotype.serving.errors import StorageFailed
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.local import LocalBackend
-from calotype.serving.testing import MemoryBlobStore, ScriptedSafety, decision
-from calotype.serving.testing_models import save_random_lora, save_tiny_flux2
+from calotype.serving.core.errors import StorageFailed
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.deployments.local import LocalBackend
+from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
+from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
 
 if TYPE_CHECKING:
-    from calotype.serving.request import Pixels
+    from calotype.serving.core.request import Pixels
 
 
 @dataclass

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from calotype.serving import tracing
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.logs import set_up_logs, without_secrets
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.observability import tracing
+from calotype.serving.observability.logs import set_up_logs, without_secrets
 
 
 @pytest.fixture(autouse=True)

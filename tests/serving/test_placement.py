@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.model_sizes import measure_model
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.placement import GPUS, plan_memory
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.memory_plan import GPUS, plan_memory
+from calotype.serving.engine.model.model_sizes import measure_model
+from calotype.serving.testing.models import save_tiny_flux2
 
 
 def test_flux2_dev_has_its_published_size():

@@ -12,15 +12,15 @@ import pytest
 from sample_pictures import Pixels, drawing
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
-from calotype.serving.errors import ContentBlocked, ModerationUnavailable
+from calotype.serving.core.errors import ContentBlocked, ModerationUnavailable
+from calotype.serving.core.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.judging import version_of
-from calotype.serving.jobs.leases import Lease
-from calotype.serving.local import InProcessSafety
-from calotype.serving.picture_desk import HandedOut, PictureDesk
-from calotype.serving.request import GenerationRequest, ImageSize, SamplingParams
+from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
+from calotype.serving.worker.postprocess import HandedOut, PictureDesk
 
 
 def policy(version: int, block: float = 0.5) -> Policy:
@@ -102,7 +102,7 @@ def test_what_the_new_policy_refuses_is_not_served(tmp_path: pathlib.Path) -> No
 def test_a_policy_that_never_rests_serves_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calotype.serving.picture_desk.SWITCH_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("calotype.serving.worker.postprocess.SWITCH_PAUSES", (0.0, 0.0, 0.0))
     restless = {count: policy(2 + count) for count in range(40)}
     with pytest.raises(ModerationUnavailable, match="changed again and again"):
         handed_out(tmp_path, restless, n=2)

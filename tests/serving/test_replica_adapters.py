@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.engine.components import load_components
-from calotype.serving.errors import Overloaded
-from calotype.serving.generation import EncodedPrompt
-from calotype.serving.jobs.leases import Lease
-from calotype.serving.loaded_model import load_model
-from calotype.serving.local import InProcessPrompts
-from calotype.serving.replica import GeneratorReplica, ReplicaSettings
-from calotype.serving.testing import MemoryBlobStore, ScriptedSafety, decision
-from calotype.serving.testing_models import save_random_lora, save_tiny_flux2
+from calotype.serving.core.errors import Overloaded
+from calotype.serving.deployments.local import InProcessPrompts
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
+from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
+from calotype.serving.worker.generation import EncodedPrompt
+from calotype.serving.worker.model_loader import load_model
+from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
 
 PROBE = {"prompt": "a shoe", "seed": 3}
 
@@ -139,7 +139,7 @@ async def test_a_probe_waits_for_the_text_encoder(
     prompts: Prompts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("calotype.serving.adapter_probe.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("calotype.serving.worker.adapter_probe.RETRY_SECONDS", 0.01)
     prompts.away = 2
     replica.configure(model(folder), [adapter(file, probe=PROBE)])
     assert (await loaded(replica))["state"] == "ready"

@@ -15,10 +15,10 @@ import pytest
 from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
 from werkzeug.serving import make_server
 
-from calotype.serving.errors import InvalidRequest, NotFound, StorageFailed
-from calotype.serving.protocols import ListedBlobStore
+from calotype.serving.core.errors import InvalidRequest, NotFound, StorageFailed
+from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage import FolderBlobStore, content_key, open_blobs
-from calotype.serving.testing import MemoryBlobStore
+from calotype.serving.testing.in_memory import MemoryBlobStore
 
 
 @pytest.fixture(scope="module")

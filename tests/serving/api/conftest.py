@@ -19,20 +19,25 @@ import pytest
 from serving_on_loopback import served
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.gateway import Gateway
-from calotype.serving.api.settings import GatewaySettings
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.core.protocols import GenerationBackend
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.upgrade import upgrade_database
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
-from calotype.serving.jobs.keys import create_key
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.upgrade import upgrade_database
-from calotype.serving.protocols import GenerationBackend
-from calotype.serving.testing import MemoryBlobStore, PaintingBackend, ScriptedSafety, decision
-from calotype.serving.testing_painter import PainterSettings
+from calotype.serving.testing.in_memory import (
+    MemoryBlobStore,
+    PaintingBackend,
+    ScriptedSafety,
+    decision,
+)
+from calotype.serving.testing.painter import PainterSettings
 
 QUICK: dict[str, Any] = {
     "watch_seconds": 0.02,

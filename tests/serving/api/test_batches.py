@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.database.accounts.api_keys import create_key
 
 
 def lines(*bodies: Any, url: str = "/v1/images/generations") -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.database.accounts.api_keys import create_key
 
 APPEALS = "/v1/moderation/appeals"
 REPORTS = "/v1/moderation/reports"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from calotype.serving.client import ApiError, AsyncClient, Client, ServiceUnreachable
-from calotype.serving.testing_painter import PainterSettings
+from calotype.serving.testing.painter import PainterSettings
 
 SLOW = PainterSettings(seconds_per_step=0.05, beat_seconds=0.02)
 

@@ -14,9 +14,9 @@ import openai
 import pytest
 from PIL import Image
 
-from calotype.moderation.refusals import sentences
-from calotype.serving.testing import decision
-from calotype.serving.testing_painter import PainterSettings
+from calotype.moderation.policy.refusals import sentences
+from calotype.serving.testing.in_memory import decision
+from calotype.serving.testing.painter import PainterSettings
 
 STEPWISE = PainterSettings(seconds_per_step=0.02, beat_seconds=0.02)
 

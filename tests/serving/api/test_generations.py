@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from calotype.serving.testing import decision
+from calotype.serving.testing.in_memory import decision
 
 
 def picture(b64: str | None) -> Image.Image:

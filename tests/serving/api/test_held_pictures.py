@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.moderation.refusals import sentences
-from calotype.serving.jobs.held import HELD_SECONDS
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.testing import decision
+from calotype.moderation.policy.refusals import sentences
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.review.held_images import HELD_SECONDS
+from calotype.serving.testing.in_memory import decision
 
 CASES = "/v1/moderation/cases"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from calotype.serving.cli import cli
-from calotype.serving.testing_painter import PainterSettings
+from calotype.serving.commands.cli import cli
+from calotype.serving.testing.painter import PainterSettings
 
 Run = Callable[..., Result]
 

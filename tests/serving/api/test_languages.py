@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calotype.moderation.refusals import sentences
+from calotype.moderation.policy.refusals import sentences
 
 FORBIDDEN = {"prompt": "a forbidden thing"}
 

@@ -14,10 +14,10 @@ import httpx
 import openai
 import pytest
 
-from calotype.serving.api.chores import Sweeper
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
-from calotype.serving.jobs.keys import create_key, rotate_key
-from calotype.serving.testing_painter import PainterSettings
+from calotype.serving.api.background.tasks import Sweeper
+from calotype.serving.database.accounts.api_keys import create_key, rotate_key
+from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.testing.painter import PainterSettings
 
 
 def test_a_rate_limit_is_told_in_headers_and_then_enforced(service: Any) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from sample_pictures import texture
 
 from calotype.moderation.moderator import Moderator
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.database.accounts.api_keys import create_key
 
 GENERATIONS, MODERATIONS, EDITS = "/v1/images/generations", "/v1/moderations", "/v1/images/edits"
 TAKEDOWNS = "/v1/moderation/takedowns"

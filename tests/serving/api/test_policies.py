@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, PolicyRef
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.testing import decision
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.testing.in_memory import decision
 
 
 def scopes(service: Any) -> list[Any]:

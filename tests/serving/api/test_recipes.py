@@ -11,9 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from calotype.serving.api.schemas import FEATURES
+from calotype.serving.api.http.schemas import FEATURES
+from calotype.serving.images.recipe_metadata import read_stamp
 from calotype.serving.jobs.recipe import recipe_hash
-from calotype.serving.jobs.stamp import read_stamp
 
 
 def draw(service: Any, **body: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from calotype.serving.cli import cli
 from calotype.serving.client import ApiError, Reviewer
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.commands.cli import cli
+from calotype.serving.database.accounts.api_keys import create_key
 
 Run = Callable[..., Result]
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.testing import decision
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.testing.in_memory import decision
 
 
 def change_query(url: str, **changes: str) -> str:

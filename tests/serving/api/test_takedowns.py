@@ -17,14 +17,14 @@ from sample_pictures import drawing, texture
 from sqlalchemy import text
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy import Policy, Verdict
+from calotype.moderation.policy.policy import Policy, Verdict
 from calotype.moderation.testing import FixedImageClassifier
-from calotype.serving.api import takedowns
-from calotype.serving.cli import cli
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.takedowns import TakenDown
-from calotype.serving.marks import payload_fingerprint
-from calotype.serving.pictures import encode_picture
+from calotype.serving.api.routes import takedowns
+from calotype.serving.commands.cli import cli
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.takedowns import TakenDown
+from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.provenance import payload_fingerprint
 
 TAKEDOWNS = "/v1/moderation/takedowns"
 WANTED, OTHER = texture(11, 256), texture(12, 256)

@@ -11,12 +11,12 @@ import httpx
 import openai
 import pytest
 
-from calotype.serving.api.settings import GatewaySettings
-from calotype.serving.errors import AdapterLoadFailed, Overloaded, StorageFailed
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.core.errors import AdapterLoadFailed, Overloaded, StorageFailed
+from calotype.serving.core.protocols import ModelStatus
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
-from calotype.serving.protocols import ModelStatus
-from calotype.serving.testing import PaintingBackend
+from calotype.serving.testing.in_memory import PaintingBackend
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -276,7 +276,7 @@ def test_a_damaged_adapter_is_refused_by_name_and_the_next_works(
         raise AdapterLoadFailed("The adapter 'stripes' is a pickle.", param="loras[0].id")
 
     with monkeypatch.context() as patch:
-        patch.setattr("calotype.serving.testing_painter.begin", damaged)
+        patch.setattr("calotype.serving.testing.painter.begin", damaged)
         answer = service.generate(prompt="a dog", loras=[{"id": "stripes"}])
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "adapter_load_failed"

@@ -14,8 +14,8 @@ import openai
 import pytest
 import standardwebhooks
 
-from calotype.serving.jobs import webhooks
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.webhooks import sender
 
 ENDPOINTS = "/v1/webhook_endpoints"
 LOCAL: dict[str, Any] = {"outbound_http": True, "outbound_networks": ("127.0.0.0/8",)}
@@ -145,7 +145,7 @@ def test_an_endpoint_gets_the_events_that_it_asked_for(hooked: Any, receiver: Re
 def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(
     hooked: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "RETRY_DELAYS", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(sender, "RETRY_DELAYS", (0.05, 0.05, 0.05))
     receiver.answers = [(500, {}), (302, {"location": receiver.url}), (200, {})]
     submit(hooked, webhook={"url": receiver.url})
     [delivery] = settled(hooked, "delivered")
@@ -160,7 +160,7 @@ def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(
 def test_a_receiver_that_never_answers_well_is_given_up_and_can_be_sent_again(
     hooked: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "RETRY_DELAYS", (0.02, 0.02))
+    monkeypatch.setattr(sender, "RETRY_DELAYS", (0.02, 0.02))
     receiver.answers = [(503, {})] * 3
     submit(hooked, webhook={"url": receiver.url})
     [delivery] = settled(hooked, "failed")

@@ -20,18 +20,18 @@ import httpx
 import pytest
 from serving_on_loopback import served
 
-from calotype.serving.api import following
-from calotype.serving.api.ingress import build_ingress
-from calotype.serving.api.settings import GatewaySettings
-from calotype.serving.api.standalone import GatewayOptions, build_gateway, open_store
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.cluster import config_sync
+from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway, open_store
+from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
-from calotype.serving.environment import ClusterEnvironment
-from calotype.serving.fetching import hub, transfer
-from calotype.serving.fetching.order import FetchOrder
-from calotype.serving.jobs.keys import create_key
-from calotype.serving.jobs.store import JobStore
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.storage import open_blobs
-from calotype.serving.testing import PaintingBackend, ScriptedSafety, decision
+from calotype.serving.testing.in_memory import PaintingBackend, ScriptedSafety, decision
+from calotype.serving.weights import hub, transfer
+from calotype.serving.wire.fetch_order import FetchOrder
 
 TOKEN = "internal-token"
 BASE = BUILT_IN_MODEL.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -293,7 +293,7 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    monkeypatch.setattr(following, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(config_sync, "POLL_SECONDS", 0.05)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from calotype.serving.fetching.faults import FetchFailed
-from calotype.serving.fetching.fetch import Fetched, run_order
-from calotype.serving.fetching.order import FetchOrder, read_order
-from calotype.serving.fetching.report import MAX_BYTES, failure, success
-from calotype.serving.sources import BUILT_IN
+from calotype.serving.weights.fetch import Fetched, run_order
+from calotype.serving.weights.report import MAX_BYTES, failure, success
+from calotype.serving.weights.sources import BUILT_IN
+from calotype.serving.wire.fetch_faults import FetchFailed
+from calotype.serving.wire.fetch_order import FetchOrder, read_order
 
 Orders = Callable[..., FetchOrder]
 WEIGHTS = (BUILT_IN / "stripes.safetensors").read_bytes()

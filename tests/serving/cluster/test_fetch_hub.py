@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.fetching.faults import FetchFailed
-from calotype.serving.fetching.fetch import run_order
-from calotype.serving.fetching.order import FetchOrder
-from calotype.serving.sources import BUILT_IN
+from calotype.serving.weights.fetch import run_order
+from calotype.serving.weights.sources import BUILT_IN
+from calotype.serving.wire.fetch_faults import FetchFailed
+from calotype.serving.wire.fetch_order import FetchOrder
 
 Orders = Callable[..., FetchOrder]
 Web = Any

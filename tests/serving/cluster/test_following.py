@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from calotype.serving.api import following
-from calotype.serving.api.catalog import Catalog
-from calotype.serving.api.config_map import ConfigMapReader
-from calotype.serving.api.following import ConfigFollower
-from calotype.serving.api.remote_backend import RemoteBackend
-from calotype.serving.jobs.store import JobStore
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.cluster import config_sync
+from calotype.serving.cluster.config_map import ConfigMapReader
+from calotype.serving.cluster.config_sync import ConfigFollower
+from calotype.serving.cluster.remote_backend import RemoteBackend
+from calotype.serving.database.jobs import JobStore
 
 from .conftest import House
 
@@ -28,7 +28,7 @@ def slow(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     house.wait_for(
         lambda: house.said.count("The configuration is used: shapes.") == 2, "no adapter"
     )
-    monkeypatch.setattr(following, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(config_sync, "POLL_SECONDS", 3600.0)
     time.sleep(0.2)
     return house
 

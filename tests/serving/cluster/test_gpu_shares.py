@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from calotype.serving.core.errors import ModelLoadFailed
 from calotype.serving.deployments.gpu_shares import GpuShares, local_shares
-from calotype.serving.errors import ModelLoadFailed
 
 
 @pytest.mark.parametrize(

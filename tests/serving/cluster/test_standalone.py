@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from calotype.serving.api.standalone import (
+from calotype.serving.cluster.gateway_process import (
     GatewayOptions,
     build_gateway,
     open_store,
     read_settings,
 )
-from calotype.serving.environment import ClusterEnvironment
-from calotype.serving.errors import InvalidRequest, StorageFailed
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.core.errors import InvalidRequest, StorageFailed
 
 TOKEN = "internal-token"
 
@@ -79,7 +79,7 @@ def test_a_database_that_starts_late_is_waited_for(tmp_path: pathlib.Path) -> No
 
 def test_the_gateway_s_process_imports_neither_torch_nor_ray() -> None:
     probe = (
-        "import calotype.serving.commands.cluster, calotype.serving.api.standalone, sys;"
+        "import calotype.serving.commands.cluster, calotype.serving.cluster.gateway_process, sys;"
         "print([m for m in ('torch', 'ray', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

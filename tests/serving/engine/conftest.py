@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.serving.engine.components import Components, load_components
-from calotype.serving.engine.engine import Engine
-from calotype.serving.request import (
+from calotype.serving.core.request import (
     AdapterRef,
     Event,
     Failed,
@@ -22,7 +20,9 @@ from calotype.serving.request import (
     ImageSize,
     SamplingParams,
 )
-from calotype.serving.testing_models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.model.components import Components, load_components
+from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 
 @pytest.fixture(scope="session", autouse=True)

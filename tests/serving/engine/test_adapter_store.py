@@ -9,11 +9,11 @@ import threading
 import numpy as np
 import pytest
 
-from calotype.serving.engine import adapters
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.errors import AdapterLoadFailed, NotFound
-from calotype.serving.request import AdapterRef
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.errors import AdapterLoadFailed, NotFound
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora import adapter_store
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.testing.models import save_random_lora
 
 WAIT = 30.0
 
@@ -39,8 +39,10 @@ def test_request_waits_for_an_adapter_that_is_being_read(
     new_engine, components, lora_files, make_request, monkeypatch
 ):
     gate = threading.Event()
-    read = adapters.read_lora
-    monkeypatch.setattr(adapters, "read_lora", lambda *a, **k: gate.wait(WAIT) and read(*a, **k))
+    read = adapter_store.read_lora
+    monkeypatch.setattr(
+        adapter_store, "read_lora", lambda *a, **k: gate.wait(WAIT) and read(*a, **k)
+    )
     store = AdapterStore(components.denoiser)
     store.load("slow", lora_files["one"])
     assert store.states() == {"slow": "loading"}
@@ -116,13 +118,13 @@ def test_budget_drops_the_least_recently_used_and_reads_it_again(
 @pytest.fixture
 def reads(monkeypatch):
     """Names of the files that are read, as they are read."""
-    read, seen = adapters.read_lora, []
+    read, seen = adapter_store.read_lora, []
 
     def noted(path, *more, **other):
         seen.append(path.stem)
         return read(path, *more, **other)
 
-    monkeypatch.setattr(adapters, "read_lora", noted)
+    monkeypatch.setattr(adapter_store, "read_lora", noted)
     return seen
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.errors import AdapterLoadFailed, InvalidRequest, NotFound
-from calotype.serving.request import AdapterRef, Failed
-from calotype.serving.testing_models import LORA_TARGETS, save_random_lora
+from calotype.serving.core.errors import AdapterLoadFailed, InvalidRequest, NotFound
+from calotype.serving.core.request import AdapterRef, Failed
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.testing.models import LORA_TARGETS, save_random_lora
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 WAIT = 30.0

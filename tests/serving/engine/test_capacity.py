@@ -11,24 +11,24 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.decoder import Decoder
-from calotype.serving.engine.forward import Forward
-from calotype.serving.engine.latents import TokenGrid
-from calotype.serving.engine.model_sizes import TokenMemory, measure_model
-from calotype.serving.engine.scheduler import Bucket
-from calotype.serving.engine.step_profile import (
+from calotype.serving.core.errors import DeadlineExceeded, InvalidRequest, OutOfMemory
+from calotype.serving.core.request import Finished, ImageSize
+from calotype.serving.engine.execution.forward import Forward
+from calotype.serving.engine.execution.step_profile import (
     Profile,
     StepTime,
     describe_machine,
     make_profile,
     profile_path,
 )
-from calotype.serving.errors import DeadlineExceeded, InvalidRequest, OutOfMemory
-from calotype.serving.placement import plan_memory
-from calotype.serving.request import Finished, ImageSize
-from calotype.serving.testing import ManualClock
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.decoder import Decoder
+from calotype.serving.engine.model.latents import TokenGrid
+from calotype.serving.engine.model.memory_plan import plan_memory
+from calotype.serving.engine.model.model_sizes import TokenMemory, measure_model
+from calotype.serving.engine.scheduling.scheduler import Bucket
+from calotype.serving.testing.in_memory import ManualClock
+from calotype.serving.testing.models import save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch._dynamo
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.request import AdapterRef
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.testing.models import save_random_lora
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

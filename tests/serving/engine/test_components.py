@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load, save_file
 from transformers import Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.text_model import TextModelConfig
-from calotype.serving.engine.tokenizer import load_tokenizer
-from calotype.serving.errors import ModelLoadFailed
+from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.text_model import TextModelConfig
+from calotype.serving.engine.model.tokenizer import load_tokenizer
 
 
 def load_file(path):
@@ -244,7 +244,7 @@ UNUSED = {"diffusers", "transformers", "sympy", "scipy", "peft", "accelerate"}
 
 def test_text_encoder_process_imports_no_model_library(model_folder):
     (modules,) = in_a_fresh_process(
-        "from calotype.serving.engine.components import load_components\n"
+        "from calotype.serving.engine.model.components import load_components\n"
         f"loaded = load_components({str(model_folder)!r}, parts=('text_encoder',))\n"
         "loaded.text_encoder.encode(['a red circle'])\n"
     )
@@ -258,9 +258,9 @@ def test_generator_process_imports_a_part_of_diffusers_and_draws_the_same(
     request = make_request()
     digest, modules = in_a_fresh_process(
         "import hashlib, numpy\n"
-        "from calotype.serving.engine.components import load_components\n"
+        "from calotype.serving.engine.model.components import load_components\n"
         "from calotype.serving.engine.engine import Engine\n"
-        "from calotype.serving.request import GenerationRequest\n"
+        "from calotype.serving.core.request import GenerationRequest\n"
         f"components = load_components({str(model_folder)!r})\n"
         "engine = Engine(components)\n"
         f"engine.add(GenerationRequest.from_payload({request.to_payload()!r}))\n"

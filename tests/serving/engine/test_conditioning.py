@@ -11,12 +11,12 @@ import torch
 from diffusers import Flux2KleinInpaintPipeline
 from PIL import Image
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.input_pictures import restore_outside
-from calotype.serving.errors import InvalidRequest, OutOfMemory
-from calotype.serving.pictures import encode_picture
-from calotype.serving.request import ImageSize, Margins, Progress
-from calotype.serving.testing_models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
+from calotype.serving.core.errors import InvalidRequest, OutOfMemory
+from calotype.serving.core.request import ImageSize, Margins, Progress
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.input_images import restore_outside
+from calotype.serving.images.encode import encode_picture
+from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

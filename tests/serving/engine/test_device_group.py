@@ -12,15 +12,15 @@ import psutil
 import pytest
 import torch
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.device_group import DeviceGroup
-from calotype.serving.engine_thread import EngineThread
-from calotype.serving.errors import GroupLost, ModelLoadFailed
-from calotype.serving.request import Progress
+from calotype.serving.core.errors import GroupLost, ModelLoadFailed
+from calotype.serving.core.request import Progress
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.parallel.device_group import DeviceGroup
+from calotype.serving.worker.engine_thread import EngineThread
 
 PARENT = """
 import sys, time
-from calotype.serving.engine.device_group import DeviceGroup
+from calotype.serving.engine.parallel.device_group import DeviceGroup
 group = DeviceGroup(sys.argv[1], 2, torch_threads=1)
 group.join()
 print(group.pids[0], flush=True)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.engine import Engine
-from calotype.serving.errors import (
+from calotype.serving.core.errors import (
     Cancelled,
     EngineError,
     InvalidRequest,
     NonFiniteLatents,
     OutOfMemory,
 )
-from calotype.serving.request import AdapterRef, Failed, Finished, Preview, Progress
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.request import AdapterRef, Failed, Finished, Preview, Progress
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_random_lora
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

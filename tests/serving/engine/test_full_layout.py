@@ -10,8 +10,8 @@ import torch
 from e2e.conftest import serving
 from PIL import Image
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.testing_models import save_tiny_flux2
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_tiny_flux2
 
 KINDS = ("dev", "klein")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.device_group import DeviceGroup
-from calotype.serving.engine.model_sizes import measure_model
-from calotype.serving.engine.step_profile import make_profile
-from calotype.serving.request import AdapterRef, ImageSize
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.request import AdapterRef, ImageSize
+from calotype.serving.engine.execution.step_profile import make_profile
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.model_sizes import measure_model
+from calotype.serving.engine.parallel.device_group import DeviceGroup
+from calotype.serving.testing.models import save_random_lora
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.serving.engine import input_pictures
-from calotype.serving.engine.input_pictures import read_mask, read_picture
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.engine.model import input_images
+from calotype.serving.engine.model.input_images import read_mask, read_picture
 
 
 def corner(width=40, height=30):
@@ -86,7 +86,7 @@ def test_bad_file_is_refused_by_field(name):
 
 
 def test_large_file_is_refused_before_it_is_looked_at(monkeypatch):
-    monkeypatch.setattr(input_pictures, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(input_images, "MAX_FILE_BYTES", 100)
     with pytest.raises(InvalidRequest, match="at most 100") as caught:
         read_picture(saved(corner()), "image")
     assert caught.value.param == "image"

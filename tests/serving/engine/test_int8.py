@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.quantization import is_quantised
-from calotype.serving.request import AdapterRef
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.quantization import is_quantised
+from calotype.serving.testing.models import save_random_lora
 
 
 @pytest.fixture(scope="module")

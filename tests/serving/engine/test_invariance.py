@@ -10,10 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.errors import Cancelled
-from calotype.serving.request import (
+from calotype.serving.core.errors import Cancelled
+from calotype.serving.core.request import (
     SAMPLER_NAMES,
     AdapterRef,
     Checkpoint,
@@ -22,7 +20,9 @@ from calotype.serving.request import (
     ImageSize,
     SamplingParams,
 )
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_random_lora
 
 SIZES = [ImageSize(32, 32), ImageSize(48, 32), ImageSize(64, 64)]
 STACKS = [

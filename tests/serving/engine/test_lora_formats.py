@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.errors import AdapterLoadFailed
-from calotype.serving.request import AdapterRef
-from calotype.serving.testing_models import save_random_lora, save_tiny_flux2
+from calotype.serving.core.errors import AdapterLoadFailed
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 WAIT = 30.0
@@ -229,7 +229,7 @@ def test_keys_that_would_be_lost_are_refused_by_name(store, lora_file, tmp_path,
 
 
 def test_nothing_of_a_wrong_file_is_read(store, lora_file, tmp_path, monkeypatch):
-    from calotype.serving.engine import lora_file as reading
+    from calotype.serving.engine.lora import lora_file as reading
 
     def read(*_):
         raise AssertionError("a tensor was read")

@@ -9,12 +9,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.device_group import DeviceGroup
-from calotype.serving.errors import InvalidRequest, ModelLoadFailed
-from calotype.serving.request import AdapterRef, Failed, Preview
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed
+from calotype.serving.core.request import AdapterRef, Failed, Preview
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.parallel.device_group import DeviceGroup
+from calotype.serving.testing.models import save_random_lora
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.text_encoder import SYSTEM_MESSAGE
-from calotype.serving.testing_models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.text_encoder import SYSTEM_MESSAGE
+from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 PROMPTS = [

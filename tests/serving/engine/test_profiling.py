@@ -8,10 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from calotype.serving.cli import cli
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.step_profile import Profile
-from calotype.serving.errors import InvalidRequest
+from calotype.serving.commands.cli import cli
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.engine.execution.step_profile import Profile
+from calotype.serving.engine.model.components import load_components
 
 
 @pytest.fixture(autouse=True)

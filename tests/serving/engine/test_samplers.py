@@ -16,14 +16,14 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-from calotype.serving.engine import samplers
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.forward import Forward
-from calotype.serving.engine.samplers import SAMPLERS
-from calotype.serving.engine.scheduler import Bucket
-from calotype.serving.errors import EngineError, InvalidRequest
-from calotype.serving.request import SAMPLER_NAMES, Finished, Progress, sampler_names
-from calotype.serving.testing_models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
+from calotype.serving.core.errors import EngineError, InvalidRequest
+from calotype.serving.core.request import SAMPLER_NAMES, Finished, Progress, sampler_names
+from calotype.serving.engine.execution.forward import Forward
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.sampling import samplers
+from calotype.serving.engine.sampling.samplers import SAMPLERS
+from calotype.serving.engine.scheduling.scheduler import Bucket
+from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 PROMPT = "a red circle on a blue background"

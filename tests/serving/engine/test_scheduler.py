@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from calotype.serving.engine.scheduler import Bucket, Memory, StepScheduler
+from calotype.serving.engine.scheduling.scheduler import Bucket, Memory, StepScheduler
 
 SMALL, LARGE = Bucket(4, 4, 32), Bucket(8, 8, 32)
 
@@ -132,7 +132,7 @@ def test_programming_errors_are_told(bad):
 
 def test_it_needs_no_torch():
     code = (
-        "import sys; import calotype.serving.engine.scheduler; "
+        "import sys; import calotype.serving.engine.scheduling.scheduler; "
         "assert not {'torch', 'numpy'} & set(sys.modules), 'torch or numpy is imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

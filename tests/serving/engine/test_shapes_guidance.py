@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from calotype.serving.config.built_in import BUILT_IN_MODEL
-from calotype.serving.engine.components import load_components
-from calotype.serving.sources import model_folder
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.weights.sources import model_folder
 
 PROMPTS = (
     "a large red circle in the center of a white background",

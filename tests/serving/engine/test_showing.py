@@ -13,14 +13,8 @@ from PIL import Image
 from safetensors.torch import load, save
 
 import calotype.serving
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.engine.conditioning import Conditioner
-from calotype.serving.engine.decoder import Decoder
-from calotype.serving.engine.engine import Engine
-from calotype.serving.engine.latents import TokenGrid
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.request import (
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import (
     SAMPLER_NAMES,
     AdapterRef,
     Checkpoint,
@@ -29,9 +23,15 @@ from calotype.serving.request import (
     Preview,
     Progress,
 )
-from calotype.serving.testing_models import save_random_lora, save_tiny_flux2
+from calotype.serving.engine.engine import Engine
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.model.conditioning import Conditioner
+from calotype.serving.engine.model.decoder import Decoder
+from calotype.serving.engine.model.latents import TokenGrid
+from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
 
-SHAPES = pathlib.Path(calotype.serving.__file__).parent / "models" / "shapes"
+SHAPES = pathlib.Path(calotype.serving.__file__).parent / "weights" / "embedded" / "shapes"
 
 
 def test_previews_come_after_whole_steps(engine, make_request):

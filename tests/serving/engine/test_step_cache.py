@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from calotype.serving.config.built_in import BUILT_IN_MODEL
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.request import AdapterRef
-from calotype.serving.sources import model_folder as folder_of
-from calotype.serving.testing_models import save_random_lora
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.testing.models import save_random_lora
+from calotype.serving.weights.sources import model_folder as folder_of
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

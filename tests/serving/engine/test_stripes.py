@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from calotype.serving.config.built_in import BUILT_IN_ADAPTER, BUILT_IN_MODEL
-from calotype.serving.engine.adapters import AdapterStore
-from calotype.serving.engine.components import load_components
-from calotype.serving.request import AdapterRef
-from calotype.serving.sources import adapter_file, model_folder
+from calotype.serving.core.request import AdapterRef
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import load_components
+from calotype.serving.weights.sources import adapter_file, model_folder
 
 SEEDS = 3
 PROMPT = "a large red circle in the center of a white background"

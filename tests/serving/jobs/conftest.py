@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
-from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.upgrade import upgrade_database
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.upgrade import upgrade_database
-from calotype.serving.testing import ManualClock, ScriptedSafety
-from calotype.serving.testing_postgres import PostgresServer, find_binaries, install_in_ci
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
+from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
 
 
 @pytest.fixture(scope="session")

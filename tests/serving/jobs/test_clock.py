@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
-from calotype.serving.jobs.dispatcher import Dispatcher
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.testing import ManualClock, ScriptedSafety, drawn_result
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, drawn_result
 
 AddJob = Callable[..., JobRecord]
 DAY = 86_400.0

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.errors import Overloaded
-from calotype.serving.jobs.dispatch_policy import DispatchPolicy
-from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.leases import Lease
+from calotype.serving.core.errors import Overloaded
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.testing import ManualClock, ScriptedSafety, decision, drawn_result
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision, drawn_result
 
 AddJob = Callable[..., JobRecord]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.errors import StorageFailed
-from calotype.serving.jobs.database import sqlite_url
-from calotype.serving.jobs.keys import create_key
+from calotype.serving.core.errors import StorageFailed
+from calotype.serving.database.accounts.api_keys import create_key
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
 
 AddJob = Callable[..., JobRecord]
 

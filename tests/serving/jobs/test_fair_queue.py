@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calotype.serving.jobs.fair_queue import FairQueue, QueuedJob
+from calotype.serving.dispatch.fair_queue import FairQueue, QueuedJob
 from calotype.serving.jobs.predictor import WorkPredictor, work_units
 
 

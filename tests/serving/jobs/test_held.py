@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from calotype.serving.errors import Conflict, NotFound
-from calotype.serving.jobs.cases import CaseRecord
-from calotype.serving.jobs.database import writing
-from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.held import HELD_SECONDS
+from calotype.serving.core.errors import Conflict, NotFound
+from calotype.serving.database.connection import writing
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.review.cases import CaseRecord
+from calotype.serving.database.review.held_images import HELD_SECONDS
+from calotype.serving.database.schema.tables import jobs
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.images.sealing import make_seal
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import GenerationResult, HeldImage
-from calotype.serving.jobs.sealing import make_seal
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.tables import jobs
-from calotype.serving.testing import ManualClock, ScriptedSafety, decision
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
 
 AddJob = Callable[..., JobRecord]
 

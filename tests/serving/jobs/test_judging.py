@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.errors import InvalidRequest, ModerationUnavailable
-from calotype.serving.jobs.dispatcher import Dispatcher
-from calotype.serving.jobs.leases import Lease
+from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import (
     BlockedImage,
     GenerationResult,
 )
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.testing import ScriptedSafety, decision
+from calotype.serving.testing.in_memory import ScriptedSafety, decision
 
 AddJob = Callable[..., JobRecord]
 

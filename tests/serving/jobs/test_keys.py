@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from calotype.serving.errors import InvalidRequest, Unauthenticated
-from calotype.serving.jobs.keys import (
+from calotype.serving.core.errors import InvalidRequest, Unauthenticated
+from calotype.serving.database.accounts.api_keys import (
     KEY_PREFIX,
     SCOPES,
     authenticate,
@@ -15,7 +15,7 @@ from calotype.serving.jobs.keys import (
     ensure_first_key,
     make_key,
 )
-from calotype.serving.jobs.store import JobStore
+from calotype.serving.database.jobs import JobStore
 
 
 def database_bytes(folder: pathlib.Path) -> bytes:

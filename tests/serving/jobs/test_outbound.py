@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from calotype.serving.errors import InvalidRequest
-from calotype.serving.jobs.outbound import (
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.webhooks.safe_http import (
     AddressRefused,
     OutboundFailed,
     OutboundPolicy,

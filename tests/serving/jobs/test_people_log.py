@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import delete, update
 
 from calotype.moderation.errors import AuditError
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.tables import people_log
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.tables import people_log
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.errors import InvalidRequest, PermissionDenied, QuotaExceeded
+from calotype.serving.core.errors import InvalidRequest, PermissionDenied, QuotaExceeded
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.tables import team_days, usage_records
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.tables import team_days, usage_records
-from calotype.serving.testing import ManualClock
+from calotype.serving.testing.in_memory import ManualClock
 
 AddJob = Callable[..., JobRecord]
 

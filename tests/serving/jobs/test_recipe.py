@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.recipe_metadata import read_stamp, stamp
 from calotype.serving.jobs.recipe import (
     canonical,
     changes,
@@ -18,8 +20,6 @@ from calotype.serving.jobs.recipe import (
     picture_recipe,
     recipe_hash,
 )
-from calotype.serving.jobs.stamp import read_stamp, stamp
-from calotype.serving.pictures import encode_picture
 
 PIXELS = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
 FILES = {kind: encode_picture(PIXELS, kind, 90) for kind in ("png", "jpeg", "webp")}

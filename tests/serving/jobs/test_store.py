@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from calotype.serving.errors import InvalidRequest, StorageFailed
-from calotype.serving.jobs.database import sqlite_url
+from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.database.connection import sqlite_url
+from calotype.serving.database.jobs import JobStore
 from calotype.serving.jobs.lifecycle import STATUSES, TERMINAL, may_follow, sources
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.testing import ManualClock
+from calotype.serving.testing.in_memory import ManualClock
 
 AddJob = Callable[..., JobRecord]
 

@@ -12,10 +12,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from calotype.serving.jobs.database import create_database_engine
-from calotype.serving.jobs.store import JobStore
-from calotype.serving.jobs.tables import metadata
-from calotype.serving.jobs.upgrade import alembic_config, downgrade_database, upgrade_database
+from calotype.serving.database.connection import create_database_engine
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.schema.tables import metadata
+from calotype.serving.database.schema.upgrade import (
+    alembic_config,
+    downgrade_database,
+    upgrade_database,
+)
 
 
 def tables(url: str) -> set[str]:
@@ -92,7 +96,7 @@ def test_three_processes_that_start_at_once_all_find_the_tables(
 ) -> None:
     url = new_database()
     program = (
-        "import sys; from calotype.serving.jobs.store import JobStore; "
+        "import sys; from calotype.serving.database.jobs import JobStore; "
         "s = JobStore.open(sys.argv[1]); s.ensure_team('t'); print(s.service_secret('x').hex())"
     )
     started = [

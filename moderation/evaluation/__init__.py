@@ -1,0 +1,1 @@
+"""How well the safety stage does, and how its classifiers are trained."""

@@ -1,0 +1,130 @@
+"""What another policy would have decided: logged measurements judged again, nothing else asked.
+
+The audit log keeps what every classifier measured, so a new version can be tried on real traffic
+before anybody meets it. Prompts and pictures are not needed, and are not there.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from calotype.moderation.errors import AuditError
+from calotype.moderation.policy.policy import Category, Modality, Policy, Verdict, available_lists
+
+SHOWN = 20
+"""Decisions named in each direction."""
+
+
+@dataclass(slots=True)
+class Replay:
+    """Decisions of a log under the policy they were made under, and under another one."""
+
+    policy: str
+    policy_sha256: str
+    judged: int = 0
+    skipped: int = 0
+    """Could not be judged then, or logged without measurements."""
+    before: Counter[str] = field(default_factory=Counter)
+    after: Counter[str] = field(default_factory=Counter)
+    newly_refused: dict[str, list[str]] = field(default_factory=dict)
+    """Category -> ids of decisions that would be refused now."""
+    newly_served: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "policy_sha256": self.policy_sha256,
+            "judged": self.judged,
+            "skipped": self.skipped,
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "newly_refused": self.newly_refused,
+            "newly_served": self.newly_served,
+        }
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        shown = [
+            f"{self.judged} decisions again under {self.policy}"
+            + (f" ({self.skipped} have no measurements)" if self.skipped else ""),
+            f"{'verdict':<8} {'then':>7} {'now':>7}",
+        ]
+        shown += [
+            f"{verdict:<8} {self.before[verdict]:>7} {self.after[verdict]:>7}"
+            for verdict in Verdict
+            if self.before[verdict] or self.after[verdict]
+        ]
+        for title, found in (
+            ("would be refused now", self.newly_refused),
+            ("would be served now", self.newly_served),
+        ):
+            for category, ids in sorted(found.items()):
+                named = ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
+                shown.append(f"{title}: {len(ids)} for {category}: {named}")
+        if not self.newly_refused and not self.newly_served:
+            shown.append("Nobody would be answered otherwise.")
+        return shown
+
+
+def replay(where: pathlib.Path, policy: Policy) -> Replay:
+    """Judges the decisions of an audit log, or of a folder of them, again.
+
+    Raises:
+        AuditError: there is no log, or a line of it cannot be read.
+    """
+    found = Replay(policy.identity, policy.sha256)
+    for decision in _decisions(where):
+        if decision.get("peaks") is None:
+            found.skipped += 1
+            continue
+        then = Verdict(decision["verdict"])
+        now, category = _again(decision, policy)
+        found.judged += 1
+        found.before[then] += 1
+        found.after[now] += 1
+        if then.served and not now.served:
+            found.newly_refused.setdefault(category, []).append(decision["id"])
+        elif now.served and not then.served:
+            old = ", ".join(decision.get("categories", ())) or "nothing"
+            found.newly_served.setdefault(old, []).append(decision["id"])
+    return found
+
+
+def _again(decision: Mapping[str, Any], policy: Policy) -> tuple[Verdict, str]:
+    """The most severe verdict of the policy, and the category it is for."""
+    worst, why = Verdict.ALLOW, ""
+    for category, modality, score in decision["peaks"]:
+        effect = policy.rule(Category(category), Modality(modality)).verdict(score)
+        if effect is not None and effect[0].severity > worst.severity:
+            worst, why = effect[0], category
+    for finding in decision.get("findings", ()):
+        verdict = Verdict(finding["verdict"])
+        if _still_listed(finding["rule"], policy) and verdict.severity > worst.severity:
+            worst, why = verdict, finding["category"]
+    return worst, why
+
+
+def _still_listed(rule: str, policy: Policy) -> bool:
+    """Whether a list that fired then is part of the policy; its text cannot be read again."""
+    kind, name, *_ = [*rule.split("."), ""]
+    if kind != "lists":
+        return False
+    return name in policy.lists or (name not in available_lists() and bool(policy.terms))
+
+
+def _decisions(where: pathlib.Path) -> Iterator[dict[str, Any]]:
+    logs = sorted(where.glob("*.jsonl")) if where.is_dir() else [where]
+    if not logs or not logs[0].is_file():
+        raise AuditError(f"{where}: there is no audit log here.")
+    for log in logs:
+        with log.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield json.loads(line)["decision"]
+                except (ValueError, KeyError, TypeError):
+                    raise AuditError(f"{log}, line {number}: not a line of an audit log.") from None

@@ -1,0 +1,185 @@
+"""Classifiers on trial: they are asked beside the others about a share of what is judged.
+
+A shadow never decides, never delays an answer and never fails one: it runs on a thread of its own,
+after the decision, and what it thinks goes into a log beside the audit. When more is offered than
+it can look at, the rest is passed over and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.moderation.classifiers import Guard, Pixels, Scores
+from calotype.moderation.decision import Decision
+from calotype.moderation.errors import ModerationError
+from calotype.moderation.images.image_models import PICTURE_MODELS
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import JudgeRules, Policy, ShadowRules
+
+log = logging.getLogger(__name__)
+
+WAITING = 16
+"""What may wait for the shadows; a full queue passes the next one over."""
+
+Content = str | Pixels
+Load = Callable[[ShadowRules], Callable[[Sequence[Any]], Sequence[Scores]]]
+Heard = Callable[[str, str], None]
+"""Is told (classifier, what became of it): see `RESULTS`."""
+
+RESULTS = ("agreed", "would_refuse", "would_serve", "failed", "passed_over")
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    rules: ShadowRules
+    policy: Policy
+    decision: Decision
+    content: Content
+
+
+class Shadows:
+    """The classifiers on trial of one moderator.
+
+    Args:
+        path: the log; JSON lines without prompts and pictures.
+        heard: for metrics.
+        load: builds a classifier (tests put their own in).
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        heard: Heard = lambda classifier, result: None,
+        load: Load | None = None,
+    ) -> None:
+        self._path, self._heard, self._load = path, heard, load or load_shadow
+        self._offers: queue.Queue[_Offer] = queue.Queue(WAITING)
+        self._guards: dict[ShadowRules, Guard[Any]] = {}
+        self._thread: threading.Thread | None = None
+        self._told: dict[ShadowRules, str] = {}
+
+    def offer(self, policy: Policy, decision: Decision, content: Content) -> None:
+        """Lets the shadows of a policy look at what was decided; returns at once.
+
+        What nobody could judge is not shown to them: there is nothing to agree with.
+        """
+        if decision.unavailable:
+            return
+        for rules in policy.shadow:
+            if reads(rules, content) and _drawn(decision.id, rules):
+                self._start()
+                try:
+                    self._offers.put_nowait(_Offer(rules, policy, decision, content))
+                except queue.Full:
+                    self._heard(rules.classifier, "passed_over")
+
+    def wait(self) -> None:
+        """Until everything that was offered has been looked at."""
+        self._offers.join()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._look_for_ever, name="moderation-shadows", daemon=True
+            )
+            self._thread.start()
+
+    def _look_for_ever(self) -> None:
+        while True:
+            offer = self._offers.get()
+            try:
+                self._look(offer)
+            except Exception:  # of a shadow nothing may reach a request, not even the next one
+                log.exception("a classifier on trial could not be asked")
+            finally:
+                self._offers.task_done()
+
+    def _look(self, offer: _Offer) -> None:
+        rules, decision = offer.rules, offer.decision
+        guard = self._guards.setdefault(rules, Guard(rules.classifier, lambda: self._load(rules)))
+        entry: dict[str, Any] = {
+            "time": round(time.time(), 3),
+            "decision": decision.id,
+            "stage": decision.stage,
+            "policy": decision.policy,
+            "verdict": decision.verdict.value,
+            "classifier": rules.classifier,
+        }
+        try:
+            (scores,) = guard.score([offer.content], offer.policy.timeout_seconds)
+        except ModerationError as error:
+            entry["error"], result = str(error), "failed"
+            self._tell(rules, str(error))
+        else:
+            would = would_be(offer.policy, scores, decision.stage)
+            entry["scores"] = {
+                category.value: round(score, 4) for category, score in scores.items()
+            }
+            entry["would"] = would.value
+            result = _result(decision.verdict, would)
+            self._told.pop(rules, None)
+        self._append(entry)
+        self._heard(rules.classifier, result)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, sort_keys=True) + "\n")
+
+    def _tell(self, rules: ShadowRules, problem: str) -> None:
+        """Once for each problem: a missing model fails again with every request."""
+        if self._told.get(rules) != problem:
+            self._told[rules] = problem
+            log.error("the classifier on trial %s does not answer: %s", rules.classifier, problem)
+
+
+def reads(rules: ShadowRules, content: Content) -> bool:
+    """Whether a shadow is one of such content: judges read prompts, the others see pictures."""
+    return isinstance(content, str) is (rules.classifier not in PICTURE_MODELS)
+
+
+def would_be(policy: Policy, scores: Mapping[Category, float], stage: str) -> Verdict:
+    """What the policy would make of a shadow's scores if they were all that it had."""
+    worst = Verdict.ALLOW
+    for category, score in scores.items():
+        if stage == "output":
+            rule = policy.rule(category, Modality.IMAGE)
+        else:
+            rule = policy.rule(category, Modality.JUDGE)
+            if rule == type(rule)():
+                rule = policy.rule(category, Modality.TEXT)
+        effect = rule.verdict(score)
+        if effect is not None and effect[0].severity > worst.severity:
+            worst = effect[0]
+    return worst
+
+
+def load_shadow(rules: ShadowRules) -> Callable[[Sequence[Any]], Sequence[Scores]]:
+    """The classifier of a policy's `ShadowRules`. Raises ClassifierUnavailable."""
+    if rules.classifier in PICTURE_MODELS:
+        return PICTURE_MODELS[rules.classifier](pathlib.Path(rules.model)).score
+    from calotype.moderation.text.judges import Judge  # torch, only where a policy asks for it
+
+    judge = JudgeRules.model_validate({"format": rules.classifier, "model": rules.model})
+    return Judge(judge).score
+
+
+def _drawn(decision: str, rules: ShadowRules) -> bool:
+    """Whether a decision is in the sample; by its id, so that replicas agree."""
+    digest = hashlib.sha256(f"{decision} {rules.classifier} {rules.model}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < rules.sample * 2**64
+
+
+def _result(was: Verdict, would: Verdict) -> str:
+    if was.served == would.served:
+        return "agreed"
+    return "would_refuse" if was.served else "would_serve"

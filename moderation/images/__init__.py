@@ -1,0 +1,1 @@
+"""Judging images: decoding, classifiers, faces, known images."""

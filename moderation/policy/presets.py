@@ -1,0 +1,114 @@
+"""What a caller may ask for: stricter thresholds, or laxer ones as far as the policy goes.
+
+OpenAI's ``moderation: low`` and BFL's ``safety_tolerance`` of 0 to 6 are read here. A policy names
+the levels that it grants; what is beyond them is answered by the nearest level that is granted, and
+by the stricter one where there is a choice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calotype.moderation.policy.rules import CategoryRules, Preset, Rule
+from calotype.moderation.policy.strictness import EFFECTS, MODALITIES, laxer_at
+
+if TYPE_CHECKING:
+    from calotype.moderation.policy.categories import Category
+    from calotype.moderation.policy.policy import Policy
+
+OWN = 2
+"""The ``safety_tolerance`` that is the policy itself."""
+MOST = 6
+STRICT = ("strictest", "strict")
+LAX = ("low", "lowest")
+LOW = "low"
+"""The preset of ``moderation: low``, and how a caller's wish for it is written."""
+
+
+def is_wish(text: str) -> bool:
+    """Whether a caller may ask so: ``low``, or ``0`` to ``6``."""
+    return text == LOW or text in {str(level) for level in range(MOST + 1)}
+
+
+def granted(policy: Policy, wish: str) -> tuple[str | None, bool]:
+    """The preset that a wish gets (None = the policy itself), and whether it is what was asked for.
+
+    Args:
+        wish: see `is_wish`.
+    """
+    if wish == LOW:
+        return (LOW, True) if policy.presets.low is not None else (None, False)
+    level = int(wish)
+    if level == OWN:
+        return None, True
+    levels = {
+        tolerance: name
+        for name in (*STRICT, *LAX)
+        for tolerance in (_preset(policy, name) or _NOTHING).tolerances
+    }
+    if level in levels:
+        return levels[level], True
+    same_side = sorted(known for known in levels if (known < OWN) == (level < OWN))
+    stricter = [known for known in same_side if known < level]
+    if stricter:
+        return levels[stricter[-1]], False
+    return (levels[same_side[0]], False) if same_side and level < OWN else (None, False)
+
+
+def at_preset(policy: Policy, name: str) -> dict[Category, CategoryRules]:
+    """The thresholds of a policy with those of one of its presets."""
+    preset = _preset(policy, name)
+    found = dict(policy.categories)
+    for category, rules in (preset or _NOTHING).categories.items():
+        own = found.get(category, CategoryRules())
+        changed = {
+            modality: _changed(getattr(own, modality), getattr(rules, modality))
+            for modality in MODALITIES
+        }
+        found[category] = CategoryRules.model_validate(changed)
+    return found
+
+
+def preset_problem(policy: Policy, base: Policy | None) -> str | None:
+    """What is wrong with the presets of a policy, beginning with the preset's name; None = nothing.
+
+    Args:
+        base: what it extends, and no preset may be laxer than.
+    """
+    owners: dict[int, str] = {}
+    for name in (*STRICT, *LAX):
+        preset = _preset(policy, name)
+        if preset is None:
+            continue
+        for level in preset.tolerances:
+            if level == OWN or (level < OWN) != (name in STRICT):
+                kind = "0 and 1" if name in STRICT else "3 to 6"
+                return f"{name}.tolerances: {level} is not possible: {name} may have {kind}."
+            if owners.setdefault(level, name) != name:
+                return f"{name}.tolerances: {level} stands for {owners[level]} already."
+        document = policy.model_copy(update={"categories": at_preset(policy, name)})
+        if base is None and name in LAX:
+            return f"{name}: needs extends: floor (or default), below which no caller can go."
+        for bound in (policy,) if base is None or name in STRICT else (base,):
+            place = laxer_at(document, bound)
+            if place is not None:
+                return f"{name}: {place}: looser than the policy {bound.identity}."
+    return None
+
+
+def _preset(policy: Policy, name: str) -> Preset | None:
+    found: Preset | None = getattr(policy.presets, name)
+    return found
+
+
+_NOTHING = Preset.model_construct(tolerances=(), categories={})
+
+
+def _changed(own: Rule, preset: Rule) -> Rule:
+    limits = {
+        effect: getattr(own, effect) if getattr(preset, effect) is None else getattr(preset, effect)
+        for effect in EFFECTS
+    }
+    if limits["block"] is not None and (limits["flag"] or 0.0) > limits["block"]:
+        limits["flag"] = None
+    return Rule(**limits)

@@ -1,0 +1,98 @@
+"""The policies of one moment: the model's, and those that teams and adapters name beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.moderation.errors import PolicyError
+from calotype.moderation.policy.combination import at, strictest
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.presets import granted, is_wish
+
+REMEMBERED = 256
+"""Combinations that are kept ready; teams and adapters of one model rarely make more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """For whom something is judged."""
+
+    policies: tuple[str, ...] = ()
+    """Names of the policies that apply beside the model's, the most specific one first."""
+    wish: str | None = None
+    """What the caller asked for (`presets.is_wish`); None = nothing."""
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any] | None) -> Scope:
+        """Raises PolicyError for what no caller may ask for."""
+        given = payload or {}
+        wish = given.get("wish")
+        if wish is not None and not is_wish(str(wish)):
+            raise PolicyError(f"{wish!r} is no level: low, or 0 to 6.")
+        return cls(tuple(given.get("policies", ())), None if wish is None else str(wish))
+
+
+@dataclass(frozen=True, slots=True)
+class Applying:
+    """What applies in a scope."""
+
+    policy: Policy
+    preset: str | None = None
+    """The preset of the policies that was asked for and given; ``auto`` = none of them."""
+    granted: bool = True
+    """Whether it is what the caller asked for."""
+
+
+class Rulebook:
+    """Thread-safe and immutable but for what it remembers.
+
+    Args:
+        policy: the model's.
+        named: name -> policy, for those that a scope may name.
+    """
+
+    def __init__(self, policy: Policy, named: Mapping[str, Policy] | None = None) -> None:
+        self.policy = policy
+        self._named = dict(named or {})
+        self._lock = threading.Lock()
+        self._ready: dict[Scope, Applying] = {}
+
+    def applying(self, scope: Scope) -> Applying:
+        """The strictest of all that apply in a scope.
+
+        Raises:
+            PolicyError: the scope names a policy that is not here.
+        """
+        with self._lock:
+            found = self._ready.get(scope)
+        if found is None:
+            found = self._combined(scope)
+            with self._lock:
+                if len(self._ready) >= REMEMBERED:
+                    self._ready.clear()
+                # The first one stays: what was compiled for it is found by it.
+                found = self._ready.setdefault(scope, found)
+        return found
+
+    def _combined(self, scope: Scope) -> Applying:
+        policies: list[Policy] = []
+        for name in scope.policies:
+            if name not in self._named:
+                raise PolicyError(
+                    f"The ModerationPolicy {name}, by which this must be judged, is not known "
+                    "where it is judged (yet)."
+                )
+            policies.append(self._named[name])
+        policies.append(self.policy)
+        if scope.wish is None:
+            return Applying(strictest(policies))
+        answers = [granted(policy, scope.wish) for policy in policies]
+        levelled = [
+            policy if preset is None else at(policy, preset)
+            for policy, (preset, _) in zip(policies, answers, strict=True)
+        ]
+        presets = dict.fromkeys(preset or "auto" for preset, _ in answers)
+        return Applying(strictest(levelled), "+".join(presets), all(whole for _, whole in answers))

@@ -1,0 +1,1 @@
+"""Marks that say that an image was generated."""

@@ -1,0 +1,1 @@
+"""What was decided, kept: audit log, vault, export."""

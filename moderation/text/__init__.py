@@ -1,0 +1,1 @@
+"""Judging prompts: readings of a text, term lists, classifiers."""

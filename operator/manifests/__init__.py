@@ -1,0 +1,1 @@
+"""Pure builders: from a spec to the manifests that realise it."""

@@ -1,0 +1,75 @@
+"""Custom resources as the operator reads them, and as replicas and gateways are told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from calotype.operator.kube.labels import REVISION
+from calotype.serving.config import API_VERSION, ImageModel, LoRAAdapter, Resource, describe
+
+R = TypeVar("R", bound=Resource)
+
+
+class InvalidSpec(Exception):
+    """An object that the API server took, perhaps under an older schema, says what none may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A checked file or folder on the cache volume, as a fetch Job left it."""
+
+    path: str
+    revision: str = ""
+    sha256: str = ""
+
+
+def parse(kind: type[R], obj: Mapping[str, Any]) -> R:
+    """The typed form of an object.
+
+    Raises:
+        InvalidSpec: one sentence says which field is wrong.
+    """
+    document = {key: value for key, value in obj.items() if key != "status"}
+    try:
+        return kind.model_validate(document, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidSpec(describe(error)) from None
+
+
+def model_manifest(model: ImageModel, weights: Weights | None) -> dict[str, Any]:
+    """What replicas and gateways are told of a model; ``weights`` = where its files lie."""
+    spec = model.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return _manifest(model, _with_weights(spec, weights), "")
+
+
+def adapter_manifest(adapter: LoRAAdapter, weights: Weights | None) -> dict[str, Any]:
+    """What replicas and gateways are told of an adapter.
+
+    Defaults are left out: a thousand adapters must fit into one object of Kubernetes.
+    """
+    spec = adapter.spec.model_dump(
+        mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+    )
+    spec.pop("credentialsSecretRef", None)
+    spec = _with_weights(spec, weights)
+    if weights is not None and weights.sha256:
+        spec["sha256"] = weights.sha256
+    return _manifest(adapter, spec, weights.revision if weights is not None else "")
+
+
+def _with_weights(spec: dict[str, Any], weights: Weights | None) -> dict[str, Any]:
+    return spec if weights is None else {**spec, "source": {"path": weights.path}}
+
+
+def _manifest(resource: ImageModel | LoRAAdapter, spec: Any, revision: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": resource.name,
+        "namespace": resource.metadata.namespace,
+    }
+    if revision:
+        metadata["annotations"] = {REVISION: revision}
+    return {"apiVersion": API_VERSION, "kind": resource.kind, "metadata": metadata, "spec": spec}

@@ -1,0 +1,32 @@
+"""A PodMonitor for the pods of a model, for Prometheus' operator where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.settings import OperatorSettings
+from calotype.serving.config import ImageModel
+
+
+def build_podmonitor(
+    owner: Mapping[str, Any], model: ImageModel, settings: OperatorSettings
+) -> dict[str, Any]:
+    """Ray exports its metrics, and those of replicas, on port 8080 of every pod of a Ray cluster;
+    a SinglePod on its only port."""
+    port = "serve" if model.spec.runtime == "SinglePod" else "metrics"
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": {
+            "name": model.name,
+            "namespace": model.metadata.namespace,
+            "labels": labels(settings, "model", model=model.name),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {
+            "selector": {"matchLabels": {MODEL: model.name}},
+            "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": "30s"}],
+        },
+    }

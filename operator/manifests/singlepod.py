@@ -1,0 +1,148 @@
+"""``runtime: SinglePod``: the whole model app in one pod, without KubeRay.
+
+Pure builders. The pod reads its application from a ConfigMap and follows it while it runs, so a
+changed configuration never changes the pod.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.manifests.pods import (
+    DRAIN_SECONDS,
+    SERVE_PORT,
+    Volumes,
+    base_pod,
+    container_security,
+    environment,
+    environment_from,
+    mounts,
+    pod_volumes,
+)
+from calotype.operator.settings import OperatorSettings, ResourceProfile
+
+MODEL_DIR = "/etc/calotype/model"
+
+
+def config_map_name(model: str) -> str:
+    return f"{model}-app"
+
+
+def build_config(
+    owner: Mapping[str, Any], application: Mapping[str, Any], settings: OperatorSettings
+) -> dict[str, Any]:
+    """The ConfigMap with model.json."""
+    name = owner["metadata"]["name"]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": config_map_name(name),
+            "namespace": owner["metadata"]["namespace"],
+            "labels": labels(settings, "model", model=name),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "data": {"model.json": json.dumps(application, separators=(",", ":"))},
+    }
+
+
+def build_service(owner: Mapping[str, Any], settings: OperatorSettings) -> dict[str, Any]:
+    """The Service named like the model."""
+    name = owner["metadata"]["name"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": owner["metadata"]["namespace"],
+            "labels": labels(settings, "model", model=name),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {
+            "selector": selector(settings, name),
+            "ports": [
+                {
+                    "name": "serve",
+                    "port": SERVE_PORT,
+                    "targetPort": "serve",
+                    "protocol": "TCP",
+                    "appProtocol": "http",
+                }
+            ],
+        },
+    }
+
+
+def selector(settings: OperatorSettings, model: str) -> dict[str, str]:
+    """Labels by which Service and Deployment know the pod."""
+    all_labels = labels(settings, "model", model=model)
+    wanted = ("app.kubernetes.io/instance", "app.kubernetes.io/component", MODEL)
+    return {key: all_labels[key] for key in wanted}
+
+
+def build_deployment(
+    owner: Mapping[str, Any],
+    profile: ResourceProfile,
+    volumes: Volumes,
+    settings: OperatorSettings,
+    *,
+    suspended: bool,
+) -> dict[str, Any]:
+    """The Deployment of one pod; suspended = of none."""
+    name = owner["metadata"]["name"]
+    container: dict[str, Any] = {
+        "name": "model-app",
+        "image": settings.serve_image,
+        "imagePullPolicy": settings.serve_image_pull_policy,
+        "command": ["calotype", "model-app"],
+        "args": ["--config", f"{MODEL_DIR}/model.json", "--port", str(SERVE_PORT)],
+        "ports": [{"name": "serve", "containerPort": SERVE_PORT, "protocol": "TCP"}],
+        "env": environment(settings, profile.threads),
+        "resources": profile.resources(),
+        "securityContext": container_security(settings),
+        "volumeMounts": [
+            *mounts(volumes),
+            {"name": "model", "mountPath": MODEL_DIR, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+        # Loading a model takes minutes; Serve answers as soon as the application runs.
+        "startupProbe": {**_probe(), "periodSeconds": 5, "failureThreshold": 360},
+        "livenessProbe": {**_probe(), "periodSeconds": 15, "failureThreshold": 4},
+        "readinessProbe": {**_probe(), "periodSeconds": 5, "failureThreshold": 2},
+    }
+    if from_secrets := environment_from(settings):
+        container["envFrom"] = from_secrets
+    config = {"name": "model", "configMap": {"name": config_map_name(name)}}
+    shared_memory = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": name,
+            "namespace": owner["metadata"]["namespace"],
+            "labels": labels(settings, "model", model=name),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {
+            "replicas": 0 if suspended else 1,
+            # Two pods would be two dispatchers of one queue.
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": selector(settings, name)},
+            "template": {
+                "metadata": {"labels": labels(settings, "model", model=name)},
+                "spec": {
+                    **base_pod(settings, profile),
+                    "terminationGracePeriodSeconds": DRAIN_SECONDS,
+                    "containers": [container],
+                    "volumes": [*pod_volumes(volumes), config, shared_memory],
+                },
+            },
+        },
+    }
+
+
+def _probe() -> dict[str, Any]:
+    return {"httpGet": {"path": "/-/healthz", "port": "serve"}, "timeoutSeconds": 5}

@@ -1,0 +1,1 @@
+"""Pure decisions: what a status says, which adapters and policies apply."""

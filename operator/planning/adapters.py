@@ -1,0 +1,328 @@
+"""Which adapters a model takes, and what its replicas say of them.
+
+Pure. `admit` looks at all adapters of all models at once, oldest first, and says why some must
+wait: their namespace, a name that is taken, a policy, or no room. A refused adapter is admitted as
+soon as the cause is gone; nobody needs to touch it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.operator.api.conditions import Reason
+from calotype.operator.kube.labels import digest
+from calotype.operator.manifests.custom_resources import Weights
+from calotype.operator.manifests.fetch_job import FetchTask
+from calotype.operator.planning.weights import source_hash, source_json, source_type
+from calotype.operator.settings import OperatorSettings
+from calotype.serving.config import ImageModel, LoRAAdapter, ModelSource, Source, bytes_of
+
+Address = tuple[str, str]
+"""Namespace and name."""
+
+PATH_BYTES = 300
+"""Room kept for the path, digest and revision of an adapter that is not fetched yet."""
+MOST_LOAD_STATES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an adapter is not served."""
+
+    reason: Reason | str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter as far as the others are concerned."""
+
+    address: Address
+    created: str
+    model: Address
+    adapter: LoRAAdapter
+    size: int
+    """Bytes of its rendered manifest."""
+    policy_problem: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A model as far as adapters are concerned."""
+
+    model: ImageModel
+    refusal: Refusal | None = None
+    """Why the model itself is not accepted."""
+
+
+def candidate_model(adapter: LoRAAdapter) -> Address:
+    ref = adapter.spec.model_ref
+    return (ref.namespace or adapter.metadata.namespace, ref.name)
+
+
+def admit(
+    candidates: Iterable[Candidate],
+    hosts: Mapping[Address, Host],
+    namespace_labels: Mapping[str, Mapping[str, str]],
+    settings: OperatorSettings,
+) -> dict[Address, Refusal]:
+    """Address -> why it is refused; those that are not in it are admitted."""
+    refused: dict[Address, Refusal] = {}
+    names: dict[tuple[Address, str], Address] = {}
+    counts: dict[Address, int] = {}
+    sizes: dict[Address, int] = {}
+    total = 0
+    for candidate in sorted(candidates, key=lambda c: (c.created, c.address)):
+        refusal = _unsuited(candidate, hosts, namespace_labels)
+        if refusal is None:
+            taken = names.setdefault((candidate.model, candidate.adapter.name), candidate.address)
+            if taken != candidate.address:
+                refusal = Refusal(
+                    Reason.NAME_CONFLICT,
+                    f"Model {_shown(candidate.model)} has an adapter of this name already, "
+                    f"{_shown(taken)}: requests know adapters by their name. Give this one "
+                    "another name, or delete the other one.",
+                )
+        if refusal is None and not candidate.adapter.spec.suspend:
+            count = counts.get(candidate.model, 0) + 1
+            size = sizes.get(candidate.model, 0) + candidate.size
+            refusal = _too_much(candidate, count, size, total + candidate.size, settings)
+            if refusal is None:
+                counts[candidate.model], sizes[candidate.model] = count, size
+                total += candidate.size
+        if refusal is not None:
+            refused[candidate.address] = refusal
+    return refused
+
+
+def _unsuited(
+    candidate: Candidate,
+    hosts: Mapping[Address, Host],
+    namespace_labels: Mapping[str, Mapping[str, str]],
+) -> Refusal | None:
+    host = hosts.get(candidate.model)
+    if host is None:
+        return Refusal(
+            Reason.MODEL_MISSING,
+            f"There is no ImageModel {_shown(candidate.model)} in a namespace that the operator "
+            "watches. Correct spec.modelRef, or create the model.",
+        )
+    if host.model.spec.source.provider is not None:
+        return Refusal(
+            Reason.MODEL_UNSUITABLE,
+            f"Model {_shown(candidate.model)} is drawn by a provider, which takes no adapters.",
+        )
+    if not _allowed(candidate, host.model, namespace_labels):
+        return Refusal(
+            Reason.NAMESPACE_NOT_ALLOWED,
+            f"Model {_shown(candidate.model)} takes no adapters of namespace "
+            f"{candidate.address[0]}: its owner can allow that in spec.adapters.namespaces, or "
+            "put the adapter into the model's namespace.",
+        )
+    relative = relative_path(candidate.adapter.spec.source)
+    if relative is not None:
+        return relative
+    claim = candidate.adapter.spec.source.persistent_volume_claim
+    if claim is not None and candidate.address[0] != candidate.model[0]:
+        return Refusal(
+            Reason.VOLUME_MISSING,
+            f"The volume {claim.claim_name} of namespace {candidate.address[0]} cannot be mounted "
+            f"in namespace {candidate.model[0]}, where the model is: put the adapter there, or "
+            "use another source.",
+        )
+    return candidate.policy_problem
+
+
+def relative_path(source: Source | ModelSource) -> Refusal | None:
+    """A path that is relative to a file means nothing in a cluster."""
+    if source.path is None or source.path.startswith("/"):
+        return None
+    return Refusal(
+        Reason.PATH_NOT_ABSOLUTE,
+        f"spec.source.path is {source.path!r}, relative to a file that a cluster does not see: "
+        "write the absolute path inside the model's pods, or use another source.",
+    )
+
+
+def _allowed(
+    candidate: Candidate, model: ImageModel, namespace_labels: Mapping[str, Mapping[str, str]]
+) -> bool:
+    namespaces = model.spec.adapters.namespaces
+    namespace = candidate.address[0]
+    if namespace == candidate.model[0] or namespaces.from_ == "All":
+        return True
+    if namespaces.from_ != "Selector" or namespaces.selector is None:
+        return False
+    labels = namespace_labels.get(namespace)
+    return labels is not None and namespaces.selector.matches(dict(labels))
+
+
+def _too_much(
+    candidate: Candidate, count: int, size: int, total: int, settings: OperatorSettings
+) -> Refusal | None:
+    model, most = _shown(candidate.model), settings.max_adapters_per_model
+    if count > most:
+        return Refusal(
+            Reason.CAPACITY_EXCEEDED,
+            f"Model {model} has {most} adapters, the most that it may have "
+            "(maxAdaptersPerModel). This one is taken as soon as another one is deleted.",
+        )
+    bound = settings.max_config_bytes
+    if max(size, total) > bound:
+        return Refusal(
+            Reason.CAPACITY_EXCEEDED,
+            f"The configuration of {model} would have {max(size, total):,} bytes with this "
+            f"adapter, more than the {bound:,} that fit into one object of the API server. It is "
+            "taken as soon as others are deleted, or their trigger words are shortened.",
+        )
+    return None
+
+
+def fits(model: ImageModel, rank: int | None, size: int | None) -> Refusal | None:
+    """Whether a checked file is within the limits that the model has now."""
+    limits = model.spec.adapters
+    if rank is not None and rank > limits.max_rank:
+        return Refusal(
+            "RankTooHigh",
+            f"The adapter has rank {rank}, but model {model.name} loads {limits.max_rank} at most "
+            "(spec.adapters.maxRank of the model).",
+        )
+    budget = bytes_of(limits.memory_budget)
+    if size is not None and size > budget:
+        return Refusal(
+            "TooLarge",
+            f"The file has {size:,} bytes, but all adapters of a replica of {model.name} share "
+            f"{limits.memory_budget} (spec.adapters.memoryBudget of the model).",
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """What an adapter's source asks for."""
+
+    source_hash: str
+    ready: Weights | None
+    """What the replicas may be told where ``servable``; None = the source as it is written."""
+    servable: bool
+    current: bool
+    """Whether what is served is of the source as it is written now."""
+    to_fetch: bool
+
+
+def plan_adapter_weights(adapter: LoRAAdapter, status: Mapping[str, Any]) -> AdapterWeights:
+    """By the source and by what the status says of an earlier check."""
+    wanted = adapter_source_hash(adapter)
+    if source_type(adapter.spec.source) in ("builtIn", "path"):
+        return AdapterWeights(wanted, None, True, True, False)
+    had, path = status.get("sourceHash"), status.get("path")
+    if not (had and path):
+        return AdapterWeights(wanted, None, False, False, True)
+    old = Weights(path, status.get("resolvedRevision") or "", status.get("sha256") or "")
+    return AdapterWeights(wanted, old, True, had == wanted, had != wanted)
+
+
+def adapter_source_hash(adapter: LoRAAdapter) -> str:
+    return source_hash(source_json(adapter.spec.source), adapter.spec.sha256)
+
+
+def adapter_task(
+    owner: Mapping[str, Any],
+    adapter: LoRAAdapter,
+    model: ImageModel,
+    model_owner: Mapping[str, Any],
+    base: Mapping[str, Any],
+    secret_version: str,
+    attempt: int,
+) -> FetchTask:
+    """The Job that resolves, fetches and checks an adapter for its model."""
+    source = source_json(adapter.spec.source)
+    limits = model.spec.adapters
+    ref = adapter.spec.credentials_secret_ref
+    pin = adapter.spec.sha256
+    if pin is None and adapter.spec.source.http is not None:
+        pin = adapter.spec.source.http.sha256
+    most = bytes_of(limits.memory_budget)
+    crosses = adapter.metadata.namespace != model.metadata.namespace
+    return FetchTask(
+        kind="adapter",
+        owner=owner,
+        namespace=model.metadata.namespace,
+        model=model.name,
+        source=source,
+        fingerprint=digest([source, pin, most, limits.max_rank, base["spec"], secret_version]),
+        attempt=attempt,
+        sha256=pin,
+        max_bytes=most,
+        max_rank=limits.max_rank,
+        base=base,
+        credentials=ref.name if ref is not None else None,
+        job_owner=model_owner if crosses else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSummary:
+    """What the replicas of a model say of one adapter."""
+
+    desired: int
+    loaded: int
+    failed: int
+    states: tuple[dict[str, Any], ...]
+    """``status.loadStates``: failures first."""
+    old_serving: int
+    """Replicas that still draw with another revision."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.loaded}/{self.desired}"
+
+    @property
+    def first_failure(self) -> str:
+        return next((s["message"] for s in self.states if s["state"] == "failed"), "")
+
+
+def summarise(
+    name: str, weights: Weights | None, replicas: Sequence[Mapping[str, Any]]
+) -> LoadSummary:
+    """Counts over the replicas that draw; one that is still starting is not counted.
+
+    Args:
+        weights: what shall be loaded; None = the source itself, of which there is one revision.
+        replicas: ``replicaStates`` of the model app.
+    """
+    wanted = {weights.sha256, weights.revision} - {""} if weights is not None else set()
+    states: list[dict[str, Any]] = []
+    loaded = failed = desired = old = 0
+    for replica in replicas:
+        if not replica.get("ready"):
+            continue
+        desired += 1
+        told = (replica.get("adapters") or {}).get(name) or {}
+        state = str(told.get("state") or "missing")
+        other = bool(wanted and told.get("revision") and told["revision"] not in wanted)
+        if state == "ready" and other:
+            state = "loading"
+            old += 1
+        elif state != "ready" and told.get("servingRevision"):
+            old += 1
+        loaded += state == "ready"
+        failed += state == "failed"
+        entry = {
+            "replica": str(replica.get("replica") or ""),
+            "node": replica.get("node"),
+            "revision": told.get("revision"),
+            "state": state,
+            "message": (told.get("message") or None) if state == "failed" else None,
+            "loadMilliseconds": told.get("loadMilliseconds"),
+        }
+        states.append({key: value for key, value in entry.items() if value not in (None, "")})
+    order = {"failed": 0, "missing": 1, "loading": 2, "ready": 3}
+    states.sort(key=lambda s: (order.get(s["state"], 1), s.get("replica", "")))
+    return LoadSummary(desired, loaded, failed, tuple(states[:MOST_LOAD_STATES]), old)
+
+
+def _shown(address: Address) -> str:
+    return f"{address[0]}/{address[1]}"

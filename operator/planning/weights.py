@@ -1,0 +1,128 @@
+"""Where a model's weights come from in a cluster: which volumes its pods see, and what is fetched.
+
+Pure. A fetched source is fetched once, by a Job, onto a volume that all pods of the model mount:
+the model's own (``spec.cache``) or the release's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.operator.kube.labels import digest, labels, owner_reference
+from calotype.operator.manifests.custom_resources import Weights
+from calotype.operator.manifests.fetch_job import FETCHED_SOURCES, FetchTask
+from calotype.operator.manifests.pods import SOURCE_DIR, Volumes
+from calotype.operator.settings import OperatorSettings
+from calotype.serving.config import ImageModel, ModelSource, Source
+
+
+def source_json(source: Source | ModelSource) -> dict[str, Any]:
+    """``spec.source`` as it stands in the manifest, defaults filled in."""
+    return source.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def source_type(source: Source | ModelSource) -> str:
+    """Which of its fields is given."""
+    return next(iter(source_json(source)))
+
+
+def is_fetched(source: Source | ModelSource) -> bool:
+    return source_type(source) in FETCHED_SOURCES
+
+
+def claim_name(model: str) -> str:
+    return f"{model}-cache"
+
+
+def volumes_of(model: ImageModel, settings: OperatorSettings) -> Volumes:
+    """The claims that the pods of a model mount."""
+    claim = model.spec.source.persistent_volume_claim
+    in_release = model.metadata.namespace == settings.operator_namespace
+    return Volumes(
+        data=settings.data_claim if in_release else None,
+        cache=claim_name(model.name) if model.spec.cache is not None else None,
+        source=claim.claim_name if claim is not None else None,
+    )
+
+
+def build_claim(
+    owner: Mapping[str, Any], model: ImageModel, settings: OperatorSettings
+) -> dict[str, Any] | None:
+    """The PersistentVolumeClaim of ``spec.cache``; None without one."""
+    if model.spec.cache is None:
+        return None
+    template = model.spec.cache.persistent_volume_claim
+    # Pods on several nodes write nothing, but only ReadWriteMany lets them mount it.
+    one_node = model.spec.runtime == "SinglePod"
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce" if one_node else "ReadWriteMany"],
+        "resources": {"requests": {"storage": template.size}},
+    }
+    if template.storage_class_name is not None:
+        spec["storageClassName"] = template.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": claim_name(model.name),
+            "namespace": model.metadata.namespace,
+            "labels": labels(settings, "model", model=model.name),
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": spec,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    """What a model's source asks for."""
+
+    source_hash: str
+    """Of the source as it is written now."""
+    ready: Weights | None
+    """What the pods may be told; None = nothing is there yet."""
+    current: bool
+    """Whether ``ready`` is of the source as it is written now."""
+    to_fetch: bool
+
+
+def source_hash(source: Mapping[str, Any], pin: str | None = None) -> str:
+    return digest([source, pin])
+
+
+def plan_weights(model: ImageModel, status: Mapping[str, Any]) -> WeightsPlan:
+    """By the source and by what the status says of an earlier fetch."""
+    source = source_json(model.spec.source)
+    wanted = source_hash(source)
+    if not is_fetched(model.spec.source):
+        claim = model.spec.source.persistent_volume_claim
+        path = f"{SOURCE_DIR}/{claim.path}" if claim is not None else None
+        return WeightsPlan(wanted, Weights(path) if path else None, True, False)
+    had = status.get("sourceHash")
+    path = status.get("weightsPath")
+    if not (had and path):
+        return WeightsPlan(wanted, None, False, True)
+    old = Weights(path, status.get("resolvedRevision") or "", status.get("weightsSha256") or "")
+    return WeightsPlan(wanted, old, had == wanted, had != wanted)
+
+
+def fetch_task(
+    owner: Mapping[str, Any], model: ImageModel, secret_version: str, attempt: int
+) -> FetchTask:
+    """The Job that fetches a model."""
+    source = source_json(model.spec.source)
+    ref = model.spec.credentials_secret_ref
+    http = model.spec.source.http
+    return FetchTask(
+        kind="model",
+        owner=owner,
+        namespace=model.metadata.namespace,
+        model=model.name,
+        source=source,
+        fingerprint=digest([source, secret_version]),
+        attempt=attempt,
+        sha256=http.sha256 if http is not None else None,
+        credentials=ref.name if ref is not None else None,
+    )

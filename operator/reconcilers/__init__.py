@@ -1,0 +1,1 @@
+"""One reconcile of one object, a file for each kind."""

@@ -1,0 +1,386 @@
+"""ImageModel -> a running service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calotype.operator.api.conditions import Condition, Fact, Reason, false, timestamp, true
+from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
+from calotype.operator.manifests.custom_resources import InvalidSpec, parse
+from calotype.operator.manifests.pods import Volumes
+from calotype.operator.planning.adapters import Address, Refusal
+from calotype.operator.planning.claims import volume_problem, waiting
+from calotype.operator.planning.model_status import Observed, facts_of, phase_of
+from calotype.operator.planning.weights import (
+    WeightsPlan,
+    build_claim,
+    claim_name,
+    fetch_task,
+    is_fetched,
+    plan_weights,
+    source_hash,
+    source_json,
+    source_type,
+    volumes_of,
+)
+from calotype.operator.reconcilers.figures import loaded_everywhere, rounded
+from calotype.operator.reconcilers.report import first_report
+from calotype.operator.reconcilers.workload import (
+    Workload,
+    names_of,
+    running_workload,
+    service_of,
+    workload,
+)
+from calotype.operator.runtime.context import Context, address_of
+from calotype.operator.runtime.credentials import Credentials
+from calotype.operator.runtime.fetch_runner import Step
+from calotype.operator.runtime.served_adapters import for_replicas
+from calotype.operator.runtime.workqueue import Key
+from calotype.serving.config import CREDENTIAL_KEYS, ImageModel
+
+
+async def reconcile_model(context: Context, key: Key) -> float | None:
+    """One look at one model."""
+    address = (key.namespace, key.name)
+    obj = await context.kube.get(IMAGE_MODELS, *address)
+    if obj is None:
+        _forget(context, address)
+        return None
+    if "deletionTimestamp" in obj["metadata"]:
+        return await _finish(context, obj)
+    try:
+        model = parse(ImageModel, obj)
+    except InvalidSpec as error:
+        fact = false(Condition.ACCEPTED, Reason.INVALID_SPEC, str(error))
+        ready = false(Condition.READY, Reason.INVALID_SPEC, str(error))
+        await context.status(obj, [fact, ready], {**_kept(obj), "phase": "Failed"})
+        return None
+    if model.spec.source.provider is not None:
+        return await _provider(context, obj, model)
+    await context.hold(IMAGE_MODELS, obj)
+    return await _serve(context, key, obj, model)
+
+
+async def _serve(
+    context: Context, key: Key, obj: dict[str, Any], model: ImageModel
+) -> float | None:
+    address = (key.namespace, key.name)
+    anyway = key in context.recheck
+    context.recheck.discard(key)
+    host = context.store.hosts().get(address)
+    refusal = host.refusal if host is not None else None
+    refusal = refusal or await _unserved(context, model)
+    credentials = await _credentials(context, model)
+    volumes = volumes_of(model, context.settings)
+    accepted = refusal is None
+    problem, unbound = await _claim(context, obj, model, volumes, accepted, anyway)
+    weights = plan_weights(model, obj.get("status") or {})
+    step: Step | None = None
+    if weights.to_fetch and accepted and credentials.ready and volumes.keeps_weights:
+        step = await _fetch(context, key, obj, model, credentials, volumes)
+        if step.fetched is not None:
+            weights = plan_weights(model, obj["status"])
+    if not weights.to_fetch and context.fetch_jobs.get(key):
+        # Somebody was killed between writing a result down and clearing up.
+        await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
+    seen = await running_workload(context, obj, model)
+    if accepted and _may_start(weights, volumes, seen, problem):
+        seen = await _deploy(context, obj, model, weights, volumes, seen, anyway)
+    if seen.live is not None and not model.spec.suspend:
+        await first_report(context, address, model)
+    context.pushed.setdefault(address, names_of(seen.adapters))
+    report = context.reports.get(address)
+    observed = Observed(
+        model=model,
+        refusal=refusal,
+        credentials=credentials.fact,
+        weights=weights,
+        volumes=volumes,
+        volume_problem=problem,
+        fetch=step,
+        kuberay=seen.possible,
+        workload=seen.live,
+        report=report,
+        config_hash=seen.config_hash,
+        upgrade=seen.upgrade,
+    )
+    facts = facts_of(observed)
+    await context.status(obj, facts, _fields(context, obj, model, observed, seen, step, facts))
+    context.queue.add(Key("Report", *address))
+    context.wake_gateway()
+    waits = [step.again if step is not None else None, seen.again, _debounced(context, key)]
+    if not credentials.ready or problem is not None or refusal is not None or unbound:
+        waits.append(context.settings.secret_poll_seconds)
+    return min((wait for wait in waits if wait is not None), default=_poll(context, facts))
+
+
+def _poll(context: Context, facts: list[Fact]) -> float:
+    settled = all(f.holds for f in facts if f.type in (Condition.READY, Condition.SERVING))
+    return context.settings.status_poll_seconds * (3 if settled else 1)
+
+
+def _debounced(context: Context, key: Key) -> float | None:
+    return context.debounce.remaining(key) or None
+
+
+def _may_start(
+    weights: WeightsPlan, volumes: Volumes, seen: Workload, problem: Fact | None
+) -> bool:
+    """A pod without its weights would only wait, with a GPU in its hands."""
+    if seen.live is None and problem is not None and problem.reason == Reason.VOLUME_MISSING:
+        return False
+    return weights.ready is not None or weights.current
+
+
+async def _unserved(context: Context, model: ImageModel) -> Refusal | None:
+    """Pods read the Secrets of the release in their own namespace, and we copy none there."""
+    settings, namespace = context.settings, model.metadata.namespace
+    refs = (
+        settings.internal_token_secret_ref,
+        settings.database_secret_ref,
+        settings.blob_secret_ref,
+    )
+    if namespace == settings.operator_namespace:
+        return None
+    for ref in refs:
+        if ref is not None and await context.kube.get(SECRETS, namespace, ref.name) is None:
+            return Refusal(
+                Reason.NAMESPACE_NOT_SERVED,
+                f"The pods of a model need Secret {ref.name}, which namespace {namespace} does not "
+                f"have: put the ImageModel into namespace {settings.operator_namespace}, or copy "
+                "the Secret.",
+            )
+    return None
+
+
+async def _credentials(context: Context, model: ImageModel) -> Credentials:
+    ref = model.spec.credentials_secret_ref
+    return await context.credentials.check(
+        model.metadata.namespace,
+        ref.name if ref is not None else None,
+        CREDENTIAL_KEYS.get(source_type(model.spec.source), ()),
+    )
+
+
+async def _claim(
+    context: Context,
+    obj: Mapping[str, Any],
+    model: ImageModel,
+    volumes: Volumes,
+    accepted: bool,
+    anyway: bool,
+) -> tuple[Fact | None, bool]:
+    """Makes the cache's claim; returns what is wrong with the volumes, if anything is, and whether
+    one is not there yet."""
+    if is_fetched(model.spec.source) and not volumes.keeps_weights:
+        nowhere = false(
+            Condition.WEIGHTS_CACHED,
+            Reason.VOLUME_MISSING,
+            "There is nowhere to keep what is fetched: give spec.cache.persistentVolumeClaim a "
+            "size, or install the chart with a volume of its own.",
+        )
+        return nowhere, False
+    claims: dict[str, dict[str, Any] | None] = {}
+    for name in filter(None, (volumes.cache, volumes.source)):
+        claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
+    wanted = build_claim(obj, model, context.settings)
+    if wanted is not None and accepted:
+        name = claim_name(model.name)
+        if await context.apply(wanted, claims[name], anyway=anyway):
+            claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
+    problem = volume_problem(claims, context.kube.now(), context.settings)
+    return problem, waiting(claims.values())
+
+
+async def _fetch(
+    context: Context,
+    key: Key,
+    obj: dict[str, Any],
+    model: ImageModel,
+    credentials: Credentials,
+    volumes: Volumes,
+) -> Step:
+    """One step of the fetch; what it found is in ``obj``'s status afterwards."""
+    status = obj.get("status") or {}
+    step = await context.fetcher.step(
+        key,
+        lambda attempt: fetch_task(obj, model, credentials.version, attempt),
+        status.get("lastFailure"),
+        volumes,
+        credentials.secret,
+    )
+    if step.fetched is not None:
+        found = step.fetched
+        fields = {
+            **_kept(obj),
+            "resolvedRevision": found.revision,
+            "weightsSha256": found.sha256,
+            "weightsPath": found.path,
+            "weightsBytes": found.size_bytes,
+            "sourceHash": source_hash(source_json(model.spec.source)),
+        }
+        # Written down before anything is done with it: the Job may be gone at the next look.
+        fact = true(Condition.WEIGHTS_CACHED, Reason.FETCHED, f"Revision {found.revision}.")
+        old = [f for f in _old_facts(obj) if f.type != fact.type]
+        await context.status(obj, [*old, fact], fields)
+        fresh = await context.kube.get(IMAGE_MODELS, *address_of(obj))
+        obj["status"] = (fresh or {}).get("status") or {**status, **fields}
+        await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
+        for adapter in context.store.adapters_of(address_of(obj)):
+            context.wake_adapter(adapter, 1.0)  # they are checked against it
+    return step
+
+
+async def _deploy(
+    context: Context,
+    obj: dict[str, Any],
+    model: ImageModel,
+    weights: WeightsPlan,
+    volumes: Volumes,
+    seen: Workload,
+    anyway: bool,
+) -> Workload:
+    key = Key("ImageModel", *address_of(obj))
+    wait = context.debounce.remaining(key)
+    if wait > 0 and seen.live is not None:
+        adapters: Sequence[Mapping[str, Any]] = (
+            seen.adapters
+        )  # as they are, until the burst of changes is over
+    else:
+        adapters = for_replicas(context, address_of(obj), model)
+        context.debounce.clear(key)
+    seen = await workload(context, obj, model, weights.ready, adapters, volumes, seen, anyway)
+    names = names_of(adapters)
+    if context.pushed.get(address_of(obj)) != names:
+        context.pushed[address_of(obj)] = names
+        for address in context.store.adapters_of(address_of(obj)):
+            context.wake_adapter(address)
+    return seen
+
+
+async def _provider(context: Context, obj: dict[str, Any], model: ImageModel) -> float | None:
+    """A model that another company draws: its key is checked, and that is all."""
+    await context.release(IMAGE_MODELS, obj)
+    host = context.store.hosts().get(address_of(obj))
+    credentials = await _credentials(context, model)
+    if model.spec.credentials_secret_ref is None:
+        missing = false(
+            Condition.CREDENTIALS_READY,
+            Reason.SECRET_MISSING,
+            "A provider wants an API key: name a Secret with API_KEY in spec.credentialsSecretRef.",
+        )
+        credentials = Credentials(missing)
+    seen = Observed(
+        model=model,
+        refusal=host.refusal if host is not None else None,
+        credentials=credentials.fact,
+        weights=plan_weights(model, {}),
+        volumes=Volumes(),
+    )
+    facts = facts_of(seen)
+    await context.status(obj, facts, {"phase": phase_of(model, facts)})
+    context.wake_gateway()
+    poll = context.settings.secret_poll_seconds
+    return poll if not credentials.ready else max(poll, context.settings.resync_seconds / 4)
+
+
+# --- status -------------------------------------------------------------------------------------
+
+_KEPT = (
+    "resolvedRevision",
+    "weightsSha256",
+    "weightsPath",
+    "weightsBytes",
+    "sourceHash",
+    "lastFailure",
+    "configHash",
+)
+
+
+def _kept(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the status is our memory and not an observation."""
+    status = obj.get("status") or {}
+    return {name: status[name] for name in _KEPT if name in status}
+
+
+def _old_facts(obj: Mapping[str, Any]) -> list[Fact]:
+    conditions = (obj.get("status") or {}).get("conditions") or ()
+    return [
+        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
+        for c in conditions
+        if c["type"] in set(Condition)
+    ]
+
+
+def _fields(
+    context: Context,
+    obj: Mapping[str, Any],
+    model: ImageModel,
+    seen: Observed,
+    running: Workload,
+    step: Step | None,
+    facts: list[Fact],
+) -> dict[str, Any]:
+    address = (model.metadata.namespace, model.name)
+    report = seen.report
+    ready = report.ready_replicas if report is not None else 0
+    desired = report.replicas if report is not None and report.reachable else ready
+    names = context.pushed.get(address) or frozenset()
+    loaded = loaded_everywhere(report, names)
+    profile = context.settings.profile(model.spec.resource_profile)
+    cost = profile.hour_cost * desired if profile is not None else 0.0
+    failure = step.failure if step is not None else None
+    return {
+        **_kept(obj),
+        "lastFailure": failure or _kept(obj).get("lastFailure"),
+        "phase": phase_of(model, facts),
+        "url": context.apps.url(service_of(model), model.metadata.namespace),
+        "replicas": {"ready": ready, "desired": desired, "max": model.spec.replicas.max},
+        "serving": f"{ready}/{desired}",
+        "selector": running.selector,
+        "adapters": {"loaded": loaded, "desired": len(names)},
+        "configHash": running.config_hash or None,
+        "queueSeconds": rounded(report, (obj.get("status") or {}).get("queueSeconds")),
+        "gpuHourCost": cost or None,
+    }
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+def _forget(context: Context, address: Address) -> None:
+    context.reports.pop(address, None)
+    context.pushed.pop(address, None)
+    context.debounce.clear(Key("ImageModel", *address))
+    for adapter in context.store.adapters_of(address):
+        context.wake_adapter(adapter)
+    context.wake_gateway(0.0)
+
+
+async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
+    """Lets running requests end, then lets Kubernetes delete what the model owns."""
+    address = address_of(obj)
+    elapsed = context.deleting_for(obj) or 0.0
+    await context.look_at_namespace(address[0])
+    why = context.must_let_go(obj, elapsed)
+    report = context.reports.get(address)
+    # The gateway forgets the model first; what is queued by then still runs.
+    busy = report is not None and report.reachable and report.queue_seconds > 0
+    if why is None and (elapsed < context.settings.drain_seconds or busy) and report is not None:
+        if report.reachable and report.ready:
+            waiting = f"It ends when {report.queue_seconds:.0f} s of work are done."
+            facts = [
+                *(f for f in _old_facts(obj) if f.type != Condition.READY),
+                false(Condition.READY, Reason.DELETING, waiting),
+            ]
+            status = {k: v for k, v in (obj.get("status") or {}).items() if k != "conditions"}
+            await context.status(obj, facts, {**status, "phase": "Terminating"})
+            context.queue.add(Key("Report", *address))
+            return context.settings.busy_poll_seconds
+    if why is not None:
+        at = timestamp(context.kube.now())
+        await context.event(obj, "Warning", Reason.DELETING, f"Not drained by {at}: {why}.")
+    await context.release(IMAGE_MODELS, obj)
+    return None

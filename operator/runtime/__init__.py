@@ -1,0 +1,1 @@
+"""What the operator needs while it runs: watching, queue, store, health."""

@@ -1,0 +1,94 @@
+"""Secrets that custom resources name: are they there, and do they hold what the source needs?
+
+Only Secrets that an object names are read, one by one; nothing is listed or watched. So a change is
+seen by looking again: often while something waits for it, seldom otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
+from calotype.operator.kube.client import KubeClient
+from calotype.operator.kube.labels import digest
+from calotype.operator.kube.resources import SECRETS
+
+_READY = Condition.CREDENTIALS_READY
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What was found of a named Secret."""
+
+    fact: Fact
+    version: str = ""
+    """Another one after every change of the keys that matter; empty without a Secret."""
+    secret: Mapping[str, Any] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.fact.holds
+
+
+class CredentialReader:
+    """Reads Secrets, each at most once in ``seconds``, for a thousand adapters may name one."""
+
+    def __init__(self, kube: KubeClient, seconds: float) -> None:
+        self._kube, self._seconds = kube, seconds
+        self._read: dict[tuple[str, str], tuple[float, Mapping[str, Any] | None]] = {}
+
+    async def check(self, namespace: str, name: str | None, keys: tuple[str, ...]) -> Credentials:
+        """The Secret ``name``, which must have ``keys``."""
+        if name is None:
+            return Credentials(true(_READY, Reason.NOT_NEEDED, "No Secret is named."))
+        return judge(namespace, name, keys, await self._secret(namespace, name))
+
+    async def _secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        at, found = self._read.get((namespace, name), (float("-inf"), None))
+        if time.monotonic() - at > self._seconds / 2:
+            found = await self._kube.get(SECRETS, namespace, name)
+            self._read[namespace, name] = (time.monotonic(), found)
+        return found
+
+
+def judge(
+    namespace: str, name: str, keys: tuple[str, ...], secret: Mapping[str, Any] | None
+) -> Credentials:
+    """What a Secret, or its absence, means for a source that needs ``keys``."""
+    where = f"Secret {name} in namespace {namespace}"
+    if secret is None:
+        wanted = " and ".join(keys) or "what the source needs"
+        return Credentials(
+            false(
+                _READY,
+                Reason.SECRET_MISSING,
+                f"{where} does not exist: create it with {wanted}, or correct "
+                "spec.credentialsSecretRef.",
+            )
+        )
+    data = secret.get("data") or {}
+    missing = [key for key in keys if not _text(data.get(key))]
+    if missing:
+        there = ", ".join(sorted(data)) or "no keys at all"
+        return Credentials(
+            false(
+                _READY,
+                Reason.SECRET_KEY_MISSING,
+                f"{where} has {there}, but the source needs the key {' and '.join(missing)}, "
+                "not empty.",
+            )
+        )
+    version = digest({key: data[key] for key in keys})
+    fact = true(_READY, Reason.CREDENTIALS_FOUND, f"{where} has {' and '.join(keys) or 'keys'}.")
+    return Credentials(fact, version, secret)
+
+
+def _text(encoded: str | None) -> str:
+    try:
+        return base64.b64decode(encoded or "").decode("utf-8", "replace").strip()
+    except ValueError:
+        return ""

@@ -1,0 +1,242 @@
+"""What the operator knows of the cluster's custom resources, fed by watching.
+
+Objects are kept without what nobody asks for, so that thousands fit. What depends on several of
+them at once is computed here and remembered until something changes: which models are accepted
+(`hosts`) and which adapters (`refusals`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from calotype.operator.api.conditions import Reason
+from calotype.operator.kube.labels import DELETE_DEADLINE, FORCE_DELETE
+from calotype.operator.manifests.custom_resources import InvalidSpec, adapter_manifest, parse
+from calotype.operator.planning.adapters import (
+    PATH_BYTES,
+    Address,
+    Candidate,
+    Host,
+    Refusal,
+    admit,
+    candidate_model,
+)
+from calotype.operator.planning.model_check import check_models
+from calotype.operator.planning.policies import PolicyError, laxer_at, package_policy, read_policy
+from calotype.operator.settings import OperatorSettings
+from calotype.serving.config import ImageModel, LoRAAdapter
+
+_KEPT_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "finalizers",
+    "resourceVersion",
+)
+_KEPT_ANNOTATIONS = (FORCE_DELETE, DELETE_DEADLINE)
+_DROPPED_STATUS = ("loadStates", "targetModules", "samples")
+
+
+def trimmed(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an object."""
+    metadata = obj["metadata"]
+    kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata}
+    annotations = metadata.get("annotations") or {}
+    own = {key: annotations[key] for key in _KEPT_ANNOTATIONS if key in annotations}
+    if own:
+        kept["annotations"] = own
+    status = obj.get("status") or {}
+    return {
+        "apiVersion": obj.get("apiVersion"),
+        "kind": obj.get("kind"),
+        "metadata": kept,
+        "spec": obj.get("spec") or {},
+        "status": {key: value for key, value in status.items() if key not in _DROPPED_STATUS},
+    }
+
+
+def address_of(obj: Mapping[str, Any]) -> Address:
+    return obj["metadata"].get("namespace") or "", obj["metadata"]["name"]
+
+
+class Store:
+    """Kind -> address -> object."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self._settings = settings
+        self._objects: dict[str, dict[Address, dict[str, Any]]] = {}
+        self._adapters: dict[Address, Candidate | InvalidSpec] = {}
+        self._models: dict[Address, ImageModel | InvalidSpec] = {}
+        self._hosts: dict[Address, Host] | None = None
+        self._refusals: dict[Address, Refusal] | None = None
+        self.namespace_labels: dict[str, dict[str, str]] = {}
+        self.terminating: set[str] = set()
+
+    def put(self, kind: str, obj: Mapping[str, Any]) -> None:
+        """Remembers an object."""
+        address, kept = address_of(obj), trimmed(obj)
+        objects = self._objects.setdefault(kind, {})
+        old = objects.get(address)
+        objects[address] = kept
+        if old is not None and _same_for_others(old, kept):
+            return
+        self._parse(kind, address, kept)
+        self._forget()
+
+    def drop(self, kind: str, address: Address) -> None:
+        """Forgets an object."""
+        self._objects.get(kind, {}).pop(address, None)
+        self._adapters.pop(address, None) if kind == "LoRAAdapter" else None
+        self._models.pop(address, None) if kind == "ImageModel" else None
+        self._forget()
+
+    def get(self, kind: str, address: Address) -> dict[str, Any] | None:
+        return self._objects.get(kind, {}).get(address)
+
+    def all(self, kind: str) -> Iterator[tuple[Address, dict[str, Any]]]:
+        return iter(list(self._objects.get(kind, {}).items()))
+
+    def count(self, kind: str) -> int:
+        return len(self._objects.get(kind, {}))
+
+    def set_namespace(self, name: str, labels: Mapping[str, str], terminating: bool) -> bool:
+        """Remembers a namespace; says whether something about it is new."""
+        known = self.namespace_labels.get(name)
+        changed = known != dict(labels) or (name in self.terminating) != terminating
+        self.namespace_labels[name] = dict(labels)
+        (self.terminating.add if terminating else self.terminating.discard)(name)
+        if changed:
+            self._forget()
+        return changed
+
+    # --- models ---------------------------------------------------------------------------------
+
+    def model(self, address: Address) -> ImageModel | None:
+        found = self._models.get(address)
+        return found if isinstance(found, ImageModel) else None
+
+    def hosts(self) -> dict[Address, Host]:
+        """Every model that is typed well, with why it is refused, if it is."""
+        if self._hosts is None:
+            models = {a: m for a, m in self._models.items() if isinstance(m, ImageModel)}
+            ages = {a: self._created("ImageModel", a) for a in models}
+            policies = {a: dict(o["spec"]) for a, o in self.all("ModerationPolicy")}
+            refusals = check_models(models, ages, policies, self._settings)
+            self._hosts = {a: Host(m, refusals.get(a)) for a, m in models.items()}
+        return self._hosts
+
+    def policy_of(self, model: ImageModel) -> tuple[str, dict[str, Any]] | None:
+        """Name and spec of a model's ModerationPolicy; None = the package's."""
+        ref = model.spec.moderation_policy_ref
+        name = ref.name if ref is not None else "default"
+        found = self.get("ModerationPolicy", (model.metadata.namespace, name))
+        return (name, dict(found["spec"])) if found is not None else None
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def adapter(self, address: Address) -> LoRAAdapter | None:
+        found = self._adapters.get(address)
+        return found.adapter if isinstance(found, Candidate) else None
+
+    def adapters_of(self, model: Address) -> list[Address]:
+        """Addresses of the adapters that name a model, sorted."""
+        return sorted(
+            address
+            for address, found in self._adapters.items()
+            if isinstance(found, Candidate) and found.model == model
+        )
+
+    def refusals(self) -> dict[Address, Refusal]:
+        """Adapters that must not be served, and why."""
+        if self._refusals is None:
+            candidates = [
+                self._judged(found)
+                for found in self._adapters.values()
+                if isinstance(found, Candidate)
+            ]
+            self._refusals = admit(candidates, self.hosts(), self.namespace_labels, self._settings)
+        return self._refusals
+
+    def _judged(self, candidate: Candidate) -> Candidate:
+        ref = candidate.adapter.spec.moderation_policy_ref
+        if ref is None:
+            return candidate
+        problem = self._policy_problem(candidate, ref.name)
+        return candidate if problem is None else _with_problem(candidate, problem)
+
+    def _policy_problem(self, candidate: Candidate, name: str) -> Refusal | None:
+        address = (candidate.address[0], name)
+        found = self.get("ModerationPolicy", address)
+        if found is None:
+            return Refusal(
+                Reason.POLICY_MISSING,
+                f"There is no ModerationPolicy {name} in namespace {address[0]}: create it, or "
+                "correct spec.moderationPolicyRef.",
+            )
+        host = self.hosts().get(candidate.model)
+        base = self.policy_of(host.model) if host is not None else None
+        try:
+            own = read_policy(name, found["spec"])
+            place = laxer_at(own, read_policy(*base) if base is not None else package_policy())
+        except PolicyError as error:
+            return Refusal(Reason.POLICY_MISSING, str(error))
+        if place is None:
+            return None
+        return Refusal(
+            Reason.POLICY_LAXER,
+            f"ModerationPolicy {name} is laxer than {base[0] if base else 'the package'!r}, which "
+            f"the model has: {place}. An adapter's policy may only be stricter.",
+        )
+
+    # --- within ---------------------------------------------------------------------------------
+
+    def _created(self, kind: str, address: Address) -> str:
+        found = self.get(kind, address)
+        return str((found or {"metadata": {}})["metadata"].get("creationTimestamp") or "")
+
+    def _parse(self, kind: str, address: Address, obj: dict[str, Any]) -> None:
+        if kind == "ImageModel":
+            try:
+                self._models[address] = parse(ImageModel, obj)
+            except InvalidSpec as error:
+                self._models[address] = error
+        elif kind == "LoRAAdapter":
+            try:
+                adapter = parse(LoRAAdapter, obj)
+            except InvalidSpec as error:
+                self._adapters[address] = error
+                return
+            rendered = json.dumps(adapter_manifest(adapter, None), separators=(",", ":"))
+            self._adapters[address] = Candidate(
+                address=address,
+                created=self._created(kind, address),
+                model=candidate_model(adapter),
+                adapter=adapter,
+                size=len(rendered) + PATH_BYTES,
+            )
+
+    def _forget(self) -> None:
+        self._hosts = self._refusals = None
+
+
+def _with_problem(candidate: Candidate, problem: Refusal) -> Candidate:
+    return Candidate(
+        candidate.address,
+        candidate.created,
+        candidate.model,
+        candidate.adapter,
+        candidate.size,
+        problem,
+    )
+
+
+def _same_for_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether only the status, or what belongs to the object alone, differs."""
+    keys = ("uid", "generation", "deletionTimestamp")
+    same = all(old["metadata"].get(key) == new["metadata"].get(key) for key in keys)
+    return same and old["spec"] == new["spec"]

@@ -1,0 +1,1 @@
+"""A fake API server and fake model apps, with faults."""

@@ -1,0 +1,1 @@
+"""What a gateway does between requests: batches, webhooks, removal of what expired."""

@@ -1,0 +1,1 @@
+"""From a request body to a durable job, and from a finished job to a response."""

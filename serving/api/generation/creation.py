@@ -1,0 +1,284 @@
+"""From a checked request to a durable job: made once, or joined when it is a repetition."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from calotype.serving.api.generation.fallback import find_relief
+from calotype.serving.api.generation.planning import Pictures, PlannedGeneration, plan_generation
+from calotype.serving.api.http.schemas import GenerationBody
+from calotype.serving.api.state.access import check_access, scope_for
+from calotype.serving.api.state.eta import check_deadline, promised_by
+from calotype.serving.api.state.gateway import Gateway, request_id_of
+from calotype.serving.core.errors import (
+    CalotypeError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    QuotaExceeded,
+    error_from_payload,
+)
+from calotype.serving.database.accounts.quotas import RateState, rate_state
+from calotype.serving.images.sealing import make_seal
+from calotype.serving.jobs.recipe import changes, recipe_hash
+from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, TeamRecord, new_id
+from calotype.serving.observability import metrics, tracing
+
+log = logging.getLogger(__name__)
+
+_KEY_SECONDS = 24 * 3600.0
+_RETRY_SECONDS = 600.0
+_MAX_KEY_CHARS = 255
+_MAX_LANGUAGE_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long a job may take and what it carries; differs between the routes."""
+
+    deadline_seconds: float
+    expires_seconds: float
+    metadata: dict[str, str]
+    wanted_seconds: float | None = None
+    """The deadline that the client itself set: refused when it cannot be met."""
+    webhook: dict[str, Any] | None = None
+    pictures: Pictures | None = None
+    recipe: Mapping[str, Any] | None = None
+    """What is asked to be drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request for a job comes from."""
+
+    key: KeyRecord
+    request_id: str
+    idempotency: str | None = None
+    """Hash of key, route and Idempotency-Key."""
+    retried: bool = False
+    """An SDK says that it sends the request again."""
+    language: str = ""
+    """The request's ``Accept-Language``."""
+    batch_id: str | None = None
+    rates: list[RateState] = field(default_factory=list)
+    """Filled with the state of the team's rate limit, if it has one."""
+
+    @classmethod
+    def of(cls, request: Request, key: KeyRecord) -> Origin:
+        """Raises InvalidRequest when the Idempotency-Key is too long."""
+        origin = cls(
+            key,
+            request_id_of(request),
+            _idempotency(request, key),
+            request.headers.get("x-stainless-retry-count", "0") != "0",
+            request.headers.get("accept-language", "")[:_MAX_LANGUAGE_CHARS],
+        )
+        request.state.rates = origin.rates
+        return origin
+
+
+async def create_or_join(
+    gateway: Gateway,
+    origin: Origin,
+    body: GenerationBody,
+    raw: Mapping[str, Any],
+    terms: Terms,
+) -> JobRecord:
+    """The job of this request, submitted to the backend.
+
+    Args:
+        raw: what was sent; equal requests are told by it.
+
+    Raises:
+        InvalidRequest, NotFound: see `plan_generation`.
+        PermissionDenied: an adapter is for other teams.
+        Conflict: the Idempotency-Key was used for another body.
+        QuotaExceeded: a limit of the team is reached.
+        StorageFailed: the job could not be recorded, so there is none.
+        Overloaded: the queue is full, or the deadline cannot be met.
+    """
+    job_id, key = new_id("job"), origin.key
+    try:
+        plan = _planned(gateway, body, job_id, origin, terms)
+    except NotFound:
+        if not await gateway.refresh():
+            raise
+        plan = _planned(gateway, body, job_id, origin, terms)
+    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
+    team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
+    _check_adapters(gateway, plan, team)
+    if joined is not None:
+        return joined
+    if terms.recipe is None:  # what is drawn again is drawn by the same model
+        plan = await _relieved(gateway, plan, body, origin, terms, team)
+    now = gateway.store.clock.time()
+    request = plan.request.to_payload()
+    forecast = await gateway.outlook.forecast(plan.model.name)
+    estimate = gateway.outlook.estimate(forecast, request)
+    try:
+        check_deadline(estimate, terms.wanted_seconds)
+        details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
+        if origin.language:
+            details["language"] = origin.language
+        if team is not None and team.prompt_in_files:
+            details["prompt_in_files"] = True
+        used = [adapter.name for adapter in plan.request.adapters]
+        scope = scope_for(gateway.catalog, plan.model.name, used, team, plan.wish)
+        if scope is not None:
+            details["scope"] = scope
+        if terms.recipe is not None:
+            details["recipe_changes"] = changes(terms.recipe, plan.recipe)
+        new = NewJob(
+            id=job_id,
+            team_id=key.team_id,
+            api_key_id=key.id,
+            type=f"image.{plan.recipe['operation']}",
+            model=plan.model.name,
+            input=plan.input | details,
+            request=request,
+            metadata=terms.metadata,
+            priority=plan.request.priority,
+            deadline=now + terms.deadline_seconds,
+            expires=now + terms.expires_seconds,
+            body_sha256=digest,
+            idempotency=origin.idempotency,
+            recipe=plan.recipe,
+            recipe_hash=recipe_hash(plan.recipe),
+            reserved_seconds=forecast.device_seconds(request) if forecast.measured else 0.0,
+            price=gateway.settings.gpu_second_price,
+            promised=promised_by(now, estimate),
+            webhook=terms.webhook,
+            batch_id=origin.batch_id,
+        )
+        job, rate = await asyncio.to_thread(gateway.store.admit_job, new)
+    except (QuotaExceeded, Overloaded) as error:
+        metrics.LIMITED.labels(error.code).inc()
+        state = None if team is None else rate_state(team, now)
+        origin.rates.extend([] if state is None else [state])
+        raise
+    if rate is not None:
+        origin.rates.append(rate)
+    if job.id != job_id:  # another request with the same Idempotency-Key was a moment earlier
+        return _same_body(job, digest)
+    await _submit(gateway, job_id)
+    return job
+
+
+def _planned(
+    gateway: Gateway, body: GenerationBody, job_id: str, origin: Origin, terms: Terms
+) -> PlannedGeneration:
+    return plan_generation(
+        gateway.catalog,
+        body,
+        job_id,
+        origin.request_id,
+        gateway.settings.features,
+        terms.pictures,
+    )
+
+
+def _check_adapters(gateway: Gateway, plan: PlannedGeneration, team: TeamRecord | None) -> None:
+    named = [adapter.name for adapter in plan.request.adapters]
+    check_access(gateway.catalog, plan.model.name, named, team)
+
+
+async def _relieved(
+    gateway: Gateway,
+    plan: PlannedGeneration,
+    body: GenerationBody,
+    origin: Origin,
+    terms: Terms,
+    team: TeamRecord | None,
+) -> PlannedGeneration:
+    """The plan, or the one for its model's fallback when that shall and can draw it."""
+    relief = await find_relief(gateway, plan.model, team)
+    if relief is None:
+        return plan
+    try:
+        same = body.model_copy(update={"model": relief.model.name})
+        other = _planned(gateway, same, plan.request.id, origin, terms)
+        _check_adapters(gateway, other, team)
+    except CalotypeError as error:  # it lacks an adapter or cannot draw that large: wait, then
+        log.info("%s: %s cannot draw instead: %s", plan.request.id, relief.model.name, error)
+        return plan
+    warnings = [*other.input.get("warnings", []), relief.warning]
+    return dataclasses.replace(other, input=other.input | {"warnings": warnings})
+
+
+async def _submit(gateway: Gateway, job_id: str) -> None:
+    try:
+        await gateway.backend.submit(job_id)
+    except CalotypeError as error:
+        if error.code == "queue_full":
+            metrics.LIMITED.labels(error.code).inc()
+            raise
+        # The row is there: the dispatcher finds it when it is back.
+        log.warning("job %s waits in the store, the backend cannot be told: %s", job_id, error)
+    except OSError as error:
+        log.warning("job %s waits in the store, the backend cannot be told: %s", job_id, error)
+
+
+def _idempotency(request: Request, key: KeyRecord) -> str | None:
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return None
+    if not given or len(given) > _MAX_KEY_CHARS:
+        raise InvalidRequest(
+            f"Idempotency-Key must have 1 to {_MAX_KEY_CHARS} characters.",
+            param="Idempotency-Key",
+        )
+    scope = json.dumps([key.id, request.url.path, given])
+    return hashlib.sha256(scope.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _look_up(
+    gateway: Gateway, origin: Origin, digest: str
+) -> tuple[TeamRecord | None, JobRecord | None]:
+    """The team that asks, and the job that it repeats, if it does."""
+    return gateway.store.get_team(origin.key.team_id), _find(gateway, origin, digest)
+
+
+def _find(gateway: Gateway, origin: Origin, digest: str) -> JobRecord | None:
+    store, now = gateway.store, gateway.store.clock.time()
+    if origin.idempotency is not None:
+        first = store.find_idempotent(origin.idempotency)
+        if first is None:
+            return None
+        if now - first.created > _KEY_SECONDS or _worth_repeating(first):
+            store.forget_idempotency(first.id)
+            return None
+        metrics.ATTACHED.labels("key").inc()
+        return _same_body(first, digest)
+    if not gateway.settings.attach_retries or not origin.retried:
+        return None
+    first = store.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
+    if first is None or first.status in ("failed", "canceled"):
+        return None
+    metrics.ATTACHED.labels("sdk_retry").inc()
+    return first
+
+
+def _worth_repeating(job: JobRecord) -> bool:
+    """A job that ended through no fault of its own may be made again under its key."""
+    if job.status == "canceled":
+        return True
+    return job.status == "failed" and error_from_payload(job.error or {}).retryable
+
+
+def _same_body(job: JobRecord, digest: str) -> JobRecord:
+    if job.body_sha256 != digest:
+        raise Conflict(
+            "This Idempotency-Key was used for a request with another body; use a new key.",
+            param="Idempotency-Key",
+        )
+    return job

@@ -1,0 +1,290 @@
+"""From what a client wrote to what is drawn: defaults, presets, limits."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from calotype.serving.api.generation.digests import adapter_digest, model_digest
+from calotype.serving.api.generation.strictness import asked_of, wish_of
+from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.config import ImageModel
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import (
+    MAX_SEED,
+    GenerationRequest,
+    ImageSize,
+    Margins,
+    SamplingParams,
+    check_sigmas,
+    sampler_names,
+)
+from calotype.serving.jobs.recipe import make_recipe
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+
+# OpenAI's names of other generations for the same thing.
+_QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
+
+_STYLE_WORDS = {
+    "vivid": "vivid colours, dramatic light",
+    "natural": "natural colours, plain light",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Stored pictures that a request brings, by blob key."""
+
+    image: str | None = None
+    """To start from."""
+    mask: str | None = None
+    references: tuple[str, ...] = ()
+    size: ImageSize | None = None
+    """Of ``image``, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGeneration:
+    """Everything that is decided before a job exists."""
+
+    model: ImageModel
+    request: GenerationRequest
+    input: dict[str, Any]
+    recipe: dict[str, Any]
+    wish: str | None = None
+    """How strictly the caller wants to be judged (`levels.wish_of`)."""
+
+
+def plan_generation(
+    catalog: Catalog,
+    body: GenerationBody,
+    job_id: str,
+    request_id: str,
+    features: Collection[str] = (),
+    pictures: Pictures | None = None,
+) -> PlannedGeneration:
+    """Checks ``body`` against the model that it names and fills in what it leaves out.
+
+    Args:
+        features: what the workers can do (`schemas.FEATURES`).
+
+    Raises:
+        NotFound: no such model or adapter.
+        InvalidRequest: a value is out of the model's limits.
+    """
+    model = catalog.model(body.model)
+    limits = model.spec.limits
+    operation = _operation(body)
+    if operation != "variation" and not body.prompt.strip():
+        raise InvalidRequest("prompt must not be empty.", param="prompt")
+    if len(body.prompt) > limits.max_prompt_chars:
+        raise InvalidRequest(
+            f"prompt has {len(body.prompt):,} characters; at most {limits.max_prompt_chars:,} "
+            "are possible.",
+            param="prompt",
+        )
+    if body.n > limits.max_images:
+        raise InvalidRequest(
+            f"n is {body.n}; {model.name} draws at most {limits.max_images} pictures per request.",
+            param="n",
+        )
+    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    if seed + body.n - 1 > MAX_SEED:
+        raise InvalidRequest(
+            f"seed + n - 1 must not exceed {MAX_SEED}: picture i is drawn with seed + i.",
+            param="seed",
+        )
+    given = pictures or Pictures()
+    if len(given.references) > limits.max_reference_images:
+        raise InvalidRequest(
+            f"The request has {len(given.references)} reference pictures; {model.name} takes at "
+            f"most {limits.max_reference_images}.",
+            param="reference_images",
+        )
+    steps = _steps(model, body)
+    check_sigmas(body.sigmas or (), steps)
+    margins = _margins(body, given)
+    size, rendered_size = _sizes(model, body, given.size, margins)
+    prompt = body.prompt
+    if body.style is not None:
+        prompt = f"{prompt}, {_STYLE_WORDS[body.style]}"
+    request = GenerationRequest(
+        id=job_id,
+        prompt=prompt,
+        size=size,
+        rendered_size=rendered_size,
+        sampling=SamplingParams(
+            steps=steps,
+            guidance_scale=(
+                model.spec.defaults.guidance_scale
+                if body.guidance_scale is None
+                else body.guidance_scale
+            ),
+            sampler=_sampler(model, body, features),
+            sigmas=tuple(body.sigmas or ()),
+            step_cache=_step_cache(model, body),
+        ),
+        seed=seed,
+        n=body.n,
+        adapters=catalog.adapter_refs(model, [(lora.id, lora.scale) for lora in body.loras]),
+        preview_every=_preview_every(model, body, features),
+        priority=PRIORITIES[body.priority],
+        negative_prompt=body.negative_prompt or None,
+        image=given.image,
+        mask=given.mask,
+        references=given.references,
+        strength=body.strength,
+        expand=margins,
+    )
+    recipe = make_recipe(
+        request.to_payload(),
+        operation=operation,
+        model={"name": model.name, "digest": model_digest(model)},
+        adapter_digests={
+            adapter.name: adapter_digest(adapter)
+            for adapter in catalog.adapters(model.name)
+            if any(ref.name == adapter.name for ref in request.adapters)
+        },
+        output={"format": body.output_format, "compression": body.output_compression},
+    )
+    given_input = _input(body, request, request_id) | asked_of(body)
+    return PlannedGeneration(model, request, given_input, recipe | asked_of(body), wish_of(body))
+
+
+def _operation(body: GenerationBody) -> str:
+    if isinstance(body, VariationBody):
+        return "variation"
+    return "edit" if isinstance(body, EditBody) else "generate"
+
+
+@functools.cache
+def _samplers() -> tuple[str, ...]:
+    """Once: it looks through every installed package, which takes longer than all the rest."""
+    return sampler_names()
+
+
+def _sampler(model: ImageModel, body: GenerationBody, features: Collection[str]) -> str:
+    default = str(model.spec.defaults.sampler)
+    wanted = body.sampler or default
+    known = _samplers() if "samplers" in features else (default,)
+    if wanted not in known:
+        raise InvalidRequest(
+            f"sampler {wanted!r} is not known; it must be one of {', '.join(known)}.",
+            param="sampler",
+        )
+    return wanted
+
+
+def _preview_every(model: ImageModel, body: GenerationBody, features: Collection[str]) -> int:
+    """Steps between previews, so that `partial_images` of them come before the end."""
+    if not body.partial_images or "previews" not in features:
+        return 0
+    return max(1, _steps(model, body) // (body.partial_images + 1))
+
+
+def _step_cache(model: ImageModel, body: GenerationBody) -> float:
+    own = model.spec.acceleration
+    if body.step_cache and own.devices_per_picture > 1:
+        raise InvalidRequest(
+            f"step_cache must be 0 or left out: {own.devices_per_picture} devices draw each "
+            f"picture of {model.name}, and they draw every step whole.",
+            param="step_cache",
+        )
+    return float(own.step_cache if body.step_cache is None else body.step_cache)
+
+
+def _margins(body: GenerationBody, given: Pictures) -> Margins | None:
+    wanted = body.expand
+    if wanted is None:
+        return None
+    margins = Margins(wanted.left, wanted.top, wanted.right, wanted.bottom)
+    if margins == Margins() or given.image is None:
+        raise InvalidRequest(
+            "expand needs an image and, at one of its edges at least, a margin above 0, for "
+            "example {'right': 64}.",
+            param="expand",
+        )
+    return margins
+
+
+def _sizes(
+    model: ImageModel, body: GenerationBody, image: ImageSize | None, margins: Margins | None
+) -> tuple[ImageSize, ImageSize]:
+    if body.width is not None and body.height is not None:
+        size, param = ImageSize(body.width, body.height), "width"
+    elif body.size is not None and body.size != "auto":
+        size, param = ImageSize.parse(body.size), "size"
+    elif image is None:
+        size, param = ImageSize.parse(model.spec.defaults.size), "size"
+    else:
+        return _size_of_edit(model, image, margins or Margins())
+    return size, model.spec.check_size(size, param)
+
+
+def _size_of_edit(
+    model: ImageModel, image: ImageSize, margins: Margins
+) -> tuple[ImageSize, ImageSize]:
+    """The size of what is drawn over a picture: the picture's own, if the model can draw that."""
+    size = ImageSize(
+        image.width + margins.left + margins.right, image.height + margins.top + margins.bottom
+    )
+    try:
+        return size, model.spec.check_size(size, "size")
+    except InvalidRequest:
+        usual = ImageSize.parse(model.spec.defaults.size)
+        if usual.width * size.height != usual.height * size.width:
+            raise
+        return usual, model.spec.check_size(usual, "size")
+
+
+def _steps(model: ImageModel, body: GenerationBody) -> int:
+    most = model.spec.limits.max_steps
+    wanted, param = body.steps, "steps"
+    if wanted is None and body.sigmas:
+        wanted, param = len(body.sigmas), "sigmas"
+    if wanted is not None:
+        if wanted > most:
+            raise InvalidRequest(
+                f"steps is {wanted}; {model.name} takes at most {most}.", param=param
+            )
+        return wanted
+    presets = {str(name): preset.steps for name, preset in model.spec.quality_presets.items()}
+    # "auto" and "standard" mean the model's own default, whatever the presets say.
+    preset = "" if body.quality in ("auto", "standard") else quality_name(body.quality)
+    return min(most, presets.get(preset, model.spec.defaults.steps))
+
+
+def quality_name(quality: str) -> str:
+    """``low``, ``medium`` or ``high``: the only answers that OpenAI's clients know."""
+    return _QUALITY_NAMES.get(quality, quality)
+
+
+def _input(body: GenerationBody, request: GenerationRequest, request_id: str) -> dict[str, Any]:
+    """The job's ``input``: what was asked after defaults, and how to encode and answer it."""
+    wanted: dict[str, Any] = {
+        "prompt": body.prompt,
+        "model": body.model,
+        "n": request.n,
+        "size": str(request.size),
+        "quality": quality_name(body.quality),
+        "seed": request.seed,
+        "steps": request.sampling.steps,
+        "guidance_scale": request.sampling.guidance_scale,
+        "loras": [{"id": ref.name, "scale": ref.scale} for ref in request.adapters],
+        "output_format": body.output_format,
+        "output_compression": body.output_compression,
+        "response_format": body.response_format,
+        "request_id": request_id,
+    }
+    if body.stream:
+        wanted |= {"stream": True, "partial_images": body.partial_images}
+    if body.style is not None:
+        wanted |= {"style": body.style, "revised_prompt": request.prompt}
+    if body.safety_identifier or body.user:
+        wanted["safety_identifier"] = body.safety_identifier or body.user
+    return wanted

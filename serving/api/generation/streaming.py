@@ -1,0 +1,138 @@
+"""OpenAI's streaming events of image routes (peers' wire: event equals data.type)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calotype.serving.api.generation.responses import described, drawn_images, images_response
+from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
+from calotype.serving.api.http.failures import error_object
+from calotype.serving.api.http.localize import spoken
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
+from calotype.serving.jobs.records import JobRecord
+
+_FIRST_WORD_SECONDS = 2.0
+"""A refusal within this time is a plain error answer; SDKs raise the same for both."""
+
+
+async def images_stream(
+    gateway: Gateway, request: Request, job: JobRecord, seconds: float, started: float
+) -> Response:
+    """The answer to ``stream: true``.
+
+    Raises:
+        CalotypeError: the job failed before the stream began, by the safety stage for instance.
+    """
+    job = await _first_word(gateway, job)
+    if job.over and job.status != "succeeded":
+        # Raises the job's own error as the plain route does.
+        return await images_response(
+            gateway, request, job, round(1000 * (time.monotonic() - started))
+        )
+    headers = {"openai-version": "2020-10-01", "x-job-id": job.id}
+    if job.recipe_hash is not None:
+        headers["x-recipe-hash"] = job.recipe_hash
+    language = request.headers.get("accept-language", "")
+    parts = _attended(gateway, job, _frames(gateway, job, seconds, language))
+    return event_response(parts, headers)
+
+
+async def _first_word(gateway: Gateway, job: JobRecord) -> JobRecord:
+    """The job once its prompt was judged, or after a moment."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + _FIRST_WORD_SECONDS
+    while not job.over and job.status == "queued" and not job.moderation and clock() < end:
+        job = await gateway.attendance.poll(job.id, 0.05)
+    return job
+
+
+async def _attended(
+    gateway: Gateway, job: JobRecord, frames: AsyncIterator[str]
+) -> AsyncIterator[str]:
+    """The frames; a client that leaves before the end leaves its job to the grace."""
+    async with gateway.attendance.present(job.id) as stay:
+        async with contextlib.aclosing(frames) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                yield part
+        stay()
+
+
+async def _frames(
+    gateway: Gateway, job: JobRecord, seconds: float, language: str
+) -> AsyncIterator[str]:
+    kind = "image_generation" if job.type == "image.generate" else "image_edit"
+    sent: dict[int, int] = {}
+    yield KEEP_ALIVE  # headers and first byte at once: some clients give up without
+    try:
+        async with asyncio.timeout(seconds + 1):
+            async for found in follow(gateway, job.id, None):
+                if found is None:
+                    yield KEEP_ALIVE
+                    continue
+                job, event = found
+                if event.preview is not None:
+                    data = _common(job) | await partial_data(gateway, event.preview)
+                    number = sent.get(event.preview.image_index, 0)
+                    if number < int(job.input.get("partial_images", 0)):
+                        sent[event.preview.image_index] = number + 1
+                        name = f"{kind}.partial_image"
+                        yield frame(name, {"type": name, **data, "partial_image_index": number})
+                elif event.terminal:
+                    async for part in _completed(gateway, job, f"{kind}.completed"):
+                        yield part
+                    return
+    except TimeoutError:
+        await gateway.attendance.time_out(job.id)
+        yield _error(DeadlineExceeded("The job was not finished within the time allowed for it."))
+    except CalotypeError as error:
+        yield _error(spoken(error, language))
+
+
+async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:
+    """One event a picture; the whole usage is on the last one, the others have zeros."""
+    images = drawn_images(job)
+    told = described(job)
+    for place, image in enumerate(images):
+        last = place == len(images) - 1
+        data: dict[str, Any] = {
+            "type": name,
+            "b64_json": await gateway.read_base64(image["blob_key"]),
+            **_common(job),
+            "image_index": image["index"],
+            "seed": image["seed"],
+            "flagged": image["flagged"],
+            "usage": job.usage if last else _zeros(job.usage or {}),
+            "job_id": job.id,
+            "recipe_hash": job.recipe_hash,
+        }
+        for field in ("safety_identifier", "warnings", "moderation", "recipe_changes"):
+            if last and field in told:
+                data[field] = told[field]
+        yield frame(name, data)
+
+
+def _common(job: JobRecord) -> dict[str, Any]:
+    return {
+        "created_at": int(job.created),
+        "size": job.input["size"],
+        "quality": job.input["quality"],
+        "background": "opaque",
+        "output_format": job.input["output_format"],
+    }
+
+
+def _zeros(usage: dict[str, Any]) -> dict[str, Any]:
+    return {k: _zeros(v) if isinstance(v, dict) else 0 for k, v in usage.items()}
+
+
+def _error(error: CalotypeError) -> str:
+    """The only form in which both of OpenAI's SDKs raise in the middle of a stream."""
+    return frame("error", {"error": error_object(error)})

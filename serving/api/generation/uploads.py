@@ -1,0 +1,307 @@
+"""Pictures that a request brings: as multipart files, data URLs, addresses, or uploaded files.
+
+Whatever they claim to be, their first bytes decide what they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from calotype.serving.api.generation.planning import Pictures
+from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.request import MAX_REFERENCES, ImageSize
+from calotype.serving.database.blob_refs import JOB_INPUT
+from calotype.serving.jobs.records import FileRecord, new_id
+from calotype.serving.storage import content_key
+from calotype.serving.webhooks.safe_http import fetch
+
+MAX_FILE_BYTES = 50 * 1024 * 1024
+MAX_PIXELS = 50_000_000
+_KINDS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "MPO": "jpeg"}
+"""Cameras put a thumbnail behind a JPEG, which is then called MPO."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX")
+_PNG_DEPTH_AT = 24
+"""Where a PNG file says how many bits a channel has."""
+_ORIENTATION, _LYING = 0x0112, range(5, 9)
+"""The EXIF entry that tells how a camera was held, and its values for a turned picture."""
+_OPAQUE_BELOW = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture that was read and looks sound."""
+
+    data: bytes
+    kind: str
+    """``png``, ``jpeg`` or ``webp``."""
+    width: int
+    """As it is seen: turned as its EXIF data says."""
+    height: int
+
+
+async def read_source(gateway: Gateway, team_id: str, source: Any, param: str) -> bytes:
+    """The bytes behind ``{"image_url"}``, ``{"file_id"}`` or a URL.
+
+    Raises:
+        InvalidRequest: it is none of these, cannot be had or leads where we do not go.
+        NotFound: the team has no such file.
+    """
+    if isinstance(source, str):
+        source = {"image_url": source}
+    fields = {k: v for k, v in source.items() if v is not None} if isinstance(source, dict) else {}
+    if len(fields) != 1 or not set(fields) <= {"image_url", "file_id"}:
+        raise InvalidRequest(
+            f"{param} must be {{'image_url': ...}} or {{'file_id': ...}}, one of the two.",
+            code="invalid_type",
+            param=param,
+        )
+    name, value = next(iter(fields.items()))
+    if isinstance(value, dict):  # {"image_url": {"url": ...}}, as in chat messages
+        value = value.get("url")
+    where = f"{param}.{name}"
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where} must be a string.", code="invalid_type", param=where)
+    if name == "file_id":
+        return await _read_file(gateway, team_id, value, where)
+    if value.startswith("data:"):
+        return _read_data_url(value, where)
+    return await fetch(
+        value,
+        gateway.outbound,
+        seconds=gateway.settings.fetch_seconds,
+        max_bytes=MAX_FILE_BYTES,
+        param=where,
+    )
+
+
+def check_picture(data: bytes, param: str) -> Upload:
+    """Reads the head of a picture.
+
+    Raises:
+        InvalidRequest: empty, too large, no png, jpeg or webp, more than `MAX_PIXELS`, animated, or
+            not of 8 bits of grey or RGB.
+    """
+    if not data:
+        raise InvalidRequest(f"{param} is empty.", code="empty_image_file", param=param)
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidRequest(
+            f"{param} has {len(data):,} bytes; at most {MAX_FILE_BYTES:,} are possible.",
+            code="image_file_too_large",
+            param=param,
+        )
+    unreadable = InvalidRequest(
+        f"{param} is no readable png, jpeg or webp picture of at most {MAX_PIXELS:,} pixels.",
+        code="invalid_image",
+        param=param,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                kind, (width, height) = _KINDS[str(picture.format)], picture.size
+                if width * height > MAX_PIXELS:
+                    raise unreadable
+                _check_kind(picture, data, param)
+                picture.load()
+                if picture.getexif().get(_ORIENTATION) in _LYING:
+                    width, height = height, width
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
+        raise unreadable from None
+    return Upload(data, kind, width, height)
+
+
+def _check_kind(picture: Image.Image, data: bytes, param: str) -> None:
+    """Raises InvalidRequest for sound files that no model can be shown."""
+    wrong = ""
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        wrong = "is animated; send one frame of it"
+    elif (picture.format == "PNG" and data[_PNG_DEPTH_AT] > 8) or picture.mode[0] in "IF":
+        wrong = "has 16 bits per channel; convert it to 8 bits"
+    elif picture.mode not in _MODES:
+        wrong = f"is a {picture.mode} picture; convert it to RGB"
+    if wrong:
+        raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
+
+
+def check_mask(mask: Upload, image: Upload) -> Upload:
+    """OpenAI's mask, where transparent means "draw anew", as a grey picture: white = anew.
+
+    Raises:
+        InvalidRequest: of another size than the image, or it marks nothing.
+    """
+    if (mask.width, mask.height) != (image.width, image.height):
+        raise InvalidRequest(
+            f"mask is {mask.width}x{mask.height}, but the image is {image.width}x{image.height}; "
+            "they must have one size.",
+            code="invalid_image",
+            param="mask",
+        )
+    with Image.open(io.BytesIO(mask.data)) as file_picture:
+        picture = ImageOps.exif_transpose(file_picture)
+        if picture.has_transparency_data:
+            alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
+            marked = alpha < _OPAQUE_BELOW
+        else:
+            marked = np.asarray(picture.convert("L")) >= _OPAQUE_BELOW
+    if not marked.any():
+        raise InvalidRequest(
+            "mask marks nothing: make the region that shall be drawn anew transparent.",
+            code="invalid_image",
+            param="mask",
+        )
+    file = io.BytesIO()
+    Image.fromarray(marked.astype(np.uint8) * 255, "L").save(file, "PNG")
+    return Upload(file.getvalue(), "png", mask.width, mask.height)
+
+
+def input_seconds(gateway: Gateway) -> float:
+    """How long the pictures of a synchronous request are kept: as long as what it draws."""
+    return gateway.settings.asset_seconds + gateway.settings.request_timeout
+
+
+async def read_pictures(
+    gateway: Gateway, team_id: str, body: GenerationBody, kept_seconds: float
+) -> Pictures | None:
+    """Loads, checks and stores the pictures that a JSON body names.
+
+    Raises:
+        InvalidRequest: see `read_source` and `check_picture`; or there is none where one must be.
+    """
+    named = [(f"reference_images[{i}]", s) for i, s in enumerate(body.reference_images or [])]
+    mask: Any = None
+    if isinstance(body, EditBody):
+        named = [(f"images[{i}]", source) for i, source in enumerate(body.images)] + named
+        mask = body.mask
+    found = [
+        check_picture(await read_source(gateway, team_id, source, where), where)
+        for where, source in named
+    ]
+    marked = None
+    if mask is not None:
+        marked = check_picture(await read_source(gateway, team_id, mask, "mask"), "mask")
+    return await keep_pictures(gateway, team_id, body, found, marked, kept_seconds)
+
+
+async def keep_pictures(
+    gateway: Gateway,
+    team_id: str,
+    body: GenerationBody,
+    pictures: Sequence[Upload],
+    mask: Upload | None,
+    kept_seconds: float,
+) -> Pictures | None:
+    """Stores the pictures of a request in the roles that its kind gives them.
+
+    A generation looks at all of them. An edit without a mask does too; with one, or with a
+    strength, it starts from the first. A variation starts from its only one.
+    """
+    if not isinstance(body, EditBody) and not pictures:
+        return None
+    first: Upload | None = None
+    others = list(pictures)
+    if isinstance(body, EditBody):
+        if not pictures:
+            name = "image" if isinstance(body, VariationBody) else "images"
+            raise InvalidRequest(
+                f"Missing required parameter: '{name}'.",
+                code="missing_required_parameter",
+                param=name,
+            )
+        variation = isinstance(body, VariationBody)
+        if variation and len(pictures) > 1:
+            raise InvalidRequest("A variation has exactly one image.", param="image")
+        drawn_over = mask is not None or body.strength is not None or body.expand is not None
+        if variation or drawn_over:
+            first, others = pictures[0], list(pictures[1:])
+    if len(others) > MAX_REFERENCES:
+        raise InvalidRequest(
+            f"There are {len(others)} images to look at; at most {MAX_REFERENCES} are possible.",
+            param="images" if isinstance(body, EditBody) else "reference_images",
+        )
+    if mask is not None and first is not None:
+        mask = await asyncio.to_thread(check_mask, mask, first)
+    expires = gateway.store.clock.time() + kept_seconds
+    return await keep(gateway, team_id, expires, image=first, mask=mask, references=others)
+
+
+async def keep(
+    gateway: Gateway,
+    team_id: str,
+    expires: float,
+    *,
+    image: Upload | None = None,
+    mask: Upload | None = None,
+    references: Sequence[Upload] = (),
+) -> Pictures:
+    """Stores the pictures of a request for as long as its job is kept."""
+
+    async def one(upload: Upload | None) -> str | None:
+        if upload is None:
+            return None
+        return await asyncio.to_thread(store_upload, gateway, team_id, upload, expires)
+
+    found = [await one(upload) for upload in references]
+    return Pictures(
+        await one(image),
+        await one(mask),
+        tuple(key for key in found if key),
+        None if image is None else ImageSize(image.width, image.height),
+    )
+
+
+def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float) -> str:
+    """Puts the picture and notes that it is in use; its blob key."""
+    key = content_key(team_id, upload.data, upload.kind)
+    gateway.blobs.put(key, upload.data)
+    gateway.store.add_file(
+        FileRecord(
+            id=new_id("file"),
+            team_id=team_id,
+            purpose=JOB_INPUT,
+            filename=f"upload.{upload.kind}",
+            content_type=f"image/{upload.kind}",
+            size=len(upload.data),
+            sha256=hashlib.sha256(upload.data).hexdigest(),
+            blob_key=key,
+            created=gateway.store.clock.time(),
+            expires=expires,
+        )
+    )
+    return key
+
+
+async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:
+    file = await asyncio.to_thread(gateway.store.get_file, file_id, team_id)
+    if file is None:
+        raise NotFound(f"There is no file '{file_id[:80]}'.", param=where)
+    return await asyncio.to_thread(gateway.blobs.get, file.blob_key)
+
+
+def _read_data_url(url: str, where: str) -> bytes:
+    head, comma, encoded = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InvalidRequest(
+            f"{where} must be a data URL such as 'data:image/png;base64,...'.",
+            code="invalid_image",
+            param=where,
+        )
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(
+            f"{where} holds no valid base64.", code="invalid_base64_image", param=where
+        ) from None

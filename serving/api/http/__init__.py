@@ -1,0 +1,1 @@
+"""HTTP itself: bodies, authentication, errors, events, pages."""

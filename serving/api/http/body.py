@@ -1,0 +1,132 @@
+"""Reads JSON bodies so that no bytes of a client can become a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from calotype.serving.core.errors import InvalidRequest
+
+# NUL as json.dumps writes it; an even number of backslashes before it is just text.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def json_body(schema: type[BaseModel]) -> dict[str, object]:
+    """OpenAPI's description of a body that `read_json` reads."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema.model_json_schema()}},
+        }
+    }
+
+
+async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> dict[str, Any]:
+    """The request's JSON object.
+
+    Args:
+        seconds: within which all of it must arrive.
+
+    Raises:
+        InvalidRequest: too slow (``request_timeout``), too long (``body_too_large``), not JSON,
+            not an object, a key twice, NaN, nested too deeply, or text that is no Unicode.
+    """
+    _check_content_type(request)
+    return parse_object(await read_body(request, max_bytes, seconds))
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """`read_json` for bytes."""
+    try:
+        body = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins
+        )
+        # Lone surrogates pass the parser but can be neither stored nor sent on.
+        text = json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except InvalidRequest:
+        raise
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    except UnicodeError:
+        raise InvalidRequest("The body is not valid UTF-8 text.", code="invalid_json") from None
+    except ValueError as error:
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
+        ) from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(
+            f"The body must be a JSON object, not {type(body).__name__}.", code="invalid_json"
+        )
+    if _NUL.search(text):
+        raise InvalidRequest("The body contains a NUL character.", code="invalid_json")
+    return body
+
+
+def _check_content_type(request: Request) -> None:
+    given = request.headers.getlist("content-type")
+    if len(given) > 1:
+        raise InvalidRequest("The request has more than one Content-Type header.")
+    kind = given[0].split(";")[0].strip().lower() if given else "application/json"
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise InvalidRequest(
+            f"Content-Type must be application/json, got {kind[:80]!r}.",
+            code="unsupported_content_type",
+        )
+
+
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The bytes of a body. Raises like `read_json`."""
+    raw = bytearray()
+    async for chunk in limited_stream(request, max_bytes, seconds):
+        raw += chunk
+    return bytes(raw)
+
+
+async def limited_stream(
+    request: Request, max_bytes: int, seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """The parts of a body, not more and not longer than this. Raises like `read_json`."""
+    too_large = InvalidRequest(
+        f"The body may have at most {max_bytes:,} bytes.", code="body_too_large"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > max_bytes:
+        raise too_large
+    clock = asyncio.get_running_loop().time
+    end, seen = clock() + seconds, 0
+    parts = request.stream().__aiter__()
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                chunk = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The body did not arrive within {seconds:g} s.", code="request_timeout"
+            ) from None
+        seen += len(chunk)
+        if seen > max_bytes:
+            raise too_large
+        yield chunk
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidRequest(f"The body contains {name}, which is not JSON.", code="invalid_json")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(
+            f"The body names {twin[:80]!r} twice.", code="invalid_json", param=twin[:80]
+        )
+    return found

@@ -1,0 +1,116 @@
+"""Server-sent events: how they are written, and the stream of one job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.core.errors import NotFound, StorageFailed
+from calotype.serving.jobs.events import JobEvent, events_since
+from calotype.serving.jobs.records import JobRecord, PreviewRecord
+from calotype.serving.observability import metrics
+
+KEEP_ALIVE = ": keep-alive\n\n"
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def frame(event: str, data: dict[str, Any], number: int | None = None) -> str:
+    """One event as it goes over the wire."""
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def event_response(parts: AsyncIterator[str], headers: dict[str, str]) -> StreamingResponse:
+    async def counted() -> AsyncIterator[str]:
+        metrics.STREAMS.inc()
+        try:
+            async for part in parts:
+                yield part
+        finally:
+            metrics.STREAMS.dec()
+
+    return StreamingResponse(counted(), media_type="text/event-stream", headers=HEADERS | headers)
+
+
+async def follow(
+    gateway: Gateway, job_id: str, last_id: int | None
+) -> AsyncIterator[tuple[JobRecord, JobEvent] | None]:
+    """A job's events after ``last_id`` as they happen, None when there was nothing for a while.
+
+    Ends after the terminal event. A database that is away for a moment only delays it.
+    """
+    quiet = gateway.settings.keep_alive_seconds
+    async with gateway.watching.changes(job_id) as changed:
+        while True:
+            changed.clear()
+            try:
+                job, previews = await asyncio.to_thread(_look, gateway, job_id)
+            except StorageFailed:
+                yield None
+                await asyncio.sleep(1)
+                continue
+            for event in events_since(job, previews, last_id):
+                last_id = event.id
+                yield job, event
+                if event.terminal:
+                    return
+            if job.over:
+                return  # the client has seen its end already
+            try:
+                await asyncio.wait_for(changed.wait(), quiet)
+            except TimeoutError:
+                yield None
+
+
+def _look(gateway: Gateway, job_id: str) -> tuple[JobRecord, list[PreviewRecord]]:
+    job = gateway.store.get_job(job_id)
+    if job is None:
+        raise NotFound(f"There is no job '{job_id}'.")
+    # A job that was not asked for previews has none, and costs no second look.
+    shown = job.request.get("preview_every") and job.status in ("running", "succeeded")
+    return job, gateway.store.list_previews(job_id) if shown else []
+
+
+async def job_stream(
+    gateway: Gateway,
+    request: Request,
+    job_id: str,
+    last_id: int | None,
+    describe: Callable[[JobRecord], dict[str, Any]],
+) -> AsyncIterator[str]:
+    """The frames of GET /v1/jobs/{id}/events."""
+    async for found in follow(gateway, job_id, last_id):
+        if found is None:
+            yield KEEP_ALIVE
+            continue
+        job, event = found
+        if event.terminal:
+            data = describe(job)
+        elif event.preview is not None:
+            data = await partial_data(gateway, event.preview) | {"job_id": job.id}
+        else:
+            outlook = await gateway.outlook.of_job(job)
+            data = {
+                "job_id": job.id,
+                "status": job.status,
+                "progress": job.progress,
+                "step": job.step,
+                "total_steps": job.steps,
+                "queue_position": outlook.queue_position,
+            }
+        yield frame(f"job.{event.kind}", data, event.id)
+
+
+async def partial_data(gateway: Gateway, preview: PreviewRecord) -> dict[str, Any]:
+    return {
+        "image_index": preview.image_index,
+        "partial_image_index": preview.partial_index,
+        "b64_json": await gateway.read_base64(preview.blob_key),
+        "output_format": preview.content_type.removeprefix("image/"),
+    }

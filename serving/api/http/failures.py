@@ -1,0 +1,98 @@
+"""Errors on the wire: ONE table from error code or class to HTTP status and ``type``.
+
+A code is looked up first, then the class and its bases. Everything that leaves the gateway with a
+status of 400 or more is made here, in the shape of api.md section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from starlette.responses import JSONResponse
+
+from calotype.serving.core import errors
+from calotype.serving.core.errors import CalotypeError
+
+
+class Wire(NamedTuple):
+    status: int
+    type: str
+    retry: bool | None = None
+    """``x-should-retry``; None leaves it to the SDK, which repeats 408, 409, 429 and 5xx."""
+
+
+_USER = "invalid_request_error"
+
+BY_CODE: dict[str, Wire] = {
+    "body_too_large": Wire(413, _USER),
+    "request_timeout": Wire(408, _USER, retry=False),
+    "deadline_unreachable": Wire(429, "requests"),
+    "image_file_too_large": Wire(413, _USER),
+    "unsupported_content_type": Wire(415, _USER),
+    "method_not_allowed": Wire(405, _USER),
+    "expired": Wire(410, _USER),
+    "resolution_too_large": Wire(400, _USER),
+    "case_conflict": Wire(409, _USER, retry=False),
+    "queue_full": Wire(429, "requests"),
+    "insufficient_quota": Wire(429, "insufficient_quota", retry=False),
+}
+
+BY_CLASS: dict[type[CalotypeError], Wire] = {
+    errors.InvalidRequest: Wire(400, _USER),
+    errors.Unauthenticated: Wire(401, _USER),
+    errors.PermissionDenied: Wire(403, "permission_error"),
+    errors.NotFound: Wire(404, _USER),
+    errors.Conflict: Wire(422, "idempotency_error"),
+    errors.ContentBlocked: Wire(400, "image_generation_user_error"),
+    errors.QuotaExceeded: Wire(429, "requests"),
+    errors.RequestError: Wire(400, _USER),
+    errors.Overloaded: Wire(503, "server_error"),
+    # Not 408, and no retry: an SDK would draw the same slow picture twice more.
+    errors.DeadlineExceeded: Wire(504, "server_error", retry=False),
+    errors.CapacityError: Wire(503, "server_error"),
+    # A damaged adapter stays damaged: the caller must leave it out.
+    errors.AdapterLoadFailed: Wire(400, _USER),
+    errors.ModelLoadFailed: Wire(503, "server_error"),
+    errors.StorageFailed: Wire(503, "server_error"),
+    errors.ModerationUnavailable: Wire(503, "server_error"),
+    errors.EngineError: Wire(500, "server_error", retry=False),
+    errors.Cancelled: Wire(400, _USER),
+    CalotypeError: Wire(500, "server_error", retry=False),
+}
+
+# openai-node ignores a longer Retry-After, openai-python does not retry at all above 120 s.
+_MAX_RETRY_AFTER = 60
+
+
+def wire(error: CalotypeError) -> Wire:
+    """Status and type of ``error``."""
+    if error.code in BY_CODE:
+        return BY_CODE[error.code]
+    return next(BY_CLASS[cls] for cls in type(error).__mro__ if cls in BY_CLASS)
+
+
+def error_object(error: CalotypeError) -> dict[str, Any]:
+    """What stands under ``error`` in an answer or a job."""
+    return {
+        "message": error.message,
+        "type": wire(error).type,
+        "param": error.param,
+        "code": error.code,
+    } | {name: value for name, value in error.details.items() if name not in _OWN_FIELDS}
+
+
+_OWN_FIELDS = frozenset({"message", "type", "param", "code"})
+
+
+def error_response(error: CalotypeError) -> JSONResponse:
+    status, _, retry = wire(error)
+    headers: dict[str, str] = {}
+    if retry is not None:
+        headers["x-should-retry"] = str(retry).lower()
+    if status in (429, 503) and retry is not False:
+        seconds = min(_MAX_RETRY_AFTER, max(1, math.ceil(error.retry_after or 1)))
+        headers["retry-after"] = str(seconds)
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": error_object(error)}, status_code=status, headers=headers)

@@ -1,0 +1,31 @@
+"""Refusals in the language that a client asks for with ``Accept-Language``.
+
+A job remembers the language of the request that made it: its events and webhooks are told in it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from calotype.moderation.policy.refusals import preferred_language, told, told_to_wait
+from calotype.serving.core.errors import CalotypeError
+from calotype.serving.jobs.result import HELD_FOR_REVIEW
+
+
+def spoken(error: CalotypeError, accept_language: str) -> CalotypeError:
+    """The same error, with ``moderation.user_message`` in the best language there is.
+
+    Its shape and its ``message`` stay: programs read those.
+    """
+    moderation = error.details.get("moderation")
+    if not isinstance(moderation, dict) or "user_message" not in moderation:
+        return error
+    categories = error.details.get("moderation_details", {}).get("categories", [])
+    language = preferred_language(accept_language)
+    if error.code == HELD_FOR_REVIEW:
+        sentence = told_to_wait(language)
+    else:
+        sentence = told(categories, moderation["user_message"], language)
+    answered = copy.copy(error)
+    answered.details = error.details | {"moderation": moderation | {"user_message": sentence}}
+    return answered

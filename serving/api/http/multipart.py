@@ -1,0 +1,186 @@
+"""Reads multipart bodies, as SDKs send them: strings for everything, files in several spellings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from calotype.serving.api.http.body import limited_stream, parse_object
+from calotype.serving.core.errors import InvalidRequest
+
+MAX_FILES = 20
+MAX_FIELDS = 200
+MAX_FIELD_BYTES = 256 * 1024
+_IMAGE = re.compile(r"image(\[\d{0,2}\])?")
+_INDEXED = re.compile(r"([a-z_]+)\[(\d{1,2})\]\[([a-z_]+)\]")
+_COLUMN = re.compile(r"([a-z_]+)\[\](\[[a-z_]+\])?")
+_MEMBER = re.compile(r"(expand|metadata)\[([^\[\]]{1,64})\]")
+"""How OpenAI's SDKs write objects into a form."""
+_JSON_FIELDS = (
+    "loras",
+    "image_loras",
+    "metadata",
+    "sigmas",
+    "reference_images",
+    "recipe",
+    "expand",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FormFile:
+    name: str
+    filename: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart body."""
+
+    fields: dict[str, Any]
+    files: list[FormFile]
+
+    def images(self) -> list[FormFile]:
+        """The parts ``image``, ``image[]`` and ``image[0]``, in order."""
+        return [file for file in self.files if _IMAGE.fullmatch(file.name)]
+
+    def file(self, name: str) -> FormFile | None:
+        """The one part of that name.
+
+        Raises:
+            InvalidRequest: there are several.
+        """
+        found = [part for part in self.files if part.name == name]
+        if len(found) > 1:
+            raise InvalidRequest(f"There is more than one part '{name}'.", param=name)
+        return found[0] if found else None
+
+
+async def read_form(request: Request, max_bytes: int, seconds: float) -> Form:
+    """The parts of a multipart body.
+
+    Raises:
+        InvalidRequest: too large or too slow, broken, or too many parts.
+    """
+    parser = MultiPartParser(
+        request.headers,
+        limited_stream(request, max_bytes, seconds),
+        max_files=MAX_FILES,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, MultipartParseError, KeyError, UnicodeError, ValueError) as error:
+        reason = getattr(error, "message", "") or str(error) or "it is broken"
+        raise InvalidRequest(
+            f"We could not parse the multipart body of your request: {reason}",
+            code="invalid_multipart",
+        ) from None
+    try:
+        plain: list[tuple[str, str]] = []
+        files: list[FormFile] = []
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.append(FormFile(name[:80], (value.filename or "")[:255], await value.read()))
+            else:
+                plain.append((name, value))
+    finally:
+        await form.close()
+    return Form(_gather(plain), files)
+
+
+def is_multipart(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return kind == "multipart/form-data"
+
+
+def typed(fields: Mapping[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
+    """Strings as the numbers and booleans that ``schema`` wants; others stay and are refused."""
+    found: dict[str, Any] = {}
+    properties = schema.model_json_schema()["properties"]
+    for name, value in fields.items():
+        kinds = _kinds(properties.get(_ALIASES.get(name, name), {}))
+        found[name] = _converted(value, kinds) if isinstance(value, str) else value
+    return found
+
+
+_ALIASES = {"guidance": "guidance_scale"}
+
+
+def _kinds(described: Mapping[str, Any]) -> set[str]:
+    options = described.get("anyOf", [described])
+    return {str(option.get("type")) for option in options}
+
+
+def _converted(text: str, kinds: set[str]) -> Any:
+    plain = text.strip()
+    if "boolean" in kinds and plain.lower() in ("true", "false"):
+        return plain.lower() == "true"
+    if "integer" in kinds and re.fullmatch(r"[+-]?\d{1,30}", plain):
+        return int(plain)
+    if "number" in kinds and re.fullmatch(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,3})?", plain):
+        return float(plain)
+    return text
+
+
+def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
+    """Fields by name: JSON where it is documented, ``loras[0][id]`` joined, columns refused."""
+    found: dict[str, Any] = {}
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    objects: dict[str, dict[str, Any]] = {}
+    for name, value in plain:
+        if "\0" in name or "\0" in value:
+            raise InvalidRequest("The body contains a NUL character.", code="invalid_multipart")
+        indexed, column = _INDEXED.fullmatch(name), _COLUMN.fullmatch(name)
+        member = _MEMBER.fullmatch(name)
+        if member is not None:
+            _add_member(objects.setdefault(member[1], {}), member[1], member[2], value)
+        elif indexed is not None:
+            row = rows.setdefault(indexed[1], {}).setdefault(int(indexed[2]), {})
+            row[indexed[3]] = _converted(value, {"number"})
+        elif column is not None:
+            raise InvalidRequest(
+                f"'{name[:80]}' does not say which values belong together. Send {column[1]} as "
+                f'one field that holds JSON, for example {column[1]}=[{{"id": "...", '
+                '"scale": 0.8}].',
+                param=column[1],
+            )
+        elif name in found:
+            raise InvalidRequest(f"The body names '{name[:80]}' twice.", param=name[:80])
+        else:
+            found[name] = _parsed(name, value) if name in _JSON_FIELDS else value
+    joined: dict[str, Any] = {n: [row[index] for index in sorted(row)] for n, row in rows.items()}
+    for name, whole in (joined | objects).items():
+        if name in found:
+            raise InvalidRequest(f"The body names '{name}' twice.", param=name)
+        found[name] = whole
+    return found
+
+
+def _add_member(target: dict[str, Any], name: str, member: str, value: str) -> None:
+    if member in target:
+        raise InvalidRequest(f"The body names '{name}[{member}]' twice.", param=name)
+    target[member] = _converted(value, {"integer"}) if name == "expand" else value
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        # Through the same parser as JSON bodies: no NaN, no names twice, not too deep.
+        return parse_object(b'{"value":' + text.encode("utf-8", "surrogatepass") + b"}")["value"]
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{name} must be JSON: {error.message}", code="invalid_value", param=name
+        ) from None
+    except (json.JSONDecodeError, KeyError):
+        raise InvalidRequest(f"{name} must be JSON.", param=name) from None

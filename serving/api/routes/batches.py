@@ -1,0 +1,203 @@
+"""/v1/batches: many requests in one file, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request
+
+from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.body import json_body, parse_object, read_json
+from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.schemas import Body, parse
+from calotype.serving.api.routes.files import find_file
+from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.database.batches import WORKING
+from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord, new_id
+
+router = APIRouter(tags=["OpenAI"])
+
+Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+
+MAX_LINES = 5_000
+MAX_LINE_BYTES = 1024 * 1024
+WINDOW_SECONDS = 24 * 3600.0
+ENDPOINTS = ("/v1/images/generations", "/v1/images/edits")
+_MAX_ERRORS = 100
+
+
+class BatchBody(Body):
+    input_file_id: str = Field(max_length=64, description="A file of purpose batch.")
+    endpoint: Literal["/v1/images/generations", "/v1/images/edits"]
+    completion_window: Literal["24h"]
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = (
+        Field(default_factory=dict, max_length=16)
+    )
+
+
+@router.post("/v1/batches", openapi_extra=json_body(BatchBody))
+async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
+    """Takes a file of requests; its lines become jobs of low priority within a day."""
+    gateway = gateway_of(request)
+    raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
+    body = parse(BatchBody, raw)
+    try:
+        file = await find_file(gateway, body.input_file_id, key.team_id)
+    except NotFound as error:
+        raise NotFound(error.message, error.code, "input_file_id") from None
+    if file.purpose != "batch":
+        raise InvalidRequest(
+            f"The file '{file.id}' has the purpose '{file.purpose}'; upload it as 'batch'.",
+            param="input_file_id",
+        )
+    data = await asyncio.to_thread(gateway.blobs.get, file.blob_key)
+    now, batch_id = gateway.store.clock.time(), new_id("batch")
+    lines, errors = await asyncio.to_thread(_read_lines, batch_id, data, body.endpoint)
+    status = "failed" if errors else "in_progress"
+    batch = BatchRecord(
+        id=batch_id,
+        team_id=key.team_id,
+        api_key_id=key.id,
+        endpoint=body.endpoint,
+        input_file_id=file.id,
+        output_file_id=None,
+        error_file_id=None,
+        status=status,
+        metadata=body.metadata,
+        errors=errors or None,
+        created=now,
+        moments={status: now},
+        deadline=now + WINDOW_SECONDS,
+    )
+    await asyncio.to_thread(gateway.store.add_batch, batch, [] if errors else lines)
+    return await _described(request, batch)
+
+
+@router.get("/v1/batches")
+async def list_batches(
+    request: Request, key: Caller, limit: str = "20", after: str | None = None
+) -> dict[str, Any]:
+    """The team's batches, newest first."""
+    gateway = gateway_of(request)
+    count = page_size(limit)
+    page = await asyncio.to_thread(
+        lambda: gateway.store.list_batches(key.team_id, limit=count + 1, after=after)
+    )
+    shown = page[:count]
+    counts = await asyncio.to_thread(gateway.store.batch_counts, [batch.id for batch in shown])
+    found = [batch_object(batch, counts.get(batch.id, (0, 0, 0))) for batch in shown]
+    return list_object(found, len(page) > count)
+
+
+@router.get("/v1/batches/{batch_id}")
+async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
+    store = gateway_of(request).store
+    return await _described(
+        request, await asyncio.to_thread(store.get_batch, batch_id, key.team_id)
+    )
+
+
+@router.post("/v1/batches/{batch_id}/cancel")
+async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
+    """Ends the lines that are not over; answers that are there stay."""
+    store = gateway_of(request).store
+    await asyncio.to_thread(store.get_batch, batch_id, key.team_id)
+    batch = await asyncio.to_thread(
+        lambda: store.change_batch(
+            batch_id, "cancelling", only_from=WORKING[:1], claimed_until=None
+        )
+    )
+    return await _described(request, batch)
+
+
+async def _described(request: Request, batch: BatchRecord) -> dict[str, Any]:
+    counts = await asyncio.to_thread(gateway_of(request).store.batch_counts, [batch.id])
+    return batch_object(batch, counts.get(batch.id, (0, 0, 0)))
+
+
+def batch_object(batch: BatchRecord, counts: tuple[int, int, int]) -> dict[str, Any]:
+    def moment(state: str) -> int | None:
+        found = batch.moments.get(state)
+        return None if found is None else int(found)
+
+    errors = None if batch.errors is None else {"object": "list", "data": batch.errors}
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": errors,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": batch.status,
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "created_at": int(batch.created),
+        "in_progress_at": moment("in_progress"),
+        "expires_at": int(batch.deadline),
+        "finalizing_at": moment("completed"),
+        "completed_at": moment("completed"),
+        "failed_at": moment("failed"),
+        "expired_at": moment("expired"),
+        "cancelling_at": moment("cancelling"),
+        "cancelled_at": moment("cancelled"),
+        "request_counts": {"total": counts[0], "completed": counts[1], "failed": counts[2]},
+        "metadata": batch.metadata,
+    }
+
+
+def _read_lines(
+    batch_id: str, data: bytes, endpoint: str
+) -> tuple[list[BatchLine], list[dict[str, Any]]]:
+    """The requests of a file, and what is wrong with it."""
+    lines: list[BatchLine] = []
+    errors: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for number, text in enumerate(data.split(b"\n"), start=1):
+        if not text.strip() or len(errors) >= _MAX_ERRORS:
+            continue
+        try:
+            line = _read_line(batch_id, number, text, endpoint)
+            if line.custom_id in seen:
+                raise InvalidRequest("custom_id was used before.", param="custom_id")
+            seen.add(line.custom_id)
+            lines.append(line)
+        except InvalidRequest as error:
+            errors.append(
+                {
+                    "code": error.code,
+                    "message": error.message,
+                    "param": error.param,
+                    "line": number,
+                }
+            )
+    if not lines and not errors:
+        errors.append(_fault("empty_file", "The file has no requests."))
+    if len(lines) > MAX_LINES:
+        errors.append(
+            _fault("too_many_tasks", f"{len(lines):,} requests; at most {MAX_LINES:,} fit.")
+        )
+    return lines, errors
+
+
+def _fault(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": None, "line": None}
+
+
+def _read_line(batch_id: str, number: int, text: bytes, endpoint: str) -> BatchLine:
+    if len(text) > MAX_LINE_BYTES:
+        raise InvalidRequest(f"The line has more than {MAX_LINE_BYTES:,} bytes.")
+    found = parse_object(text)
+    custom_id, body = found.get("custom_id"), found.get("body")
+    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
+        raise InvalidRequest("custom_id must have 1 to 512 characters.", param="custom_id")
+    if found.get("method", "POST") != "POST":
+        raise InvalidRequest("method must be POST.", param="method")
+    if found.get("url") != endpoint:
+        raise InvalidRequest(f"url must be the batch's endpoint {endpoint}.", param="url")
+    if not isinstance(body, dict):
+        raise InvalidRequest("body must be an object.", code="invalid_type", param="body")
+    return BatchLine(batch_id, number, custom_id, body)

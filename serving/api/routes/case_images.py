@@ -1,0 +1,80 @@
+"""The picture of a case, for its reviewer: blurred, or as it is and on record."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calotype.moderation.images.decode import blur, decode_picture
+from calotype.serving.api.background.held_images import open_held
+from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.errors import Conflict, NotFound
+from calotype.serving.database.review.held_images import HeldRecord
+from calotype.serving.jobs.records import AssetRecord, KeyRecord
+
+router = APIRouter(tags=["moderation"])
+
+BLURRED_SIDE = 256
+"""Longer side of a blurred picture: no more of it is needed to tell which one it is."""
+
+
+@router.get("/v1/moderation/cases/{case_id}/picture")
+async def case_picture(
+    request: Request,
+    case_id: str,
+    key: Annotated[KeyRecord, Depends(allowed("moderation"))],
+    reveal: bool = False,
+) -> Response:
+    """The picture of the case: a small blurred PNG. ``reveal`` gives the file to whoever has taken
+    the case, and writes it down first."""
+    gateway = gateway_of(request)
+    store = gateway.store
+    case = await asyncio.to_thread(store.get_case, case_id)
+    held = await asyncio.to_thread(store.get_held, case.subject)
+    asset: AssetRecord | HeldRecord | None = held
+    if asset is None:
+        asset = await asyncio.to_thread(store.get_asset, case.subject)
+    if asset is None:
+        raise NotFound(
+            f"The case '{case.id}' has no picture: it is about a prompt, or the picture is gone."
+        )
+    if reveal:
+        mine = case.held_by == key.id and (case.held_until or 0.0) > store.clock.time()
+        if not mine:
+            raise Conflict(
+                f"The case '{case.id}' is not held by {key.id}: take it first. Pictures are only "
+                "shown unblurred to whoever works on their case.",
+                code="case_conflict",
+            )
+        await asyncio.to_thread(
+            store.record_deed, key.id, "picture.revealed", case.id, {"asset_id": case.subject}
+        )
+    if held is not None:
+        data = await asyncio.to_thread(open_held, gateway, held)
+    else:
+        data = await asyncio.to_thread(gateway.blobs.get, asset.blob_key)
+    if reveal:
+        return _answer(data, asset.content_type)
+    return _answer(await asyncio.to_thread(blurred, data), "image/png")
+
+
+def blurred(data: bytes) -> bytes:
+    """A picture file as a small PNG that tells no details."""
+    small = Image.fromarray(decode_picture(data)[0])
+    small.thumbnail((BLURRED_SIDE, BLURRED_SIDE))
+    file = io.BytesIO()
+    Image.fromarray(blur(np.asarray(small))).save(file, "PNG")
+    return file.getvalue()
+
+
+def _answer(data: bytes, content_type: str) -> Response:
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return Response(data, media_type=content_type, headers=headers)

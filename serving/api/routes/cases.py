@@ -1,0 +1,152 @@
+"""Appeals, reports and held pictures: who was refused or harmed asks, a person answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from calotype.serving.api.background.held_images import decide_held
+from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.body import json_body, read_json
+from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.schemas import parse
+from calotype.serving.api.routes.takedowns import take_down_asset
+from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.database.review.cases import CaseRecord
+from calotype.serving.jobs.records import KeyRecord
+
+router = APIRouter(tags=["moderation"])
+
+Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+Reviewer = Annotated[KeyRecord, Depends(allowed("moderation"))]
+
+_DECISION = re.compile(r"dec_[0-9a-f]{24}")
+
+
+class CaseBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class AppealBody(CaseBody):
+    """Somebody thinks that a refusal is wrong."""
+
+    decision_id: str = Field(description="error.moderation.decision_id of the refusal.")
+    reason: str = Field(min_length=1, max_length=4000, description="Why it is wrong.")
+
+
+class ReportBody(CaseBody):
+    """Somebody thinks that a picture should not exist."""
+
+    asset_id: str = Field(min_length=1, max_length=64, description="The picture.")
+    reason: str = Field(min_length=1, max_length=4000, description="What is wrong with it.")
+
+
+class DecideBody(CaseBody):
+    """A reviewer's answer."""
+
+    verdict: Literal["upheld", "overturned", "dismissed", "taken_down", "approved", "rejected"] = (
+        Field(
+            description="upheld or overturned for an appeal, dismissed or taken_down for a report, "
+            "approved or rejected for a picture that is held."
+        )
+    )
+    note: str = Field("", max_length=4000, description="What the asking team is told.")
+
+
+@router.post("/v1/moderation/appeals", openapi_extra=json_body(AppealBody))
+async def appeal(request: Request, key: Caller) -> Response:
+    """Asks people to look at a refusal again. Asked twice it is the same case."""
+    gateway = gateway_of(request)
+    body = parse(AppealBody, await read_json(request, gateway.settings.max_body_bytes))
+    # A decision's id is known only to who was told it: no search of old jobs is needed.
+    if not _DECISION.fullmatch(body.decision_id):
+        raise InvalidRequest(
+            "decision_id must be the 'dec_...' of a refusal (error.moderation.decision_id).",
+            param="decision_id",
+        )
+    case = await asyncio.to_thread(
+        gateway.store.open_case, "appeal", key.team_id, body.decision_id, body.reason
+    )
+    return JSONResponse(describe_case(case), 201)
+
+
+@router.post("/v1/moderation/reports", openapi_extra=json_body(ReportBody))
+async def report(request: Request, key: Caller) -> Response:
+    """Reports a picture. Whoever knows its id may, whichever team drew it."""
+    gateway = gateway_of(request)
+    body = parse(ReportBody, await read_json(request, gateway.settings.max_body_bytes))
+    if await asyncio.to_thread(gateway.store.get_asset, body.asset_id) is None:
+        raise NotFound(f"There is no asset '{body.asset_id}'.", param="asset_id")
+    case = await asyncio.to_thread(
+        gateway.store.open_case, "report", key.team_id, body.asset_id, body.reason
+    )
+    return JSONResponse(describe_case(case), 201)
+
+
+@router.get("/v1/moderation/cases/{case_id}")
+async def get_case(request: Request, case_id: str, key: Caller) -> dict[str, Any]:
+    """A case of one's own team; a reviewer sees everybody's."""
+    reviewer = bool({"moderation", "admin"} & set(key.scopes))
+    team = None if reviewer else key.team_id
+    case = await asyncio.to_thread(gateway_of(request).store.get_case, case_id, team)
+    return describe_case(case)
+
+
+@router.get("/v1/moderation/cases")
+async def list_cases(
+    request: Request, key: Reviewer, status: str = "open", limit: str = "100"
+) -> dict[str, Any]:
+    """The queue, the oldest first."""
+    found = await asyncio.to_thread(gateway_of(request).store.list_cases, status, page_size(limit))
+    return list_object([describe_case(case) for case in found], has_more=False)
+
+
+@router.post("/v1/moderation/cases/take")
+async def take_case(request: Request, key: Reviewer) -> Response:
+    """The oldest open case, for half an hour this key's alone; 204 when none waits."""
+    case = await asyncio.to_thread(gateway_of(request).store.take_case, key.id)
+    return Response(status_code=204) if case is None else JSONResponse(describe_case(case))
+
+
+@router.post("/v1/moderation/cases/{case_id}/decide", openapi_extra=json_body(DecideBody))
+async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str, Any]:
+    """Ends a case that this key took; what is taken down or rejected is gone at once."""
+    gateway = gateway_of(request)
+    body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
+    case = await asyncio.to_thread(gateway.store.get_case, case_id)
+    if case.kind == "review":
+        decide = functools.partial(decide_held, gateway, case, key.id)
+    else:
+        decide = functools.partial(gateway.store.decide_case, case_id, key.id)
+    case = await asyncio.to_thread(decide, body.verdict, body.note)
+    if case.status == "taken_down":
+        asset = await asyncio.to_thread(gateway.store.get_asset, case.subject)
+        if asset is not None:
+            await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
+    await asyncio.to_thread(
+        gateway.store.record_deed, key.id, "case.decided", case.id, {"verdict": case.status}
+    )
+    return describe_case(case)
+
+
+def describe_case(case: CaseRecord) -> dict[str, Any]:
+    """A case as the API shows it."""
+    subject = "decision_id" if case.kind == "appeal" else "asset_id"
+    return {
+        "id": case.id,
+        "object": f"moderation.{case.kind}",
+        subject: case.subject,
+        "reason": case.reason,
+        "status": case.status,
+        "note": case.note,
+        "created_at": int(case.created),
+        "decided_at": None if case.decided is None else int(case.decided),
+    }

@@ -1,0 +1,113 @@
+"""POST /v1/images/edits and /v1/images/variations, in multipart and in JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calotype.serving.api.generation.recipes import expand_recipe, recipe_pictures
+from calotype.serving.api.generation.synchronous import answer
+from calotype.serving.api.generation.uploads import (
+    check_picture,
+    input_seconds,
+    keep_pictures,
+    read_pictures,
+)
+from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.body import read_json
+from calotype.serving.api.http.multipart import Form, is_multipart, read_form, typed
+from calotype.serving.api.http.schemas import EditBody, VariationBody, parse_generation
+from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.jobs.records import KeyRecord
+
+router = APIRouter(tags=["OpenAI"])
+
+Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+
+
+def form_body(schema: type[EditBody]) -> dict[str, object]:
+    """OpenAPI's description of a body that may be multipart or JSON."""
+    described = schema.model_json_schema()
+    parts = {
+        "image": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "png, jpeg or webp; also image[] and image[0].",
+        },
+        "mask": {"type": "string", "format": "binary", "description": "Transparent = draw anew."},
+    }
+    properties = {k: v for k, v in described["properties"].items() if k not in ("images", "mask")}
+    multipart = described | {"properties": properties | parts, "required": ["image"]}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": multipart},
+                "application/json": {"schema": described},
+            },
+        }
+    }
+
+
+@router.post("/v1/images/edits", openapi_extra=form_body(EditBody))
+async def edit(request: Request, key: Caller) -> Response:
+    """Draws anew what a mask marks, or a new picture that looks at those that are sent."""
+    return await _run(request, key, EditBody, "edits")
+
+
+@router.post("/v1/images/variations", openapi_extra=form_body(VariationBody))
+async def vary(request: Request, key: Caller) -> Response:
+    """Draws pictures that resemble the one that is sent."""
+    return await _run(request, key, VariationBody, "variations")
+
+
+async def _run(request: Request, key: KeyRecord, schema: type[EditBody], feature: str) -> Response:
+    started = time.monotonic()
+    gateway = gateway_of(request)
+    settings = gateway.settings
+    if is_multipart(request):
+        form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
+        wanted, recipe = expand_recipe(typed(form.fields, schema))
+        raw: dict[str, Any] = form.fields | {"files": _digests(form)}
+    else:
+        raw = await read_json(request, settings.max_upload_bytes, settings.body_seconds)
+        form = Form({}, [])
+        wanted, recipe = expand_recipe(raw)
+    body = parse_generation(wanted, settings.features, schema)
+    _check_feature(settings.features, feature)
+    pictures = await recipe_pictures(gateway, key.team_id, recipe)
+    if pictures is None and form.files:
+        named = [f"image[{place}]" for place in range(len(form.images()))]
+        images = [
+            check_picture(file.data, where)
+            for file, where in zip(form.images(), named, strict=True)
+        ]
+        masked = form.file("mask")
+        mask = None if masked is None else check_picture(masked.data, "mask")
+        pictures = await keep_pictures(
+            gateway, key.team_id, body, images, mask, input_seconds(gateway)
+        )
+    elif pictures is None:
+        pictures = await read_pictures(gateway, key.team_id, body, input_seconds(gateway))
+    return await answer(request, key, body, raw, pictures=pictures, recipe=recipe, started=started)
+
+
+def _check_feature(features: frozenset[str], feature: str) -> None:
+    if feature not in features:
+        raise InvalidRequest(
+            f"This service cannot make {feature} yet; it draws pictures from prompts "
+            "(/v1/images/generations).",
+            code="unsupported_value",
+            param="image",
+        )
+
+
+def _digests(form: Form) -> list[list[str]]:
+    """What tells two uploads apart without keeping them."""
+    return [[file.name, hashlib.sha256(file.data).hexdigest()] for file in form.files]

@@ -1,0 +1,223 @@
+"""/v1/files: uploaded pictures and batches, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calotype.serving.api.generation.uploads import check_picture
+from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.multipart import is_multipart, read_form
+from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.state.gateway import Gateway, gateway_of
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.jobs.records import FileRecord, KeyRecord, new_id
+from calotype.serving.storage import content_key
+
+router = APIRouter(tags=["OpenAI"])
+
+Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+
+PURPOSES = ("batch", "vision", "user_data", "assistants", "fine-tune", "evals")
+_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+_MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 86_400
+_MAX_PAGE = 10_000
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": _MIN_SECONDS,
+                            "maximum": _MAX_SECONDS,
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/v1/files", openapi_extra=_FORM)
+async def create_file(request: Request, key: Caller) -> dict[str, Any]:
+    """Keeps a file, for a batch or as an image of later requests."""
+    gateway = gateway_of(request)
+    settings = gateway.settings
+    if not is_multipart(request):
+        raise InvalidRequest(
+            "Content-Type must be multipart/form-data.", code="unsupported_content_type"
+        )
+    form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
+    for name in form.fields:
+        if name not in _FIELDS:
+            raise InvalidRequest(
+                f"Unknown parameter: '{name[:80]}'.", code="unknown_parameter", param=name[:80]
+            )
+    purpose = form.fields.get("purpose")
+    if purpose not in PURPOSES:
+        raise InvalidRequest(
+            f"purpose must be one of {', '.join(PURPOSES)}.",
+            code="missing_required_parameter" if purpose is None else "invalid_value",
+            param="purpose",
+        )
+    upload = form.file("file")
+    if upload is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'file'.", code="missing_required_parameter", param="file"
+        )
+    if not upload.data:
+        raise InvalidRequest("file is empty.", code="empty_file", param="file")
+    kind, content_type = "bin", "application/octet-stream"
+    if purpose == "vision":
+        kind = check_picture(upload.data, "file").kind
+        content_type = f"image/{kind}"
+    elif purpose == "batch":
+        kind, content_type = "jsonl", "application/jsonl"
+    file = await asyncio.to_thread(
+        keep_file,
+        gateway,
+        key.team_id,
+        upload.data,
+        kind,
+        purpose=purpose,
+        filename=upload.filename or "upload",
+        content_type=content_type,
+        expires=_expires(form.fields, gateway.store.clock.time()),
+    )
+    return file_object(file)
+
+
+@router.get("/v1/files")
+async def list_files(
+    request: Request,
+    key: Caller,
+    limit: str = "10000",
+    after: str | None = None,
+    purpose: str | None = None,
+    order: str = "desc",
+) -> dict[str, Any]:
+    """The team's files."""
+    gateway = gateway_of(request)
+    count = page_size(limit, _MAX_PAGE)
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order must be asc or desc.", param="order")
+    page = await asyncio.to_thread(
+        lambda: gateway.store.list_files(
+            key.team_id,
+            limit=count + 1,
+            after=after,
+            purpose=purpose,
+            oldest_first=order == "asc",
+        )
+    )
+    return list_object([file_object(file) for file in page[:count]], len(page) > count)
+
+
+@router.get("/v1/files/{file_id}")
+async def get_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
+    return file_object(await find_file(gateway_of(request), file_id, key.team_id))
+
+
+@router.get("/v1/files/{file_id}/content")
+async def get_file_content(request: Request, file_id: str, key: Caller) -> Response:
+    """The file's bytes."""
+    gateway = gateway_of(request)
+    file = await find_file(gateway, file_id, key.team_id)
+    data = await asyncio.to_thread(gateway.blobs.get, file.blob_key)
+    return Response(
+        data, media_type=file.content_type, headers={"x-content-type-options": "nosniff"}
+    )
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
+    """Forgets the file; jobs that use it already go on."""
+    gateway = gateway_of(request)
+    await asyncio.to_thread(gateway.store.delete_file, file_id, key.team_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
+    """Raises NotFound when the team has no such file, or it has expired."""
+    file = await asyncio.to_thread(gateway.store.get_file, file_id, team_id)
+    if file is None:
+        raise NotFound(f"There is no file '{file_id[:80]}'.")
+    if file.expires is not None and file.expires <= gateway.store.clock.time():
+        raise NotFound(f"The file '{file_id}' has expired.", code="expired")
+    return file
+
+
+def keep_file(
+    gateway: Gateway,
+    team_id: str,
+    data: bytes,
+    kind: str,
+    *,
+    purpose: str,
+    filename: str,
+    content_type: str,
+    expires: float | None,
+) -> FileRecord:
+    """Stores bytes as a file of the team."""
+    key = content_key(team_id, data, kind)
+    gateway.blobs.put(key, data)
+    file = FileRecord(
+        id=new_id("file"),
+        team_id=team_id,
+        purpose=purpose,
+        filename=re.sub(r"[\x00-\x1f\x7f]", "_", filename)[:255],
+        content_type=content_type,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        blob_key=key,
+        created=gateway.store.clock.time(),
+        expires=expires,
+    )
+    gateway.store.add_file(file)
+    return file
+
+
+def file_object(file: FileRecord) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created),
+        "expires_at": None if file.expires is None else int(file.expires),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "sha256": file.sha256,
+    }
+
+
+def _expires(fields: dict[str, Any], now: float) -> float | None:
+    anchor = fields.get("expires_after[anchor]")
+    seconds = fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    digits = isinstance(seconds, str) and seconds.isascii() and seconds.isdigit()
+    after = int(str(seconds)[:9]) if digits else 0
+    if anchor != "created_at" or not _MIN_SECONDS <= after <= _MAX_SECONDS:
+        raise InvalidRequest(
+            "expires_after must have anchor 'created_at' and seconds from "
+            f"{_MIN_SECONDS} to {_MAX_SECONDS}.",
+            param="expires_after",
+        )
+    return now + after

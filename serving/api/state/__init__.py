@@ -1,0 +1,1 @@
+"""What the gateway knows while it runs: settings, catalog, estimates, open connections."""

@@ -1,0 +1,136 @@
+"""The models and adapters that are on offer now, and what may be asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.request import AdapterRef
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    models: dict[str, ImageModel]
+    names: dict[str, str]
+    """Every name and alias -> the model's name."""
+    adapters: dict[str, dict[str, LoRAAdapter]]
+    """Model -> adapter name -> adapter."""
+    closed: Mapping[str, str]
+    """Team -> why it may not draw."""
+
+
+class Catalog:
+    """What the manifests declare. `replace` swaps all of it at once, also from another thread."""
+
+    def __init__(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
+        self._offer = _read(models, adapters, {})
+
+    def replace(
+        self,
+        models: Sequence[ImageModel],
+        adapters: Sequence[LoRAAdapter] = (),
+        closed: Mapping[str, str] | None = None,
+    ) -> None:
+        """Takes new manifests; requests that are being read keep what they saw.
+
+        Args:
+            closed: team -> a sentence that says why it may not draw.
+
+        Raises:
+            InvalidRequest: two models claim one name; the catalog stays as it was.
+        """
+        self._offer = _read(models, adapters, closed or {})
+
+    def models(self) -> list[ImageModel]:
+        return list(self._offer.models.values())
+
+    def adapters(self, model: str) -> list[LoRAAdapter]:
+        return list(self._offer.adapters.get(model, {}).values())
+
+    def closed(self, team: str) -> str | None:
+        """Why a team may not draw at the moment; None = it may."""
+        return self._offer.closed.get(team)
+
+    def model(self, name: str | None) -> ImageModel:
+        """The model of that name or alias; without a name, the first one declared.
+
+        Raises:
+            NotFound: no such model; names those that are there.
+        """
+        offer = self._offer
+        if not offer.models:
+            raise NotFound(
+                "This service offers no model at the moment.", code="model_not_found", param="model"
+            )
+        if name is None:
+            return next(iter(offer.models.values()))
+        found = offer.names.get(name)
+        if found is None:
+            raise NotFound(
+                f"The model '{name[:80]}' does not exist. This service offers: "
+                f"{', '.join(offer.models)}.",
+                code="model_not_found",
+                param="model",
+            )
+        return offer.models[found]
+
+    def adapter_refs(
+        self, model: ImageModel, wanted: Sequence[tuple[str, float | None]]
+    ) -> tuple[AdapterRef, ...]:
+        """Checks adapters ``(name, scale or None)`` for a model.
+
+        Raises:
+            NotFound: the model has no such adapter; names those that it has.
+            InvalidRequest: too many, one twice, or a scale out of the adapter's range.
+        """
+        most = model.spec.limits.max_adapters
+        if len(wanted) > most:
+            raise InvalidRequest(
+                f"loras has {len(wanted)} entries; {model.name} takes at most {most}.",
+                param="loras",
+            )
+        known = self._offer.adapters.get(model.name, {})
+        refs: list[AdapterRef] = []
+        for index, (name, scale) in enumerate(wanted):
+            where = f"loras[{index}]"
+            if name not in known:
+                raise NotFound(
+                    f"The model '{model.name}' has no adapter '{name[:80]}'. "
+                    + (f"It has: {', '.join(sorted(known))}." if known else "It has none."),
+                    param=f"{where}.id",
+                )
+            if any(ref.name == name for ref in refs):
+                raise InvalidRequest(f"loras names '{name}' twice.", param=f"{where}.id")
+            allowed = known[name].spec.scale
+            strength = allowed.default if scale is None else scale
+            if not allowed.min <= strength <= allowed.max:
+                raise InvalidRequest(
+                    f"{where}.scale is {strength:g}; the adapter '{name}' takes "
+                    f"{allowed.min:g} to {allowed.max:g}.",
+                    param=f"{where}.scale",
+                )
+            refs.append(AdapterRef(name, strength))
+        return tuple(refs)
+
+
+def _read(
+    models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter], closed: Mapping[str, str]
+) -> _Offer:
+    offer = _Offer({}, {}, {}, dict(closed))
+    for model in models:
+        if model.name in offer.models:
+            raise InvalidRequest(f"Two ImageModels are named {model.name!r}.")
+        offer.models[model.name] = model
+    offer.names.update({name: name for name in offer.models})
+    for model in models:
+        for alias in model.spec.aliases:
+            if offer.names.setdefault(alias, model.name) != model.name:
+                raise InvalidRequest(
+                    f"The alias {alias!r} of ImageModel {model.name} belongs to "
+                    f"{offer.names[alias]} already."
+                )
+    for adapter in adapters:
+        offer.adapters.setdefault(adapter.spec.model_ref.name, {})[adapter.name] = adapter
+    return offer

@@ -1,0 +1,72 @@
+"""One look at the store for all event streams of a gateway.
+
+A thousand open streams ask the database no more often than one: a single task looks at all the
+jobs that are watched and wakes the streams whose job has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from calotype.serving.core.errors import StorageFailed
+from calotype.serving.database.jobs import JobStore
+
+log = logging.getLogger(__name__)
+
+_SLICE = 400
+"""Jobs of one query: SQLite takes no more than 999 parameters everywhere."""
+
+
+class Watching:
+    """Which jobs are watched in this process."""
+
+    def __init__(self, store: JobStore, pause: float) -> None:
+        self._store, self._pause = store, pause
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._seen: dict[str, tuple[Any, ...]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def changes(self, job_id: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever the job has changed; the stream clears it."""
+        event = asyncio.Event()
+        self._watchers.setdefault(job_id, set()).add(event)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_forever())
+        try:
+            yield event
+        finally:
+            watchers = self._watchers[job_id]
+            watchers.discard(event)
+            if not watchers:
+                del self._watchers[job_id]
+                self._seen.pop(job_id, None)
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _look_forever(self) -> None:
+        while self._watchers:
+            try:
+                await self._look()
+            except StorageFailed as error:
+                log.warning("event streams wait for the job store: %s", error)
+            await asyncio.sleep(self._pause)
+
+    async def _look(self) -> None:
+        watched = list(self._watchers)
+        for start in range(0, len(watched), _SLICE):
+            part = watched[start : start + _SLICE]
+            found = await asyncio.to_thread(self._store.watch_jobs, part)
+            for job_id in part:
+                now = found.get(job_id)
+                if now is None or self._seen.get(job_id) == now:
+                    continue
+                self._seen[job_id] = now
+                for event in self._watchers.get(job_id, ()):
+                    event.set()

@@ -1,0 +1,60 @@
+"""What every route needs, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.change_poller import Watching
+from calotype.serving.api.state.disconnects import Attendance
+from calotype.serving.api.state.eta import Outlook
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.core.protocols import BlobStore, GenerationBackend
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.webhooks.safe_http import OutboundPolicy
+
+
+async def _nothing_new() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    settings: GatewaySettings
+    store: JobStore
+    blobs: BlobStore
+    backend: GenerationBackend
+    catalog: Catalog
+    attendance: Attendance
+    url_secret: bytes
+    """Signs asset URLs; the same on every gateway of one service."""
+    outlook: Outlook
+    watching: Watching
+    outbound: OutboundPolicy
+    """Where webhooks and image URLs may lead."""
+    refresh: Callable[[], Awaitable[bool]] = _nothing_new
+    """Looks for what was declared a moment ago; says whether anything is new."""
+
+    def base_url(self, request: Request | None) -> str:
+        """How clients reach this gateway; without a request only if ``public_url`` says it."""
+        seen = "" if request is None else str(request.base_url)
+        return (self.settings.public_url or seen).rstrip("/")
+
+    async def read_base64(self, blob_key: str) -> str:
+        """A stored picture as JSON carries it."""
+        data = await asyncio.to_thread(self.blobs.get, blob_key)
+        return base64.b64encode(data).decode("ascii")
+
+
+def gateway_of(request: Request) -> Gateway:
+    return cast(Gateway, request.app.state.gateway)
+
+
+def request_id_of(request: Request) -> str:
+    return cast(str, request.state.request_id)

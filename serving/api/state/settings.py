@@ -1,0 +1,91 @@
+"""What an operator may set about the gateway."""
+
+from __future__ import annotations
+
+import pathlib
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calotype.serving.api.http.schemas import FEATURES
+
+
+class GatewaySettings(BaseModel):
+    """Settings of `calotype.serving.api.app.create_app`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    public_url: str | None = Field(
+        None, description="Address that clients use, for signed URLs; None = from the request."
+    )
+    request_timeout: float = Field(
+        285.0,
+        gt=0,
+        description="Seconds a synchronous request may take; Node's fetch gives up after 300.",
+    )
+    job_deadline: float = Field(
+        3600.0, gt=0, description="Seconds after which a job of POST /v1/jobs fails; its default."
+    )
+    hangup_grace: float = Field(
+        15.0, ge=0, description="Seconds a job goes on after its client hung up."
+    )
+    wait_slice: float = Field(
+        10.0, gt=0, description="Seconds of one wait at the backend before the store is asked."
+    )
+    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    asset_seconds: float = Field(
+        24 * 3600.0, gt=0, description="Seconds for which pictures are kept."
+    )
+    url_seconds: int = Field(3600, ge=1, description="Seconds for which a signed URL is valid.")
+    attach_retries: bool = Field(
+        True, description="An SDK's retry without Idempotency-Key joins the job it repeats."
+    )
+    features: frozenset[str] = Field(
+        frozenset(FEATURES),
+        description="What the workers can do beside drawing; a subset of schemas.FEATURES.",
+    )
+    max_upload_bytes: int = Field(
+        128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."
+    )
+    body_seconds: float = Field(
+        60.0, gt=0, description="Seconds in which a request's body must arrive."
+    )
+    forecast_seconds: float = Field(
+        0.5, ge=0, description="Seconds for which a forecast of the queue is used again."
+    )
+    watch_seconds: float = Field(
+        0.5, gt=0, description="Pause between looks at the jobs of open event streams."
+    )
+    keep_alive_seconds: float = Field(
+        15.0, gt=0, description="An idle event stream says something after so long."
+    )
+    gpu_second_price: float = Field(
+        0.0, ge=0, description="What a GPU-second costs, for budgets and the usage report."
+    )
+    sweep_seconds: float | None = Field(
+        60.0, gt=0, description="Pause between removals of what has expired; None = never here."
+    )
+    tombstone_seconds: float = Field(
+        30 * 86_400.0, ge=0, description="How long an expired job is remembered as expired."
+    )
+    garbage_seconds: float = Field(
+        3600.0, ge=0, description="How long a file that nobody names is kept all the same."
+    )
+    webhook_seconds: float | None = Field(
+        1.0, gt=0, description="Pause between looks for webhooks to send; None = never here."
+    )
+    batch_seconds: float | None = Field(
+        1.0, gt=0, description="Pause between looks at batches; None = never here."
+    )
+    outbound_networks: tuple[str, ...] = Field(
+        (), description="Private networks that webhooks and image URLs may lead to."
+    )
+    outbound_http: bool = Field(False, description="Allow plain http for webhooks and images.")
+    fetch_seconds: float = Field(20.0, gt=0, description="Seconds to download an image by URL.")
+    data_dir: pathlib.Path | None = Field(
+        None,
+        description="Folder with the keys that watermarks are read with; None = as the environment "
+        "says (CALOTYPE_PROVENANCE_DIR, CALOTYPE_DATA_DIR, CALOTYPE_INTERNAL_TOKEN).",
+    )
+    set_request_id: bool = Field(
+        True, description="Off behind Ray Serve's HTTP proxy, which sets x-request-id itself."
+    )

@@ -1,0 +1,154 @@
+"""The gateway as a process of its own, without Ray and without torch (`calotype gateway`).
+
+It outlives the GPUs: models, teams and adapters come from a file that the operator keeps, jobs go
+into the store whether their model is there or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from calotype.serving.api.app import create_app
+from calotype.serving.api.http.server import build_server, listening_socket
+from calotype.serving.api.state.availability import answer_for_absent_models
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.cluster.config_map import ConfigMapReader
+from calotype.serving.cluster.config_sync import ConfigFollower
+from calotype.serving.cluster.remote_backend import RemoteBackend
+from calotype.serving.config import describe
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.database.accounts.api_keys import ensure_first_key
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.observability.logs import set_up_logs
+from calotype.serving.storage import open_blobs
+
+DATABASE_PATIENCE = 60.0
+"""Gateway and database of a fresh installation start at the same time."""
+DATABASE_PAUSE = 2.0
+GOODBYE_SECONDS = 300
+"""Longer than a synchronous request may take: a rolling update cuts none of them off."""
+SETTING = "CALOTYPE_GATEWAY_"
+"""``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    config: pathlib.Path
+    host: str
+    port: int
+    environment: ClusterEnvironment
+    settings: GatewaySettings = field(default_factory=GatewaySettings)
+    api_key: str | None = field(default=None, repr=False)
+    """Recorded as a valid key when given; none is made up."""
+    signing_secret: str | None = field(default=None, repr=False)
+    """Signs asset URLs; without it the job database has one."""
+    config_map: str | None = None
+    """The ConfigMap whose volume ``config`` lies in, where this pod may read it."""
+    say: Callable[[str], None] = field(default=print)
+    """Where sentences for whoever reads the log go."""
+
+
+def run_gateway(options: GatewayOptions) -> None:
+    """Serves until SIGINT or SIGTERM, then lets open requests finish.
+
+    Raises:
+        CalotypeError: the port is taken, the job database or the environment cannot be used.
+    """
+    set_up_logs(default="json")
+    with listening_socket(options.host, options.port) as listener:
+        store = open_store(options.environment.database_url, options.say)
+        try:
+            app = build_gateway(options, store)
+            asyncio.run(build_server(app, GOODBYE_SECONDS).serve(sockets=[listener]))
+        finally:
+            store.close()
+
+
+def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
+    """The gateway's settings from the environment; lists are JSON.
+
+    Raises:
+        InvalidRequest: a variable names no setting, or its value is not possible.
+    """
+    given: dict[str, Any] = {}
+    for variable, text in variables.items():
+        if variable.startswith(SETTING):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            given[variable.removeprefix(SETTING).lower()] = value
+    try:
+        return GatewaySettings.model_validate(given)
+    except ValidationError as error:
+        raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None
+
+
+def open_store(
+    url: str,
+    say: Callable[[str], None],
+    patience: float = DATABASE_PATIENCE,
+    sleep: Callable[[float], None] = time.sleep,
+) -> JobStore:
+    """The job database, waited for while it starts.
+
+    Raises:
+        StorageFailed: it did not answer in time.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return JobStore.open(url)
+        except StorageFailed as error:
+            if time.monotonic() >= give_up:
+                raise
+            say(f"Waiting for the job database: {error.message}")
+        sleep(DATABASE_PAUSE)
+
+
+def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
+    """The application, which follows its configuration file while it runs."""
+    environment = options.environment
+    if options.api_key is not None:
+        ensure_first_key(store, options.api_key)
+    catalog = Catalog([])
+    backend = RemoteBackend(store, environment.internal_token)
+    newest = None
+    if options.config_map is not None:
+        newest = ConfigMapReader(options.config_map, options.config.name)
+    follower = ConfigFollower(options.config, catalog, backend, store, options.say, newest)
+
+    @contextlib.asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        await follower.look()
+        following = asyncio.create_task(follower.follow())
+        options.say(f"The gateway listens on {options.host}, port {options.port}.")
+        yield
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await backend.close()
+        if newest is not None:
+            await newest.close()
+
+    blobs = open_blobs(environment.blob_url)
+    app = create_app(options.settings, store, blobs, backend, catalog, lifespan=living)
+    answer_for_absent_models(app)
+    gateway: Gateway = app.state.gateway
+    secret = options.signing_secret.encode() if options.signing_secret else gateway.url_secret
+    app.state.gateway = dataclasses.replace(gateway, url_secret=secret, refresh=follower.refresh)
+    return app

@@ -1,0 +1,203 @@
+"""`protocols.GenerationBackend` over HTTP: model apps that run elsewhere, or are away for a while.
+
+Jobs are durable before anything is sent here. A model app that cannot be reached costs time and
+nothing else: its dispatcher finds the jobs in the store when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import io
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from PIL import Image
+
+from calotype.serving.core.errors import (
+    CalotypeError,
+    ModerationUnavailable,
+    Overloaded,
+    error_from_payload,
+)
+from calotype.serving.core.protocols import ModelStatus
+from calotype.serving.database.jobs import JobStore
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 2.0
+CALL_SECONDS = 15.0
+JUDGE_SECONDS = 60.0
+STATUS_SECONDS = 3.0
+STATUS_AGE = 1.0
+"""For so long an answer to `status` is good for the next one who asks."""
+PAUSE_SECONDS = 0.5
+"""How often the store is asked instead of a dispatcher that is away."""
+
+
+class RemoteBackend:
+    """Speaks to the ingress of each model app (`api.ingress`).
+
+    Args:
+        token: the internal token of this service.
+    """
+
+    def __init__(self, store: JobStore, token: str) -> None:
+        self.endpoints: dict[str, str] = {}
+        """Model -> base URL of its app; may be replaced while running."""
+        self._store = store
+        self._model_of = functools.lru_cache(10_000)(self._look_up)
+        self._client = httpx.AsyncClient(
+            headers={"authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS),
+            # A waiting client holds one connection.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            trust_env=False,
+        )
+        self._asking = asyncio.Lock()
+        self._statuses: list[ModelStatus] = []
+        self._asked = float("-inf")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def submit(self, job_id: str) -> None:
+        await self._post(await self._app_of(job_id), f"jobs/{job_id}/submit")
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        try:
+            model = await self._app_of(job_id)
+            await self._post(
+                model, f"jobs/{job_id}/wait", timeout + 5, params={"seconds": f"{timeout:.3f}"}
+            )
+        except CalotypeError as error:
+            log.debug("waiting for job %s without its model app: %s", job_id, error.message)
+            await asyncio.sleep(min(PAUSE_SECONDS, timeout))
+
+    async def cancel(self, job_id: str) -> None:
+        await self._post(await self._app_of(job_id), f"jobs/{job_id}/cancel")
+
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Asks the first model app that answers."""
+        body = {
+            "texts": list(texts),
+            "images": await asyncio.to_thread(lambda: [_packed(image) for image in images]),
+            "scope": scope,
+        }
+        problem = "This service has no model at the moment."
+        for model in list(self.endpoints):
+            if models is not None and model not in models:
+                continue  # it does not know the policies of the team's requests
+            try:
+                answer = await self._post(model, "judge", JUDGE_SECONDS, json=body)
+            except Overloaded as error:
+                problem = error.message
+                continue
+            return list(answer.json()["decisions"])
+        raise ModerationUnavailable(f"The safety stage cannot judge. {problem}", retry_after=5)
+
+    async def status(self) -> list[ModelStatus]:
+        async with self._asking:
+            if time.monotonic() - self._asked > STATUS_AGE:
+                self._statuses = list(
+                    await asyncio.gather(*(self._status(model) for model in list(self.endpoints)))
+                )
+                self._asked = time.monotonic()
+            return self._statuses
+
+    async def _status(self, model: str) -> ModelStatus:
+        try:
+            found = (await self._call(model, "GET", "status", STATUS_SECONDS)).json()
+            return ModelStatus(
+                model,
+                ready=bool(found["ready"]),
+                replicas=int(found["replicas"]),
+                queue_seconds=float(found["queueSeconds"]),
+                adapters=dict(found["adapters"]),
+                message=str(found["message"]),
+            )
+        except CalotypeError as error:
+            return ModelStatus(model, ready=False, message=error.message)
+        except (ValueError, KeyError, TypeError) as error:
+            return ModelStatus(model, ready=False, message=f"Its app answers nonsense: {error!r}.")
+
+    async def _app_of(self, job_id: str) -> str:
+        model = await asyncio.to_thread(self._model_of, job_id)
+        if model not in self.endpoints:
+            raise Overloaded("The model of this job is not served at the moment.", retry_after=30)
+        return model
+
+    def _look_up(self, job_id: str) -> str:
+        """The model of a job, which never changes.
+
+        Raises:
+            Overloaded: there is no such job, or not any more.
+        """
+        job = self._store.get_job(job_id)
+        if job is None:
+            raise Overloaded("This job is not known at the moment.", retry_after=30)
+        return job.model
+
+    async def _post(
+        self,
+        model: str,
+        path: str,
+        seconds: float = CALL_SECONDS,
+        *,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+    ) -> httpx.Response:
+        return await self._call(model, "POST", path, seconds, params=params, json=json)
+
+    async def _call(
+        self, model: str, method: str, path: str, seconds: float, **content: Any
+    ) -> httpx.Response:
+        """One request.
+
+        Raises:
+            Overloaded: the app cannot be reached, or something between answers for it.
+            CalotypeError: what the app raised.
+        """
+        url = self.endpoints.get(model, "").rstrip("/")
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        try:
+            answer = await self._client.request(
+                method, f"{url}/internal/v1/{path}", timeout=timeout, **content
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Overloaded(
+                f"The model {model} cannot be reached at the moment.", retry_after=10
+            ) from error
+        if answer.is_success:
+            return answer
+        raise _error(model, answer)
+
+
+def _error(model: str, answer: httpx.Response) -> CalotypeError:
+    try:
+        return error_from_payload(answer.json()["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Serve's own proxy, while the app behind it is not there.
+        return Overloaded(
+            f"The model {model} is starting or stopping (status {answer.status_code}).",
+            retry_after=10,
+        )
+
+
+def _packed(pixels: Pixels) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")

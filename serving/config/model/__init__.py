@@ -1,0 +1,1 @@
+"""ImageModel, and the parts of its spec."""

@@ -1,0 +1,1 @@
+"""The request, the error tree and the Protocols that all parts share."""

@@ -1,0 +1,142 @@
+"""The seams of the service: small Protocols, each with two real implementations.
+
+| protocol            | on a cluster / the laptop service   | in one process (CLI, tests)       |
+|---------------------|-------------------------------------|-----------------------------------|
+| `GenerationBackend` | ``deployments.backend.RayBackend``  | ``local.LocalBackend``            |
+| `BlobStore`         | ``storage.open_blobs(url)``         | ``testing.MemoryBlobStore``       |
+| `SafetyStage`       | ``deployments.moderator`` handle    | ``local.InProcessSafety``         |
+| `Clock`             | ``time`` module via `SystemClock`   | ``testing.ManualClock``           |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+
+class Clock(Protocol):
+    """Where time comes from; seconds."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds of a clock that never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class BlobStore(Protocol):
+    """Bytes under a key. Written whole or not at all. Raises StorageFailed."""
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+    def get(self, key: str) -> bytes:
+        """Raises NotFound when there is no such key."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Deleting what is not there is no error."""
+        ...
+
+
+class ListedBlobStore(BlobStore, Protocol):
+    """A `BlobStore` that can be looked through, for whoever cleans up."""
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        """(key, seconds since the epoch of its last `put`) of every blob."""
+        ...
+
+
+class SafetyStage(Protocol):
+    """The safety stage as serving sees it. A decision is the JSON of `moderation.policy.Decision`.
+
+    Raises ModerationUnavailable when it cannot judge: fail closed.
+    """
+
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Args:
+        scope: for whom, the JSON of `moderation.rulebook.Scope`: ``policies``, ``wish``.
+        """
+        ...
+
+    async def judge_image(
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Args:
+        prompt: what the picture was drawn for, if anything.
+        references: the pictures it was drawn from.
+        scope: as of `judge_prompt`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What a backend says of one model."""
+
+    name: str
+    ready: bool
+    replicas: int = 0
+    queue_seconds: float = 0.0
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Adapter name -> state: ``loading``, ``ready`` or a sentence that says why it failed."""
+    message: str = ""
+
+
+class GenerationBackend(Protocol):
+    """What the gateway needs of the machinery behind the job store.
+
+    The job row is durable before `submit` is called: a backend that forgets everything may lose
+    time but never a job.
+    """
+
+    async def submit(self, job_id: str) -> None:
+        """Says that a queued job is in the store. Raises Overloaded when nobody can be told."""
+        ...
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        """Returns when the job is over, or after ``timeout`` seconds; the store tells which."""
+        ...
+
+    async def cancel(self, job_id: str) -> None:
+        """Asks for the job to stop before its next step. Idempotent."""
+        ...
+
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Decisions (`SafetyStage`) for every text, then for every image.
+
+        Args:
+            scope: as of `SafetyStage.judge_prompt`.
+            models: by the policy of one of these; None = of any.
+        """
+        ...
+
+    async def status(self) -> list[ModelStatus]: ...

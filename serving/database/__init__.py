@@ -1,0 +1,1 @@
+"""The job database: one repository for each kind of record, over one connection pool."""

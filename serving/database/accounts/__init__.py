@@ -1,0 +1,1 @@
+"""Teams, API keys, quotas and usage."""

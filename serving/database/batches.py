@@ -1,0 +1,164 @@
+"""Batches in the database: many requests in one file, answered in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, and_, func, or_, select, update
+
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.protocols import Clock
+from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.schema.tables import batch_lines, batches
+from calotype.serving.jobs.records import BatchLine, BatchRecord
+
+WORKING = ("in_progress", "cancelling")
+"""States in which a batch needs somebody to work on it."""
+
+
+class Batches:
+    """Base of `JobStore`; every method may raise `StorageFailed`."""
+
+    engine: Engine
+    clock: Clock
+
+    def add_batch(self, batch: BatchRecord, lines: Sequence[BatchLine]) -> None:
+        values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+        with writing(self.engine, durable=True) as connection:
+            connection.execute(batches.insert().values(values))
+            rows = [{n: getattr(line, n) for n in line.__dataclass_fields__} for line in lines]
+            if rows:
+                connection.execute(batch_lines.insert(), rows)
+
+    def get_batch(self, batch_id: str, team_id: str | None = None) -> BatchRecord:
+        """Raises NotFound when the team has no such batch."""
+        query = select(batches).where(batches.c.id == batch_id)
+        if team_id is not None:
+            query = query.where(batches.c.team_id == team_id)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound(f"There is no batch '{batch_id[:80]}'.")
+        return BatchRecord(**row)
+
+    def list_batches(
+        self, team_id: str, *, limit: int, after: str | None = None
+    ) -> list[BatchRecord]:
+        """Newest first; ``after`` is the last id of the page before."""
+        table = batches.c
+        query = select(batches).where(table.team_id == team_id)
+        if after is not None:
+            try:
+                last = self.get_batch(after, team_id)
+            except NotFound as error:
+                raise InvalidRequest(
+                    f"after names no batch: {after[:80]!r}.", param="after"
+                ) from error
+            same = and_(table.created == last.created, table.id < last.id)
+            query = query.where(or_(table.created < last.created, same))
+        query = query.order_by(table.created.desc(), table.id.desc()).limit(limit)
+        with reading(self.engine) as connection:
+            return [BatchRecord(**row) for row in connection.execute(query).mappings()]
+
+    def change_batch(
+        self, batch_id: str, status: str, only_from: Sequence[str] = WORKING, **values: Any
+    ) -> BatchRecord:
+        """Moves a batch on; one that is not in ``only_from`` any more stays as it is."""
+        with writing(self.engine) as connection:
+            found = connection.execute(
+                select(batches).where(batches.c.id == batch_id).with_for_update()
+            )
+            row = found.mappings().one()
+            if row["status"] in only_from:
+                moments = {**row["moments"], status: self.clock.time()}
+                connection.execute(
+                    update(batches)
+                    .where(batches.c.id == batch_id)
+                    .values(status=status, moments=moments, **values)
+                )
+        return self.get_batch(batch_id)
+
+    def claim_batch(self, hold_seconds: float) -> BatchRecord | None:
+        """Takes one batch that needs work; nobody else gets it for so long."""
+        now = self.clock.time()
+        free = or_(batches.c.claimed_until.is_(None), batches.c.claimed_until <= now)
+        query = (
+            select(batches)
+            .where(batches.c.status.in_(WORKING), free)
+            .order_by(batches.c.claimed_until.is_not(None), batches.c.claimed_until)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with writing(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                return None
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == row["id"])
+                .values(claimed_until=now + hold_seconds)
+            )
+        return BatchRecord(**row)
+
+    def rest_batch(self, batch_id: str, seconds: float) -> None:
+        """Nothing to do for it for a moment."""
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == batch_id)
+                .values(claimed_until=self.clock.time() + seconds)
+            )
+
+    def batch_counts(self, batch_ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        """batch id -> (lines, answered well, answered with an error)."""
+        lines = batch_lines.c
+        status = lines.answer["status_code"].as_integer()
+        query = (
+            select(
+                lines.batch_id,
+                func.count(),
+                func.count().filter(lines.answer.is_not(None), status == 200),
+                func.count().filter(lines.answer.is_not(None), status != 200),
+            )
+            .where(lines.batch_id.in_(list(batch_ids)))
+            .group_by(lines.batch_id)
+        )
+        with reading(self.engine) as connection:
+            return {row[0]: (row[1], row[2], row[3]) for row in connection.execute(query)}
+
+    def unanswered_lines(self, batch_id: str, *, started: bool, limit: int) -> list[BatchLine]:
+        """Lines without an answer, with a job (``started``) or without one, in order."""
+        lines = batch_lines.c
+        begun = lines.job_id.is_not(None) if started else lines.job_id.is_(None)
+        query = (
+            select(batch_lines)
+            .where(lines.batch_id == batch_id, lines.answer.is_(None), begun)
+            .order_by(lines.line)
+            .limit(limit)
+        )
+        return self._lines(query)
+
+    def answered_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
+        """Lines with an answer, in order, from the one behind ``after`` on."""
+        lines = batch_lines.c
+        query = (
+            select(batch_lines)
+            .where(lines.batch_id == batch_id, lines.answer.is_not(None), lines.line > after)
+            .order_by(lines.line)
+            .limit(limit)
+        )
+        return self._lines(query)
+
+    def set_line(self, line: BatchLine, **values: Any) -> None:
+        """Notes the job of a line, or its answer."""
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(batch_lines.c.batch_id == line.batch_id, batch_lines.c.line == line.line)
+                .values(values)
+            )
+
+    def _lines(self, query: Any) -> list[BatchLine]:
+        with reading(self.engine) as connection:
+            return [BatchLine(**row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,125 @@
+"""What a running generator leaves for others: checkpoints for its successor, previews for clients.
+
+Both are fenced: what arrives under an older lease is refused. The blobs become garbage when nobody
+needs them any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, select, update
+
+from calotype.serving.core.protocols import Clock
+from calotype.serving.database.blob_refs import drop, hold
+from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.schema.tables import checkpoints, jobs, previews
+from calotype.serving.jobs.records import Checkpoint, PreviewRecord
+
+
+def clear_hand_over(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
+    """Lets go of the checkpoint of a job that is over, and of previews of what was not drawn.
+
+    Those of a drawn picture stay until the job expires: a client that looks a moment too late, or
+    comes back, gets them all the same.
+    """
+    for table in (checkpoints,) if drawn else (checkpoints, previews):
+        gone = connection.execute(
+            delete(table).where(table.c.job_id == job_id).returning(table.c.blob_key)
+        )
+        drop(connection, list(gone.scalars()), now)
+
+
+class HandOver:
+    """Base of `JobStore`; every method may raise `StorageFailed`."""
+
+    engine: Engine
+    clock: Clock
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Replaces the job's checkpoint; False when the lease is not the current one."""
+        with writing(self.engine) as connection:
+            if not _holds(connection, checkpoint.job_id, checkpoint.fence):
+                return False
+            gone = connection.execute(
+                delete(checkpoints)
+                .where(checkpoints.c.job_id == checkpoint.job_id)
+                .returning(checkpoints.c.blob_key)
+            )
+            old = [key for key in gone.scalars() if key != checkpoint.blob_key]
+            connection.execute(checkpoints.insert().values(_values(checkpoint)))
+            hold(connection, [checkpoint.blob_key])
+            drop(connection, old, self.clock.time())
+        return True
+
+    def get_checkpoint(self, job_id: str) -> Checkpoint | None:
+        with reading(self.engine) as connection:
+            query = select(checkpoints).where(checkpoints.c.job_id == job_id)
+            row = connection.execute(query).mappings().first()
+        return None if row is None else Checkpoint(**row)
+
+    def drop_checkpoint(self, job_id: str) -> None:
+        """The checkpoint cannot be read: the job starts from the beginning."""
+        with writing(self.engine) as connection:
+            gone = connection.execute(
+                delete(checkpoints)
+                .where(checkpoints.c.job_id == job_id)
+                .returning(checkpoints.c.blob_key)
+            )
+            drop(connection, list(gone.scalars()), self.clock.time())
+
+    def add_preview(self, preview: PreviewRecord) -> bool:
+        """False when the lease is not the current one or the preview is there already.
+
+        It counts for the step at which it arrives, so that it comes after what clients have seen.
+        """
+        with writing(self.engine) as connection:
+            if not _holds(connection, preview.job_id, preview.fence):
+                return False
+            step = select(jobs.c.step).where(jobs.c.id == preview.job_id)
+            reached = int(connection.execute(step).scalar_one())
+            preview = replace(preview, step=max(reached, preview.step))
+            known = select(previews.c.blob_key).where(
+                previews.c.job_id == preview.job_id,
+                previews.c.image_index == preview.image_index,
+                previews.c.partial_index == preview.partial_index,
+            )
+            if connection.execute(known).first() is not None:
+                return False
+            connection.execute(previews.insert().values(_values(preview)))
+            hold(connection, [preview.blob_key])
+        return True
+
+    def list_previews(self, job_id: str) -> list[PreviewRecord]:
+        """Of a job that is open or succeeded, in the order in which they were drawn."""
+        query = (
+            select(previews)
+            .where(previews.c.job_id == job_id)
+            .order_by(previews.c.partial_index, previews.c.image_index)
+        )
+        with reading(self.engine) as connection:
+            return [PreviewRecord(**row) for row in connection.execute(query).mappings()]
+
+    def watch_jobs(self, job_ids: Sequence[str]) -> Mapping[str, tuple[Any, ...]]:
+        """job id -> (status, fence, step, previews): tells cheaply whether anything changed."""
+        drawn = select(func.count()).where(previews.c.job_id == jobs.c.id).scalar_subquery()
+        query = select(jobs.c.id, jobs.c.status, jobs.c.fence, jobs.c.step, drawn)
+        with reading(self.engine) as connection:
+            found = connection.execute(query.where(jobs.c.id.in_(list(job_ids))))
+            return {row[0]: tuple(row[1:]) for row in found}
+
+
+def _holds(connection: Connection, job_id: str, fence: int) -> bool:
+    # An update, not a select: it takes the row's lock, so that no new lease comes in between.
+    found = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status == "running", jobs.c.fence == fence)
+        .values(fence=fence)
+    )
+    return found.rowcount == 1
+
+
+def _values(record: Checkpoint | PreviewRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}

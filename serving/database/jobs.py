@@ -1,0 +1,347 @@
+"""The durable record of every job: transitions are compare-and-set, one terminal state each.
+
+Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``. Teams and keys are in
+`accounts`, pictures and files in `shelf`, quotas in `quotas`, webhooks in `deliveries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, and_, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.protocols import Clock, SystemClock
+from calotype.serving.database.accounts.quotas import RateState, reserve, settle
+from calotype.serving.database.accounts.teams import Accounts
+from calotype.serving.database.accounts.usage import Ledger, record_usage, used_seconds
+from calotype.serving.database.batches import Batches
+from calotype.serving.database.blob_refs import Shelf, hold
+from calotype.serving.database.connection import create_database_engine, flush, reading, writing
+from calotype.serving.database.forecasts import Forecasts
+from calotype.serving.database.intermediates import HandOver, clear_hand_over
+from calotype.serving.database.retention import Expiry
+from calotype.serving.database.review.held_images import (
+    HeldPictures,
+    HeldRecord,
+    add_held,
+    held_reasons,
+)
+from calotype.serving.database.review.reviewer_audit import PeopleLog
+from calotype.serving.database.schema.tables import assets, jobs
+from calotype.serving.database.schema.upgrade import upgrade_database
+from calotype.serving.database.takedowns import Takedowns
+from calotype.serving.database.webhooks import Deliveries, announce
+from calotype.serving.jobs.lifecycle import Status, sources
+from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
+
+
+class JobStore(
+    Accounts,
+    Shelf,
+    HandOver,
+    Forecasts,
+    Ledger,
+    Deliveries,
+    Batches,
+    HeldPictures,
+    PeopleLog,
+    Takedowns,
+    Expiry,
+):
+    """The job database.
+
+    Raises:
+        StorageFailed: from every method, when the database cannot be read or written.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.clock: Clock = clock or SystemClock()
+
+    @classmethod
+    def open(cls, url: str, clock: Clock | None = None) -> JobStore:
+        """Upgrades the tables behind ``url`` and connects."""
+        upgrade_database(url)
+        return cls.connect(url, clock)
+
+    @classmethod
+    def connect(cls, url: str, clock: Clock | None = None) -> JobStore:
+        """Connects to a database whose tables are upgraded already."""
+        return cls(create_database_engine(url), clock)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # -- making and finding jobs -------------------------------------------------------------
+
+    def create_job(self, new: NewJob) -> JobRecord:
+        """`admit_job` for who does not care about rate limits."""
+        return self.admit_job(new)[0]
+
+    def admit_job(self, new: NewJob) -> tuple[JobRecord, RateState | None]:
+        """Inserts a queued job and charges its team, in one transaction that a power cut spares.
+
+        Returns:
+            The job (or the one of the same ``idempotency``), and the team's rate limit if it has
+            one.
+
+        Raises:
+            QuotaExceeded, PermissionDenied: see `quotas.reserve`; there is no job then.
+        """
+        now = self.clock.time()
+        values: dict[str, Any] = {name: getattr(new, name) for name in new.__dataclass_fields__} | {
+            "status": "queued",
+            "fence": 0,
+            "attempts": 0,
+            "step": 0,
+            "steps": int(new.request.get("steps", 0)),
+            "created": now,
+        }
+        try:
+            with writing(self.engine, durable=True) as connection:
+                rate, day = reserve(connection, new, now)
+                connection.execute(jobs.insert().values(**values, reserved_day=day))
+                return _one(connection, new.id), rate
+        except IntegrityError as error:
+            first = self.find_idempotent(new.idempotency) if new.idempotency else None
+            if first is None:
+                raise InvalidRequest(f"The job cannot be recorded: {error.orig}.") from error
+            flush(self.engine)  # who made it may not have come so far yet
+            return first, None
+
+    def get_job(self, job_id: str, team_id: str | None = None) -> JobRecord | None:
+        """The job, or None when there is none or it is another team's."""
+        query = select(jobs).where(jobs.c.id == job_id)
+        if team_id is not None:
+            query = query.where(jobs.c.team_id == team_id)
+        return self._first(query)
+
+    def find_idempotent(self, idempotency: str) -> JobRecord | None:
+        return self._first(select(jobs).where(jobs.c.idempotency == idempotency))
+
+    def forget_idempotency(self, job_id: str) -> None:
+        """Frees the key of a job whose 24 hours are over."""
+        with writing(self.engine) as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(idempotency=None))
+
+    def find_same_body(
+        self, api_key_id: str, body_sha256: str, created_after: float
+    ) -> JobRecord | None:
+        """The newest job that one key made with one body: what an SDK's retry attaches to."""
+        return self._first(
+            select(jobs)
+            .where(
+                jobs.c.api_key_id == api_key_id,
+                jobs.c.body_sha256 == body_sha256,
+                jobs.c.created >= created_after,
+            )
+            .order_by(jobs.c.created.desc())
+            .limit(1)
+        )
+
+    def list_jobs(
+        self,
+        team_id: str,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        status: Status | None = None,
+        created_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[JobRecord]:
+        """Newest first, without expired ones; ``after`` is the last id of the page before."""
+        query = select(jobs).where(jobs.c.team_id == team_id, jobs.c.purged.is_(None))
+        for name, value in (metadata or {}).items():
+            query = query.where(jobs.c.metadata[name].as_string() == value)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        if created_after is not None:
+            query = query.where(jobs.c.created > created_after)
+        if after is not None:
+            last = self.get_job(after, team_id)
+            if last is None:
+                raise InvalidRequest(f"after names no job: {after!r}.", param="after")
+            query = query.where(
+                or_(
+                    jobs.c.created < last.created,
+                    and_(jobs.c.created == last.created, jobs.c.id < last.id),
+                )
+            )
+        query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
+        return self._all(query)
+
+    def open_jobs(self, model: str | None, status: Status) -> list[JobRecord]:
+        """Every job of one state, oldest first: what a starting dispatcher reads."""
+        query = select(jobs).where(jobs.c.status == status)
+        if model is not None:
+            query = query.where(jobs.c.model == model)
+        return self._all(query.order_by(jobs.c.created, jobs.c.id))
+
+    def queued_job_ids(self, model: str | None, made_after: float | None = None) -> list[str]:
+        """Oldest first."""
+        query = select(jobs.c.id).where(jobs.c.status == "queued")
+        if made_after is not None:
+            query = query.where(jobs.c.created >= made_after)
+        if model is not None:
+            query = query.where(jobs.c.model == model)
+        with reading(self.engine) as connection:
+            return list(connection.execute(query.order_by(jobs.c.created, jobs.c.id)).scalars())
+
+    def count_jobs(self) -> dict[tuple[str, str], int]:
+        """(model, status) -> how many."""
+        query = select(jobs.c.model, jobs.c.status, func.count()).group_by(
+            jobs.c.status, jobs.c.model
+        )
+        with reading(self.engine) as connection:
+            return {(model, status): n for model, status, n in connection.execute(query)}
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def start_job(self, job_id: str, replica: str, lease_expires: float) -> JobRecord | None:
+        """queued -> running under a new fence; None when the job is not queued any more."""
+        now = self.clock.time()
+        values = {
+            "fence": jobs.c.fence + 1,
+            "attempts": jobs.c.attempts + 1,
+            "step": 0,
+            "started": func.coalesce(jobs.c.started, now),
+            "lease_replica": replica,
+            "lease_expires": lease_expires,
+        }
+        with writing(self.engine) as connection:
+            if not self._compare_and_set(connection, job_id, "running", None, values):
+                return None
+            job = _one(connection, job_id)
+            if job.fence == 1:
+                announce(connection, job, now)
+            return job
+
+    def requeue_job(self, job_id: str, fence: int, count_attempt: bool = True) -> JobRecord | None:
+        """running -> queued; None when ``fence`` is not the current lease's."""
+        values: dict[str, Any] = {
+            "fence": jobs.c.fence + 1,
+            "step": 0,
+            "lease_replica": None,
+            "lease_expires": None,
+        }
+        if not count_attempt:
+            values["attempts"] = jobs.c.attempts - 1
+        return self._change(job_id, "queued", fence, values)
+
+    def renew_leases(
+        self, replica: str, progress: Mapping[str, Sequence[int]], lease_expires: float
+    ) -> None:
+        """Records ``job_id -> (fence, step, steps)`` where the lease is this replica's."""
+        with writing(self.engine) as connection:
+            for job_id, (fence, step, steps) in progress.items():
+                connection.execute(
+                    update(jobs)
+                    .where(
+                        jobs.c.id == job_id,
+                        jobs.c.status == "running",
+                        jobs.c.fence == fence,
+                        jobs.c.lease_replica == replica,
+                    )
+                    .values(step=step, steps=steps, lease_expires=lease_expires)
+                )
+
+    def record_moderation(self, job_id: str, moderation: dict[str, Any]) -> None:
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(jobs).where(jobs.c.id == job_id).values(moderation=moderation)
+            )
+
+    def finish_job(
+        self,
+        job_id: str,
+        status: Status,
+        *,
+        fence: int | None = None,
+        error: dict[str, Any] | None = None,
+        output: dict[str, Any] | None = None,
+        moderation: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        stored: Sequence[AssetRecord] = (),
+        held: Sequence[HeldRecord] = (),
+    ) -> JobRecord | None:
+        """Ends the job in one durable transaction; None when it was over before.
+
+        With it: its assets, pictures that wait for a person, its team's quota and usage, and the
+        webhooks that tell of it.
+
+        With a ``fence`` only the holder of that lease may end it.
+        """
+        values: dict[str, Any] = {
+            "completed": self.clock.time(),
+            "lease_replica": None,
+            "lease_expires": None,
+        }
+        given = {
+            "error": error,
+            "output": output,
+            "moderation": moderation,
+            "usage": usage,
+            "metrics": metrics,
+        }
+        values |= {name: value for name, value in given.items() if value is not None}
+        with writing(self.engine, durable=True) as connection:
+            if not self._compare_and_set(connection, job_id, status, fence, values):
+                return None
+            for asset in stored:
+                connection.execute(
+                    assets.insert().values(
+                        {name: getattr(asset, name) for name in asset.__dataclass_fields__}
+                    )
+                )
+            hold(connection, [asset.blob_key for asset in stored])
+            add_held(connection, held, held_reasons(moderation), values["completed"])
+            job = _one(connection, job_id)
+            settle(connection, job, used_seconds(job))
+            record_usage(connection, job)
+            drawn = status == "succeeded"
+            clear_hand_over(connection, job_id, values["completed"], drawn=drawn)
+            announce(connection, job, values["completed"])
+            return job
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _change(
+        self, job_id: str, status: Status, fence: int | None, values: dict[str, Any]
+    ) -> JobRecord | None:
+        with writing(self.engine) as connection:
+            if not self._compare_and_set(connection, job_id, status, fence, values):
+                return None
+            return _one(connection, job_id)
+
+    @staticmethod
+    def _compare_and_set(
+        connection: Connection,
+        job_id: str,
+        status: Status,
+        fence: int | None,
+        values: dict[str, Any],
+    ) -> bool:
+        statement = update(jobs).where(
+            jobs.c.id == job_id, jobs.c.status.in_(sorted(sources(status)))
+        )
+        if fence is not None:
+            statement = statement.where(jobs.c.status == "running", jobs.c.fence == fence)
+        return connection.execute(statement.values(status=status, **values)).rowcount == 1
+
+    def _first(self, query: Select[Any]) -> JobRecord | None:
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else JobRecord(**row)
+
+    def _all(self, query: Select[Any]) -> list[JobRecord]:
+        with reading(self.engine) as connection:
+            return [JobRecord(**row) for row in connection.execute(query).mappings()]
+
+
+def _one(connection: Connection, job_id: str) -> JobRecord:
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
+    return JobRecord(**row)

@@ -1,0 +1,104 @@
+"""What is removed when its time is over: jobs with their prompts, then what is left of them."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, and_, delete, or_, select, update
+
+from calotype.serving.core.protocols import Clock
+from calotype.serving.database.blob_refs import drop
+from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.schema.tables import (
+    assets,
+    batch_lines,
+    batches,
+    checkpoints,
+    jobs,
+    previews,
+    webhook_attempts,
+    webhook_deliveries,
+)
+from calotype.serving.jobs.lifecycle import OPEN, TERMINAL
+from calotype.serving.jobs.records import JobRecord
+
+_PAGE = 200
+_EMPTY_REQUEST = ("rendered_size", "size", "steps", "n")
+
+
+class Expiry:
+    """Base of `JobStore`; every method may raise `StorageFailed`."""
+
+    engine: Engine
+    clock: Clock
+
+    def purge_jobs(self, limit: int = _PAGE) -> int:
+        """Takes prompt, recipe and pictures from jobs whose time is over; how many there were.
+
+        What is left says that there was such a job (410), until `forget_jobs`.
+        """
+        now = self.clock.time()
+        over = and_(
+            jobs.c.expires <= now, jobs.c.purged.is_(None), jobs.c.status.in_(sorted(TERMINAL))
+        )
+        with writing(self.engine) as connection:
+            found = connection.execute(select(jobs).where(over).limit(limit)).mappings()
+            ended = [JobRecord(**row) for row in found]
+            for job in ended:
+                connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == job.id)
+                    .values(
+                        purged=now,
+                        input={},
+                        request={k: job.request[k] for k in _EMPTY_REQUEST if k in job.request},
+                        recipe=None,
+                        output=None,
+                        error=None,
+                        moderation=None,
+                        metadata={},
+                        webhook=None,
+                        idempotency=None,
+                        body_sha256=None,
+                    )
+                )
+                for table in (assets, previews):
+                    gone = connection.execute(
+                        delete(table).where(table.c.job_id == job.id).returning(table.c.blob_key)
+                    )
+                    drop(connection, list(gone.scalars()), now)
+        return len(ended)
+
+    def forget_jobs(self, purged_before: float, limit: int = _PAGE) -> int:
+        """Removes the last trace of jobs that were purged so long ago; their usage stays."""
+        with writing(self.engine) as connection:
+            query = select(jobs.c.id).where(jobs.c.purged <= purged_before).limit(limit)
+            ids = list(connection.execute(query).scalars())
+            if not ids:
+                return 0
+            for table in (checkpoints, previews, assets):
+                connection.execute(delete(table).where(table.c.job_id.in_(ids)))
+            told = select(webhook_deliveries.c.id).where(webhook_deliveries.c.job_id.in_(ids))
+            attempts = webhook_attempts.c.delivery_id.in_(told)
+            connection.execute(delete(webhook_attempts).where(attempts))
+            connection.execute(
+                delete(webhook_deliveries).where(webhook_deliveries.c.job_id.in_(ids))
+            )
+            connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+        return len(ids)
+
+    def forget_batches(self, ended_before: float, limit: int = _PAGE) -> int:
+        """Removes batches whose window ended so long ago; their files expire by themselves."""
+        with writing(self.engine) as connection:
+            done = batches.c.status.not_in(("in_progress", "cancelling"))
+            query = select(batches.c.id).where(done, batches.c.deadline <= ended_before)
+            ids = list(connection.execute(query.limit(limit)).scalars())
+            if ids:
+                connection.execute(delete(batch_lines).where(batch_lines.c.batch_id.in_(ids)))
+                connection.execute(delete(batches).where(batches.c.id.in_(ids)))
+        return len(ids)
+
+    def overdue_jobs(self, deadline_before: float, limit: int = _PAGE) -> list[str]:
+        """Open jobs past their deadline: their dispatcher is away, or was never there."""
+        late = or_(jobs.c.deadline <= deadline_before, jobs.c.expires <= deadline_before)
+        query = select(jobs.c.id).where(jobs.c.status.in_(sorted(OPEN)), late).limit(limit)
+        with reading(self.engine) as connection:
+            return list(connection.execute(query).scalars())

@@ -1,0 +1,1 @@
+"""What people decide: cases, held images, and the log of what reviewers did."""

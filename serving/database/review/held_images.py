@@ -1,0 +1,190 @@
+"""Pictures that wait for a person: nobody's asset until they are approved, gone if they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+
+from calotype.serving.core.errors import NotFound
+from calotype.serving.core.protocols import Clock
+from calotype.serving.database.blob_refs import drop, hold
+from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.review.cases import CaseRecord, Cases
+from calotype.serving.database.schema.held_table import held_pictures
+from calotype.serving.database.schema.tables import assets, cases, jobs
+from calotype.serving.database.webhooks import announce
+from calotype.serving.jobs.records import JobRecord
+
+HELD_SECONDS = 14 * 86_400.0
+"""What nobody decides on for so long is rejected."""
+RELEASED_EVENT = "image.asset.released"
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRecord:
+    """A row of the table ``held_pictures``."""
+
+    asset_id: str
+    case_id: str
+    job_id: str
+    team_id: str
+    position: int
+    blob_key: str
+    seal: str
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    sha256: str
+    created: float
+    expires: float
+
+
+def add_held(
+    connection: Connection, held: Sequence[HeldRecord], reasons: Sequence[str], now: float
+) -> None:
+    """Stores pictures of a job that ends, and opens a case for each.
+
+    Args:
+        reasons: one for each, for the reviewer.
+    """
+    for picture, reason in zip(held, reasons, strict=True):
+        connection.execute(
+            insert(cases).values(
+                id=picture.case_id,
+                kind="review",
+                team_id=picture.team_id,
+                subject=picture.asset_id,
+                reason=reason,
+                status="open",
+                created=now,
+            )
+        )
+        values = {name: getattr(picture, name) for name in picture.__dataclass_fields__}
+        values |= {"created": now, "expires": now + HELD_SECONDS}
+        connection.execute(insert(held_pictures).values(values))
+    hold(connection, [picture.blob_key for picture in held])
+
+
+def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
+    """What a reviewer reads of each held picture, by the job's moderation."""
+    return [
+        f"The policy holds this picture for {', '.join(entry['categories']) or 'review'}."
+        for entry in (moderation or {}).get("held", [])
+    ]
+
+
+class HeldPictures(Cases):
+    """Base of `JobStore`; every method may raise `StorageFailed`."""
+
+    engine: Engine
+    clock: Clock
+
+    def get_held(self, asset_id: str) -> HeldRecord | None:
+        query = select(held_pictures).where(held_pictures.c.asset_id == asset_id)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else HeldRecord(**row)
+
+    def release_held(self, case: CaseRecord, reviewer: str, note: str, blob_key: str) -> CaseRecord:
+        """Ends the case as approved: the picture becomes an asset of its team, which is told.
+
+        Args:
+            blob_key: where the unsealed file is.
+
+        Raises:
+            Conflict: see `decide_case`.
+            NotFound: the picture is not held any more, or its job is forgotten.
+        """
+
+        def release(connection: Connection) -> None:
+            now = self.clock.time()
+            held = _taken(connection, case.subject, now)
+            job = _job(connection, held.job_id)
+            kept = (job.expires or now) - job.created
+            connection.execute(
+                insert(assets).values(
+                    id=held.asset_id,
+                    job_id=held.job_id,
+                    team_id=held.team_id,
+                    blob_key=blob_key,
+                    content_type=held.content_type,
+                    width=held.width,
+                    height=held.height,
+                    seed=held.seed,
+                    sha256=held.sha256,
+                    created=now,
+                    expires=now + kept if job.expires is not None else None,
+                )
+            )
+            hold(connection, [blob_key])
+            job = _noted(connection, job, held.asset_id, "released")
+            announce(connection, job, now, RELEASED_EVENT)
+
+        return self.decide_case(case.id, reviewer, "approved", note, release)
+
+    def reject_held(self, case: CaseRecord, reviewer: str, note: str) -> CaseRecord:
+        """Ends the case as rejected: the picture is gone. Raises Conflict: see `decide_case`."""
+
+        def reject(connection: Connection) -> None:
+            held = _taken(connection, case.subject, self.clock.time())
+            _noted(connection, _job(connection, held.job_id), held.asset_id, "rejected")
+
+        return self.decide_case(case.id, reviewer, "rejected", note, reject)
+
+    def expire_held(self, limit: int = _PAGE) -> int:
+        """Rejects what nobody has decided on in time; how many there were."""
+        now = self.clock.time()
+        query = select(held_pictures).where(held_pictures.c.expires <= now).limit(limit)
+        with writing(self.engine) as connection:
+            late = [HeldRecord(**row) for row in connection.execute(query).mappings()]
+            for held in late:
+                _taken(connection, held.asset_id, now)
+                connection.execute(
+                    update(cases)
+                    .where(cases.c.id == held.case_id, cases.c.status == "open")
+                    .values(status="rejected", note="Nobody decided in time.", decided=now)
+                )
+                job = _find_job(connection, held.job_id)
+                if job is not None:
+                    _noted(connection, job, held.asset_id, "rejected")
+        return len(late)
+
+
+def _taken(connection: Connection, asset_id: str, now: float) -> HeldRecord:
+    """Removes the row; its file becomes garbage, and unreadable at once."""
+    gone = delete(held_pictures).where(held_pictures.c.asset_id == asset_id)
+    row = connection.execute(gone.returning(held_pictures)).mappings().first()
+    if row is None:
+        raise NotFound(f"The picture '{asset_id[:80]}' is not held any more.")
+    drop(connection, [row["blob_key"]], now)
+    return HeldRecord(**row)
+
+
+def _job(connection: Connection, job_id: str) -> JobRecord:
+    found = _find_job(connection, job_id)
+    if found is None:
+        raise NotFound(f"The job '{job_id}' of the held picture is forgotten: reject it.")
+    return found
+
+
+def _find_job(connection: Connection, job_id: str) -> JobRecord | None:
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
+    return None if row is None else JobRecord(**row)
+
+
+def _noted(connection: Connection, job: JobRecord, asset_id: str, status: str) -> JobRecord:
+    """The job with the new state of one of its held pictures."""
+    if job.moderation is None:  # expired meanwhile: nothing tells of its pictures any more
+        return job
+    held: list[dict[str, Any]] = [
+        {**entry, "status": status} if entry["asset_id"] == asset_id else entry
+        for entry in job.moderation.get("held", [])
+    ]
+    moderation = {**job.moderation, "held": held}
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(moderation=moderation))
+    return replace(job, moderation=moderation)

@@ -1,0 +1,343 @@
+"""Webhooks in the database: who wants to be told, what is on its way, what became of it.
+
+An event is written in the transaction that made it happen, so none is lost; a sender claims due
+deliveries, and one that dies leaves them to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, and_, delete, or_, select, update
+
+from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.protocols import Clock
+from calotype.serving.database.accounts.teams import make_webhook_secret
+from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.schema.tables import (
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_endpoints,
+)
+from calotype.serving.jobs.records import (
+    AttemptRecord,
+    DeliveryRecord,
+    EndpointRecord,
+    JobRecord,
+    new_id,
+)
+
+EVENT_TYPES = (
+    "image.job.started",
+    "image.job.succeeded",
+    "image.job.failed",
+    "image.job.canceled",
+    "image.asset.released",
+)
+TEST_EVENT = "webhook.test"
+TERMINAL_EVENTS = EVENT_TYPES[1:]
+ROTATION_SECONDS = 24 * 3600.0
+"""After a rotation both secrets sign for so long."""
+
+
+def announce(connection: Connection, job: JobRecord, now: float, event: str = "") -> None:
+    """Notes that whoever wants to know must be told of the job's new state, or of ``event``."""
+    state = "started" if job.status == "running" else job.status
+    event = event or f"image.job.{state}"
+    wanted: list[tuple[str | None, str]] = []
+    if job.webhook is not None and event in (job.webhook.get("events") or TERMINAL_EVENTS):
+        wanted.append((None, str(job.webhook["url"])))
+    endpoints = connection.execute(
+        select(webhook_endpoints).where(
+            webhook_endpoints.c.team_id == job.team_id, webhook_endpoints.c.disabled.is_(None)
+        )
+    )
+    wanted += [
+        (row["id"], row["url"]) for row in endpoints.mappings() if event in row["event_types"]
+    ]
+    for endpoint_id, url in wanted:
+        _add(connection, job.team_id, endpoint_id, url, event, now, job_id=job.id)
+
+
+class Deliveries:
+    """Base of `JobStore`; every method may raise `StorageFailed`."""
+
+    engine: Engine
+    clock: Clock
+
+    # -- endpoints -----------------------------------------------------------------------------
+
+    def add_endpoint(self, team_id: str, name: str, url: str, events: list[str]) -> EndpointRecord:
+        now = self.clock.time()
+        endpoint = EndpointRecord(
+            id=new_id("wh"),
+            team_id=team_id,
+            name=name,
+            url=url,
+            event_types=events,
+            secret=make_webhook_secret(),
+            old_secret=None,
+            old_secret_expires=None,
+            disabled=None,
+            disabled_reason=None,
+            created=now,
+            updated=now,
+        )
+        values = {field: getattr(endpoint, field) for field in endpoint.__dataclass_fields__}
+        with writing(self.engine, durable=True) as connection:
+            connection.execute(webhook_endpoints.insert().values(values))
+        return endpoint
+
+    def get_endpoint(self, endpoint_id: str, team_id: str) -> EndpointRecord:
+        """Raises NotFound when the team has no such endpoint."""
+        query = select(webhook_endpoints).where(
+            webhook_endpoints.c.id == endpoint_id, webhook_endpoints.c.team_id == team_id
+        )
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound(f"There is no webhook endpoint '{endpoint_id[:80]}'.")
+        return EndpointRecord(**row)
+
+    def list_endpoints(self, team_id: str) -> list[EndpointRecord]:
+        """Newest first."""
+        query = (
+            select(webhook_endpoints)
+            .where(webhook_endpoints.c.team_id == team_id)
+            .order_by(webhook_endpoints.c.created.desc(), webhook_endpoints.c.id.desc())
+        )
+        with reading(self.engine) as connection:
+            return [EndpointRecord(**row) for row in connection.execute(query).mappings()]
+
+    def change_endpoint(self, endpoint_id: str, team_id: str, **changes: Any) -> EndpointRecord:
+        """Raises NotFound when the team has no such endpoint."""
+        self.get_endpoint(endpoint_id, team_id)
+        values = changes | {"updated": self.clock.time()}
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(webhook_endpoints)
+                .where(webhook_endpoints.c.id == endpoint_id)
+                .values(values)
+            )
+        return self.get_endpoint(endpoint_id, team_id)
+
+    def rotate_endpoint(self, endpoint_id: str, team_id: str, keep_old: bool) -> EndpointRecord:
+        """Gives an endpoint a new secret; the old one signs along for a day, or not at all."""
+        old = self.get_endpoint(endpoint_id, team_id)
+        return self.change_endpoint(
+            endpoint_id,
+            team_id,
+            secret=make_webhook_secret(),
+            old_secret=old.secret if keep_old else None,
+            old_secret_expires=self.clock.time() + ROTATION_SECONDS if keep_old else None,
+        )
+
+    def delete_endpoint(self, endpoint_id: str, team_id: str) -> None:
+        """Forgets an endpoint; what was on its way there is given up. Raises NotFound."""
+        self.get_endpoint(endpoint_id, team_id)
+        with writing(self.engine) as connection:
+            connection.execute(
+                delete(webhook_endpoints).where(webhook_endpoints.c.id == endpoint_id)
+            )
+            _give_up(connection, endpoint_id, self.clock.time())
+
+    def disable_endpoint(self, endpoint_id: str, reason: str) -> None:
+        now = self.clock.time()
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(webhook_endpoints)
+                .where(webhook_endpoints.c.id == endpoint_id)
+                .values(disabled=now, disabled_reason=reason[:512], updated=now)
+            )
+            _give_up(connection, endpoint_id, now)
+
+    def endpoint_secrets(self, delivery: DeliveryRecord) -> list[str]:
+        """What a delivery to an endpoint is signed with, newest first; empty when that is gone."""
+        try:
+            endpoint = self.get_endpoint(str(delivery.endpoint_id), delivery.team_id)
+        except NotFound:
+            return []
+        old = endpoint.old_secret
+        if old is not None and (endpoint.old_secret_expires or 0.0) > self.clock.time():
+            return [endpoint.secret, old]
+        return [endpoint.secret]
+
+    # -- deliveries ----------------------------------------------------------------------------
+
+    def add_delivery(
+        self, team_id: str, endpoint_id: str, url: str, event: str, body: str
+    ) -> DeliveryRecord:
+        """An event of no job, such as a test."""
+        with writing(self.engine) as connection:
+            delivery_id = _add(
+                connection, team_id, endpoint_id, url, event, self.clock.time(), body=body
+            )
+        return self.get_delivery(delivery_id, team_id)
+
+    def claim_deliveries(self, limit: int, hold_seconds: float) -> list[DeliveryRecord]:
+        """Takes due deliveries for one attempt each; nobody else gets them meanwhile."""
+        now = self.clock.time()
+        query = (
+            select(webhook_deliveries)
+            .where(webhook_deliveries.c.status == "pending", webhook_deliveries.c.due <= now)
+            .order_by(webhook_deliveries.c.due)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with writing(self.engine) as connection:
+            found = [DeliveryRecord(**row) for row in connection.execute(query).mappings()]
+            for delivery in found:
+                connection.execute(
+                    update(webhook_deliveries)
+                    .where(webhook_deliveries.c.id == delivery.id)
+                    .values(attempts=delivery.attempts + 1, due=now + hold_seconds)
+                )
+        return [replace(delivery, attempts=delivery.attempts + 1) for delivery in found]
+
+    def seconds_to_next_delivery(self) -> float | None:
+        """Until something is due; None when nothing is on its way."""
+        query = (
+            select(webhook_deliveries.c.due)
+            .where(webhook_deliveries.c.status == "pending")
+            .order_by(webhook_deliveries.c.due)
+            .limit(1)
+        )
+        with reading(self.engine) as connection:
+            due = connection.execute(query).scalar_one_or_none()
+        return None if due is None else max(0.0, due - self.clock.time())
+
+    def write_body(self, delivery_id: str, body: str) -> None:
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(webhook_deliveries)
+                .where(webhook_deliveries.c.id == delivery_id)
+                .values(body=body)
+            )
+
+    def record_attempt(
+        self, delivery: DeliveryRecord, attempt: AttemptRecord, status: str, due: float | None
+    ) -> None:
+        """Notes how an attempt went, and when the next one is due (``pending``)."""
+        over = None if status == "pending" else self.clock.time()
+        values = {field: getattr(attempt, field) for field in attempt.__dataclass_fields__}
+        with writing(self.engine) as connection:
+            connection.execute(webhook_attempts.insert().values(values))
+            connection.execute(
+                update(webhook_deliveries)
+                .where(
+                    webhook_deliveries.c.id == delivery.id,
+                    # Not one that was given up or sent again meanwhile.
+                    webhook_deliveries.c.status == "pending",
+                    webhook_deliveries.c.attempts == delivery.attempts,
+                )
+                .values(status=status, due=due, completed=over)
+            )
+
+    def get_delivery(self, delivery_id: str, team_id: str) -> DeliveryRecord:
+        """Raises NotFound when the team has no such delivery."""
+        query = select(webhook_deliveries).where(
+            webhook_deliveries.c.id == delivery_id, webhook_deliveries.c.team_id == team_id
+        )
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound(f"There is no webhook delivery '{delivery_id[:80]}'.")
+        return DeliveryRecord(**row)
+
+    def list_deliveries(
+        self,
+        team_id: str,
+        *,
+        limit: int,
+        after: str | None = None,
+        job_id: str | None = None,
+        endpoint_id: str | None = None,
+        status: str | None = None,
+    ) -> list[DeliveryRecord]:
+        """Newest first; ``after`` is the last id of the page before."""
+        table = webhook_deliveries.c
+        query = select(webhook_deliveries).where(table.team_id == team_id)
+        for column, value in (
+            (table.job_id, job_id),
+            (table.endpoint_id, endpoint_id),
+            (table.status, status),
+        ):
+            if value is not None:
+                query = query.where(column == value)
+        if after is not None:
+            try:
+                last = self.get_delivery(after, team_id)
+            except NotFound as error:
+                raise InvalidRequest(
+                    f"after names no webhook delivery: {after[:80]!r}.", param="after"
+                ) from error
+            same = and_(table.created == last.created, table.id < last.id)
+            query = query.where(or_(table.created < last.created, same))
+        query = query.order_by(table.created.desc(), table.id.desc()).limit(limit)
+        with reading(self.engine) as connection:
+            return [DeliveryRecord(**row) for row in connection.execute(query).mappings()]
+
+    def list_attempts(self, delivery_ids: Sequence[str]) -> dict[str, list[AttemptRecord]]:
+        query = select(webhook_attempts).where(
+            webhook_attempts.c.delivery_id.in_(list(delivery_ids))
+        )
+        found: dict[str, list[AttemptRecord]] = {}
+        with reading(self.engine) as connection:
+            rows = connection.execute(query.order_by(webhook_attempts.c.number)).mappings()
+            for row in rows:
+                found.setdefault(row["delivery_id"], []).append(AttemptRecord(**row))
+        return found
+
+    def redeliver(self, delivery_id: str, team_id: str) -> DeliveryRecord:
+        """Sends an event again, with the same id and body, now. Raises NotFound."""
+        delivery = self.get_delivery(delivery_id, team_id)
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(webhook_deliveries)
+                .where(webhook_deliveries.c.id == delivery.id)
+                .values(status="pending", due=self.clock.time(), completed=None)
+            )
+        return self.get_delivery(delivery_id, team_id)
+
+
+def _add(
+    connection: Connection,
+    team_id: str,
+    endpoint_id: str | None,
+    url: str,
+    event: str,
+    now: float,
+    *,
+    job_id: str | None = None,
+    body: str | None = None,
+) -> str:
+    delivery_id = new_id("msg")
+    connection.execute(
+        webhook_deliveries.insert().values(
+            id=delivery_id,
+            team_id=team_id,
+            endpoint_id=endpoint_id,
+            job_id=job_id,
+            event_type=event,
+            url=url,
+            body=body,
+            status="pending",
+            attempts=0,
+            due=now,
+            created=now,
+        )
+    )
+    return delivery_id
+
+
+def _give_up(connection: Connection, endpoint_id: str, now: float) -> None:
+    connection.execute(
+        update(webhook_deliveries)
+        .where(
+            webhook_deliveries.c.endpoint_id == endpoint_id,
+            webhook_deliveries.c.status == "pending",
+        )
+        .values(status="failed", due=None, completed=now)
+    )

@@ -1,0 +1,274 @@
+"""The whole way of a request in one process, without Ray: for the command line and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy.rulebook import Scope
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.core.errors import ContentBlocked, EngineError
+from calotype.serving.core.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
+from calotype.serving.core.request import Failed, Finished, GenerationRequest, Progress
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.engine.model.input_images import restore_outside
+from calotype.serving.images.encode import blur, enlarge, given_pictures
+from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
+from calotype.serving.weights.sources import model_folder
+from calotype.serving.worker.generation import EncodedPrompt
+from calotype.serving.worker.model_loader import pick_device
+from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+    from calotype.serving.engine.engine import Engine
+    from calotype.serving.engine.model.text_encoder import TextEncoder
+
+
+class InProcessSafety:
+    """`protocols.SafetyStage` around a `Moderator` of this process."""
+
+    def __init__(self, moderator: Moderator) -> None:
+        self._moderator = moderator
+
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        judge = partial(self._moderator.judge_prompt, text, Scope.from_payload(scope))
+        return (await asyncio.to_thread(judge)).to_payload()
+
+    async def judge_image(
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        judge = partial(
+            self._moderator.judge_image,
+            pixels,
+            prompt=prompt,
+            references=references,
+            scope=Scope.from_payload(scope),
+        )
+        return (await asyncio.to_thread(judge)).to_payload()
+
+
+class InProcessPrompts:
+    """`generation.PromptSource` around a text encoder of this process."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+
+    async def encode(self, prompt: str) -> EncodedPrompt:
+        found = (await asyncio.to_thread(self._encoder.encode, [prompt]))[0]
+        return EncodedPrompt(found, found.token_count, found.truncated)
+
+
+class LocalBackend:
+    """`protocols.GenerationBackend` in one process: dispatcher and generator on one event loop."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        adapters: Sequence[LoRAAdapter],
+        store: JobStore,
+        blobs: BlobStore,
+        safety: SafetyStage,
+        policy: DispatchPolicy | None = None,
+    ) -> None:
+        self._model, self._adapters = model, list(adapters)
+        self._blobs, self._safety = blobs, safety
+        self._dispatcher = Dispatcher(store, safety, SystemClock(), policy, model=model.name)
+        self._replica: GeneratorReplica | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[LocalBackend]:
+        """Loads the model and draws until the context ends."""
+        encoder = await asyncio.to_thread(_load_text_encoder, self._model)
+        await self._dispatcher.start()
+        self._replica = GeneratorReplica(
+            ReplicaSettings("local"),
+            self._dispatcher,
+            InProcessPrompts(encoder),
+            self._safety,
+            self._blobs,
+        )
+        self._replica.configure(self._model, self._adapters)
+        try:
+            yield self
+        finally:
+            await self._replica.close()
+            await self._dispatcher.stop()
+
+    async def submit(self, job_id: str) -> None:
+        await self._dispatcher.submit(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        await self._dispatcher.wait(job_id, timeout)
+
+    async def cancel(self, job_id: str) -> None:
+        await self._dispatcher.cancel(job_id)
+
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        return [
+            *[await self._safety.judge_prompt(text, scope) for text in texts],
+            *[await self._safety.judge_image(image, scope=scope) for image in images],
+        ]
+
+    async def status(self) -> list[ModelStatus]:
+        state: dict[str, Any] = {"ready": False}
+        if self._replica is not None:
+            state = self._replica.state()
+        return [
+            ModelStatus(
+                self._model.name,
+                ready=bool(state["ready"]),
+                replicas=int(state["ready"]),
+                queue_seconds=self._dispatcher.backlog_seconds(),
+                adapters=dict(state.get("adapters", {})),
+                message=str(state.get("message", "")),
+            )
+        ]
+
+
+def _load_text_encoder(model: ImageModel) -> TextEncoder:
+    from calotype.serving.engine.model.components import load_components
+
+    found = load_components(
+        model_folder(model),
+        parts=("text_encoder",),
+        device=pick_device(model.spec.device),
+        precision=model.spec.precision,
+    ).text_encoder
+    if found is None:
+        raise EngineError("The text encoder was not loaded.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One allowed picture."""
+
+    index: int
+    seed: int
+    pixels: Pixels
+    flagged: bool
+
+
+class Studio:
+    """Draws requests one after the other in this process, behind the same safety stage.
+
+    Args:
+        adapters: name -> safetensors file.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        adapters: dict[str, pathlib.Path],
+        moderator: Moderator,
+        torch_threads: int | None = None,
+    ) -> None:
+        self.model = model
+        self._moderator = moderator
+        self._engine = _load_engine(model, adapters, torch_threads)
+
+    def draw(
+        self,
+        request: GenerationRequest,
+        on_step: Callable[[int, int], None],
+        files: Mapping[str, bytes] | None = None,
+    ) -> tuple[list[Drawn], int]:
+        """The allowed pictures, and how many were blocked; ``on_step(step, steps)`` as it goes.
+
+        Args:
+            files: the pictures that the request names, as PNG, JPEG or WebP.
+
+        Raises:
+            ContentBlocked: the prompt, or every picture, is refused.
+            ModerationUnavailable: the safety stage cannot judge.
+            EngineError: it cannot be drawn.
+        """
+        self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
+        given = files or {}
+        pictures = [
+            restore_outside(request, given, enlarge(pixels, request.size))
+            for pixels in self._run(request, on_step, given)
+        ]
+        seen = given_pictures(request, given)
+        drawn: list[Drawn] = []
+        refused: list[ContentBlocked] = []
+        for index, pixels in enumerate(pictures):
+            decision = self._moderator.judge_image(
+                pixels, prompt=request.prompt, references=seen
+            ).to_payload()
+            shown = blur(pixels) if decision["verdict"] == "BLUR" else pixels
+            try:
+                if decision["verdict"] != "BLUR":
+                    self._judge("output", decision, request.id)
+            except ContentBlocked as error:
+                refused.append(error)
+                continue
+            drawn.append(Drawn(index, request.seed + index, shown, bool(decision.get("flagged"))))
+        if not drawn:
+            raise refused[0]
+        return drawn, len(refused)
+
+    def _judge(self, stage: str, decision: dict[str, Any], request_id: str) -> None:
+        if is_unavailable(decision):
+            raise unavailable(str(decision.get("reason") or "a classifier failed"))
+        blocked = refusal(stage, decision, request_id)
+        if blocked is not None:
+            raise blocked
+
+    def _run(
+        self,
+        request: GenerationRequest,
+        on_step: Callable[[int, int], None],
+        files: Mapping[str, bytes],
+    ) -> Iterator[Pixels]:
+        self._engine.add(request, files=files)
+        try:
+            while self._engine.has_work:
+                for event in self._engine.step():
+                    if isinstance(event, Progress):
+                        on_step(event.step, event.steps)
+                    elif isinstance(event, Failed):
+                        raise event.error
+                    elif isinstance(event, Finished):
+                        yield from event.images
+        finally:
+            self._engine.abort(request.id)
+
+
+def _load_engine(
+    model: ImageModel, adapters: dict[str, pathlib.Path], torch_threads: int | None
+) -> Engine:
+    from calotype.serving.engine.engine import Engine
+    from calotype.serving.engine.lora.adapter_store import AdapterStore
+    from calotype.serving.engine.model.components import load_components
+
+    components = load_components(
+        model_folder(model),
+        device=pick_device(model.spec.device),
+        precision=model.spec.precision,
+    )
+    store = AdapterStore(components.denoiser, max_rank=model.spec.adapters.max_rank)
+    for name, path in adapters.items():
+        store.load(name, path)
+    return Engine(components, adapters=store, torch_threads=torch_threads)

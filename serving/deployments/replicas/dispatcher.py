@@ -1,0 +1,166 @@
+"""The dispatcher as a Ray Serve deployment: one replica per model, rebuilt from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.core.errors import EngineError
+from calotype.serving.core.protocols import SystemClock
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.deployments.remote import RemoteSafety
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.observability.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+LEASE_SECONDS = 12.0
+"""Generators beat every 2 s; a killed one costs its jobs this long."""
+FORGET_SECONDS = 15.0
+"""A replica that has not reported for so long does not count any more."""
+DRAIN_POLL_SECONDS = 0.2
+
+
+class DispatcherDeployment:
+    """Thin: every method is the core's, with JSON instead of objects."""
+
+    async def __init__(  # type: ignore[misc]
+        self, database_url: str, model: str, moderator: DeploymentHandle
+    ) -> None:
+        set_up_logs()
+        self._model = model
+        self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._leasing: set[asyncio.Task[list[Lease]]] = set()
+        self._draining = False
+        self._core = Dispatcher(
+            JobStore.open(database_url),
+            RemoteSafety(moderator),
+            SystemClock(),
+            DispatchPolicy(lease_seconds=LEASE_SECONDS),
+            model=model,
+        )
+        await self._core.start()
+
+    async def submit(self, job_id: str) -> None:
+        await self._core.submit(job_id)
+
+    async def wait(self, job_id: str, wait_seconds: float) -> None:
+        await self._core.wait(job_id, wait_seconds)
+
+    async def cancel(self, job_id: str) -> bool:
+        return await self._core.cancel(job_id)
+
+    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[dict[str, Any]]:
+        if self._draining:
+            await asyncio.sleep(wait_seconds)
+            return []
+        leasing = asyncio.create_task(self._core.lease(replica, limit, wait_seconds))
+        self._leasing.add(leasing)
+        try:
+            await asyncio.wait({leasing})
+        except asyncio.CancelledError:
+            leasing.cancel()
+            raise
+        finally:
+            self._leasing.discard(leasing)
+        return [] if leasing.cancelled() else [lease.to_payload() for lease in leasing.result()]
+
+    async def drain(self, patience: float) -> int:
+        """Grants no lease any more, and returns when none is held or after ``patience`` seconds.
+
+        Queued jobs stay in the store for the next dispatcher.
+
+        Returns:
+            How many leases are still held.
+        """
+        self._draining = True
+        for leasing in self._leasing:
+            leasing.cancel()
+        give_up = time.monotonic() + patience
+        while (running := int(self._core.snapshot()["running"])) and time.monotonic() < give_up:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        return running
+
+    async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> list[str]:
+        return await self._core.heartbeat(replica, progress)
+
+    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool:
+        return await self._core.complete(job_id, fence, result)
+
+    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
+        return await self._core.fail(job_id, fence, error)
+
+    async def release(self, job_id: str, fence: int) -> bool:
+        return await self._core.release(job_id, fence)
+
+    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool:
+        return await self._core.checkpoint(job_id, fence, step, blob_key)
+
+    async def spoiled(self, job_id: str, fence: int) -> bool:
+        return await self._core.spoiled(job_id, fence)
+
+    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
+        return await self._core.preview(job_id, fence, preview)
+
+    async def report(self, state: dict[str, Any]) -> float:
+        """Takes a generator's or text encoder's state; answers with the backlog in seconds."""
+        self._reports[state["replica"]] = (time.monotonic(), state)
+        return self._core.backlog_seconds()
+
+    async def status(self) -> dict[str, Any]:
+        """`protocols.ModelStatus` as JSON, with ``config_hash`` and ``replica_states``.
+
+        ``config_hash`` is that of the ``user_config`` that every generator has now, and empty
+        while they differ.
+        """
+        now = time.monotonic()
+        self._reports = {
+            name: report
+            for name, report in self._reports.items()
+            if now - report[0] < FORGET_SECONDS
+        }
+        states = [state for _, state in self._reports.values()]
+        generators = [s for s in states if s.get("kind") == "generator"]
+        encoders = [s for s in states if s.get("kind") == "text_encoder"]
+        adapters: dict[str, str] = {}
+        for state in generators:
+            for name, text in state["adapters"].items():
+                # One replica that cannot load an adapter makes it unusable: its word counts.
+                if adapters.get(name, "ready") == "ready":
+                    adapters[name] = text
+        hashes = {str(state["config_hash"]) for state in generators}
+        return {
+            "name": self._model,
+            "ready": any(s["ready"] for s in generators) and any(s["ready"] for s in encoders),
+            "replicas": sum(1 for s in generators if s["ready"]),
+            "queue_seconds": self._core.backlog_seconds(),
+            "adapters": adapters,
+            "message": next((s["message"] for s in states if s["message"]), ""),
+            "config_hash": hashes.pop() if len(hashes) == 1 else "",
+            "replica_states": [_replica_state(s) for s in generators],
+        }
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """``{"model": name}``; a dispatcher is of one model for its whole life."""
+        if config["model"] != self._model:
+            raise EngineError(
+                f"This dispatcher is of the model {self._model!r}, not of {config['model']!r}."
+            )
+
+
+def _replica_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What one generator said of itself, with the names of the wire."""
+    return {
+        "replica": state["replica"],
+        "node": state["node"],
+        "ready": state["ready"],
+        "message": state["message"],
+        "configHash": state["config_hash"],
+        "engine": state["engine"],
+        "adapters": state["load_states"],
+    }

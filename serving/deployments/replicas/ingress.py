@@ -1,0 +1,90 @@
+"""The door of a model app as a Ray Serve deployment: `api.ingress` over deployment handles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from calotype.serving.cluster.model_ingress import build_ingress
+from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.deployments.remote import RemoteSafety, call
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from calotype.serving.core.request import Pixels
+
+SUBMIT_PATIENCE = 10.0
+JUDGE_PATIENCE = 15.0
+STATUS_PATIENCE = 2.0
+
+
+class IngressDeployment:
+    """Relays to the handles of its application; holds no state.
+
+    Args:
+        generator: bound so that Serve deploys it beside the ingress; called by nobody here.
+    """
+
+    def __init__(
+        self, dispatcher: DeploymentHandle, moderator: DeploymentHandle, generator: DeploymentHandle
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._safety = RemoteSafety(moderator, JUDGE_PATIENCE)
+        self._token = ClusterEnvironment.read().internal_token
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_ingress(self, self._token)
+
+    async def submit(self, job_id: str) -> None:
+        await call(
+            lambda: self._dispatcher.submit.remote(job_id),
+            "The dispatcher",
+            patience=SUBMIT_PATIENCE,
+        )
+
+    async def wait(self, job_id: str, seconds: float) -> None:
+        await call(
+            lambda: self._dispatcher.wait.remote(job_id, seconds),
+            "The dispatcher",
+            patience=0,
+            limit=seconds + 5,
+        )
+
+    async def cancel(self, job_id: str) -> None:
+        await call(lambda: self._dispatcher.cancel.remote(job_id), "The dispatcher")
+
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        return list(
+            await asyncio.gather(
+                *(self._safety.judge_prompt(text, scope) for text in texts),
+                *(self._safety.judge_image(image, scope=scope) for image in images),
+            )
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """`DispatcherDeployment.status` with the names of the wire."""
+        found = await call(
+            lambda: self._dispatcher.status.remote(),
+            "The dispatcher",
+            patience=STATUS_PATIENCE,
+            limit=5,
+        )
+        return {
+            "name": found["name"],
+            "ready": found["ready"],
+            "replicas": found["replicas"],
+            "queueSeconds": found["queue_seconds"],
+            "configHash": found["config_hash"],
+            "message": found["message"],
+            "adapters": found["adapters"],
+            "replicaStates": found["replica_states"],
+        }

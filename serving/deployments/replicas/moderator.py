@@ -1,0 +1,144 @@
+"""The safety stage as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.util.metrics import Counter
+
+from calotype.moderation.decision import Decision
+from calotype.moderation.errors import PolicyError
+from calotype.moderation.evaluation.shadow import Shadows
+from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.rulebook import Scope
+from calotype.moderation.records.audit import AuditLog
+from calotype.moderation.records.vault import PromptVault
+from calotype.serving.core.errors import ModerationUnavailable
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.takedowns import TakenDown
+from calotype.serving.images.provenance import payload_fingerprint
+from calotype.serving.observability.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+
+log = logging.getLogger(__name__)
+
+
+class ModeratorDeployment:
+    """Judges in threads; a decision is `moderation.decision.Decision.to_payload`.
+
+    Args:
+        audit_folder: every decision is written to a hash-chained log there, one file a replica.
+        database_url: where the list of pictures is that were taken down.
+    """
+
+    def __init__(self, audit_folder: str, database_url: str) -> None:
+        set_up_logs()
+        taken_down = TakenDown(JobStore.connect(database_url))
+        self._moderator = Moderator.load(known=[taken_down], fingerprint=payload_fingerprint)
+        replica = serve.get_replica_context().replica_tag
+        folder = pathlib.Path(audit_folder)
+        self._audit = AuditLog(folder / f"audit-{replica}.jsonl")
+        self._vault = PromptVault(folder / "prompts", replica)
+        trials = Counter(
+            "calotype_moderation_shadow",
+            "What classifiers on trial made of decisions.",
+            tag_keys=("classifier", "result"),
+        )
+        self._moderator.shadows = Shadows(
+            folder / "shadow" / f"shadow-{replica}.jsonl",
+            lambda name, result: trials.inc(tags={"classifier": name, "result": result}),
+        )
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """``{"policy": null | {"name", "spec"}, "policies": {name: spec}}``.
+
+        Null is the policy of the package; ``policies`` are those that teams and adapters name.
+        """
+        self._moderator.reconfigure(
+            read_policy(config.get("policy")), read_named(config.get("policies") or {})
+        )
+
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return await asyncio.to_thread(self._judge_prompt, text, scope)
+
+    async def judge_image(
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return await asyncio.to_thread(self._judge_image, pixels, prompt, references, scope)
+
+    def _judge_prompt(self, text: str, scope: Mapping[str, Any] | None) -> dict[str, Any]:
+        decision = self._moderator.judge_prompt(text, Scope.from_payload(scope))
+        return self._recorded(decision, text)
+
+    def _judge_image(
+        self,
+        pixels: Pixels,
+        prompt: str,
+        references: Sequence[Pixels],
+        scope: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        return self._recorded(
+            self._moderator.judge_image(
+                pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
+            )
+        )
+
+    def _recorded(self, decision: Decision, prompt: str | None = None) -> dict[str, Any]:
+        """A decision that cannot be recorded is not given: the audit has no gaps."""
+        payload, privacy = decision.to_payload(), decision.privacy
+        try:
+            digest = None
+            if prompt is not None and privacy.prompts != "none":
+                digest = self._vault.digest(prompt)
+                if privacy.prompts == "encrypted":
+                    self._vault.keep(decision.id, prompt, privacy.days)
+            self._audit.append(payload, digest)
+        except OSError as error:
+            raise ModerationUnavailable(
+                f"The audit log cannot be written ({error.strerror})."
+            ) from error
+        return payload
+
+    async def warm_up(self) -> list[str]:
+        """Loads the classifiers; a sentence for each that cannot judge."""
+        return await asyncio.to_thread(self._moderator.warm_up)
+
+
+def read_policy(config: Mapping[str, Any] | None) -> Policy:
+    """The policy of a ``user_config``.
+
+    Raises:
+        PolicyError: it says what no policy may say; names the field.
+    """
+    if config is None:
+        return Policy.default()
+    return Policy.from_spec(config["name"], config["spec"])
+
+
+def read_named(config: Mapping[str, Any]) -> dict[str, Policy]:
+    """The policies that teams and adapters name; without those that cannot be read.
+
+    What is judged by one of these is refused, until it can be read.
+    """
+    found: dict[str, Policy] = {}
+    for name, spec in config.items():
+        try:
+            found[name] = Policy.from_spec(name, spec)
+        except PolicyError as error:
+            log.error("nothing can be judged by ModerationPolicy %s: %s", name, error)
+    return found

@@ -1,0 +1,267 @@
+"""From a request to the state that the engine draws it from: every check that needs the model.
+
+Called by `engine.Engine.add`; raises before anything is taken in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from calotype.serving.core.errors import AdapterLoadFailed, InvalidRequest, NotFound
+from calotype.serving.core.request import MAX_SEED, GenerationRequest, check_sigmas
+from calotype.serving.engine.execution.batch import DenoiseState, Pass, Row
+from calotype.serving.engine.execution.checkpoint import check_adapters
+from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.model.components import Components
+from calotype.serving.engine.model.conditioning import Conditioner, Conditions
+from calotype.serving.engine.model.input_images import read_inputs
+from calotype.serving.engine.model.latents import TokenGrid
+from calotype.serving.engine.model.text_encoder import PromptEmbeds
+from calotype.serving.engine.sampling.guidance import Guidance, plan_guidance, prompts_of
+from calotype.serving.engine.sampling.noise import NoiseSource
+from calotype.serving.engine.sampling.samplers import build_sampler
+from calotype.serving.engine.sampling.schedule import Schedule, build_schedule
+from calotype.serving.engine.sampling.step_cache import StepCache
+from calotype.serving.engine.scheduling.scheduler import Bucket
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Embeds = PromptEmbeds | NDArray[np.float32] | torch.Tensor
+    """An encoded prompt, [text tokens, joint_attention_dim]."""
+
+
+_STRENGTH = 0.8
+"""How far a given picture is noised where a request does not say."""
+
+
+class Admission:
+    """Checks requests against one model.
+
+    Args:
+        conditioner: what knows how given pictures become tokens.
+        pixels_per_token: side of the square of pixels that one image token stands for.
+        max_steps: most denoise steps of a request.
+        devices: that draw each picture together.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        adapters: AdapterStore,
+        conditioner: Conditioner,
+        pixels_per_token: int,
+        max_steps: int,
+        devices: int = 1,
+    ) -> None:
+        self._components = components
+        self._devices = devices
+        self._adapters = adapters
+        self._conditioner = conditioner
+        self._side = pixels_per_token
+        self._max_steps = max_steps
+        self._joint_dim: int = components.denoiser.config.joint_attention_dim
+
+    def prepare(
+        self,
+        request: GenerationRequest,
+        embeds: Embeds | None,
+        negative: Embeds | None,
+        files: Mapping[str, bytes],
+    ) -> DenoiseState:
+        """The state of a request before its first step.
+
+        Raises:
+            InvalidRequest: the request cannot be drawn by this model.
+            NotFound: it names an adapter that was never loaded.
+        """
+        self._check_size(request)
+        _check_numbers(request, self._max_steps)
+        if request.sampling.step_cache and self._devices > 1:
+            raise InvalidRequest(
+                f"step_cache must be 0: {self._devices} devices draw each picture of this model, "
+                "and they draw every step whole.",
+                param="step_cache",
+            )
+        self._check_adapters(request)
+        side, size = self._side, request.rendered_size
+        grid = TokenGrid(size.height // side, size.width // side)
+        two = self._components.settings.needs_two_passes
+        inputs = read_inputs(request, files, side)
+        guidance = plan_guidance(request, needs_two_passes=two)
+        encoded = [
+            self._embeds(text, given)
+            for text, given in zip(
+                prompts_of(request, needs_two_passes=two), (embeds, negative), strict=False
+            )
+        ]
+        schedule = build_schedule(
+            self._components.schedule,
+            request.sampling.steps,
+            grid.tokens,
+            self._components.dtype,
+            sigmas=request.sampling.sigmas,
+            strength=_strength(request),
+        )
+        rows = [_row(request, index, schedule, guidance, encoded) for index in range(request.n)]
+        layout = self._conditioner.layout(inputs)
+        bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0], layout)
+        return DenoiseState(request, bucket, grid, rows, schedule.steps, inputs)
+
+    def start(self, state: DenoiseState) -> bool:
+        """Gets what a request needs for its first step; False while an adapter is being read.
+
+        Takes every adapter of the request or none, and encodes its pictures.
+
+        Raises:
+            AdapterLoadFailed: an adapter cannot be used.
+            InvalidRequest: its checkpoint was taken with other adapters.
+        """
+        refs = [ref for ref in state.request.adapters if ref.scale != 0.0]
+        for ref in refs:
+            try:
+                adapter = self._adapters.acquire(ref.name)
+            except AdapterLoadFailed as error:
+                raise _told(ref.name, error) from error
+            if adapter is None:
+                self.release(state)
+                return False
+            state.pinned.append(adapter)
+        check_adapters(state)
+        stack = tuple((a, ref.scale) for a, ref in zip(state.pinned, refs, strict=True))
+        conditions = Conditions()
+        if state.inputs.start is not None or state.inputs.references:
+            conditions = self._conditioner.encode(state.inputs)
+            state.inputs = dataclasses.replace(state.inputs, references=())
+        for row in state.rows:
+            row.stack, row.conditions = stack, conditions
+        return True
+
+    def release(self, state: DenoiseState) -> None:
+        """Gives a request's adapters back."""
+        for adapter in state.pinned:
+            self._adapters.release(adapter)
+        state.pinned = []
+
+    def _check_size(self, request: GenerationRequest) -> None:
+        side, size = self._side, request.rendered_size
+        if min(size.width, size.height) < side or size.width % side or size.height % side:
+            raise InvalidRequest(
+                f"size must be a multiple of {side} pixels, for example "
+                f"{max(side, size.width // side * side)}x{max(side, size.height // side * side)}; "
+                f"got {size}.",
+                param="size",
+            )
+
+    def _check_adapters(self, request: GenerationRequest) -> None:
+        known = self._adapters.states() if request.adapters else {}
+        for ref in request.adapters:
+            if ref.name not in known:
+                raise NotFound(f"There is no LoRA adapter {ref.name!r}.", param="loras")
+            if not math.isfinite(ref.scale):
+                raise InvalidRequest(
+                    f"The scale of {ref.name!r} must be a finite number.", param="loras"
+                )
+
+    def _embeds(self, prompt: str, given: Embeds | None) -> torch.Tensor:
+        if given is None:
+            if self._components.text_encoder is None:
+                raise InvalidRequest(
+                    "this engine has no text encoder; give the prompt's embeddings.",
+                    param="prompt",
+                )
+            given = self._components.text_encoder.encode([prompt])[0]
+        # A copy of an array: those that Ray hands over are read-only shared memory.
+        if isinstance(given, PromptEmbeds):
+            given = given.embeds
+        embeds = given if isinstance(given, torch.Tensor) else torch.tensor(given)
+        # The padding is part of the function: shorter embeddings would draw another picture.
+        wanted = (self._components.settings.max_sequence_length, self._joint_dim)
+        if tuple(embeds.shape) != wanted:
+            raise InvalidRequest(
+                f"embeddings must be of shape {list(wanted)}; got {list(embeds.shape)}.",
+                param="prompt",
+            )
+        return embeds.to(self._components.device, self._components.dtype)
+
+
+def _told(name: str, error: AdapterLoadFailed) -> AdapterLoadFailed:
+    """The error as whoever asked may see it: without the path of the file."""
+    reason = error.message.replace(error.param or error.message, "its file")
+    return AdapterLoadFailed(f"The adapter {name!r} cannot be used: {reason}", param="loras")
+
+
+def _row(
+    request: GenerationRequest,
+    index: int,
+    schedule: Schedule,
+    guidance: Guidance,
+    encoded: Sequence[torch.Tensor],
+) -> Row:
+    noise = NoiseSource(request.seed + index)
+    share = request.sampling.step_cache
+    passes = tuple(
+        Pass(embeds, guidance.told, StepCache(share) if share else None) for embeds in encoded
+    )
+    return Row(
+        request.id,
+        index,
+        request.seed + index,
+        build_sampler(request.sampling.sampler, schedule, noise),
+        noise,
+        passes,
+        guidance.true,
+    )
+
+
+def _check_numbers(request: GenerationRequest, max_steps: int) -> None:
+    sampling = request.sampling
+    if request.n < 1:
+        raise InvalidRequest(f"n must be at least 1; got {request.n}.", param="n")
+    if not 1 <= sampling.steps <= max_steps:
+        raise InvalidRequest(
+            f"steps must be 1 to {max_steps}; got {sampling.steps}.", param="steps"
+        )
+    if not (math.isfinite(request.weight) and request.weight > 0):
+        raise InvalidRequest(f"weight must be above 0; got {request.weight}.", param="weight")
+    if request.deadline_seconds is not None and not request.deadline_seconds > 0:
+        raise InvalidRequest(
+            f"deadline_seconds must be above 0; got {request.deadline_seconds}.",
+            param="deadline_seconds",
+        )
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InvalidRequest(f"seed must be 0 to {MAX_SEED}; got {request.seed}.", param="seed")
+    finite: Mapping[str, float | None] = {
+        "guidance_scale": sampling.guidance_scale,
+        "true_guidance_scale": sampling.true_guidance_scale,
+        "step_cache": sampling.step_cache,
+    }
+    for name, value in finite.items():
+        if value is not None and not math.isfinite(value):
+            raise InvalidRequest(f"{name} must be a finite number.", param=name)
+    if not 0 <= sampling.step_cache < 1:
+        raise InvalidRequest(
+            f"step_cache must be at least 0 and below 1; got {sampling.step_cache}.",
+            param="step_cache",
+        )
+    check_sigmas(sampling.sigmas, sampling.steps)
+
+
+def _strength(request: GenerationRequest) -> float:
+    """Share of the steps that is run; all of them where nothing is started from."""
+    if request.image is None:
+        return 1.0
+    if request.strength is None:
+        return _STRENGTH if request.mask is None and request.expand is None else 1.0
+    # Written so that NaN fails, too.
+    if not 0 < request.strength <= 1:
+        raise InvalidRequest(
+            f"strength must be above 0 and at most 1; got {request.strength}.", param="strength"
+        )
+    return request.strength

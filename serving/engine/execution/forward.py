@@ -1,0 +1,222 @@
+"""The forward pass of diffusers' Flux2Transformer2DModel, taken apart.
+
+Its modules and weights are diffusers'; only their order is written here again, so that rotary
+tables are made once per shape and not once per step, reference tokens are not put through the
+output layers, and blocks can be left out (`step_cache`). A test holds it to the model's own
+forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calotype.serving.engine.lora.lora_layers import LoraLayers, Stack
+from calotype.serving.engine.model.latents import TokenGrid, image_ids, text_ids
+from calotype.serving.engine.model.row_linear import keep_rows_apart
+from calotype.serving.engine.sampling.step_cache import StepCache, fitting
+from calotype.serving.engine.scheduling.scheduler import Bucket
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, each [text and image tokens, head width]."""
+
+_LAYOUTS_KEPT = 32
+
+
+class Forward:
+    """Runs passes of one bucket through the denoiser.
+
+    Each pass comes out the same to the bit alone and in any company (`row_linear`).
+
+    Args:
+        model: diffusers' Flux2Transformer2DModel.
+        lora: what adds adapters; None for a model without.
+        compiler: backend of torch.compile for the blocks, for example "inductor"; None runs them
+            as they are. Steps with adapters are never compiled: every new stack of them would
+            be compiled again.
+    """
+
+    def __init__(
+        self, model: Any, lora: LoraLayers | None = None, compiler: str | None = None
+    ) -> None:
+        keep_rows_apart(model)
+        self._model = model
+        self._eager = (list(model.transformer_blocks), list(model.single_transformer_blocks))
+        self._lora = lora
+        self._compiled: tuple[list[Any], list[Any]] | None = None
+        if compiler is not None:
+            # All blocks of a kind share what was compiled for the first one.
+            self._compiled = (
+                [torch.compile(block, backend=compiler) for block in self._eager[0]],
+                [torch.compile(block, backend=compiler) for block in self._eager[1]],
+            )
+        self._layouts: OrderedDict[Bucket, Rotary] = OrderedDict()
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        embeds: torch.Tensor,
+        bucket: Bucket,
+        caches: Sequence[StepCache | None] = (),
+        stacks: Sequence[Stack] = (),
+    ) -> torch.Tensor:
+        """Velocities of the pictures' own tokens, [passes, tokens, channels].
+
+        Args:
+            hidden: latents and behind them reference tokens, [passes, image tokens, channels].
+            timestep: [passes], 1 is noise.
+            guidance: [passes], or None for a model that takes none.
+            embeds: [passes, text tokens, joint_attention_dim].
+            caches: of each pass; empty if there are none.
+            stacks: adapters of each pass; empty if there are none.
+        """
+        rotary = self._rotary(bucket, hidden.device)
+        shown = bucket.rows * bucket.columns
+        return self.run(hidden, timestep, guidance, embeds, rotary, shown, caches, stacks)
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        embeds: torch.Tensor,
+        rotary: Rotary,
+        shown: int,
+        caches: Sequence[StepCache | None] = (),
+        stacks: Sequence[Stack] = (),
+    ) -> torch.Tensor:
+        """The same of any tokens, of which the first ``shown`` are put out."""
+        model = self._model
+        dtype = hidden.dtype
+        with self._applied(stacks, range(len(stacks))):
+            told = None if guidance is None else guidance.to(dtype) * 1000
+            time = model.time_guidance_embed(timestep.to(dtype) * 1000, told)
+            adapted = any(stacks)
+            doubles, singles = self._eager if adapted else self._compiled or self._eager
+            blocks = _Blocks(
+                doubles,
+                singles,
+                rotary,
+                model.double_stream_modulation_img(time),
+                model.double_stream_modulation_txt(time),
+                model.single_stream_modulation(time),
+            )
+            streams = [model.x_embedder(hidden), model.context_embedder(embeds)]
+            if any(cache is not None for cache in caches):
+                image = self._through_caches(blocks, streams, caches, stacks)
+            else:
+                blocks.first(streams)
+                image = blocks.rest(streams)
+            out: torch.Tensor = model.proj_out(model.norm_out(image[:, :shown], time))
+        return out
+
+    def _applied(
+        self, stacks: Sequence[Stack], passes: Sequence[int]
+    ) -> AbstractContextManager[None]:
+        """Within, some passes of a batch are drawn with their adapters."""
+        if self._lora is None or not stacks:
+            return contextlib.nullcontext()
+        return self._lora.applied([stacks[i] for i in passes])
+
+    def _through_caches(
+        self,
+        blocks: _Blocks,
+        streams: list[torch.Tensor],
+        caches: Sequence[StepCache | None],
+        stacks: Sequence[Stack],
+    ) -> torch.Tensor:
+        before = streams[0]
+        blocks.first(streams)
+        after, text = streams
+        first = after - before
+        fits = fitting(caches, first)
+        run = [i for i, fit in enumerate(fits) if not fit]
+        out = after.clone()
+        if run:
+            with self._applied(stacks, run):
+                out[run] = blocks.only(run).rest([after[run], text[run]])
+        for i, cache in enumerate(caches):
+            if cache is None:
+                continue
+            if fits[i] and cache.rest is not None:
+                cache.used += 1
+                out[i] = after[i] + cache.rest
+            else:
+                cache.first, cache.rest = first[i], out[i] - after[i]
+        return out
+
+    def _rotary(self, bucket: Bucket, device: torch.device) -> Rotary:
+        found = self._layouts.get(bucket)
+        if found is None:
+            found = rotary_tables(self._model, bucket, device)
+            self._layouts[bucket] = found
+            if len(self._layouts) > _LAYOUTS_KEPT:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(bucket)
+        return found
+
+
+def rotary_tables(model: Any, bucket: Bucket, device: torch.device) -> Rotary:
+    """Position tables of text tokens, image tokens and reference tokens, in this order."""
+    ids = [text_ids(bucket.text_tokens), image_ids(TokenGrid(bucket.rows, bucket.columns))]
+    ids += [image_ids(TokenGrid(*g), 10 + 10 * i) for i, g in enumerate(bucket.references)]
+    tables = [model.pos_embed(part.to(device)) for part in ids]
+    return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """The transformer's blocks at one step; the first one apart from the others."""
+
+    doubles: list[Any]
+    singles: list[Any]
+    rotary: Rotary
+    image_mod: torch.Tensor
+    text_mod: torch.Tensor
+    joint_mod: torch.Tensor
+
+    def only(self, passes: list[int]) -> _Blocks:
+        """The same for some of the passes."""
+        mods = (self.image_mod[passes], self.text_mod[passes], self.joint_mod[passes])
+        return _Blocks(self.doubles, self.singles, self.rotary, *mods)
+
+    def first(self, streams: list[torch.Tensor]) -> None:
+        """Puts image and text tokens, in this order, through the first block, in place."""
+        self._double(self.doubles[0], streams)
+
+    def rest(self, streams: list[torch.Tensor]) -> torch.Tensor:
+        """Image tokens after the blocks behind the first one.
+
+        Takes the streams out of the list, so that they are freed while the blocks run.
+        """
+        for block in self.doubles[1:]:
+            self._double(block, streams)
+        length = streams[1].shape[1]
+        joint = torch.cat(streams[::-1], dim=1)
+        streams.clear()
+        for block in self.singles:
+            joint = block(
+                hidden_states=joint,
+                encoder_hidden_states=None,
+                temb_mod=self.joint_mod,
+                image_rotary_emb=self.rotary,
+            )
+        return joint[:, length:]
+
+    def _double(self, block: Any, streams: list[torch.Tensor]) -> None:
+        image, text = streams
+        streams[1], streams[0] = block(
+            hidden_states=image,
+            encoder_hidden_states=text,
+            temb_mod_img=self.image_mod,
+            temb_mod_txt=self.text_mod,
+            image_rotary_emb=self.rotary,
+        )

@@ -1,0 +1,1 @@
+"""The components of a FLUX.2 model: text encoder, denoiser, VAE, weights."""

@@ -1,0 +1,114 @@
+"""What a picture is drawn after, besides its prompt: given pictures, masks, reference pictures.
+
+A request's `Conditions` act on the denoise loop at four places, and nowhere else:
+
+* ``references``: tokens behind the picture's own, at every evaluation (`denoiser.Denoiser`);
+* `noised`: what the latents are before the first evaluation;
+* `kept`: what the latents are after each step;
+* `Bucket.references`: the token layout, which decides who may share a step.
+
+ControlNet-like conditions join at the first place (a control map is a reference with a role) or in
+`forward.Forward`, whose blocks are called one by one; image-prompt adapters add to
+``Pass.embeds``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from calotype.serving.engine.model.decoder import TILE_ABOVE_PIXELS, tiled
+from calotype.serving.engine.model.input_images import InputPictures
+from calotype.serving.engine.model.latents import normalize, pack, patchify
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+
+@dataclass(slots=True, eq=False)
+class Conditions:
+    """Shared by all pictures of a request.
+
+    Attributes:
+        references: [reference tokens, token channels] of all reference pictures.
+        start: latents of the picture to start from, [tokens, token channels].
+        redraw: [tokens, 1], 1 where the picture is drawn anew and 0 where ``start`` stays.
+    """
+
+    references: torch.Tensor | None = None
+    start: torch.Tensor | None = None
+    redraw: torch.Tensor | None = None
+
+    def noised(self, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Latents at a noise level: ``start`` under noise, or noise alone."""
+        if self.start is None:
+            return noise
+        return _mixed(self.start, noise, sigma)
+
+    def kept(self, latents: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Latents after a step to a noise level, with ``start`` back where it stays.
+
+        As diffusers' inpainting pipelines blend.
+        """
+        if self.start is None or self.redraw is None:
+            return latents
+        given = _mixed(self.start, noise, sigma)
+        return (1 - self.redraw) * given + self.redraw * latents
+
+
+def _mixed(start: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+    return sigma * noise + (1.0 - sigma) * start
+
+
+class Conditioner:
+    """Encodes the pictures that a request brings.
+
+    Args:
+        vae: diffusers' AutoencoderKLFlux2.
+        dtype: of the latents.
+        side: width and height in pixels of what one image token stands for.
+    """
+
+    def __init__(self, vae: Any, dtype: torch.dtype, side: int) -> None:
+        self._vae, self._dtype, self._side = vae, dtype, side
+
+    def layout(self, inputs: InputPictures) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tokens of each reference."""
+        shapes = (pixels.shape for pixels in inputs.references)
+        return tuple((s[0] // self._side, s[1] // self._side) for s in shapes)
+
+    def encode(self, inputs: InputPictures) -> Conditions:
+        """The conditions of a request. Runs the autoencoder."""
+        references = start = redraw = None
+        if inputs.references:
+            references = torch.cat([self._tokens(pixels) for pixels in inputs.references])
+        if inputs.start is not None:
+            start = self._tokens(inputs.start)
+        if inputs.redraw is not None:
+            marked = torch.tensor(inputs.redraw).to(self._vae.device, self._dtype)
+            # A token is drawn anew if any of its pixels is: a thin mask must not fall between.
+            blocks = functional.max_pool2d(marked[None, None], self._side)
+            redraw = pack(blocks)[0]
+        return Conditions(references, start, redraw)
+
+    @torch.inference_mode()
+    def _tokens(self, pixels: Pixels) -> torch.Tensor:
+        """Packed, normalised latents of a picture: [tokens, token channels]."""
+        # A copy: arrays from Pillow are read-only, which torch does not like.
+        picture = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
+        picture = picture.to(self._vae.device, torch.float32) / 255
+        scaled = (2.0 * picture - 1.0).to(self._vae.dtype)
+        height, width = pixels.shape[:2]
+        with tiled(self._vae, height * width > TILE_ABOVE_PIXELS):
+            latents = patchify(self._vae.encode(scaled).latent_dist.mode())
+        statistics = self._vae.bn
+        normal = normalize(
+            latents,
+            statistics.running_mean,
+            statistics.running_var,
+            self._vae.config.batch_norm_eps,
+        )
+        return pack(normal)[0].to(self._dtype)

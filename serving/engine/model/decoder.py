@@ -1,0 +1,113 @@
+"""Latents to pixels, as diffusers' Flux2Pipeline and VaeImageProcessor do it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from calotype.serving.engine.model.latents import TokenGrid, denormalize, unpack, unpatchify
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+TILE_ABOVE_PIXELS = 2048 * 2048
+"""Larger pictures are decoded in tiles, which costs time and faint seams, but bounds memory."""
+
+
+def pixels_per_token(vae: Any) -> int:
+    """Side of the square of pixels that one image token stands for."""
+    halvings: int = len(vae.config.block_out_channels) - 1
+    side: int = 2 * 2**halvings
+    return side
+
+
+@contextlib.contextmanager
+def tiled(vae: Any, wanted: bool) -> Iterator[None]:
+    """Within, a VAE works in overlapping tiles, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+class Decoder:
+    """The VAE's decoder.
+
+    Args:
+        vae: diffusers' AutoencoderKLFlux2.
+        tile_above: pixels above which a picture is decoded in tiles.
+    """
+
+    def __init__(self, vae: Any, tile_above: int = TILE_ABOVE_PIXELS) -> None:
+        self.vae = vae
+        self.pixels_per_token = pixels_per_token(vae)
+        self._tile_above = tile_above
+
+    def decode(self, tokens: torch.Tensor, grid: TokenGrid, *, tiles: bool = False) -> list[Pixels]:
+        """Pictures, uint8 [height, width, 3], of packed latents [n, tokens, token_channels].
+
+        Args:
+            tiles: decode in tiles whatever the size.
+        """
+        return list(_rounded(self.decode_float(tokens, grid, tiles=tiles)))
+
+    @torch.inference_mode()
+    def decode_float(
+        self, tokens: torch.Tensor, grid: TokenGrid, *, tiles: bool = False
+    ) -> np.ndarray:
+        """The same before rounding: float32 [n, height, width, 3] in 0..1."""
+        latents = self._latents(tokens, grid)
+        with tiled(self.vae, tiles or self._pixels(grid) > self._tile_above):
+            return _array(self.vae.decode(latents, return_dict=False)[0])
+
+    @torch.inference_mode()
+    def preview(self, tokens: torch.Tensor, grid: TokenGrid, max_side: int) -> Pixels:
+        """One picture, no side longer than ``max_side``, of latents [tokens, token_channels].
+
+        Neighbouring latents are averaged before they are decoded: a sixteenth of the work for a
+        quarter of the side, and about what the decoded picture would look like made smaller.
+        """
+        latents = self._latents(tokens.unsqueeze(0), grid)
+        side = self.pixels_per_token // 2
+        longest = side * max(latents.shape[2:])
+        shrink = math.ceil(longest / max(side, max_side))
+        if shrink > 1:
+            height, width = (max(1, length // shrink) for length in latents.shape[2:])
+            latents = functional.adaptive_avg_pool2d(latents, (height, width))
+        pixels: Pixels = _rounded(_array(self.vae.decode(latents, return_dict=False)[0]))[0]
+        return pixels
+
+    def _latents(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        """What the VAE decodes, [n, latent channels, height / 8, width / 8]."""
+        statistics = self.vae.bn
+        latents = denormalize(
+            unpack(tokens, grid),
+            statistics.running_mean,
+            statistics.running_var,
+            self.vae.config.batch_norm_eps,
+        )
+        return unpatchify(latents)
+
+    def _pixels(self, grid: TokenGrid) -> int:
+        return grid.tokens * self.pixels_per_token**2
+
+
+def _array(pictures: torch.Tensor) -> np.ndarray:
+    """The VAE's output as float32 [n, height, width, 3] in 0..1."""
+    scaled = (pictures * 0.5 + 0.5).clamp(0, 1)
+    array: np.ndarray = scaled.permute(0, 2, 3, 1).float().cpu().numpy()
+    return array
+
+
+def _rounded(pictures: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.round(pictures * 255).astype(np.uint8))

@@ -1,0 +1,280 @@
+"""Pictures that a request brings: files in, checked and upright pixels out. No torch.
+
+Files come from anybody, so nothing is decoded before its size is known, and whatever is wrong is
+told with the request's field.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import MAX_REFERENCES, GenerationRequest, ImageSize, Margins
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from calotype.serving.core.request import Pixels
+
+    Region = NDArray[np.bool_]
+    """[height, width], true where a picture is drawn anew."""
+
+MAX_FILE_BYTES = 64 * 1024**2
+MAX_PIXELS = 64_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_REFERENCE_PIXELS = 1024 * 1024
+_REFERENCE_MIN_SIDE = 64
+_REFERENCE_MAX_ASPECT = 8
+_PNG_DEPTH_AT = 24
+"""Where a PNG file says how many bits a channel has."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputPictures:
+    """What a request brings, at the sizes at which the model sees it.
+
+    Attributes:
+        start: the picture to start from, with margins, uint8 [height, width, 3].
+        redraw: what of it is drawn anew; None is everything.
+        exact: ``start`` was not resized, so that what stays can stay to the bit.
+        references: pictures to look at, at most about one megapixel each.
+    """
+
+    start: Pixels | None = None
+    redraw: Region | None = None
+    exact: bool = True
+    references: tuple[Pixels, ...] = ()
+
+
+def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: int) -> InputPictures:
+    """Reads every picture that a request names.
+
+    Args:
+        files: the bytes by the names that the request uses.
+        side: width and height of what the model draws are multiples of this.
+
+    Raises:
+        InvalidRequest: a picture is missing, cannot be read or does not fit; the field is named.
+    """
+    if len(request.references) > MAX_REFERENCES:
+        raise InvalidRequest(
+            f"references may hold at most {MAX_REFERENCES} pictures; got "
+            f"{len(request.references)}.",
+            param="references",
+        )
+    references = []
+    for place, name in enumerate(request.references):
+        param = f"references[{place}]"
+        references.append(
+            fit_reference(read_picture(_file(files, name, param), param), side, param)
+        )
+    start, redraw, exact = _read_start(request, files, request.rendered_size)
+    return InputPictures(start, redraw, exact, tuple(references))
+
+
+def restore_outside(
+    request: GenerationRequest, files: Mapping[str, bytes], pixels: Pixels
+) -> Pixels:
+    """A drawn picture with the given one back where nothing was to be drawn.
+
+    For pictures that were enlarged after they were drawn; the engine itself does it for others.
+    Without a mask or margins the picture as it is.
+    """
+    height, width = pixels.shape[:2]
+    start, redraw, _ = _read_start(request, files, ImageSize(width, height))
+    return pixels if start is None or redraw is None else merge(pixels, start, redraw)
+
+
+def merge(pixels: Pixels, start: Pixels, redraw: Region) -> Pixels:
+    """``pixels`` where ``redraw`` is true, ``start`` elsewhere, to the bit."""
+    merged: Pixels = np.where(redraw[:, :, None], pixels, start)
+    return merged
+
+
+def _read_start(
+    request: GenerationRequest, files: Mapping[str, bytes], size: ImageSize
+) -> tuple[Pixels | None, Region | None, bool]:
+    if request.image is None:
+        for name in ("mask", "expand", "strength"):
+            if getattr(request, name) is not None:
+                raise InvalidRequest(f"{name} needs an image to act on; give one.", param=name)
+        return None, None, True
+    start = read_picture(_file(files, request.image, "image"), "image")
+    redraw: Region | None = None
+    if request.mask is not None:
+        redraw = read_mask(_file(files, request.mask, "mask"), start)
+    if request.expand is not None:
+        start, redraw = _expanded(start, redraw, request.expand)
+    height, width = start.shape[:2]
+    if (width, height) == (size.width, size.height):
+        return start, redraw, True
+    # Half a percent is what rounding to whole patches can do to a picture's proportions.
+    if abs(width * size.height / (height * size.width) - 1) > 0.005:
+        margins = " with its margins" if request.expand is not None else ""
+        raise InvalidRequest(
+            f"image is {width}x{height}{margins}, but size is {size}; ask for a size of the same "
+            "proportions, or cut the image.",
+            param="image",
+        )
+    picture = Image.fromarray(start).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    if redraw is not None:
+        mask = Image.fromarray(redraw).resize((size.width, size.height), Image.Resampling.BOX)
+        redraw = np.asarray(mask, dtype=bool)
+    return np.asarray(picture), redraw, False
+
+
+def read_picture(data: bytes, param: str) -> Pixels:
+    """RGB pixels of a PNG, JPEG or WebP file, upright; what is transparent is white.
+
+    Raises:
+        InvalidRequest: no such file, too large, animated, not 8 bit or not RGB.
+    """
+    return np.asarray(_flat(_decode(data, param)))
+
+
+def read_mask(data: bytes, start: Pixels) -> Region:
+    """What a mask marks: where it is transparent, or white if nothing of it is transparent.
+
+    Raises:
+        InvalidRequest: it cannot be read, has another size than the image, or marks nothing.
+    """
+    picture = _decode(data, "mask")
+    height, width = start.shape[:2]
+    if picture.size != (width, height):
+        raise InvalidRequest(
+            f"mask is {picture.width}x{picture.height}, but the image is {width}x{height}; both "
+            "must have the same size.",
+            param="mask",
+        )
+    marked: Region | None = None
+    if picture.has_transparency_data:
+        marked = np.asarray(picture.convert("RGBA"))[:, :, 3] < 128
+    if marked is None or not marked.any():
+        marked = np.asarray(_flat(picture).convert("L")) >= 128
+        # A picture that is all white because it is all opaque marks everything, as it says.
+    if not marked.any():
+        raise InvalidRequest(
+            "mask marks nothing; make the part to draw anew transparent or white.", param="mask"
+        )
+    return marked
+
+
+def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
+    """A reference as FLUX.2 looks at it: about one megapixel at most, whole patches, centre cut.
+
+    As ``Flux2Pipeline(image=...)`` prepares it.
+
+    Raises:
+        InvalidRequest: it is too small or too narrow.
+    """
+    picture = Image.fromarray(pixels)
+    width, height = picture.size
+    if min(width, height) < _REFERENCE_MIN_SIDE:
+        raise InvalidRequest(
+            f"{param} is {width}x{height}; each side of a reference must be at least "
+            f"{_REFERENCE_MIN_SIDE} pixels.",
+            param=param,
+        )
+    if max(width, height) > _REFERENCE_MAX_ASPECT * min(width, height):
+        raise InvalidRequest(
+            f"{param} is {width}x{height}; the long side of a reference may be at most "
+            f"{_REFERENCE_MAX_ASPECT} times the short one.",
+            param=param,
+        )
+    if width * height > _REFERENCE_PIXELS:
+        scale = math.sqrt(_REFERENCE_PIXELS / (width * height))
+        width, height = int(width * scale), int(height * scale)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    wide, high = width // side * side, height // side * side
+    left, top = (width - wide) // 2, (height - high) // 2
+    return np.asarray(picture.crop((left, top, left + wide, top + high)))
+
+
+def _expanded(start: Pixels, redraw: Region | None, margins: Margins) -> tuple[Pixels, Region]:
+    around = ((margins.top, margins.bottom), (margins.left, margins.right))
+    sides = (*around[0], *around[1])
+    if min(sides) < 0 or max(sides) == 0:
+        raise InvalidRequest(
+            "expand needs margins of 0 or more pixels, at least one of them above 0.",
+            param="expand",
+        )
+    height, width = start.shape[:2]
+    if (height + sum(around[0])) * (width + sum(around[1])) > MAX_PIXELS:
+        raise InvalidRequest(
+            f"expand makes a picture of more than {MAX_PIXELS:,} pixels; ask for smaller margins.",
+            param="expand",
+        )
+    inside = np.zeros((height, width), dtype=bool) if redraw is None else redraw
+    # The edge goes on into the margins: a start that the autoencoder can encode without a jump.
+    wide = np.pad(start, (*around, (0, 0)), mode="edge")
+    return wide, np.pad(inside, around, constant_values=True)
+
+
+def _file(files: Mapping[str, bytes], name: str, param: str) -> bytes:
+    data = files.get(name)
+    if data is None:
+        raise InvalidRequest(f"{param} names {name!r}, which was not given.", param=param)
+    return data
+
+
+def _decode(data: bytes, param: str) -> Image.Image:
+    """The picture, loaded and turned as its EXIF data says."""
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidRequest(
+            f"{param} has {len(data):,} bytes; a picture may have at most {MAX_FILE_BYTES:,}.",
+            param=param,
+        )
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check(picture, data, param)
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError:
+        raise InvalidRequest(
+            f"{param} is not a picture; send a PNG, JPEG or WebP file.", param=param
+        ) from None
+    except Image.DecompressionBombError:
+        raise _too_large(param) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as fault:
+        raise InvalidRequest(f"{param} is damaged: {fault}; send it again.", param=param) from fault
+
+
+def _check(picture: Image.Image, data: bytes, param: str) -> None:
+    """What the head of the file tells, before a pixel is decoded."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large(param)
+    # Cameras put a thumbnail behind a JPEG, which is then of the format MPO and not animated.
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        raise InvalidRequest(
+            f"{param} is animated; send one frame of it as PNG, JPEG or WebP.", param=param
+        )
+    deep = picture.format == "PNG" and data[_PNG_DEPTH_AT] > 8
+    if deep or picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        raise InvalidRequest(f"{param} has 16 bits per channel; convert it to 8 bits.", param=param)
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX"):
+        raise InvalidRequest(
+            f"{param} is a {picture.mode} picture; convert it to RGB.", param=param
+        )
+
+
+def _too_large(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{param} has more than {MAX_PIXELS:,} pixels; make it smaller.", param=param
+    )
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """RGB, with white behind what is transparent."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    seen = picture.convert("RGBA")
+    ground = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, seen).convert("RGB")

@@ -1,0 +1,1 @@
+"""From noise to an image: noise schedule, samplers, guidance."""

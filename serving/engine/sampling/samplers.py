@@ -1,0 +1,259 @@
+"""How noise becomes a picture, step by step: one Sampler per picture.
+
+A user's package adds one by an entry point of the group ``calotype.samplers``, whose name is what
+requests say and whose object is a `SamplerFactory`::
+
+    [project.entry-points."calotype.samplers"]
+    flow-mine = "my_package:build"
+
+"Scheduler" alone means `scheduler.StepScheduler`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from calotype.serving.core.errors import EngineError, InvalidRequest
+from calotype.serving.core.request import SAMPLER_ENTRY_POINTS
+from calotype.serving.engine.model import libraries
+from calotype.serving.engine.sampling.linear_plan import (
+    LATENTS,
+    NOISE,
+    REMEMBERED,
+    VELOCITY,
+    LinearPlan,
+    Weights,
+    apply,
+    observe,
+)
+from calotype.serving.engine.sampling.noise import NoiseSource
+from calotype.serving.engine.sampling.schedule import Schedule
+
+
+class Sampler(Protocol):
+    """Stepping state of one picture; nothing of it is shared with another picture.
+
+    Attributes:
+        evaluations: denoiser calls in all; a sampler may need several for one step.
+        done: evaluations that are behind it; `step` counts it up.
+    """
+
+    evaluations: int
+    done: int
+
+    @property
+    def timestep(self) -> float:
+        """What the denoiser is told at the next evaluation: 1 is noise, 0 the picture."""
+        ...
+
+    @property
+    def sigma(self) -> float:
+        """Share of noise in the latents that the next evaluation sees; after the last one 0.
+
+        latents - sigma * velocity estimates the picture.
+        """
+        ...
+
+    def step(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Next latents of this picture, both [tokens, channels], in the velocity's dtype."""
+        ...
+
+    def remembered(self) -> list[torch.Tensor]:
+        """Tensors that it needs for its next step, for a checkpoint."""
+        ...
+
+    def restore(self, done: int, remembered: Sequence[torch.Tensor]) -> None:
+        """Goes to where a checkpoint was taken."""
+        ...
+
+
+SamplerFactory = Callable[[Schedule, NoiseSource], Sampler]
+"""From the noise levels and the noise of one picture to its Sampler."""
+
+
+class LinearSampler:
+    """A sampler that follows a `LinearPlan`; many of them are stepped at once."""
+
+    def __init__(self, plan: LinearPlan, noise: NoiseSource) -> None:
+        self.plan = plan
+        self.evaluations = plan.evaluations
+        self.done = 0
+        self._noise = noise
+        self._remembered: list[torch.Tensor] = []
+
+    @property
+    def timestep(self) -> float:
+        return self.plan.timesteps[self.done]
+
+    @property
+    def sigma(self) -> float:
+        return self.plan.sigmas[self.done] if self.done < self.evaluations else 0.0
+
+    def step(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return step_together([self], velocity.unsqueeze(0), latents.unsqueeze(0))[0]
+
+    def remembered(self) -> list[torch.Tensor]:
+        return list(self._remembered)
+
+    def restore(self, done: int, remembered: Sequence[torch.Tensor]) -> None:
+        self.done = done
+        self._remembered = list(remembered)
+
+    def _weights(self) -> Weights:
+        return self.plan.weights[self.done]
+
+    def _draw(self, like: torch.Tensor) -> torch.Tensor:
+        """Fresh noise where this evaluation wants some, zeros elsewhere."""
+        if any(row[NOISE] for row in self._weights()):
+            return self._noise.more(like.shape).to(like.device, non_blocking=True)
+        return torch.zeros_like(like, dtype=torch.float32)
+
+
+def step_together(
+    samplers: Sequence[LinearSampler], velocity: torch.Tensor, latents: torch.Tensor
+) -> torch.Tensor:
+    """Steps the pictures of a batch; all samplers remember equally many tensors.
+
+    Args:
+        velocity: [rows, tokens, channels].
+        latents: likewise; what the velocity was predicted from.
+    """
+    tables = [sampler._weights() for sampler in samplers]
+    summands: list[torch.Tensor | None] = [None] * (REMEMBERED + samplers[0].plan.remembered)
+    summands[LATENTS], summands[VELOCITY] = latents, velocity
+    if any(row[NOISE] for table in tables for row in table):
+        summands[NOISE] = torch.stack([sampler._draw(latents[0]) for sampler in samplers])
+    for slot in range(samplers[0].plan.remembered):
+        if any(row[REMEMBERED + slot] for table in tables for row in table):
+            # Before a sampler's first step it remembers nothing, and gives nothing a weight.
+            nothing = torch.zeros_like(latents[0], dtype=torch.float32)
+            summands[REMEMBERED + slot] = torch.stack(
+                [s._remembered[slot] if s._remembered else nothing for s in samplers]
+            )
+    stepped, *kept = apply(tables, summands)
+    for row, sampler in enumerate(samplers):
+        sampler._remembered = [tensor[row] for tensor in kept]
+        sampler.done += 1
+    return stepped.to(velocity.dtype)
+
+
+# The samplers of the package
+
+
+def _linear(plan: Callable[[Schedule], LinearPlan]) -> SamplerFactory:
+    kept = lru_cache(maxsize=256)(plan)
+
+    def build(schedule: Schedule, noise: NoiseSource) -> LinearSampler:
+        return LinearSampler(kept(schedule), noise)
+
+    return build
+
+
+def _planned(
+    schedule: Schedule, levels: tuple[float, ...], weights: tuple[Weights, ...]
+) -> LinearPlan:
+    return LinearPlan(levels, schedule.told(levels), weights, len(weights[0]) - 1)
+
+
+def _euler(schedule: Schedule) -> LinearPlan:
+    """FlowMatchEulerDiscreteScheduler: straight along the velocity."""
+    sigmas = torch.tensor(schedule.sigmas)
+    return _planned(
+        schedule,
+        schedule.sigmas[:-1],
+        tuple(((1.0, delta, 0.0),) for delta in sigmas.diff().tolist()),
+    )
+
+
+def _heun(schedule: Schedule) -> LinearPlan:
+    """FlowMatchHeunDiscreteScheduler: each step but the last one is looked at from both ends."""
+    first, inner = schedule.sigmas[:1], schedule.sigmas[1:-1]
+    levels = (*first, *(sigma for sigma in inner for _ in range(2)))
+    scheduler = libraries.flow_heun_class()()
+    scheduler.set_timesteps(schedule.steps)
+    scheduler.sigmas = torch.tensor((*levels, 0.0))
+    slots = [("prev_derivative", None), ("sample", None)]
+    return _planned(schedule, levels, observe(scheduler, len(levels), slots))
+
+
+def _dpmpp_2m(schedule: Schedule) -> LinearPlan:
+    """DPMSolverMultistepScheduler, DPM-Solver++ of order 2 (arXiv 2211.01095)."""
+    scheduler = libraries.dpm_solver_class()(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
+    )
+    scheduler.set_timesteps(schedule.steps)
+    scheduler.sigmas = torch.tensor(schedule.sigmas)
+    slots = [("model_outputs", 0), ("model_outputs", 1)]
+    return _planned(schedule, schedule.sigmas[:-1], observe(scheduler, schedule.steps, slots))
+
+
+def _unipc(schedule: Schedule) -> LinearPlan:
+    """UniPCMultistepScheduler of order 2 (arXiv 2302.04867)."""
+    scheduler = libraries.unipc_class()(prediction_type="flow_prediction", use_flow_sigmas=True)
+    # The shift is in the sigmas already. The scheduler itself moves a first sigma of 1, where its
+    # logarithms end.
+    scheduler.set_timesteps(sigmas=np.array(schedule.sigmas[:-1]))
+    levels = tuple(scheduler.sigmas[:-1].tolist())
+    slots = [("model_outputs", 0), ("model_outputs", 1), ("last_sample", None)]
+    return _planned(schedule, levels, observe(scheduler, schedule.steps, slots))
+
+
+def _lcm(schedule: Schedule) -> LinearPlan:
+    """FlowMatchLCMScheduler: to the estimated picture and back to the next noise level, with
+    fresh noise. For models distilled to a few steps.
+    """
+    pairs = zip(schedule.sigmas[:-1], schedule.sigmas[1:], strict=True)
+    return _planned(
+        schedule,
+        schedule.sigmas[:-1],
+        tuple((((1 - after), -(1 - after) * before, after),) for before, after in pairs),
+    )
+
+
+SAMPLERS: Mapping[str, SamplerFactory] = {
+    "flow-euler": _linear(_euler),
+    "flow-heun": _linear(_heun),
+    "flow-dpmpp-2m": _linear(_dpmpp_2m),
+    "flow-unipc": _linear(_unipc),
+    "flow-lcm": _linear(_lcm),
+}
+
+
+@lru_cache(maxsize=1)
+def _added() -> dict[str, Any]:
+    """Entry points of other packages by name; loaded when a request first names them."""
+    found = importlib.metadata.entry_points(group=SAMPLER_ENTRY_POINTS)
+    return {entry.name: entry for entry in found}
+
+
+def build_sampler(name: str, schedule: Schedule, noise: NoiseSource) -> Sampler:
+    """The sampler of one picture.
+
+    Raises:
+        InvalidRequest: there is no sampler of this name.
+        EngineError: the package that adds it cannot be loaded.
+    """
+    factory = SAMPLERS.get(name)
+    if factory is None:
+        entry = _added().get(name)
+        if entry is None:
+            known = ", ".join(sorted({*SAMPLERS, *_added()}))
+            raise InvalidRequest(f"sampler must be one of {known}; got {name!r}.", param="sampler")
+        try:
+            return _built(entry, schedule, noise)
+        except Exception as fault:  # code of somebody else's package
+            raise EngineError(
+                f"The sampler {name!r} of {entry.value} cannot be used: {fault!r}."
+            ) from fault
+    return factory(schedule, noise)
+
+
+def _built(entry: Any, schedule: Schedule, noise: NoiseSource) -> Sampler:
+    sampler: Sampler = entry.load()(schedule, noise)
+    return sampler

@@ -1,0 +1,1 @@
+"""Which rows are denoised next. Plain Python."""

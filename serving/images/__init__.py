@@ -1,0 +1,1 @@
+"""Image files: encoding, provenance marks, recipe metadata, sealing."""

@@ -1,0 +1,1 @@
+"""Second implementations of the Protocols, and tiny models, for tests."""

@@ -1,0 +1,243 @@
+"""Second implementations of the protocols: in memory, scripted, without a GPU.
+
+For tests, and for people who develop clients: `PaintingBackend` answers at once with flat pictures
+through the same dispatcher, store and safety seam as the real service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.core.errors import CalotypeError, NotFound
+from calotype.serving.core.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
+from calotype.serving.core.request import GenerationRequest
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.result import GenerationResult, ImageResult, openai_usage
+from calotype.serving.storage import check_key
+from calotype.serving.testing.painter import Painter, PainterSettings
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
+
+
+class ManualClock:
+    """A `Clock` that stands still until it is told otherwise."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self._now = now
+        self._elapsed = 0.0
+
+    def time(self) -> float:
+        return self._now + self._elapsed
+
+    def monotonic(self) -> float:
+        return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        self._elapsed += seconds
+
+
+class MemoryBlobStore:
+    """A `BlobStore` in a dict."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.blobs: dict[str, bytes] = {}
+        self._modified: dict[str, float] = {}
+        self.failure: CalotypeError | None = None
+        """When set, `put` raises it: a full disk on demand."""
+
+    def put(self, key: str, data: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.blobs[check_key(key)] = bytes(data)
+        self._modified[key] = self.clock.time()
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self.blobs[check_key(key)]
+        except KeyError:
+            raise NotFound(f"There is no stored file {key!r}.") from None
+
+    def delete(self, key: str) -> None:
+        self.blobs.pop(check_key(key), None)
+        self._modified.pop(key, None)
+
+    def entries(self) -> Iterator[tuple[str, float]]:
+        yield from list(self._modified.items())
+
+
+def decision(
+    stage: str = "input",
+    *,
+    blocked: Iterable[str] = (),
+    flagged: Iterable[str] = (),
+    unavailable: bool = False,
+) -> dict[str, Any]:
+    """A decision as `moderation.decision.Decision.to_payload` writes it."""
+    refused, noticed = list(blocked), [*blocked, *flagged]
+    verdict = "ERROR" if unavailable else "BLOCK" if refused else "FLAG" if noticed else "ALLOW"
+    digest = hashlib.sha256(f"{stage}{refused}{noticed}".encode()).hexdigest()
+    return {
+        "id": f"dec_{digest[:24]}",
+        "stage": stage,
+        "policy": "scripted@1",
+        "verdict": verdict,
+        "served": verdict in ("ALLOW", "FLAG"),
+        "blocked": verdict not in ("ALLOW", "FLAG"),
+        "flagged": verdict != "ALLOW",
+        "unavailable": unavailable,
+        "categories": refused,
+        "flagged_categories": noticed,
+        "scores": dict.fromkeys(noticed, 0.99),
+        "findings": [],
+    }
+
+
+class ScriptedSafety:
+    """A `SafetyStage` that does what two functions say; they return a decision or raise."""
+
+    def __init__(
+        self,
+        prompt: Callable[[str], dict[str, Any]] = lambda text: decision("input"),
+        image: Callable[[Pixels], dict[str, Any]] = lambda pixels: decision("output"),
+    ) -> None:
+        self.prompt, self.image = prompt, image
+        self.scopes: list[Mapping[str, Any] | None] = []
+        """For whom it was asked, in order."""
+
+    async def judge_prompt(
+        self, text: str, scope: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        self.scopes.append(scope)
+        return self.prompt(text)
+
+    async def judge_image(
+        self,
+        pixels: Pixels,
+        prompt: str = "",
+        references: Sequence[Pixels] = (),
+        scope: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        self.scopes.append(scope)
+        return self.image(pixels)
+
+
+def drawn_result(lease: Lease) -> dict[str, Any]:
+    """What a worker says that drew one picture for ``lease``; no such picture is stored."""
+    size = GenerationRequest.from_payload(lease.request).size
+    image = ImageResult(
+        asset_id=f"asset_{lease.job_id}_{lease.fence}",
+        blob_key=f"{lease.job_id}.png",
+        index=0,
+        seed=int(lease.request["seed"]),
+        width=size.width,
+        height=size.height,
+        content_type="image/png",
+        sha256="0" * 64,
+    )
+    usage = openai_usage(3, [size])
+    return GenerationResult([image], metrics={"gpu_seconds": 0.5}, usage=usage).to_payload()
+
+
+class PaintingBackend:
+    """A `GenerationBackend` in this process, with one worker that paints instead of drawing.
+
+    Use it as the application's lifespan: ``create_app(..., backend, ..., backend.lifespan)``.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        blobs: BlobStore,
+        safety: SafetyStage | None = None,
+        models: Sequence[str] = ("shapes",),
+        clock: Clock | None = None,
+        policy: DispatchPolicy | None = None,
+        settings: PainterSettings | None = None,
+    ) -> None:
+        self.safety: SafetyStage = safety or ScriptedSafety()
+        # Of all models, but its forecast is told as the first one's.
+        self.dispatcher = Dispatcher(
+            store, self.safety, clock or SystemClock(), policy, forecast_as=models[0]
+        )
+        judging = (policy or DispatchPolicy()).judging
+        self.painter = Painter(
+            "painter",
+            self.dispatcher,
+            self.safety,
+            blobs,
+            replace(settings or PainterSettings(), judging=judging),
+        )
+        self._models = list(models)
+        self._may_paint = threading.Event()
+        self._may_paint.set()
+        self._resting = threading.Event()
+        self._resting.set()
+
+    def hold(self) -> None:
+        """Leaves jobs in the queue until `resume`; called from another thread than the painter's.
+
+        Returns once the painter rests: it may have been waiting for a lease just now.
+        """
+        self._may_paint.clear()
+        self._resting.wait(10)
+
+    def resume(self) -> None:
+        self._may_paint.set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        await self.dispatcher.start()
+        worker = asyncio.create_task(self._paint_forever())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+            await self.dispatcher.stop()
+
+    async def submit(self, job_id: str) -> None:
+        await self.dispatcher.submit(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        await self.dispatcher.wait(job_id, timeout)
+
+    async def cancel(self, job_id: str) -> None:
+        await self.dispatcher.cancel(job_id)
+
+    async def judge(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: Mapping[str, Any] | None = None,
+        models: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        judged = [await self.safety.judge_prompt(text, scope) for text in texts]
+        return judged + [await self.safety.judge_image(image, scope=scope) for image in images]
+
+    async def status(self) -> list[ModelStatus]:
+        backlog = self.dispatcher.backlog_seconds()
+        return [ModelStatus(name, True, 1, backlog) for name in self._models]
+
+    async def _paint_forever(self) -> None:
+        while True:
+            if not self._may_paint.is_set():
+                self._resting.set()
+                await asyncio.sleep(0.01)
+                continue
+            self._resting.clear()
+            try:
+                await self.painter.work(0.05)
+            except CalotypeError:
+                # A busy database: the lease runs out or is asked for again.
+                await asyncio.sleep(0.05)

@@ -1,0 +1,201 @@
+"""Sends webhooks as Standard Webhooks 1.0.0 says: signed, repeated for three days, never twice at
+the same time.
+
+    webhook-id: msg_...                  the same on every attempt
+    webhook-timestamp: 1795353240        of this attempt
+    webhook-signature: v1,<base64>       HMAC-SHA256 of "id.timestamp.body"; two after a rotation
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from calotype.serving.core.errors import CalotypeError, InvalidRequest
+from calotype.serving.database.jobs import JobStore
+from calotype.serving.jobs.records import AttemptRecord, DeliveryRecord, JobRecord, new_id
+from calotype.serving.observability import metrics
+from calotype.serving.webhooks.safe_http import (
+    AddressRefused,
+    Answer,
+    OutboundFailed,
+    OutboundPolicy,
+    aim,
+    send,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+"""Seconds between attempts, ten in all; some are longer by up to a tenth."""
+TIMEOUT_SECONDS = 15.0
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_BODY_BYTES = 20_000
+_HOLD_SECONDS = TIMEOUT_SECONDS + 15.0
+_AT_ONCE = 16
+_SLOW_DOWN = (429, 502, 504)
+_GONE = 410
+
+DescribeJob = Callable[[JobRecord], dict[str, Any]]
+
+
+def sign(secrets: Sequence[str], message_id: str, timestamp: int, body: str) -> str:
+    """The ``webhook-signature`` header; one signature for each secret ``whsec_...``."""
+    signed = f"{message_id}.{timestamp}.{body}".encode()
+    found = []
+    for secret in secrets:
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        digest = hmac.new(key, signed, hashlib.sha256).digest()
+        found.append("v1," + base64.b64encode(digest).decode("ascii"))
+    return " ".join(found)
+
+
+def event_body(event_type: str, moment: float, data: Mapping[str, Any]) -> str:
+    """The JSON of an event: Standard Webhooks' fields and OpenAI's beside them."""
+    body = {
+        "type": event_type,
+        "timestamp": datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z"),
+        "id": new_id("evt"),
+        "object": "event",
+        "created_at": int(moment),
+        "data": dict(data),
+    }
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    if len(text.encode("utf-8")) > MAX_BODY_BYTES:
+        # A long prompt: the receiver asks for the job, whose id is all that it needs.
+        body["data"] = {k: v for k, v in data.items() if k not in ("input", "recipe")}
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return text
+
+
+class WebhookSender:
+    """Sends what is due, as one of any number of senders over one database.
+
+    Args:
+        describe: the job as the API shows it, without pictures.
+    """
+
+    def __init__(self, store: JobStore, policy: OutboundPolicy, describe: DescribeJob) -> None:
+        self._store, self._policy, self._describe = store, policy, describe
+
+    async def run(self, pause: float) -> None:
+        """Sends until it is cancelled, and looks for work at least every ``pause`` seconds."""
+        while True:
+            try:
+                sent = await self.send_due()
+                wait = pause
+                if not sent:
+                    due = await asyncio.to_thread(self._store.seconds_to_next_delivery)
+                    wait = pause if due is None else min(pause, max(0.05, due))
+            except CalotypeError as error:  # a busy or absent database: it is asked again
+                log.warning("webhooks wait: %s", error)
+                sent, wait = 0, pause
+            if not sent:
+                await asyncio.sleep(wait)
+
+    async def send_due(self) -> int:
+        """One attempt for everything that is due; how many there were."""
+        claimed = await asyncio.to_thread(self._store.claim_deliveries, _AT_ONCE, _HOLD_SECONDS)
+        results = await asyncio.gather(
+            *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                log.warning("a webhook is tried again later: %s", result)
+        return len(claimed)
+
+    async def _attempt(self, delivery: DeliveryRecord) -> None:
+        begun, started = self._store.clock.time(), time.monotonic()
+        answer: Answer | None = None
+        refused = False
+        error: str | None = None
+        try:
+            answer = await self._post(delivery, begun)
+        except AddressRefused as problem:
+            refused, error = True, problem.message
+        except (OutboundFailed, InvalidRequest) as problem:
+            error = str(problem)
+        except TimeoutError:
+            error = "its name was not resolved in time"
+        seconds = time.monotonic() - started
+        status = None if answer is None else answer.status
+        if answer is not None and not 200 <= answer.status < 300:
+            error = f"the receiver answered {answer.status}"
+        state, due = self._verdict(delivery, answer, error, refused)
+        attempt = AttemptRecord(
+            delivery.id,
+            delivery.attempts,
+            begun,
+            round(seconds, 3),
+            status,
+            None if error is None else error[:512],
+        )
+        await asyncio.to_thread(self._store.record_attempt, delivery, attempt, state, due)
+        metrics.WEBHOOKS.labels(delivery.event_type, "sent" if error is None else "failed").inc()
+        if status == _GONE and delivery.endpoint_id is not None:
+            await asyncio.to_thread(
+                self._store.disable_endpoint, delivery.endpoint_id, "It answered 410 Gone."
+            )
+
+    async def _post(self, delivery: DeliveryRecord, now: float) -> Answer:
+        if delivery.endpoint_id is None:
+            secret = await asyncio.to_thread(self._store.webhook_secret, delivery.team_id)
+            secrets = [secret]
+        else:
+            secrets = await asyncio.to_thread(self._store.endpoint_secrets, delivery)
+        if not secrets:
+            raise AddressRefused("The webhook endpoint was deleted.")
+        body = delivery.body or await self._write_body(delivery)
+        stamp = int(now)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "calotype-webhooks/1",
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(stamp),
+            "webhook-signature": sign(secrets, delivery.id, stamp, body),
+        }
+        async with asyncio.timeout(TIMEOUT_SECONDS + 5):
+            target = await aim(delivery.url, self._policy)
+            return await send(
+                target,
+                "POST",
+                headers,
+                body.encode("utf-8"),
+                seconds=TIMEOUT_SECONDS,
+                max_bytes=MAX_ANSWER_BYTES,
+                policy=self._policy,
+            )
+
+    async def _write_body(self, delivery: DeliveryRecord) -> str:
+        job = await asyncio.to_thread(self._store.get_job, delivery.job_id or "")
+        data = {"id": delivery.job_id} if job is None else self._describe(job)
+        body = event_body(delivery.event_type, delivery.created, data)
+        await asyncio.to_thread(self._store.write_body, delivery.id, body)
+        return body
+
+    def _verdict(
+        self, delivery: DeliveryRecord, answer: Answer | None, error: str | None, refused: bool
+    ) -> tuple[str, float | None]:
+        """The state after an attempt, and when the next one is due."""
+        if error is None:
+            return "delivered", None
+        gone = answer is not None and answer.status == _GONE
+        # After a redelivery the count goes on; the schedule ends with its last delay.
+        if refused or gone or delivery.attempts > len(RETRY_DELAYS):
+            return "failed", None
+        delay = RETRY_DELAYS[delivery.attempts - 1] * random.uniform(1.0, 1.1)
+        if answer is not None and answer.status in _SLOW_DOWN:
+            delay *= 2
+            with contextlib.suppress(ValueError):
+                delay = max(delay, min(86_400.0, float(answer.headers.get("retry-after", ""))))
+        return "pending", self._store.clock.time() + delay

@@ -1,0 +1,159 @@
+"""The engine's own checks, on a CPU: whoever passes here loads on a GPU.
+
+An adapter needs only the configuration of its model, none of its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calotype.serving.config import ImageModel
+from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
+from calotype.serving.engine.lora.lora_file import LinearShapes, linear_shapes, read_lora
+from calotype.serving.engine.model import libraries
+from calotype.serving.engine.model.components import read_settings
+from calotype.serving.engine.model.weight_files import (
+    FLOAT_DTYPES,
+    WeightHeader,
+    find_weight_headers,
+    read_header,
+    unfilled,
+)
+from calotype.serving.weights.sources import model_folder
+from calotype.serving.wire.fetch_faults import Fault, FetchFailed, failed
+
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+"""Folder of a model -> name of its weight files."""
+NOT_SAFETENSORS = ("pickled", "not a safetensors file.")
+PHRASES = (
+    ("made for another model", Fault.WRONG_BASE_MODEL),
+    ("do not fit together", Fault.BAD_WEIGHTS),
+    ("its rank is", Fault.RANK_TOO_HIGH),
+    ("NaN or infinity", Fault.BAD_WEIGHTS),
+)
+"""What the engine says of a file -> the word for it; anything else is about its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """What an adapter's file holds."""
+
+    rank: int
+    target_modules: list[str]
+    """Layers that it changes, the numbers of blocks as ``*``."""
+
+
+def check_adapter(file: pathlib.Path, base: ImageModel, max_rank: int) -> CheckedAdapter:
+    """Reads the whole file as a generator would.
+
+    Raises:
+        FetchFailed: it would not be loaded there; says why.
+    """
+    torch.set_num_threads(1)
+    shapes = _shapes_of(base)
+    header = _header(file)
+    for name, info in header.tensors.items():
+        if info.dtype not in FLOAT_DTYPES:
+            raise failed(
+                Fault.WRONG_DTYPE,
+                f"{file.name} holds {name} as {info.dtype}; an adapter's weights are "
+                f"{', '.join(sorted(FLOAT_DTYPES))}.",
+            )
+    try:
+        layers = read_lora(file, shapes, max_rank=max_rank, dtype=torch.float32)
+    except AdapterLoadFailed as error:
+        raise _refusal(file, error) from None
+    modules = {_starred(module) for module in layers}
+    return CheckedAdapter(
+        max(int(layer.down.shape[0]) for layer in layers.values()), sorted(modules)
+    )
+
+
+def check_model(folder: pathlib.Path) -> None:
+    """Looks at every file that a replica will read, and at no weight.
+
+    Raises:
+        FetchFailed: something is missing, truncated or of another model.
+    """
+    try:
+        read_settings(folder)
+        for part, stem in WEIGHTS.items():
+            headers = find_weight_headers(folder / part, stem, ModelLoadFailed)
+            if part == "transformer":
+                _check_shapes(folder, headers)
+        for name in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
+            if not (folder / name).is_file():
+                raise ModelLoadFailed(f"{folder / name} is missing.")
+    except ModelLoadFailed as error:
+        raise failed(Fault.MODEL_INCOMPLETE, _without(folder, error.message)) from None
+
+
+def _check_shapes(folder: pathlib.Path, headers: list[WeightHeader]) -> None:
+    stored = {name: info.shape for header in headers for name, info in header.tensors.items()}
+    expected = {name: tuple(t.shape) for name, t in _denoiser(folder).state_dict().items()}
+    if stored == expected:
+        return
+    different = sorted(
+        n for n in stored.keys() | expected.keys() if stored.get(n) != expected.get(n)
+    )
+    first = different[0]
+    raise ModelLoadFailed(
+        f"{folder / 'transformer'} does not hold what its config.json says: {first} is "
+        f"{stored.get(first, 'missing')} instead of {expected.get(first, 'nothing')}, and "
+        f"{len(different) - 1} more differ."
+    )
+
+
+def _shapes_of(base: ImageModel) -> LinearShapes:
+    try:
+        return linear_shapes(_denoiser(model_folder(base)))
+    except EngineError as error:
+        raise failed(
+            Fault.BASE_MODEL_MISSING,
+            f"The model {base.name} cannot be looked at: {error.message}",
+        ) from None
+
+
+def _denoiser(folder: pathlib.Path) -> Any:
+    """The denoiser as its configuration describes it, without memory."""
+    file = folder / "transformer" / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        with unfilled():
+            return libraries.build(libraries.denoiser_class(), config)
+    except OSError as error:
+        raise ModelLoadFailed(f"{file} cannot be read ({error.strerror}).") from None
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelLoadFailed(f"{file} describes no denoiser: {error}.") from None
+
+
+def _header(file: pathlib.Path) -> WeightHeader:
+    try:
+        return read_header(file, AdapterLoadFailed)
+    except AdapterLoadFailed as error:
+        plain = any(phrase in error.message for phrase in NOT_SAFETENSORS)
+        fault = Fault.NOT_SAFETENSORS if plain else Fault.BAD_HEADER
+        raise failed(fault, _without(file.parent, error.message)) from None
+
+
+def _refusal(file: pathlib.Path, error: AdapterLoadFailed) -> FetchFailed:
+    found = (fault for phrase, fault in PHRASES if phrase in error.message)
+    return failed(next(found, Fault.UNKNOWN_KEYS), _without(file.parent, error.message))
+
+
+def _without(folder: pathlib.Path, message: str) -> str:
+    """The sentence without the folder of the cache, which says nothing to its reader."""
+    return message.replace(f"{folder}/", "")
+
+
+def _starred(module: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))

@@ -1,0 +1,1 @@
+"""One generator replica: leases in, judged and stored images out."""

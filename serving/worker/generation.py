@@ -1,0 +1,384 @@
+"""The way of one lease: prompt to embeddings, steps, judged pictures, stored files, completion.
+
+A `GenerationWorker` pulls leases from a dispatcher and answers for each of them with exactly one
+`complete`, `fail` or `release`. It knows neither Ray nor HTTP: what it talks to are Protocols, so
+the same code runs in a Ray Serve replica and in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from calotype.serving.core.errors import (
+    CalotypeError,
+    Cancelled,
+    EngineError,
+    InvalidRequest,
+    NotFound,
+)
+from calotype.serving.core.protocols import BlobStore, SafetyStage
+from calotype.serving.core.request import (
+    Checkpoint,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Preview,
+    Progress,
+)
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.result import GenerationResult, openai_usage
+from calotype.serving.observability import tracing
+from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.intermediates import Trail, TrailKeeper
+from calotype.serving.worker.postprocess import PictureDesk
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+"""Pause after the dispatcher could not be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """Embeddings [tokens, width] of a prompt (tensor or array), and how long it was."""
+
+    embeds: Any
+    token_count: int
+    truncated: bool
+
+
+class PromptSource(Protocol):
+    async def encode(self, prompt: str) -> EncodedPrompt: ...
+
+
+class LeaseSource(TrailKeeper, Protocol):
+    """The generators' side of `jobs.dispatcher.Dispatcher`."""
+
+    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]: ...
+
+    async def heartbeat(
+        self, replica: str, progress: Mapping[str, Sequence[int]]
+    ) -> Sequence[str]: ...
+
+    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool: ...
+
+    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool: ...
+
+    async def release(self, job_id: str, fence: int) -> bool: ...
+
+    async def spoiled(self, job_id: str, fence: int) -> bool: ...
+
+
+@dataclass(slots=True)
+class _Running:
+    lease: Lease
+    request: GenerationRequest
+    trail: Trail
+    step: int = 0
+    task: asyncio.Task[None] | None = None
+    lost: bool = field(default=False)
+
+
+class GenerationWorker:
+    """Draws leased jobs on one engine, several at a time so that they share steps.
+
+    Args:
+        concurrency: leases held at once.
+        beat_seconds: pause between heartbeats, and between the checkpoints of a request.
+        wait_seconds: length of one long poll for work.
+    """
+
+    def __init__(
+        self,
+        replica: str,
+        engine: EngineThread,
+        leases: LeaseSource,
+        prompts: PromptSource,
+        safety: SafetyStage,
+        blobs: BlobStore,
+        *,
+        concurrency: int = 8,
+        beat_seconds: float = 2.0,
+        wait_seconds: float = 10.0,
+    ) -> None:
+        self.replica = replica
+        self._engine, self._leases, self._prompts = engine, leases, prompts
+        self._safety, self._blobs = safety, blobs
+        self._desk = PictureDesk(safety, blobs)
+        self._concurrency, self._beat = concurrency, beat_seconds
+        self._wait = wait_seconds
+        self._running: dict[str, _Running] = {}
+        self._slots = asyncio.Semaphore(concurrency)
+        self._draining = False
+
+    @property
+    def busy(self) -> int:
+        """Leases held now."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Pulls and draws until `drain`."""
+        beat = asyncio.create_task(self._beat_forever())
+        try:
+            while not self._draining and self._engine.alive:
+                await self._pull()
+        finally:
+            beat.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beat
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more work; lets what runs finish, and gives back what is left after that."""
+        self._draining = True
+        tasks = [r.task for r in self._running.values() if r.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for running in list(self._running.values()):
+            if running.task is not None:
+                running.task.cancel()
+            await self._tell(self._leases.release(running.lease.job_id, running.lease.fence))
+
+    async def abandon(self) -> None:
+        """Stops without a word, because the engine is dead.
+
+        Nothing is given back: were one of the jobs its death, that job would kill one replica after
+        the other. Leases that run out are counted.
+        """
+        self._draining = True
+        tasks = [r.task for r in self._running.values() if r.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pull(self) -> None:
+        await self._slots.acquire()
+        free = 1
+        while free < self._concurrency and not self._slots.locked():
+            await self._slots.acquire()
+            free += 1
+        granted: list[Lease] = []
+        try:
+            granted = await self._leases.lease(self.replica, free, self._wait)
+        except Exception as error:  # whatever the connection died of; work waits in the store
+            log.warning("no lease from the dispatcher: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+        for lease in granted:
+            running, before = self._begin(lease), self._running.get(lease.job_id)
+            self._running[lease.job_id] = running
+            running.task = asyncio.create_task(self._answer_for(running, before))
+        for _ in range(free - len(granted)):
+            self._slots.release()
+
+    def _begin(self, lease: Lease) -> _Running:
+        # The engine shares its steps out between teams.
+        request = replace(GenerationRequest.from_payload(lease.request), tenant=lease.team_id)
+        trail = Trail(lease, request, self._leases, self._safety, self._blobs)
+        return _Running(lease, request, trail, int((lease.checkpoint or {}).get("step", 0)))
+
+    async def _answer_for(self, running: _Running, before: _Running | None = None) -> None:
+        """Args:
+        before: an earlier lease of the same job, which ran out unnoticed.
+        """
+        lease = running.lease
+        told: bool | None = False
+        try:
+            if before is not None:
+                await self._forsake(before)
+            parent = lease.input.get("traceparent")
+            with tracing.span("draw", parent, job=lease.job_id, fence=lease.fence):
+                result = await self._draw(running)
+            told = await self._tell(
+                self._leases.complete(lease.job_id, lease.fence, result.to_payload())
+            )
+        except CalotypeError as error:
+            if not (running.lost and isinstance(error, Cancelled)):
+                told = await self._tell(
+                    self._leases.fail(lease.job_id, lease.fence, error.to_payload())
+                )
+        except Exception as error:
+            log.exception("job %s failed", lease.job_id)
+            fault = EngineError(f"The picture could not be drawn: {type(error).__name__}: {error}.")
+            told = await self._tell(
+                self._leases.fail(lease.job_id, lease.fence, fault.to_payload())
+            )
+        finally:
+            if self._running.get(lease.job_id) is running:
+                del self._running[lease.job_id]
+            self._slots.release()
+            await running.trail.close()
+        if told:
+            await running.trail.forget()
+
+    async def _forsake(self, running: _Running) -> None:
+        """Ends what is still done under a lease that somebody else has by now."""
+        running.lost = True
+        if running.task is not None:
+            running.task.cancel()
+            await asyncio.wait({running.task})
+
+    async def _draw(self, running: _Running) -> GenerationResult:
+        started = time.monotonic()
+        request = running.request
+        with tracing.span("encode prompt"):
+            encoded, files = await asyncio.gather(self._encoded(request), self._files(request))
+        prompt = encoded[0]
+        given: dict[str, Any] = {}
+        if len(encoded) > 1:
+            given["negative"] = encoded[1].embeds
+        if files:
+            given["files"] = files
+            with tracing.span("judge given pictures"):
+                await self._desk.admit(running.lease, request, files)
+        with tracing.span("denoise", steps=request.sampling.steps):
+            finished = await self._drawn(running, prompt.embeds, given)
+        drawn_at = time.monotonic()
+        with tracing.span("judge and store"):
+            handed, _ = await asyncio.gather(
+                self._desk.hand_out(running.lease, request, finished.images, files),
+                running.trail.finish(),
+            )
+        devices = self._engine.engine.devices
+        metrics: dict[str, Any] = {
+            "gpu_seconds": round(devices * finished.denoise_seconds, 4),
+            "megapixels": round(request.n * request.size.pixels / 1e6, 4),
+            "steps": request.sampling.steps,
+            "rendered_size": str(request.rendered_size),
+            "draw_ms": round(1000 * (drawn_at - started)),
+            "moderation_ms": round(1000 * handed.judging_seconds),
+        }
+        if devices > 1:
+            metrics["devices"] = devices
+        if request.sampling.step_cache:
+            metrics["passes"], metrics["passes_skipped"] = finished.evaluations, finished.skipped
+        if any(text.truncated for text in encoded):
+            metrics["warnings"] = [
+                "The prompt is longer than the model reads; its end changed nothing."
+            ]
+        usage = openai_usage(prompt.token_count, [request.size] * request.n)
+        return GenerationResult(
+            *(handed.images, handed.blocked, metrics, usage, handed.decisions, handed.prompt),
+            held=handed.held,
+        )
+
+    async def _drawn(self, running: _Running, embeds: Any, given: Mapping[str, Any]) -> Finished:
+        """Raises what the engine ends the request with, if it is not drawn."""
+        begun = time.time_ns()
+        async with contextlib.aclosing(self._events(running, embeds, given)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    running.step = event.step
+                    tracing.record("denoise step", begun, event.done_ns, step=event.step)
+                    begun = event.done_ns
+                elif isinstance(event, Preview | Checkpoint):
+                    running.trail.note(event)
+                elif isinstance(event, Failed):
+                    raise event.error
+                else:
+                    return event
+        raise EngineError("The engine ended the request without an answer.")
+
+    async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
+        """The prompt, and the negative one where a second pass runs."""
+        texts = self._engine.engine.prompts_of(request)
+        return list(await asyncio.gather(*(self._prompts.encode(text) for text in texts)))
+
+    async def _files(self, request: GenerationRequest) -> dict[str, bytes]:
+        """The pictures that the request names, by blob key.
+
+        Raises:
+            InvalidRequest: one of them is not kept any more.
+        """
+        names = [request.image, request.mask, *request.references]
+        keys = list(dict.fromkeys(name for name in names if name is not None))
+        try:
+            found = [await asyncio.to_thread(self._blobs.get, key) for key in keys]
+        except NotFound:
+            raise InvalidRequest(
+                "A picture that the request names is not kept any more; send it again.",
+                param="image",
+            ) from None
+        return dict(zip(keys, found, strict=True))
+
+    async def _events(
+        self, running: _Running, embeds: Any, given: Mapping[str, Any]
+    ) -> AsyncGenerator[Event, None]:
+        """The engine's events, from the checkpoint on where there is one that can be used."""
+        left = await self._checkpoint(running)
+        if left is not None:
+            drawing = self._engine.draw(running.request, embeds, **given, checkpoint=left)
+            # Closed at once, or else its end would take the events of the next attempt.
+            async with contextlib.aclosing(drawing) as events:
+                refusal: CalotypeError | None = None
+                async for event in events:
+                    if isinstance(event, Failed) and _of_checkpoint(event.error):
+                        refusal = event.error
+                        break
+                    yield event
+            if refusal is None:
+                return
+            log.warning("job %s begins anew: %s", running.lease.job_id, refusal)
+            await self._spoiled(running)
+        running.step = 0
+        async with contextlib.aclosing(self._engine.draw(running.request, embeds, **given)) as more:
+            async for event in more:
+                yield event
+
+    async def _checkpoint(self, running: _Running) -> bytes | None:
+        left = running.lease.checkpoint
+        if left is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._blobs.get, left["blob_key"])
+        except NotFound:
+            await self._spoiled(running)
+        except CalotypeError as error:
+            log.warning("job %s begins anew: %s", running.lease.job_id, error)
+        return None
+
+    async def _spoiled(self, running: _Running) -> None:
+        await self._tell(self._leases.spoiled(running.lease.job_id, running.lease.fence))
+
+    async def _beat_forever(self) -> None:
+        # A dead engine's leases shall run out.
+        while self._engine.alive:
+            await asyncio.sleep(self._beat)
+            progress = {
+                job_id: (running.lease.fence, running.step, running.request.sampling.steps)
+                for job_id, running in self._running.items()
+            }
+            for job_id in progress:
+                self._engine.engine.checkpoint(job_id)
+            try:
+                lost = await self._leases.heartbeat(self.replica, progress)
+            except Exception as error:  # the lease outlives a few lost beats
+                log.warning("the dispatcher did not hear a heartbeat: %s", error)
+                continue
+            for job_id in lost:
+                if job_id in self._running:
+                    self._running[job_id].lost = True
+                    self._engine.abort(job_id)
+
+    async def _tell(self, call: Any) -> bool | None:
+        """Tells the dispatcher how a lease ended; None when nobody knows whether it heard.
+
+        When it cannot be reached for long the lease expires and the job is drawn again elsewhere:
+        late, but neither lost nor answered twice.
+        """
+        try:
+            return bool(await call)
+        except NotFound:
+            return False
+        except Exception as error:
+            log.error("the dispatcher could not be told how a job ended: %s", error)
+            return None
+
+
+def _of_checkpoint(error: CalotypeError) -> bool:
+    return isinstance(error, InvalidRequest) and error.param == "checkpoint"

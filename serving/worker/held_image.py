@@ -1,0 +1,53 @@
+"""A drawn picture that waits for a person: its file is sealed before it is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calotype.serving.core.protocols import BlobStore
+from calotype.serving.core.request import GenerationRequest
+from calotype.serving.images.sealing import seal
+from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.records import new_id
+from calotype.serving.jobs.result import CONTENT_TYPES, HeldImage
+
+
+async def hold_picture(
+    blobs: BlobStore,
+    lease: Lease,
+    request: GenerationRequest,
+    index: int,
+    data: bytes,
+    decision: Mapping[str, Any],
+    prompt: Sequence[str] = (),
+) -> HeldImage:
+    """Stores picture ``index`` of a request sealed.
+
+    Args:
+        data: its file.
+        decision: what was decided about it.
+        prompt: the categories for which its prompt is held.
+
+    Raises:
+        StorageFailed: the file could not be written.
+    """
+    asset_id = new_id("asset")
+    key = f"{lease.team_id}/held/{asset_id}.sealed"
+    sealed = await asyncio.to_thread(seal, data, str(lease.input["seal"]), asset_id)
+    await asyncio.to_thread(blobs.put, key, sealed)
+    return HeldImage(
+        asset_id=asset_id,
+        blob_key=key,
+        index=index,
+        seed=request.seed + index,
+        width=request.size.width,
+        height=request.size.height,
+        content_type=CONTENT_TYPES[str(lease.input.get("output_format") or "png")],
+        sha256=hashlib.sha256(data).hexdigest(),
+        categories=sorted({*map(str, decision.get("categories", ())), *prompt}),
+        decision_id=decision.get("id"),
+        policy=decision.get("policy"),
+    )

@@ -1,0 +1,262 @@
+"""One generator: a model on a device, its adapters, and the worker that draws with them.
+
+`GeneratorReplica.configure` records what shall be served and returns at once; loading happens in
+the background and `state` tells how far it is. A changed model is loaded beside the old one, which
+goes on drawing until the new one is ready, and for good if the new one cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.config.environment import DATA_DIR
+from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.protocols import BlobStore, SafetyStage
+from calotype.serving.weights.sources import adapter_file, adapter_revision
+from calotype.serving.worker.adapter_probe import AdapterProbe
+from calotype.serving.worker.adapter_status import AdapterLoads
+from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.generation import GenerationWorker, LeaseSource, PromptSource
+from calotype.serving.worker.model_loader import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from calotype.serving.engine.lora.adapter_store import AdapterStore
+
+log = logging.getLogger(__name__)
+
+_LOADED: dict[str, Any] = {
+    "source": True,
+    "precision": True,
+    "device": True,
+    "acceleration": {"compile", "devices_per_picture"},
+}
+"""What of an ImageModel makes another engine; requests carry the rest."""
+
+WATCH_SECONDS = 0.5
+"""Longest pause between two looks at adapters that load; the engine wakes the looker sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica is given by where it runs.
+
+    Attributes:
+        concurrency: jobs held at once; more where a profile lets more of them share a step.
+        on_lost: told, from any thread, when a device that draws along is gone: only another
+            process can draw then.
+    """
+
+    name: str
+    torch_threads: int | None = 1
+    concurrency: int = 8
+    drain_seconds: float = 300.0
+    on_lost: Callable[[str], None] = lambda reason: None
+
+
+@dataclass(slots=True)
+class _Serving:
+    """A loaded model at work."""
+
+    key: str
+    loaded: LoadedModel
+    engine: EngineThread
+    worker: GenerationWorker
+    task: asyncio.Task[None]
+    probe: AdapterProbe
+
+
+class GeneratorReplica:
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        leases: LeaseSource,
+        prompts: PromptSource,
+        safety: SafetyStage,
+        blobs: BlobStore,
+    ) -> None:
+        self.settings = settings
+        self._leases, self._prompts, self._safety, self._blobs = leases, prompts, safety, blobs
+        self._wanted: tuple[ImageModel, tuple[LoRAAdapter, ...]] | None = None
+        self._serving: _Serving | None = None
+        self._problem = ""
+        self._loads = AdapterLoads()
+        self._watching: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._converge_forever())
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    def configure(self, model: ImageModel, adapters: Sequence[LoRAAdapter]) -> None:
+        """Records the desired state."""
+        mine = tuple(a for a in adapters if a.spec.model_ref.name == model.name)
+        self._wanted = (model, mine)
+        self._want(mine)
+        self._changed.set()
+
+    def state(self) -> dict[str, Any]:
+        """JSON: ``ready``, ``message``, ``busy``, how it draws, and every adapter's state.
+
+        ``adapters`` says of each "loading", "ready" or why not; ``load_states`` says all of it
+        (`adapter_loads.AdapterLoads.payload`).
+        """
+        serving = self._serving
+        if serving is not None:
+            self._loads.observe(serving.engine.engine.adapters.states())
+        return {
+            "replica": self.settings.name,
+            "ready": serving is not None and self.healthy,
+            "message": self._problem,
+            "busy": serving.worker.busy if serving is not None else 0,
+            "engine": serving.loaded.state() if serving is not None else None,
+            "adapters": self._loads.texts(),
+            "load_states": self._loads.payload(),
+        }
+
+    @property
+    def healthy(self) -> bool:
+        """False when the engine's thread or a device has died and only a restart helps."""
+        serving = self._serving
+        return serving is None or (serving.engine.alive and not serving.loaded.lost)
+
+    async def close(self) -> None:
+        """Drains: lets running jobs finish for a while, gives the rest back."""
+        self._task.cancel()
+        for task in (self._watching, self._probing):
+            if task is not None:
+                task.cancel()
+        if self._serving is not None:
+            await self._retire(self._serving)
+            self._serving = None
+        await asyncio.gather(*self._farewells)
+
+    async def _converge_forever(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._wanted is None:
+                continue
+            model, adapters = self._wanted
+            try:
+                await self._serve(model)
+                self._problem = ""
+            except CalotypeError as error:
+                self._problem = error.message
+                log.error("%s", error.message)
+            except Exception as error:  # the old model, if any, goes on; the state says why
+                self._problem = f"The model could not be loaded: {type(error).__name__}: {error}."
+                log.exception("loading %s failed", model.name)
+            await self._load_adapters(adapters)
+
+    async def _serve(self, model: ImageModel) -> None:
+        key = model.spec.model_dump_json(include=_LOADED)
+        old = self._serving
+        if old is not None and old.key == key:
+            return
+        if old is not None and old.loaded.group is not None:
+            # Its devices hold no second model, and a process joins one group at a time.
+            self._serving = None
+            await self._retire(old)
+            old = None
+        loaded = await asyncio.to_thread(
+            load_model,
+            model,
+            torch_threads=self.settings.torch_threads,
+            data_folder=pathlib.Path(os.environ.get(DATA_DIR) or "calotype-data"),
+            on_lost=self.settings.on_lost,
+        )
+        engine = EngineThread(loaded.engine)
+        worker = GenerationWorker(
+            self.settings.name,
+            engine,
+            self._leases,
+            self._prompts,
+            self._safety,
+            self._blobs,
+            concurrency=max(self.settings.concurrency, loaded.rows),
+        )
+        self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
+        probe = AdapterProbe(engine, model, self._prompts, self._safety)
+        drawing = asyncio.create_task(worker.run())
+        self._serving = _Serving(key, loaded, engine, worker, drawing, probe)
+        if old is not None:
+            farewell = asyncio.create_task(self._retire(old))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _retire(self, serving: _Serving) -> None:
+        if serving.engine.alive and not serving.loaded.lost:
+            await serving.worker.drain(self.settings.drain_seconds)
+        else:
+            await serving.worker.abandon()
+        serving.task.cancel()
+        await asyncio.gather(serving.task, return_exceptions=True)
+        await asyncio.to_thread(serving.engine.close)
+        await asyncio.to_thread(serving.loaded.close)
+
+    async def _load_adapters(self, adapters: Sequence[LoRAAdapter]) -> None:
+        if self._serving is None:
+            return
+        self._want(adapters)
+        if self._probing is not None:
+            self._probing.cancel()
+        probe, store = self._serving.probe, self._serving.engine.engine.adapters
+        unproved: list[tuple[LoRAAdapter, pathlib.Path]] = []
+        for adapter in adapters:
+            try:
+                file = await asyncio.to_thread(adapter_file, adapter)
+            except CalotypeError as error:
+                self._loads.refuse(adapter.name, error.message)
+                log.error("%s", error.message)
+                continue
+            if probe.wanted(adapter, file):
+                unproved.append((adapter, file))
+            else:
+                self._hand(store, adapter, file)
+        wanted = {adapter.name for adapter in adapters}
+        for name in set(store.states()) - wanted:
+            store.unload(name)
+        self._watch(store)
+        self._probing = asyncio.create_task(self._probe(probe, store, unproved))
+
+    def _hand(self, store: AdapterStore, adapter: LoRAAdapter, file: pathlib.Path) -> None:
+        store.load(adapter.name, file, keep=adapter.spec.preload == "Always")
+        self._loads.asked(adapter.name)
+
+    async def _probe(
+        self,
+        probe: AdapterProbe,
+        store: AdapterStore,
+        unproved: Sequence[tuple[LoRAAdapter, pathlib.Path]],
+    ) -> None:
+        """Draws one probe after the other; what serves meanwhile is the revision before."""
+        for adapter, file in unproved:
+            problem = await probe.problem_of(adapter, file)
+            if problem:
+                self._loads.refuse(adapter.name, problem)
+                log.error("adapter %s: %s", adapter.name, problem)
+            else:
+                self._hand(store, adapter, file)
+                self._watch(store)
+
+    def _watch(self, store: AdapterStore) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = asyncio.create_task(_watch(store, self._loads))
+
+    def _want(self, adapters: Sequence[LoRAAdapter]) -> None:
+        self._loads.keep(adapter.name for adapter in adapters)
+        for adapter in adapters:
+            self._loads.want(adapter.name, adapter_revision(adapter))
+
+
+async def _watch(store: AdapterStore, loads: AdapterLoads) -> None:
+    """Notes when each adapter is loaded, so that the time it took is true."""
+    while loads.observe(store.states()):
+        await asyncio.to_thread(store.wait_for_change, WATCH_SECONDS)
