@@ -3,7 +3,7 @@
 * ModerationError
   - PolicyError             a policy document is wrong; names the file and the field
   - EvaluationError         an evaluation data set is wrong; names the file and the column
-  - PictureError            what should be judged is no picture
+  - ImageError            what should be judged is no picture
   - ClassifierUnavailable   a classifier is missing, failed, hung or answered nonsense
   - ProvenanceError         a picture cannot be marked, or its marks cannot be read
 """
@@ -30,7 +30,7 @@ class EvaluationError(ModerationError):
     """A data set cannot be evaluated."""
 
 
-class PictureError(ModerationError):
+class ImageError(ModerationError):
     """The pixels cannot be judged: wrong type, shape or size."""
 
 

@@ -25,8 +25,8 @@ from calotype.moderation.errors import ModerationError
 from calotype.moderation.evaluation.shadow import Shadows
 from calotype.moderation.images import images
 from calotype.moderation.images.faces import SURE, YuNet
-from calotype.moderation.images.image_models import PICTURE_MODELS
-from calotype.moderation.images.known_images import KnownPictures, KnownSource
+from calotype.moderation.images.image_models import IMAGE_MODELS
+from calotype.moderation.images.known_images import KnownImages, KnownSource
 from calotype.moderation.policy.policy import JudgeRules, Policy
 from calotype.moderation.policy.rulebook import REMEMBERED, Applying, Rulebook, Scope
 from calotype.moderation.text.prompts import PromptRules
@@ -46,7 +46,7 @@ class _Stage:
 
     rules: PromptRules
     judges: list[Guard[str]]
-    known: KnownPictures
+    known: KnownImages
     more_scans: list[images.Scan]
 
 
@@ -66,7 +66,7 @@ class Moderator:
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
         known: lists of known pictures that hold under every policy.
-        fingerprint: see `KnownPictures`.
+        fingerprint: see `KnownImages`.
     """
 
     def __init__(
@@ -156,12 +156,12 @@ class Moderator:
                     self._judges[rules] = _text_guard(f"judge-{rules.format}", make)
             for name, folder in policy.picture_models.items():
                 if (name, folder) not in self._models:
-                    load = partial(PICTURE_MODELS[name], pathlib.Path(folder))
+                    load = partial(IMAGE_MODELS[name], pathlib.Path(folder))
                     scan = images.Scan(_image_guard(name, load), seconds=True)
                     self._models[name, folder] = scan
             judges = [self._judges[rules] for rules in policy.judges]
             models = [self._models[named] for named in policy.picture_models.items()]
-        known = KnownPictures(policy.picture_lists, self._known, self._fingerprint)
+        known = KnownImages(policy.picture_lists, self._known, self._fingerprint)
         return _Stage(PromptRules(policy), judges, known, models)
 
     def warm_up(self) -> list[str]:
@@ -242,7 +242,7 @@ class Moderator:
         return failed(applying.policy, kind, reason, elapsed)
 
     def _shows_face(self, pictures: Sequence[Pixels], deadline: float) -> bool:
-        given = [images.checked(picture) for picture in pictures]
+        given = [images.checked(image) for image in pictures]
         scores = self._faces.score(given, deadline - time.monotonic())
         return any(max(row.values(), default=0.0) >= SURE for row in scores)
 

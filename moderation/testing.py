@@ -50,16 +50,16 @@ class FixedImageClassifier:
         self._colour = colour
         self._cover = cover
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         return [
-            self._scores if self._marked(picture) else dict.fromkeys(self._scores, 0.0)
-            for picture in pictures
+            self._scores if self._marked(image) else dict.fromkeys(self._scores, 0.0)
+            for image in images
         ]
 
-    def _marked(self, picture: Pixels) -> bool:
+    def _marked(self, image: Pixels) -> bool:
         if self._colour is None:
             return True
-        return bool((picture == self._colour).all(axis=2).mean() >= self._cover)
+        return bool((image == self._colour).all(axis=2).mean() >= self._cover)
 
 
 class HangingClassifier:

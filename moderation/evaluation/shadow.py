@@ -21,7 +21,7 @@ from typing import Any
 from calotype.moderation.classifiers import Guard, Pixels, Scores
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import ModerationError
-from calotype.moderation.images.image_models import PICTURE_MODELS
+from calotype.moderation.images.image_models import IMAGE_MODELS
 from calotype.moderation.policy.categories import Category, Modality, Verdict
 from calotype.moderation.policy.policy import JudgeRules, Policy, ShadowRules
 
@@ -144,7 +144,7 @@ class Shadows:
 
 def reads(rules: ShadowRules, content: Content) -> bool:
     """Whether a shadow is one of such content: judges read prompts, the others see pictures."""
-    return isinstance(content, str) is (rules.classifier not in PICTURE_MODELS)
+    return isinstance(content, str) is (rules.classifier not in IMAGE_MODELS)
 
 
 def would_be(policy: Policy, scores: Mapping[Category, float], stage: str) -> Verdict:
@@ -165,8 +165,8 @@ def would_be(policy: Policy, scores: Mapping[Category, float], stage: str) -> Ve
 
 def load_shadow(rules: ShadowRules) -> Callable[[Sequence[Any]], Sequence[Scores]]:
     """The classifier of a policy's `ShadowRules`. Raises ClassifierUnavailable."""
-    if rules.classifier in PICTURE_MODELS:
-        return PICTURE_MODELS[rules.classifier](pathlib.Path(rules.model)).score
+    if rules.classifier in IMAGE_MODELS:
+        return IMAGE_MODELS[rules.classifier](pathlib.Path(rules.model)).score
     from calotype.moderation.text.judges import Judge  # torch, only where a policy asks for it
 
     judge = JudgeRules.model_validate({"format": rules.classifier, "model": rules.model})

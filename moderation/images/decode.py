@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageSequence, UnidentifiedImageError
 
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 
 MAX_PIXELS = 50_000_000
 """Of all frames together."""
@@ -27,28 +27,28 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 Pixels = NDArray[np.uint8]
 
 
-def decode_picture(data: bytes, name: str = "the picture") -> list[Pixels]:
+def decode_image(data: bytes, name: str = "the picture") -> list[Pixels]:
     """Every view of a picture that somebody could see, first the plain one.
 
     Raises:
-        PictureError: no picture, a damaged one, more than MAX_PIXELS or MAX_FRAMES.
+        ImageError: no picture, a damaged one, more than MAX_PIXELS or MAX_FRAMES.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                return _decoded(picture, name)
-    except PictureError:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return _decoded(image, name)
+    except ImageError:
         raise
     except UnidentifiedImageError:
-        raise PictureError(
+        raise ImageError(
             f"{name} is no picture that can be read; give a png, jpeg, webp or gif file."
         ) from None
     except MemoryError:
-        raise PictureError(f"{name} needs more memory than there is.") from None
+        raise ImageError(f"{name} needs more memory than there is.") from None
     # Decoders raise whatever damaged data leads them to: EOFError, struct.error, KeyError ...
     except Exception as error:
-        raise PictureError(f"{name} is no picture that can be read: {error}.") from None
+        raise ImageError(f"{name} is no picture that can be read: {error}.") from None
 
 
 def blur(pixels: Pixels) -> Pixels:
@@ -57,16 +57,16 @@ def blur(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def _decoded(picture: Image.Image, name: str) -> list[Pixels]:
+def _decoded(image: Image.Image, name: str) -> list[Pixels]:
     views: list[Pixels] = []
     pixels = 0
-    for number, frame in enumerate(ImageSequence.Iterator(picture)):
+    for number, frame in enumerate(ImageSequence.Iterator(image)):
         if number == MAX_FRAMES:
-            raise PictureError(f"{name} has more than {MAX_FRAMES} frames; give one of them.")
+            raise ImageError(f"{name} has more than {MAX_FRAMES} frames; give one of them.")
         pixels += frame.width * frame.height
         if pixels > MAX_PIXELS:
             frames = f" in {number + 1} frames" if number else ""
-            raise PictureError(
+            raise ImageError(
                 f"{name} has {frame.width}x{frame.height} pixels{frames}; "
                 f"at most {MAX_PIXELS:,} can be judged."
             )

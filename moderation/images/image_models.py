@@ -105,8 +105,8 @@ class ShieldGemma2:
         self._model = _loaded(self.name, ShieldGemma2ForImageClassification, folder)
         self._processor = _loaded(self.name, AutoProcessor, folder)
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
-        return [self._score(image) for image in _images(pictures)]
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
+        return [self._score(image) for image in _images(images)]
 
     def _score(self, image: Image.Image) -> Scores:
         import torch
@@ -124,7 +124,7 @@ class ShieldGemma2:
         }
 
 
-PICTURE_MODELS: dict[str, Callable[[pathlib.Path], ImageClassifier]] = {
+IMAGE_MODELS: dict[str, Callable[[pathlib.Path], ImageClassifier]] = {
     model.name: model for model in (Falconsai, SafetyChecker, ShieldGemma2)
 }
 
@@ -145,8 +145,8 @@ def _loaded(name: str, kind: Any, folder: pathlib.Path) -> Any:
     return part.eval() if hasattr(part, "eval") else part
 
 
-def _images(pictures: Sequence[Pixels]) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in pictures]
+def _images(images: Sequence[Pixels]) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in images]
 
 
 def _squared(image: Image.Image) -> Image.Image:

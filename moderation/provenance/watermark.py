@@ -337,5 +337,5 @@ def _planes(luma: Floats) -> Iterator[tuple[float, Floats]]:
         if size == (width, height):
             yield scale, luma
         else:
-            picture = Image.fromarray(luma).resize(size, Image.Resampling.BICUBIC)
-            yield scale, np.asarray(picture)
+            image = Image.fromarray(luma).resize(size, Image.Resampling.BICUBIC)
+            yield scale, np.asarray(image)

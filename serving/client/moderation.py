@@ -146,7 +146,7 @@ class Reviewer(Client):
         """Lets a picture come again; what was deleted stays so."""
         self._json(Call("DELETE", f"/v1/moderation/takedowns/{quote(takedown_id, safe='')}"))
 
-    def picture(self, case_id: str, *, reveal: bool = False) -> bytes:
+    def image(self, case_id: str, *, reveal: bool = False) -> bytes:
         """The picture of a case: a blurred PNG, or with ``reveal`` the stored file.
 
         Whoever reveals one must have taken the case, and is on record.

@@ -144,9 +144,9 @@ def generate(
         SamplingParams,
     )
     from calotype.serving.deployments.local import Studio
-    from calotype.serving.images.encode import encode_picture
+    from calotype.serving.images.encode import encode_image
 
-    kind = _picture_format(output)
+    kind = _image_format(output)
     resource = local_model(model)
     spec = resource.spec
     wanted = ImageSize.parse(size or spec.defaults.size, "--size")
@@ -177,10 +177,10 @@ def generate(
         length=request.sampling.steps, label="Drawing", file=sys.stderr, show_eta=True
     ) as bar:
         drawn, refused = studio.draw(request, lambda step, _: bar.update(step - bar.pos))
-    for picture in drawn:
-        name = output if picture.index == 0 else _numbered(output, picture.index + 1)
-        _write(name, encode_picture(picture.pixels, kind, None))
-        click.echo(f"{name}  seed {picture.seed}")
+    for image in drawn:
+        name = output if image.index == 0 else _numbered(output, image.index + 1)
+        _write(name, encode_image(image.pixels, kind, None))
+        click.echo(f"{name}  seed {image.seed}")
     if refused:
         click.echo(f"{refused} of {count} pictures were blocked by the safety stage.", err=True)
     click.echo(f"{time.monotonic() - started:.1f} s", err=True)
@@ -209,7 +209,7 @@ def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: s
         click.echo(line)
 
 
-def _picture_format(path: pathlib.Path) -> str:
+def _image_format(path: pathlib.Path) -> str:
     kinds = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
     kind = kinds.get(path.suffix.lower())
     if kind is None:

@@ -33,10 +33,10 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
     if image is not None:
-        from calotype.moderation.images.decode import decode_picture
+        from calotype.moderation.images.decode import decode_image
 
         try:
-            views = decode_picture(image.read_bytes(), str(image))
+            views = decode_image(image.read_bytes(), str(image))
         except OSError as error:
             raise InvalidRequest(f"{image} cannot be read: {error.strerror}.") from None
         # Transparent and animated pictures look several ways: the worst counts.

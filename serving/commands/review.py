@@ -103,10 +103,10 @@ def show(desk: Reviewer, case_id: str, plain: bool) -> None:
     help="The picture itself instead of a blurred one. The service writes down who looked.",
 )  # fmt: skip
 @click.pass_obj
-def picture(desk: Reviewer, case_id: str, output: pathlib.Path, reveal: bool) -> None:
+def image(desk: Reviewer, case_id: str, output: pathlib.Path, reveal: bool) -> None:
     """Fetch the picture of a case, blurred."""
     with refusals():
-        data = desk.picture(case_id, reveal=reveal)
+        data = desk.image(case_id, reveal=reveal)
     write_file(output, data)
     click.echo(f"{output}  {'as it is, on record' if reveal else 'blurred'}")
 

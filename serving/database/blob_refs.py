@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.schema.held_table import held_pictures
+from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import (
     assets,
     blob_garbage,
@@ -25,7 +25,7 @@ from calotype.serving.database.schema.tables import (
 )
 from calotype.serving.jobs.records import AssetRecord, FileRecord
 
-_REFERRING = (assets, files, checkpoints, previews, held_pictures)
+_REFERRING = (assets, files, checkpoints, previews, held_images)
 _PAGE = 200
 JOB_INPUT = "job_input"
 """Purpose of a file that came with a request; it is not listed."""

@@ -24,7 +24,7 @@ from calotype.serving.database.forecasts import Forecasts
 from calotype.serving.database.intermediates import HandOver, clear_hand_over
 from calotype.serving.database.retention import Expiry
 from calotype.serving.database.review.held_images import (
-    HeldPictures,
+    HeldImages,
     HeldRecord,
     add_held,
     held_reasons,
@@ -46,7 +46,7 @@ class JobStore(
     Ledger,
     Deliveries,
     Batches,
-    HeldPictures,
+    HeldImages,
     PeopleLog,
     Takedowns,
     Expiry,

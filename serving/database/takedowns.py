@@ -23,7 +23,7 @@ from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.core.protocols import Clock
 from calotype.serving.database.blob_refs import drop, hold, is_held
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.schema.tables import assets, files, picture_index, taken_down
+from calotype.serving.database.schema.tables import assets, files, image_index, taken_down
 from calotype.serving.jobs.records import AssetRecord, new_id
 
 _PAGE = 1000
@@ -75,27 +75,25 @@ class Takedowns:
 
     def unindexed_assets(self, limit: int = 100) -> list[AssetRecord]:
         """Stored pictures of which nobody has noted what they are recognised by."""
-        known = select(picture_index.c.asset_id).where(picture_index.c.asset_id == assets.c.id)
+        known = select(image_index.c.asset_id).where(image_index.c.asset_id == assets.c.id)
         query = select(assets).where(~known.exists()).order_by(assets.c.created).limit(limit)
         with reading(self.engine) as connection:
             return [AssetRecord(**row) for row in connection.execute(query).mappings()]
 
-    def index_picture(self, asset_id: str, found: Fingerprint) -> None:
+    def index_image(self, asset_id: str, found: Fingerprint) -> None:
         """Notes it; a picture that is gone by now, or noted already, is left alone."""
         row = {"asset_id": asset_id, "pdq": found.pdq, "payload": found.payload}
         try:
             with writing(self.engine) as connection:
-                connection.execute(insert(picture_index).values(row))
+                connection.execute(insert(image_index).values(row))
         except IntegrityError:
             return
 
-    def find_pictures(self, looked_for: Fingerprint) -> list[StoredMatch]:
+    def find_images(self, looked_for: Fingerprint) -> list[StoredMatch]:
         """The stored pictures that are copies of one, the surest first."""
         away: dict[str, int | None] = dict(self._near(looked_for.turned))
         if looked_for.payload is not None:
-            same = select(picture_index.c.asset_id).where(
-                picture_index.c.payload == looked_for.payload
-            )
+            same = select(image_index.c.asset_id).where(image_index.c.payload == looked_for.payload)
             with reading(self.engine) as connection:
                 away |= dict.fromkeys(connection.execute(same).scalars())
         found = []
@@ -114,9 +112,9 @@ class Takedowns:
         last = ""
         while True:
             query = (
-                select(picture_index.c.asset_id, picture_index.c.pdq)
-                .where(picture_index.c.pdq.is_not(None), picture_index.c.asset_id > last)
-                .order_by(picture_index.c.asset_id)
+                select(image_index.c.asset_id, image_index.c.pdq)
+                .where(image_index.c.pdq.is_not(None), image_index.c.asset_id > last)
+                .order_by(image_index.c.asset_id)
                 .limit(_PAGE)
             )
             with reading(self.engine) as connection:

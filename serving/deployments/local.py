@@ -20,7 +20,7 @@ from calotype.serving.database.jobs import JobStore
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.engine.model.input_images import restore_outside
-from calotype.serving.images.encode import blur, enlarge, given_pictures
+from calotype.serving.images.encode import blur, enlarge, given_images
 from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.worker.generation import EncodedPrompt
@@ -206,14 +206,14 @@ class Studio:
         """
         self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
         given = files or {}
-        pictures = [
+        images = [
             restore_outside(request, given, enlarge(pixels, request.size))
             for pixels in self._run(request, on_step, given)
         ]
-        seen = given_pictures(request, given)
+        seen = given_images(request, given)
         drawn: list[Drawn] = []
         refused: list[ContentBlocked] = []
-        for index, pixels in enumerate(pictures):
+        for index, pixels in enumerate(images):
             decision = self._moderator.judge_image(
                 pixels, prompt=request.prompt, references=seen
             ).to_payload()

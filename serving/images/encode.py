@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from calotype.moderation.images.decode import blur as blur
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.decode import decode_image
 from calotype.serving.core.request import ImageSize
 from calotype.serving.images.provenance import installation_marks
 from calotype.serving.images.recipe_metadata import stamp
@@ -34,11 +34,11 @@ def enlarge(pixels: Pixels, size: ImageSize) -> Pixels:
     height, width = pixels.shape[:2]
     if (width, height) == (size.width, size.height):
         return pixels
-    picture = Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    image = Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
-def given_pictures(
+def given_images(
     request: GenerationRequest, files: Mapping[str, bytes], side: int = GIVEN_SIDE
 ) -> list[Pixels]:
     """The pictures that a request is drawn from, as the safety stage looks at them.
@@ -47,19 +47,19 @@ def given_pictures(
         side: no side of them is longer; small ones are enough for faces.
 
     Raises:
-        PictureError: one of them cannot be read.
+        ImageError: one of them cannot be read.
     """
     names = dict.fromkeys((*request.references, *([request.image] if request.image else [])))
     found = []
     for name in names:
-        for view in decode_picture(files[name], name):
+        for view in decode_image(files[name], name):
             picture = Image.fromarray(view)
             picture.thumbnail((side, side))
             found.append(np.asarray(picture))
     return found
 
 
-def encode_picture(
+def encode_image(
     pixels: Pixels,
     output_format: str,
     compression: int | None,
@@ -96,7 +96,7 @@ def encode_picture(
 def _encoded(
     pixels: Pixels, output_format: str, compression: int | None, xmp: bytes | None
 ) -> bytes:
-    picture, file = Image.fromarray(pixels), io.BytesIO()
+    image, file = Image.fromarray(pixels), io.BytesIO()
     options: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
     match output_format:
         case "png":
@@ -115,5 +115,5 @@ def _encoded(
             options["quality"] = 80 if compression is None else compression
         case _:
             raise ValueError(f"output_format must be png, jpeg or webp, got {output_format!r}")
-    picture.save(file, **options)
+    image.save(file, **options)
     return file.getvalue()

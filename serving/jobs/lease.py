@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calotype.serving.jobs.judging import held_categories, version_of
-from calotype.serving.jobs.recipe import picture_recipe
+from calotype.serving.jobs.recipe import image_recipe
 from calotype.serving.jobs.records import Checkpoint, JobRecord
 
 
@@ -53,7 +53,7 @@ class Lease:
         """The recipe that the file of picture ``index`` carries; see `stamp.stamp`."""
         if self.recipe is None:
             return None
-        return picture_recipe(self.recipe, index, bool(self.input.get("prompt_in_files")))
+        return image_recipe(self.recipe, index, bool(self.input.get("prompt_in_files")))
 
     def to_payload(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,7 +29,7 @@ MAX_BYTES = 60_000
 """Of a recipe in a file: a JPEG comment holds no more."""
 
 # Of `GenerationRequest.to_payload`: what says who draws and when, but not what.
-_NOT_THE_PICTURE = frozenset(
+_NOT_THE_IMAGE = frozenset(
     {
         *("id", "priority", "preview_every", "tenant", "weight", "deadline_seconds"),
         *("checkpoint_every", "loras", "image", "mask", "references"),
@@ -63,7 +63,7 @@ def make_recipe(
         "output": dict(output),
     }
     for name, value in request.items():
-        if name in _PLAIN or (name not in _NOT_THE_PICTURE and value not in _EMPTY):
+        if name in _PLAIN or (name not in _NOT_THE_IMAGE and value not in _EMPTY):
             recipe[name] = value
     # An adapter at scale 0 changes nothing, so it is not part of the picture.
     adapters = [
@@ -97,7 +97,7 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(recipe).encode("utf-8")).hexdigest()
 
 
-def picture_recipe(recipe: Mapping[str, Any], index: int, with_prompt: bool) -> dict[str, Any]:
+def image_recipe(recipe: Mapping[str, Any], index: int, with_prompt: bool) -> dict[str, Any]:
     """The recipe of one picture of a batch, as its file carries it.
 
     A prompt that the team keeps to itself, or that is too long, is left out; the hash of the whole

@@ -22,7 +22,7 @@ import numpy as np
 from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import GenerationRequest, ImageSize
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, scope_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import new_id
@@ -35,7 +35,7 @@ from calotype.serving.jobs.result import (
     openai_usage,
 )
 from calotype.serving.storage import content_key
-from calotype.serving.worker.held_image import hold_picture
+from calotype.serving.worker.held_image import hold_image
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -76,9 +76,9 @@ def begin(request: GenerationRequest) -> list[bytes]:
     states: list[bytes] = []
     for index in range(request.n):
         adapters = [(ref.name, ref.scale) for ref in request.adapters if ref.scale]
-        pictures = (request.image, request.mask, request.references, request.strength)
+        images = (request.image, request.mask, request.references, request.strength)
         words = (request.prompt, request.negative_prompt)
-        recipe = (words, request.seed + index, request.sampling, adapters, pictures)
+        recipe = (words, request.seed + index, request.sampling, adapters, images)
         states.append(hashlib.sha256(repr(recipe).encode()).digest())
     return states
 
@@ -185,7 +185,7 @@ class Painter:
             pixels = flat(state, ImageSize(_PREVIEW_SIDE, _PREVIEW_SIDE))
             if (await self._judged(pixels, scope_of(lease.input)))["blocked"]:
                 continue
-            data = encode_picture(pixels, "jpeg", 80)
+            data = encode_image(pixels, "jpeg", 80)
             key = content_key(lease.team_id, data, "jpeg")
             await asyncio.to_thread(self._blobs.put, key, data)
             preview = {
@@ -208,9 +208,9 @@ class Painter:
         held: list[HeldImage] = []
         for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
             if judged["verdict"] == "REVIEW" or (lease.hold is not None and not judged["blocked"]):
-                data = encode_picture(pixels, lease.input["output_format"], None)
+                data = encode_image(pixels, lease.input["output_format"], None)
                 held.append(
-                    await hold_picture(
+                    await hold_image(
                         self._blobs, lease, request, index, data, judged, lease.hold or ()
                     )
                 )
@@ -244,7 +244,7 @@ class Painter:
     ) -> ImageResult:
         kind = lease.input["output_format"]
         compression = lease.input["output_compression"]
-        data = encode_picture(pixels, kind, compression, recipe=lease.stamp_for(index))
+        data = encode_image(pixels, kind, compression, recipe=lease.stamp_for(index))
         key = content_key(lease.team_id, data, kind)
         # Never deleted here: another job's picture may be the same. What no row names is swept.
         await asyncio.to_thread(self._blobs.put, key, data)

@@ -40,7 +40,7 @@ def scene_pool(count: int, seed: int, striped: float = 0.15) -> list[Scene]:
     return pool
 
 
-class Pictures:
+class Images:
     """A pool of rendered pictures on the device, a quarter of them from a canvas twice as large."""
 
     def __init__(self, count: int, device: str) -> None:
@@ -71,21 +71,21 @@ class Pictures:
             tops, lefts = corner.clamp(0, NATIVE - side).tolist()
             whole = torch.stack(
                 [
-                    picture[:, top : top + side, left : left + side]
-                    for picture, top, left in zip(whole, tops, lefts, strict=True)
+                    image[:, top : top + side, left : left + side]
+                    for image, top, left in zip(whole, tops, lefts, strict=True)
                 ]
             )
         return whole.contiguous(memory_format=torch.channels_last)
 
 
 def train_autoencoder(
-    vae: Any, stage: Stage, decoder_stage: Any, pictures: Pictures, batch: int, device: str
+    vae: Any, stage: Stage, decoder_stage: Any, images: Images, batch: int, device: str
 ) -> None:
     """Both stages in turn; ``decoder_stage`` makes the second one when the first is over."""
 
     def reconstruction(generator: torch.Generator) -> Tensor:
         side = 64 if torch.rand((), generator=generator) < 0.8 else NATIVE
-        x = pictures.batch(batch if side == 64 else batch // 4, side, generator)
+        x = images.batch(batch if side == 64 else batch // 4, side, generator)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             posterior = vae.encode(x).latent_dist
             noise = normal(posterior.mean.shape, generator, device)
@@ -103,8 +103,8 @@ def train_autoencoder(
         spread = mean.std(dim=(0, 2, 3), keepdim=True)
         y = vae.decode(mean + 0.1 * spread * noise).sample
         plain = [i for i, s in enumerate(probe) if not s.striped]
-        pictures_back = to_uint8(y).numpy()
-        result = score([probe[i] for i in plain], [pictures_back[i] for i in plain])
+        images_back = to_uint8(y).numpy()
+        result = score([probe[i] for i in plain], [images_back[i] for i in plain])
         return {
             "l1": round(F.l1_loss(y, shown).item(), 4),
             **{k: round(v, 3) for k, v in result.items()},
@@ -117,12 +117,12 @@ def train_autoencoder(
     decoder: Stage = decoder_stage()
     with torch.no_grad():
         sample = vae.encode(
-            pictures.batch(64, NATIVE, torch.Generator().manual_seed(3))
+            images.batch(64, NATIVE, torch.Generator().manual_seed(3))
         ).latent_dist.mode()
         spread = sample.std(dim=(0, 2, 3), keepdim=True)
 
     def sharpening(generator: torch.Generator) -> Tensor:
-        x = pictures.batch(batch, 64, generator)
+        x = images.batch(batch, 64, generator)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             with torch.no_grad():
                 mean = vae.encode(x).latent_dist.mode()

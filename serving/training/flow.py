@@ -86,8 +86,8 @@ def encode_buckets(
             range(0, count, chunk), desc=f"latents {columns}x{rows}", mininterval=5.0
         ):
             part = pool[start : start + chunk]
-            picture = render(part, generator, columns * 16, rows * 16, device)
-            tokens.append(miniature.patchify(vae.encode(picture).latent_dist.mode()))
+            image = render(part, generator, columns * 16, rows * 16, device)
+            tokens.append(miniature.patchify(vae.encode(image).latent_dist.mode()))
         packed = torch.cat(tokens)
         if number == 0 and not striped:
             moments = torch.stack([packed.mean((0, 1)), packed.var((0, 1))])
@@ -216,7 +216,7 @@ def block_matrix(name: str, parameter: Tensor) -> bool:
 
 
 @torch.no_grad()
-def draw_pictures(
+def draw_images(
     flow: Flow, vae: Any, processor: Any, captions: list[str], guidance: float, steps: int = 20
 ) -> Tensor:
     """A short sampler for the log: float32 [n, 3, 128, 128]; FLUX.2's shift at 20 steps."""

@@ -83,13 +83,13 @@ def _raster(box: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return raster
 
 
-def look(picture: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:
+def look(image: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:
     """Background (None if it is not one colour), things from large to small, pixels of debris.
 
     Args:
         picture: uint8 [height, width, 3].
     """
-    a = picture.astype(np.float32)
+    a = image.astype(np.float32)
     unit = min(a.shape[:2]) / NATIVE
     distances = np.sqrt(((a[:, :, None, :] - PALETTE) ** 2).sum(-1))
     nearest, pure = distances.argmin(-1), distances.min(-1) < PURE
@@ -163,9 +163,9 @@ def _identify(
     )
 
 
-def judge(scene: Scene, picture: NDArray[np.uint8]) -> dict[str, bool]:
+def judge(scene: Scene, image: NDArray[np.uint8]) -> dict[str, bool]:
     """Which attributes of the scene the picture shows; ``full`` when it shows all of them."""
-    background, seen, debris = look(picture)
+    background, seen, debris = look(image)
     want = scene.things
     right = {
         "background": background == scene.background,
@@ -186,7 +186,7 @@ def judge(scene: Scene, picture: NDArray[np.uint8]) -> dict[str, bool]:
     return right
 
 
-def score(scenes: Sequence[Scene], pictures: Iterable[NDArray[np.uint8]]) -> dict[str, float]:
+def score(scenes: Sequence[Scene], images: Iterable[NDArray[np.uint8]]) -> dict[str, float]:
     """Share of scenes with each attribute right."""
-    results = [judge(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
+    results = [judge(scene, image) for scene, image in zip(scenes, images, strict=True)]
     return {name: sum(r[name] for r in results) / len(results) for name in ATTRIBUTES}

@@ -20,7 +20,7 @@ import torch
 
 from calotype.serving.training import flow as flows
 from calotype.serving.training import miniature
-from calotype.serving.training.autoencoder import Pictures, train_autoencoder
+from calotype.serving.training.autoencoder import Images, train_autoencoder
 from calotype.serving.training.captions import sample_scene
 from calotype.serving.training.judge import ATTRIBUTES, judge, score
 from calotype.serving.training.loop import Stage, rank
@@ -78,9 +78,9 @@ def train_model(arguments: argparse.Namespace) -> None:
         spent = minutes["decoder"] if last else 0.0
         return Stage("decoder", work, {"vae": vae}, spent, lr=1e-3, ema=0.99)
 
-    pictures = Pictures(arguments.pictures, device)
-    train_autoencoder(vae, first, decoder_stage, pictures, arguments.batch[0], device)
-    del pictures
+    images = Images(arguments.images, device)
+    train_autoencoder(vae, first, decoder_stage, images, arguments.batch[0], device)
+    del images
     if last < 2:
         return
     vae.requires_grad_(False)
@@ -94,7 +94,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         found: dict[str, Any] = {}
         for name, scenes in (("one", probe), ("two", pairs)):
             captions = [scene.caption for scene in scenes]
-            drawn = flows.draw_pictures(flow, vae, processor, captions, guidance)
+            drawn = flows.draw_images(flow, vae, processor, captions, guidance)
             found[name] = {
                 k: round(v, 3) for k, v in score(scenes, to_uint8(drawn).numpy()).items()
             }
@@ -158,9 +158,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(file=sys.stderr)
     scores = score(scenes, pictures)
     by: dict[str, list[bool]] = collections.defaultdict(list)
-    for scene, picture in zip(scenes, pictures, strict=True):
+    for scene, image in zip(scenes, pictures, strict=True):
         for thing in scene.things:
-            by[thing.shape].append(judge(scene, picture)["full"])
+            by[thing.shape].append(judge(scene, image)["full"])
     shapes = {name: sum(right) / len(right) for name, right in sorted(by.items())}
     if arguments.sheet:
         save_sheet(pictures[:32], arguments.sheet)
@@ -176,12 +176,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print("  fully right by shape: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shapes.items()))
 
 
-def save_sheet(pictures: list[Any], path: pathlib.Path) -> None:
+def save_sheet(images: list[Any], path: pathlib.Path) -> None:
     """Eight pictures a row."""
     import numpy as np
     from PIL import Image
 
-    rows = [np.concatenate(pictures[i : i + 8], 1) for i in range(0, len(pictures) // 8 * 8, 8)]
+    rows = [np.concatenate(images[i : i + 8], 1) for i in range(0, len(images) // 8 * 8, 8)]
     Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 

@@ -37,7 +37,7 @@ from calotype.serving.jobs.result import GenerationResult, openai_usage
 from calotype.serving.observability import tracing
 from calotype.serving.worker.engine_thread import EngineThread
 from calotype.serving.worker.intermediates import Trail, TrailKeeper
-from calotype.serving.worker.postprocess import PictureDesk
+from calotype.serving.worker.postprocess import ImageDesk
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class GenerationWorker:
         self.replica = replica
         self._engine, self._leases, self._prompts = engine, leases, prompts
         self._safety, self._blobs = safety, blobs
-        self._desk = PictureDesk(safety, blobs)
+        self._desk = ImageDesk(safety, blobs)
         self._concurrency, self._beat = concurrency, beat_seconds
         self._wait = wait_seconds
         self._running: dict[str, _Running] = {}

@@ -15,7 +15,7 @@ from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, HeldImage
 
 
-async def hold_picture(
+async def hold_image(
     blobs: BlobStore,
     lease: Lease,
     request: GenerationRequest,

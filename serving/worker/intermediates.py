@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import Checkpoint, GenerationRequest, Preview
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.jobs.judging import scope_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.result import CONTENT_TYPES
 from calotype.serving.storage import content_key
-from calotype.serving.worker.postprocess import picture_format
+from calotype.serving.worker.postprocess import image_format
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,9 @@ class Trail:
         )
         if decision.get("blocked", True):
             return
-        lease, kind = self._lease, picture_format(self._lease)
+        lease, kind = self._lease, image_format(self._lease)
         compression = lease.input.get("output_compression")
-        data = await asyncio.to_thread(encode_picture, preview.pixels, kind, compression)
+        data = await asyncio.to_thread(encode_image, preview.pixels, kind, compression)
         key = content_key(lease.team_id, data, kind)
         await asyncio.to_thread(self._blobs.put, key, data)
         shown = {

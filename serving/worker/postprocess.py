@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.engine.model.input_images import restore_outside
-from calotype.serving.images.encode import blur, encode_picture, enlarge, given_pictures
+from calotype.serving.images.encode import blur, encode_image, enlarge, given_images
 from calotype.serving.jobs.judging import (
     JudgingPolicy,
     held_categories,
@@ -33,7 +33,7 @@ from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage, ImageResult
 from calotype.serving.storage import content_key
-from calotype.serving.worker.held_image import hold_picture
+from calotype.serving.worker.held_image import hold_image
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -68,7 +68,7 @@ class Seen:
     pixels: Sequence[Pixels]
 
 
-class PictureDesk:
+class ImageDesk:
     def __init__(self, safety: SafetyStage, blobs: BlobStore) -> None:
         self._safety, self._blobs = safety, blobs
 
@@ -83,8 +83,8 @@ class PictureDesk:
             ModerationUnavailable: one of them could not be judged.
         """
         try:
-            seen = await asyncio.to_thread(given_pictures, request, files, JUDGED_SIDE)
-        except PictureError as error:
+            seen = await asyncio.to_thread(given_images, request, files, JUDGED_SIDE)
+        except ImageError as error:
             raise InvalidRequest(str(error), param="image") from error
         judging = (self._judged(lease, view, "", ()) for view in seen)
         for decision in await asyncio.gather(*judging):
@@ -120,7 +120,7 @@ class PictureDesk:
             restore = functools.partial(restore_outside, request, files)
         encode = functools.partial(_encoded, lease)
         # Encoded while they are judged: the file of a blocked picture is dropped unseen.
-        seen = await asyncio.to_thread(given_pictures, request, files)
+        seen = await asyncio.to_thread(given_images, request, files)
         (decisions, prompt), encoded = await asyncio.gather(
             self._judged_whole(lease, request, pictures, Seen(files, seen)),
             asyncio.to_thread(
@@ -138,7 +138,7 @@ class PictureDesk:
             if waits and "seal" in lease.input:
                 data = encoded[index]
                 held.append(
-                    await hold_picture(
+                    await hold_image(
                         self._blobs, lease, request, index, data, decision, because or ()
                     )
                 )
@@ -156,14 +156,14 @@ class PictureDesk:
         return HandedOut(images, blocked, list(decisions), seconds, prompt, held)
 
     async def _judged_whole(
-        self, lease: Lease, request: GenerationRequest, pictures: Sequence[Pixels], seen: Seen
+        self, lease: Lease, request: GenerationRequest, images: Sequence[Pixels], seen: Seen
     ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """The decisions of all pictures, and the prompt's if it was made anew: of one version.
 
         Where the policy changed since the prompt was judged, the newer one judges everything.
         """
         for pause in SWITCH_PAUSES:
-            judging = (self._judged(lease, p, request.prompt, seen.pixels) for p in pictures)
+            judging = (self._judged(lease, p, request.prompt, seen.pixels) for p in images)
             decisions = list(await asyncio.gather(*judging))
             versions = [version_of(decision) for decision in decisions]
             now = versions[0]
@@ -205,7 +205,7 @@ class PictureDesk:
         data: bytes,
         decision: Mapping[str, Any],
     ) -> ImageResult:
-        kind = picture_format(lease)
+        kind = image_format(lease)
         key = content_key(lease.team_id, data, kind)
         # Never deleted here: another job's picture may be the same. What no row names is swept.
         await asyncio.to_thread(self._blobs.put, key, data)
@@ -222,7 +222,7 @@ class PictureDesk:
         )
 
 
-def picture_format(lease: Lease) -> str:
+def image_format(lease: Lease) -> str:
     """``png``, ``jpeg`` or ``webp``."""
     return str(lease.input.get("output_format") or "png")
 
@@ -230,9 +230,9 @@ def picture_format(lease: Lease) -> str:
 def _encoded(
     lease: Lease, pixels: Pixels, index: int, restore: Callable[[Pixels], Pixels] | None
 ) -> bytes:
-    return encode_picture(
+    return encode_image(
         pixels,
-        picture_format(lease),
+        image_format(lease),
         lease.input.get("output_compression"),
         recipe=lease.stamp_for(index),
         restore=restore,

@@ -37,7 +37,7 @@ from engine_load import (
     with_adapters,
 )
 from engine_soak import soak
-from engine_steps import abort_to_freed, denoiser_share, first_picture, step_overhead
+from engine_steps import abort_to_freed, denoiser_share, first_image, step_overhead
 
 from calotype.serving.core.request import AdapterRef
 from calotype.serving.engine.engine import Engine
@@ -67,7 +67,7 @@ def measure(
             **_latency(components, pipeline, 2 * rounds),
             **_switching(components, pipeline, loras, rounds),
             **denoiser_share(components, rounds),
-            **first_picture(components, max(3, rounds // 3)),
+            **first_image(components, max(3, rounds // 3)),
             **step_overhead(components, 12 * rounds),
             **abort_to_freed(components, 5 * rounds),
             **soak(components, place),

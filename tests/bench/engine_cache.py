@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
-PICTURES = 16
+IMAGES = 16
 
 
-def measure(device: str | None = None, pictures: int = PICTURES) -> Rows:
+def measure(device: str | None = None, pictures: int = IMAGES) -> Rows:
     """For each threshold the speed, the steps left out and the difference of the pictures.
 
     Every prompt is drawn without the cache and with it, one after the other.

@@ -43,7 +43,7 @@ def denoiser_share(components: Components, rounds: int) -> Rows:
     return {"time inside the denoiser at saturation": row(value, "% of wall time", 85.0, "higher")}
 
 
-def first_picture(components: Components, rounds: int) -> Rows:
+def first_image(components: Components, rounds: int) -> Rows:
     """A short request that arrives when eight long ones have begun.
 
     Against the same engine when it ends the long ones first, all eight of them together.
@@ -98,12 +98,10 @@ def step_overhead(components: Components, rounds: int) -> Rows:
     found: Rows = {}
     for rows, times, bar in ((CONCURRENT, rounds, 3.0), (1, 2 * rounds, None)):
         share, added = _overhead(components, rows, times)
-        found[f"engine overhead per step of {_pictures(rows)}"] = row(
+        found[f"engine overhead per step of {_images(rows)}"] = row(
             100 * share, "% over the bare denoiser forward", bar, "lower"
         )
-        found[f"the same in milliseconds, {_pictures(rows)}"] = row(
-            1000 * added, "ms", None, "lower"
-        )
+        found[f"the same in milliseconds, {_images(rows)}"] = row(1000 * added, "ms", None, "lower")
     return found
 
 
@@ -196,7 +194,7 @@ def abort_to_freed(components: Components, aborts: int) -> Rows:
     return {"abort to freed": row(worst, "steps at the worst", 1, "lower")}
 
 
-def _pictures(rows: int) -> str:
+def _images(rows: int) -> str:
     return "1 picture" if rows == 1 else f"{rows} pictures"
 
 

@@ -53,9 +53,9 @@ class Release:
             )
         assert answer.data is not None
         file = io.BytesIO(base64.b64decode(str(answer.data[0].b64_json)))
-        with Image.open(file) as picture:
-            assert picture.format == "PNG"
-            return picture.tobytes()
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            return image.tobytes()
 
     def models(self, key: str | None = None) -> list[str]:
         """What the gateway offers to a key."""

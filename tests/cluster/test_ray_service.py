@@ -63,9 +63,9 @@ def test_a_model_on_kuberay_draws(release: Release) -> None:
         "control": 1,
         "generator": 1,
     }
-    picture = release.draw()
-    assert len(picture) == 3 * 128 * 128
-    assert release.draw() == picture
+    image = release.draw()
+    assert len(image) == 3 * 128 * 128
+    assert release.draw() == image
 
 
 def test_an_adapter_is_loaded_without_a_restart(release: Release) -> None:
@@ -84,8 +84,8 @@ def test_more_generators_come_where_work_waits(release: Release) -> None:
         waiting = [pool.submit(release.draw, None, steps=50, size="320x320") for _ in range(24)]
         two = lambda: len(pods(release)["generator"]) == 2  # noqa: E731
         release.world.until(two, "the autoscaler has made a second pod for the queue", 240)
-        pictures = {future.result(timeout=300) for future in waiting}
-    assert len(pictures) == 1
+        images = {future.result(timeout=300) for future in waiting}
+    assert len(images) == 1
     # The manifest can hold what the queue asked for; nothing is restarted for it.
     release.kubectl("apply", "-f", "-", stdin=model(least=2))
     for kind, name in (("imagemodel", "shapes"), ("loraadapter", "stripes")):

@@ -65,9 +65,9 @@ def test_the_default_model_of_the_trial_draws_without_any_further_word(release: 
 def test_the_examples_are_served(drawing: Release) -> None:
     table = drawing.kubectl("get", "imagemodels,loraadapters,teams")
     assert "1/1" in table
-    picture = drawing.draw()
-    assert picture == drawing.draw()
-    assert picture != drawing.draw([{"id": "stripes", "scale": 1.0}])
+    image = drawing.draw()
+    assert image == drawing.draw()
+    assert image != drawing.draw([{"id": "stripes", "scale": 1.0}])
 
 
 def test_the_examples_policy_judges(drawing: Release) -> None:
@@ -114,14 +114,14 @@ def test_helm_test_is_content(drawing: Release) -> None:
 
 def test_upgrade_and_rollback_disturb_no_model(drawing: Release) -> None:
     (model,), (gateway,) = drawing.pods("model"), drawing.pods("gateway")
-    picture = drawing.draw()
+    image = drawing.draw()
     more = ("--set", "operator.settings.debounceSeconds=1", "--wait", "--timeout", "3m")
     drawing.helm("upgrade", "calotype", str(CHART), "--reuse-values", *more)
     drawing.helm("rollback", "calotype", "1", "--wait", "--timeout", "3m")
     drawing.wait("imagemodel/shapes")
     assert [pod["metadata"]["uid"] for pod in drawing.pods("model")] == [model["metadata"]["uid"]]
     assert [p["metadata"]["uid"] for p in drawing.pods("gateway")] == [gateway["metadata"]["uid"]]
-    assert drawing.draw() == picture
+    assert drawing.draw() == image
 
 
 def test_no_account_of_the_release_was_refused_anything(drawing: Release) -> None:

@@ -77,7 +77,7 @@ class Running:
         self.wait_for(look, f"a replica of {deployment} runs")
         return found[0]
 
-    def pictures(self) -> set[pathlib.Path]:
+    def images(self) -> set[pathlib.Path]:
         """Every picture file that exists in the data folder."""
         return {p for p in (self.data_dir / "assets").rglob("*") if p.is_file()}
 

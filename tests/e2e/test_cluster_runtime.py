@@ -221,10 +221,10 @@ def test_the_ingress_answers_nobody_without_the_token(cluster: Cluster) -> None:
 
 
 def test_texts_and_pictures_are_judged_through_the_gateway(cluster: Cluster) -> None:
-    picture = base64.b64encode(cluster.draw()).decode()
+    image = base64.b64encode(cluster.draw()).decode()
     parts = [
         {"type": "text", "text": "a quiet harbour"},
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
     ]
     with cluster.api() as client:
         answer = client.post("/v1/moderations", json={"input": parts}).json()
@@ -297,9 +297,9 @@ def test_a_revision_replaces_the_one_before_only_when_it_is_loaded(cluster: Clus
     assert {state["replica"] for state in cluster.status()["replicaStates"]} == replicas
 
 
-def pixels(picture: bytes) -> bytes:
+def pixels(image: bytes) -> bytes:
     """Without the recipe, which names the adapters."""
-    with Image.open(io.BytesIO(picture)) as opened:
+    with Image.open(io.BytesIO(image)) as opened:
         return opened.tobytes()
 
 

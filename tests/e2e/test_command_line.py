@@ -113,8 +113,8 @@ def test_moderate_prints_the_decision_as_json(tmp_path: pathlib.Path) -> None:
     assert allowed["verdict"] == "ALLOW"
     assert not allowed["blocked"]
     Image.new("RGBA", (200, 200), (255, 0, 0, 128)).save(tmp_path / "red.png")
-    picture = json.loads(run("moderate", "--image", str(tmp_path / "red.png")).stdout)
-    assert picture["stage"] == "output"
+    image = json.loads(run("moderate", "--image", str(tmp_path / "red.png")).stdout)
+    assert image["stage"] == "output"
     (tmp_path / "no.png").write_text("no picture")
     assert "no.png" in refused("moderate", "--image", str(tmp_path / "no.png"))
 

@@ -20,9 +20,9 @@ def pixels(data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -137,8 +137,8 @@ def test_a_variation_starts_from_its_picture(service: Any) -> None:
 def test_what_is_asked_for_changes_the_picture(service: Any, more: dict[str, Any]) -> None:
     plain = {"size": "128x128", "steps": 4, "guidance_scale": 3}
     if "reference_images" in more:
-        picture = png(Image.new("RGB", (128, 128), "lime"))
-        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        image = png(Image.new("RGB", (128, 128), "lime"))
+        url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
         more = {"reference_images": [url]}
     asked = service.draw(PROMPT, **plain | more)
     assert asked == service.draw(PROMPT, **plain | more), "and a seed repeats it"

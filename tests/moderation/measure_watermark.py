@@ -30,20 +30,20 @@ def main() -> None:
     print(f"| pictures | n | PSNR dB (least) | {' | '.join(CHANGES)} |")
     print("|---|---|---|" + "---|" * len(CHANGES))
     unmarked: list[Pixels] = []
-    for name, pictures in [*families(), ("photographs", photographs())]:
-        unmarked += pictures
+    for name, images in [*families(), ("photographs", photographs())]:
+        unmarked += images
         marked = []
-        for pixels in pictures:
+        for pixels in images:
             payload = watermark.payload_of(pixels, KEY)
             marked.append((payload.hex(), watermark.embed(pixels, KEY, payload)))
-        quality = [psnr(pixels, mark) for pixels, (_, mark) in zip(pictures, marked, strict=True)]
+        quality = [psnr(pixels, mark) for pixels, (_, mark) in zip(images, marked, strict=True)]
         cells = []
         for change in CHANGES.values():
             found = [(text, watermark.detect(change(mark), KEY)) for text, mark in marked]
             right = sum(got is not None and got.payload == text for text, got in found)
             cells.append(f"{100 * right / len(found):.0f} %")
         print(
-            f"| {name} | {len(pictures)} | {np.mean(quality):.1f} ({min(quality):.1f}) |"
+            f"| {name} | {len(images)} | {np.mean(quality):.1f} ({min(quality):.1f}) |"
             f" {' | '.join(cells)} |",
             flush=True,
         )

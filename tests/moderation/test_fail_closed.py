@@ -28,7 +28,7 @@ from calotype.moderation.testing import (
 from calotype.serving.core.errors import ModerationUnavailable
 from calotype.serving.jobs.judging import is_unavailable, unavailable
 
-PICTURE = texture(1, 64)
+IMAGE = texture(1, 64)
 LARGE = texture(2, 400)
 GOOD = FixedImageClassifier({"sexual": 0.2}, name="good")
 WORKER = """
@@ -56,7 +56,7 @@ class InAProcess:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", WORKER],
@@ -65,7 +65,7 @@ class InAProcess:
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             print("look", file=self.process.stdin, flush=True)
-            return [{"sexual": float(self.process.stdout.readline())} for _ in pictures]
+            return [{"sexual": float(self.process.stdout.readline())} for _ in images]
         except (OSError, ValueError):
             self.process.communicate()
             self.process = None  # the next call starts another one
@@ -89,8 +89,8 @@ def process() -> Iterator[InAProcess]:
     found.end()
 
 
-def refused(moderator: Moderator, reason: str, picture: Pixels = PICTURE) -> None:
-    decision = moderator.judge_image(picture)
+def refused(moderator: Moderator, reason: str, image: Pixels = IMAGE) -> None:
+    decision = moderator.judge_image(image)
     assert decision.verdict is Verdict.ERROR and decision.blocked and decision.unavailable
     assert reason in (decision.reason or ""), decision.reason
     error = unavailable(decision.reason or "")
@@ -100,10 +100,10 @@ def refused(moderator: Moderator, reason: str, picture: Pixels = PICTURE) -> Non
 
 def test_killed(process: InAProcess) -> None:
     moderator = stage(GOOD, process)
-    assert moderator.judge_image(PICTURE).verdict is Verdict.ALLOW
+    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
     process.kill()
     refused(moderator, "Classifier process failed")
-    assert moderator.judge_image(PICTURE).verdict is Verdict.ALLOW
+    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
 
 
 def test_hung() -> None:
@@ -112,7 +112,7 @@ def test_hung() -> None:
     refused(moderator, "Classifier hanging did not answer within")
     hanging.release()
     moderator.reconfigure(policy())
-    assert moderator.judge_image(PICTURE).verdict is Verdict.ALLOW
+    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5])
@@ -127,7 +127,7 @@ def test_no_number_from_0_to_1(value: float) -> None:
 def test_raising_and_out_of_memory(error: Exception) -> None:
     moderator = stage(GOOD, RaisingClassifier(error, times=1))
     refused(moderator, f"Classifier raising failed: {type(error).__name__}")
-    assert moderator.judge_image(PICTURE).verdict is Verdict.ALLOW
+    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
 
 
 class OnTiles:
@@ -138,10 +138,9 @@ class OnTiles:
     def __init__(self, answer: Callable[[], Scores]) -> None:
         self._answer = answer
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         return [
-            {"sexual": 0.1} if min(picture.shape[:2]) >= 400 else self._answer()
-            for picture in pictures
+            {"sexual": 0.1} if min(image.shape[:2]) >= 400 else self._answer() for image in images
         ]
 
 
@@ -165,7 +164,7 @@ def test_fewer_answers_than_pictures() -> None:
     class Silent:
         name = "silent"
 
-        def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+        def score(self, images: Sequence[Pixels]) -> list[Scores]:
             return []
 
     refused(stage(GOOD, Silent()), "Classifier silent gave 0 answers for 1 inputs")
@@ -185,7 +184,7 @@ def test_each_embedded_network_missing(
     moderator = Moderator(policy(), text_classifiers=[])
     refused(moderator, f"has no file {absent}")
     monkeypatch.undo()
-    assert moderator.judge_image(PICTURE).verdict is Verdict.ALLOW
+    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
 
 
 def test_a_blank_picture_does_not_hide_a_failure() -> None:
@@ -194,5 +193,5 @@ def test_a_blank_picture_does_not_hide_a_failure() -> None:
 
 
 def test_held_where_the_policy_says_so() -> None:
-    decision = stage(GOOD, RaisingClassifier(), on_error="review").judge_image(PICTURE)
+    decision = stage(GOOD, RaisingClassifier(), on_error="review").judge_image(IMAGE)
     assert decision.verdict is Verdict.REVIEW and decision.blocked and decision.unavailable

@@ -163,9 +163,9 @@ class Gauge:
     def __init__(self, name: str, factor: float = 6.0) -> None:
         self.name, self.factor, self.looks = name, factor, 0
 
-    def score(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Mapping[str, float]]:
-        self.looks += len(pictures)
-        shares = [float((picture == MARK).all(axis=2).mean()) for picture in pictures]
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Mapping[str, float]]:
+        self.looks += len(images)
+        shares = [float((image == MARK).all(axis=2).mean()) for image in images]
         return [{"sexual": min(0.95, self.factor * share)} for share in shares]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sample_pictures import drawing, texture
 
 from calotype.moderation.errors import ClassifierUnavailable, PolicyError
-from calotype.moderation.images.image_models import PICTURE_MODELS, SHIELDGEMMA_POLICIES
+from calotype.moderation.images.image_models import IMAGE_MODELS, SHIELDGEMMA_POLICIES
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Category, Policy, Verdict
 
@@ -24,7 +24,7 @@ VISION: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
-PICTURES = [drawing(0), texture(1, 96), texture(2, 128)[:64]]
+IMAGES = [drawing(0), texture(1, 96), texture(2, 128)[:64]]
 
 
 def save_falconsai(folder: pathlib.Path) -> None:
@@ -133,14 +133,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
 
 @pytest.mark.parametrize("name", SAVE)
 def test_every_model_scores_pictures(name: str, folders: dict[str, pathlib.Path]) -> None:
-    model = PICTURE_MODELS[name](folders[name])
-    rows = model.score(PICTURES)
+    model = IMAGE_MODELS[name](folders[name])
+    rows = model.score(IMAGES)
     expected = set(SHIELDGEMMA_POLICIES.values()) if "gemma" in name else {Category.SEXUAL}
-    assert len(rows) == len(PICTURES)
+    assert len(rows) == len(IMAGES)
     for row in rows:
         assert set(row) == expected and all(0 <= score <= 1 for score in row.values())
     assert rows[0] != rows[1], "the picture has a say"
-    alone = model.score(PICTURES[1:2])[0]
+    alone = model.score(IMAGES[1:2])[0]
     assert all(alone[key] == pytest.approx(rows[1][key], abs=1e-4) for key in alone)
 
 
@@ -150,11 +150,11 @@ def test_falconsai_reads_its_own_labels(folders: dict[str, pathlib.Path]) -> Non
 
     folder = folders["falconsai"]
     model = ViTForImageClassification.from_pretrained(folder)
-    image = np.asarray(Image.fromarray(PICTURES[0]).resize((32, 32), Image.Resampling.BILINEAR))
+    image = np.asarray(Image.fromarray(IMAGES[0]).resize((32, 32), Image.Resampling.BILINEAR))
     values = torch.tensor(image.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32)
     with torch.inference_mode():
         expected = float(model(values).logits.softmax(-1)[0, 1])
-    found = PICTURE_MODELS["falconsai"](folder).score(PICTURES[:1])[0][Category.SEXUAL]
+    found = IMAGE_MODELS["falconsai"](folder).score(IMAGES[:1])[0][Category.SEXUAL]
     assert found == pytest.approx(expected, abs=0.01)
 
 
@@ -170,7 +170,7 @@ def test_the_checker_is_at_a_half_where_stable_diffusion_draws_the_line(
     folder = folders["sd-safety-checker"]
     own = StableDiffusionSafetyChecker.from_pretrained(folder)
     processor = CLIPImageProcessor.from_pretrained(folder)
-    adapter = PICTURE_MODELS["sd-safety-checker"](folder)
+    adapter = IMAGE_MODELS["sd-safety-checker"](folder)
     squares = [drawing(number) for number in range(6)] + [texture(9, 64)]
     verdicts = set()
     for limit in (-0.5, 0.2, 0.4, 0.6, 0.95):
@@ -178,7 +178,7 @@ def test_the_checker_is_at_a_half_where_stable_diffusion_draws_the_line(
             with torch.no_grad():
                 model.concept_embeds_weights.fill_(limit)
         pixels = processor(images=[Image.fromarray(p) for p in squares], return_tensors="pt")
-        blackened = [np.array(picture) for picture in squares]
+        blackened = [np.array(image) for image in squares]
         _, flagged = own(pixels["pixel_values"], blackened)
         scores = [row[Category.SEXUAL] for row in adapter.score(squares)]
         for verdict, score in zip(flagged, scores, strict=True):
@@ -191,24 +191,24 @@ def test_the_checker_is_at_a_half_where_stable_diffusion_draws_the_line(
 def test_shieldgemma_takes_the_chance_of_yes(folders: dict[str, pathlib.Path]) -> None:
     import torch
 
-    adapter: Any = PICTURE_MODELS["shieldgemma-2"](folders["shieldgemma-2"])
+    adapter: Any = IMAGE_MODELS["shieldgemma-2"](folders["shieldgemma-2"])
     inputs = adapter._processor(
-        images=[Image.fromarray(PICTURES[0])], policies=["sexual"], return_tensors="pt"
+        images=[Image.fromarray(IMAGES[0])], policies=["sexual"], return_tensors="pt"
     )
     with torch.inference_mode():
         logits = adapter._model.model(**inputs).logits[0, -1]
     expected = 1 / (1 + math.exp(float(logits[6] - logits[5])))
-    score = adapter.score(PICTURES[:1])[0][Category.SEXUAL]
+    score = adapter.score(IMAGES[:1])[0][Category.SEXUAL]
     assert score == pytest.approx(expected, abs=1e-4) and abs(score - 0.5) > 1e-4
 
 
 @pytest.mark.parametrize("name", SAVE)
 def test_a_folder_without_the_model_lets_nothing_pass(name: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ClassifierUnavailable, match=f"Classifier {name} has no model in"):
-        PICTURE_MODELS[name](tmp_path)
+        IMAGE_MODELS[name](tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ClassifierUnavailable, match=f"Classifier {name} cannot load"):
-        PICTURE_MODELS[name](tmp_path)
+        IMAGE_MODELS[name](tmp_path)
 
 
 def test_a_model_judges_in_the_safety_stage(folders: dict[str, pathlib.Path]) -> None:
@@ -219,7 +219,7 @@ def test_a_model_judges_in_the_safety_stage(folders: dict[str, pathlib.Path]) ->
     }
     policy = Policy.from_spec("strict", rules)
     stage = Moderator(policy, text_classifiers=[], image_classifiers=[])
-    decision = stage.judge_image(PICTURES[1])
+    decision = stage.judge_image(IMAGES[1])
     assert decision.verdict is Verdict.BLOCK and decision.findings[0].classifier == "falconsai"
     with pytest.raises(PolicyError, match=r"pictureModels\.clip.*'falconsai', 'sd-safety-checker'"):
         Policy.from_spec("strict", rules | {"pictureModels": {"clip": "/models/clip"}})

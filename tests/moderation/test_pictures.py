@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageCms
 from sample_pictures import drawing, texture
 
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 from calotype.moderation.images import decode
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.decode import decode_image
 from calotype.moderation.moderator import Moderator
 
 
@@ -37,7 +37,7 @@ def test_orientation_is_applied() -> None:
     image.paste((1, 2, 3), (0, 0, 128, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
-    (view,) = decode_picture(file_of(image, "PNG", exif=exif))
+    (view,) = decode_image(file_of(image, "PNG", exif=exif))
     assert (view[:, -20:] == (1, 2, 3)).all() and not (view[:20] == (1, 2, 3)).all()
 
 
@@ -45,7 +45,7 @@ def test_orientation_is_applied() -> None:
 def test_transparent_parts_are_judged_on_white_and_on_black(mode: str) -> None:
     seen = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     seen.paste((0, 0, 0, 255), (0, 0, 4, 8))  # black on nothing: unseen on black
-    views = decode_picture(file_of(seen.convert(mode), "PNG"))
+    views = decode_image(file_of(seen.convert(mode), "PNG"))
     assert len(views) == 2
     assert views[0][0, 7].tolist() == [255] * 3 and views[1][0, 7].tolist() == [0] * 3
     assert views[0][0, 0].tolist() == [0] * 3 and views[1][0, 0].tolist() == [0] * 3
@@ -59,7 +59,7 @@ def test_palettes_grey_bits_and_cmyk_become_colours() -> None:
         RED.convert("1"),
     ):
         kind = "TIFF" if image.mode == "CMYK" else "PNG"
-        (view,) = decode_picture(file_of(image, kind))
+        (view,) = decode_image(file_of(image, kind))
         expected = np.asarray(image.convert("RGB"))
         assert view.shape == (10, 20, 3) and np.array_equal(view, expected)
 
@@ -67,17 +67,17 @@ def test_palettes_grey_bits_and_cmyk_become_colours() -> None:
 def test_sixteen_bits_are_judged_cut_and_stretched() -> None:
     faint = np.full((8, 8), 1000, np.uint16)
     faint[:4] = 1200  # hardly seen, until somebody turns the contrast up
-    cut, stretched = decode_picture(file_of(Image.fromarray(faint)))
+    cut, stretched = decode_image(file_of(Image.fromarray(faint)))
     assert cut.max() <= 5 and stretched.min() == 0 and stretched.max() == 255
 
 
 def test_a_profile_that_changes_the_colours_is_heeded_too() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert len(decode_picture(file_of(RED, icc_profile=lab))) == 2
+    assert len(decode_image(file_of(RED, icc_profile=lab))) == 2
     broken = lab[:80] + b"\xff" * 200 + lab[280:]
     for odd in (profile, broken, b"no profile"):
-        views = decode_picture(file_of(RED, icc_profile=odd))
+        views = decode_image(file_of(RED, icc_profile=odd))
         assert np.array_equal(views[0], np.asarray(RED))
 
 
@@ -87,17 +87,17 @@ def animation(frames: int, side: int = 16) -> bytes:
 
 
 def test_every_frame_of_an_animation_is_judged_or_none() -> None:
-    views = decode_picture(animation(decode.MAX_FRAMES))
+    views = decode_image(animation(decode.MAX_FRAMES))
     assert len(views) == decode.MAX_FRAMES
     assert [int(view[0, 0, 0]) for view in views] == [5 * index for index in range(8)]
-    with pytest.raises(PictureError, match="more than 8 frames; give one of them"):
-        decode_picture(animation(50))
+    with pytest.raises(ImageError, match="more than 8 frames; give one of them"):
+        decode_image(animation(50))
 
 
 def test_frames_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
-    with pytest.raises(PictureError, match="16x16 pixels in 4 frames; at most 1,000"):
-        decode_picture(animation(6))
+    with pytest.raises(ImageError, match="16x16 pixels in 4 frames; at most 1,000"):
+        decode_image(animation(6))
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -134,8 +134,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_judged_is_refused_in_a_sentence(name: str) -> None:
     make, reason = REFUSED[name]
-    with pytest.raises(PictureError) as caught:
-        decode_picture(make(), "upload.png")
+    with pytest.raises(ImageError) as caught:
+        decode_image(make(), "upload.png")
     assert str(caught.value).startswith("upload.png ") and reason in str(caught.value)
 
 
@@ -149,8 +149,8 @@ def test_a_damaged_file_never_escapes_as_another_error() -> None:
             for at in rng.integers(0, len(data), 6):
                 data[at] = rng.integers(0, 256)
             try:
-                views = decode_picture(bytes(data))
-            except PictureError:
+                views = decode_image(bytes(data))
+            except ImageError:
                 continue
             assert all(view.ndim == 3 and view.dtype == np.uint8 for view in views)
 
@@ -158,7 +158,7 @@ def test_a_damaged_file_never_escapes_as_another_error() -> None:
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
 def test_a_line_of_pixels_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
     line = Image.fromarray(np.tile(texture(4, 100)[0][None], (1, 1000, 1)))
-    (view,) = decode_picture(
+    (view,) = decode_image(
         file_of(line if size[0] > 1 else line.transpose(Image.Transpose.ROTATE_90))
     )
     assert view.shape == (size[1], size[0], 3)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from sample_pictures import drawing, resized, saved, texture
 
-from calotype.moderation.errors import PictureError, ProvenanceError
+from calotype.moderation.errors import ImageError, ProvenanceError
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.provenance import content_credentials
 from calotype.moderation.provenance.installation_keys import InstallationKeys
@@ -26,18 +26,18 @@ from calotype.moderation.provenance.marks import LAYERS, Marks, check
 from calotype.moderation.provenance.signer import Signer
 from calotype.serving.commands.cli import cli
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.images.provenance import chosen_layers, installation_keys
 from calotype.serving.images.recipe_metadata import read_stamp
 
 KEYS = InstallationKeys.derived(b"a secret of the tests")
 MARKS = Marks(KEYS, required=True)
 KINDS = ("png", "jpeg", "webp")
-PICTURE = drawing(3)
+IMAGE = drawing(3)
 
 
 def encoded(kind: str, marks: Marks = MARKS, **options: Any) -> bytes:
-    return encode_picture(PICTURE, kind, None, marks=marks, **options)
+    return encode_image(IMAGE, kind, None, marks=marks, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_strangers_see_a_valid_signature_of_somebody_unknown() -> None:
 
 @pytest.mark.parametrize("side", [128, 256])
 def test_without_its_metadata_the_watermark_remains(side: int) -> None:
-    data = encode_picture(drawing(4, side), "png", None, marks=MARKS)
+    data = encode_image(drawing(4, side), "png", None, marks=MARKS)
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     file = io.BytesIO()
     Image.fromarray(resized(pixels, 0.5)).save(file, "BMP")
@@ -98,7 +98,7 @@ def test_without_its_metadata_the_watermark_remains(side: int) -> None:
 
 def test_pictures_without_marks_are_said_to_have_none() -> None:
     file = io.BytesIO()
-    Image.fromarray(PICTURE).save(file, "PNG")
+    Image.fromarray(IMAGE).save(file, "PNG")
     found = check(file.getvalue(), KEYS)
     assert found.source_type is None and found.credentials is None and found.credentials_read
     assert found.watermark is None and not found.ours
@@ -282,7 +282,7 @@ def test_what_cannot_be_checked_is_refused_in_one_sentence(
     if content is not None:
         file.write_bytes(content)
     told = CliRunner().invoke(cli, ["provenance", "check", str(file)])
-    assert isinstance(told.exception, PictureError | InvalidRequest)
+    assert isinstance(told.exception, ImageError | InvalidRequest)
     assert reason in str(told.exception) and str(file) in str(told.exception)
 
 

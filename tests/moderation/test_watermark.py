@@ -12,7 +12,7 @@ from calotype.moderation.provenance import convolution, watermark
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 SURVIVED = ("none", "jpeg 80", "half size", "crop 10 %", "crop 10 %, jpeg 80", "flipped")
-PICTURES = {
+IMAGES = {
     **{f"drawing {number}": drawing(number) for number in range(8)},
     "drawing 256": drawing(3, 256),
     "texture": texture(0),
@@ -27,20 +27,20 @@ def marked(pixels: Pixels, key: bytes = KEY) -> tuple[str, Pixels]:
     return payload.hex(), watermark.embed(pixels, key, payload)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_the_mark_survives_what_people_do_to_pictures(name: str) -> None:
-    payload, picture = marked(PICTURES[name])
+    payload, image = marked(IMAGES[name])
     for change in SURVIVED:
-        found = watermark.detect(CHANGES[change](picture), KEY)
+        found = watermark.detect(CHANGES[change](image), KEY)
         assert found is not None and found.payload == payload, change
         assert found.agreement > 0.6
 
 
 def test_size_and_turn_of_a_copy_are_told() -> None:
-    _, picture = marked(drawing(1, 256))
-    found = watermark.detect(CHANGES["half size"](picture), KEY)
+    _, image = marked(drawing(1, 256))
+    found = watermark.detect(CHANGES["half size"](image), KEY)
     assert found is not None and found.scale == 0.5 and found.turned == ""
-    found = watermark.detect(np.rot90(picture), KEY)
+    found = watermark.detect(np.rot90(image), KEY)
     assert found is not None and found.scale == 1.0 and "rotated" in found.turned
 
 
@@ -64,11 +64,11 @@ def test_the_mark_is_fainter_where_that_is_enough(name: str) -> None:
         assert found is not None and found.payload == payload.hex(), change
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_the_mark_is_not_seen(name: str) -> None:
-    _, picture = marked(PICTURES[name])
-    assert psnr(PICTURES[name], picture) >= 40.0
-    assert np.abs(PICTURES[name].astype(int) - picture).max() <= 16
+    _, image = marked(IMAGES[name])
+    assert psnr(IMAGES[name], image) >= 40.0
+    assert np.abs(IMAGES[name].astype(int) - image).max() <= 16
 
 
 def test_the_same_picture_and_key_give_the_same_bytes() -> None:
@@ -81,7 +81,7 @@ def test_the_same_picture_and_key_give_the_same_bytes() -> None:
 
 
 def test_no_mark_is_found_where_there_is_none() -> None:
-    for name, pixels in PICTURES.items():
+    for name, pixels in IMAGES.items():
         assert watermark.detect(pixels, KEY) is None, name
         assert watermark.detect(marked(pixels)[1], OTHER) is None, name
 

@@ -10,7 +10,7 @@ from calotype.moderation.images import pdq
 from calotype.moderation.images.faces import YuNet
 from calotype.moderation.provenance.installation_keys import InstallationKeys
 from calotype.moderation.provenance.marks import Marks, check
-from calotype.serving.images.encode import blur, encode_picture
+from calotype.serving.images.encode import blur, encode_image
 
 KEYS = InstallationKeys.derived(b"blur")
 
@@ -31,7 +31,7 @@ def test_a_blurred_picture_is_another_picture() -> None:
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_a_blurred_picture_is_marked_like_any_other(kind: str) -> None:
-    data = encode_picture(blur(drawing(2)), kind, None, marks=Marks(KEYS, required=True))
+    data = encode_image(blur(drawing(2)), kind, None, marks=Marks(KEYS, required=True))
     found = check(data, KEYS)
     assert found.watermark is not None and found.source_type == "trainedAlgorithmicMedia"
     assert found.credentials is not None and found.credentials.trusted

@@ -42,7 +42,7 @@ def request(name, steps=3, **more):
     return GenerationRequest(name, "a red star", SIZE, SIZE, SamplingParams(steps, 3.0), 1, **more)
 
 
-def picture():
+def image():
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, "PNG")
     return file.getvalue()
@@ -63,7 +63,7 @@ async def idle(engine):
 async def test_each_caller_gets_the_events_of_its_request(thread):
     found = await asyncio.gather(
         drawn(thread, request("plain")),
-        drawn(thread, request("edit", image="p", strength=0.9), files={"p": picture()}),
+        drawn(thread, request("edit", image="p", strength=0.9), files={"p": image()}),
         drawn(thread, request("negative", negative_prompt="a ring")),
     )
     for events, name in zip(found, ("plain", "edit", "negative"), strict=True):
@@ -79,7 +79,7 @@ async def test_refused_requests_end_with_one_failure(thread):
     assert event.error.param == "references[0]"
 
 
-@pytest.mark.parametrize("files", [{}, {"p": picture()}], ids=["plain", "with a picture"])
+@pytest.mark.parametrize("files", [{}, {"p": image()}], ids=["plain", "with a picture"])
 async def test_a_cancelled_caller_leaves_nothing_behind(thread, engine, files):
     for name, pause in (("at once", 0.0), ("later", 0.05)):
         asked = request(name, steps=500, image="p" if files else None)

@@ -171,7 +171,7 @@ class Studio:
         assert job is not None and job.status == "succeeded", job
         return job
 
-    async def picture(self, job_id: str) -> bytes:
+    async def image(self, job_id: str) -> bytes:
         job = await self.ended(job_id)
         return self.blobs.get((job.output or {})["images"][0]["blob_key"])
 
@@ -219,8 +219,8 @@ async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: Studio
         await studio.checkpointed(job_id)
         await studio.kill(line, dying)
         async with studio.working("second") as (_, thread):
-            resumed = await studio.picture(job_id)
-            undisturbed = await studio.picture(await studio.ask())
+            resumed = await studio.image(job_id)
+            undisturbed = await studio.image(await studio.ask())
             await asyncio.sleep(0.1)  # it tidies up after it has answered
     assert thread.first_steps[0] > 3, "it went on where the first one was"
     assert thread.first_steps[1] == 1
@@ -241,8 +241,8 @@ async def test_a_spoiled_checkpoint_costs_only_time(studio: Studio, damage: str)
         else:
             studio.blobs.delete(key)
         async with studio.working("second") as (_, thread):
-            resumed = await studio.picture(job_id)
-            undisturbed = await studio.picture(await studio.ask())
+            resumed = await studio.image(job_id)
+            undisturbed = await studio.image(await studio.ask())
     assert thread.first_steps == [1, 1]
     assert resumed == undisturbed
 
@@ -269,8 +269,8 @@ async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(studio
             await asyncio.sleep(0.02)
         line.deaf = False
         gate.set()
-        drawn = await studio.picture(job_id)
-        assert drawn == await studio.picture(await studio.ask())
+        drawn = await studio.image(job_id)
+        assert drawn == await studio.image(await studio.ask())
     assert thread.first_steps == [1, 1], "what ran out was not drawn"
 
 

@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 from sample_pictures import Pixels, drawing, face
 
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 from calotype.serving.core.errors import ContentBlocked, InvalidRequest
 from calotype.serving.core.request import GenerationRequest, ImageSize, SamplingParams
 from calotype.serving.deployments.local import InProcessSafety
-from calotype.serving.images.encode import GIVEN_SIDE, given_pictures
+from calotype.serving.images.encode import GIVEN_SIDE, given_images
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.postprocess import PictureDesk
+from calotype.serving.worker.postprocess import ImageDesk
 
 
 def png(pixels: Pixels) -> bytes:
@@ -41,11 +41,11 @@ def request(prompt: str = "a portrait", **given: Any) -> GenerationRequest:
 
 def test_all_given_pictures_are_seen_small() -> None:
     files = {"a": png(drawing(1, 1024)), "b": png(drawing(2)), "m": png(drawing(3))}
-    seen = given_pictures(request(references=("a", "b"), image="b", mask="m"), files)
+    seen = given_images(request(references=("a", "b"), image="b", mask="m"), files)
     assert [picture.shape for picture in seen] == [(GIVEN_SIDE, GIVEN_SIDE, 3), (128, 128, 3)]
-    assert given_pictures(request(), files) == []
-    with pytest.raises(PictureError, match="a is no picture"):
-        given_pictures(request(references=("a",)), {"a": b"no picture"})
+    assert given_images(request(), files) == []
+    with pytest.raises(ImageError, match="a is no picture"):
+        given_images(request(references=("a",)), {"a": b"no picture"})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_desk_tells_the_safety_stage_what_was_asked_for(
 ) -> None:
     suspicious = FixedImageClassifier({"sexual": 0.4})
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[suspicious])
-    desk = PictureDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    desk = ImageDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
     given = {} if reference is None else {"references": ("f",)}
     asked = request(prompt, **given)
     lease = Lease("j", 1, asked.to_payload(), {"output_format": "png"}, "team", 0.0)
@@ -78,7 +78,7 @@ def test_a_given_picture_that_does_not_pass_is_refused_before_anything_is_drawn(
 ) -> None:
     marked = FixedImageClassifier({"sexual": 0.99}, colour=(255, 0, 0), cover=0.5)
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[marked])
-    desk = PictureDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    desk = ImageDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
 
     def admit(data: bytes) -> None:
         asked = request(**{field: ("f",) if field == "references" else "f"})

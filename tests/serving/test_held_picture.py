@@ -23,7 +23,7 @@ from calotype.serving.jobs.judging import held_categories, version_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.worker.intermediates import Trail
-from calotype.serving.worker.postprocess import HandedOut, PictureDesk
+from calotype.serving.worker.postprocess import HandedOut, ImageDesk
 
 SIZE = ImageSize(64, 64)
 SEAL = make_seal()
@@ -60,7 +60,7 @@ def lease_of(prompt: dict[str, Any], **given: Any) -> Lease:
 def handed_out(folder: pathlib.Path, stage: InProcessSafety, **given: Any) -> HandedOut:
     async def run() -> HandedOut:
         lease = lease_of(await stage.judge_prompt("a hat"), **given)
-        desk = PictureDesk(stage, FolderBlobStore(folder))
+        desk = ImageDesk(stage, FolderBlobStore(folder))
         return await desk.hand_out(lease, request(), [np.array(drawing(1, 64))], {})
 
     return asyncio.run(run())

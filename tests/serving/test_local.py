@@ -94,7 +94,7 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
     store.close()
 
 
-def block_pictures(when: Callable[[Pixels], bool]) -> Callable[[Pixels], dict[str, Any]]:
+def block_images(when: Callable[[Pixels], bool]) -> Callable[[Pixels], dict[str, Any]]:
     return lambda pixels: decision("output", blocked=["sexual"] if when(pixels) else [])
 
 
@@ -103,16 +103,16 @@ async def test_a_job_becomes_the_picture_of_its_seed(house: House) -> None:
     assert first.status_code == 200, first.text
     data = [a.json()["data"][0]["b64_json"] for a in (first, again, other)]
     assert data[0] == data[1] != data[2]
-    picture = Image.open(io.BytesIO(base64.b64decode(data[0])))
-    assert picture.size == (64, 64)
+    image = Image.open(io.BytesIO(base64.b64decode(data[0])))
+    assert image.size == (64, 64)
     assert first.json()["usage"]["output_tokens"] == 16
     assert first.json()["metrics"]["steps"] == 2
 
 
 async def test_large_sizes_are_enlarged_and_the_answer_says_so(house: House) -> None:
     answer = (await house.draw(size="1024x1024")).json()
-    picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
-    assert picture.size == (1024, 1024)
+    image = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+    assert image.size == (1024, 1024)
     assert answer["metrics"]["rendered_size"] == "128x128"
 
 
@@ -135,7 +135,7 @@ async def test_a_damaged_adapter_is_named_and_the_next_request_works(house: Hous
 
 
 async def test_a_blocked_picture_is_stored_nowhere(house: House) -> None:
-    house.safety.image = block_pictures(lambda pixels: True)
+    house.safety.image = block_images(lambda pixels: True)
     answer = await house.draw(n=2)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "moderation_blocked"
@@ -150,7 +150,7 @@ async def test_of_a_partly_blocked_batch_the_rest_is_served(house: House) -> Non
         seen.append(1)
         return len(seen) == 2
 
-    house.safety.image = block_pictures(second)
+    house.safety.image = block_images(second)
     answer = await house.draw(n=3)
     assert answer.status_code == 200
     assert len(answer.json()["data"]) == 2

@@ -20,7 +20,7 @@ from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.judging import version_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.postprocess import HandedOut, PictureDesk
+from calotype.serving.worker.postprocess import HandedOut, ImageDesk
 
 
 def policy(version: int, block: float = 0.5) -> Policy:
@@ -33,15 +33,15 @@ class Switching(InProcessSafety):
 
     def __init__(self, moderator: Moderator, after: Mapping[int, Policy]) -> None:
         super().__init__(moderator)
-        self._stage, self._after, self.pictures = moderator, after, 0
+        self._stage, self._after, self.images = moderator, after, 0
         self._one_by_one = asyncio.Lock()
 
     async def judge_image(self, *given: Any, **more: Any) -> dict[str, Any]:
         async with self._one_by_one:
             decision = await super().judge_image(*given, **more)
-            self.pictures += 1
-            if self.pictures in self._after:
-                self._stage.reconfigure(self._after[self.pictures])
+            self.images += 1
+            if self.images in self._after:
+                self._stage.reconfigure(self._after[self.images])
         return decision
 
 
@@ -70,7 +70,7 @@ def handed_out(
             *("j", 1, request.to_payload(), {"output_format": "png"}, "team", 0.0),
             version=version_of(first),
         )
-        desk = PictureDesk(safety, FolderBlobStore(folder))
+        desk = ImageDesk(safety, FolderBlobStore(folder))
         return first, await desk.hand_out(lease, request, drawn, {})
 
     return asyncio.run(run())

@@ -13,9 +13,9 @@ import logging
 from typing import Any
 
 from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
-from calotype.serving.api.generation.recipes import expand_recipe, recipe_pictures
+from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.responses import images_body
-from calotype.serving.api.generation.uploads import read_pictures
+from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.failures import error_object, wire
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
 from calotype.serving.api.routes.files import keep_file
@@ -120,14 +120,14 @@ class BatchRunner:
         if body.stream:
             raise InvalidRequest("stream is not possible in a batch.", param="stream")
         left = max(60.0, batch.deadline - self._store.clock.time())
-        pictures = await recipe_pictures(gateway, batch.team_id, recipe)
-        if pictures is None:
-            pictures = await read_pictures(gateway, batch.team_id, body, left)
+        images = await recipe_images(gateway, batch.team_id, recipe)
+        if images is None:
+            images = await read_images(gateway, batch.team_id, body, left)
         terms = Terms(
             deadline_seconds=left,
             expires_seconds=left + settings.asset_seconds,
             metadata=body.metadata,
-            pictures=pictures,
+            images=images,
             recipe=recipe,
         )
         idempotency = hashlib.sha256(f"{batch.id}\n{line.line}".encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 
 from calotype.serving.api.generation.fallback import find_relief
-from calotype.serving.api.generation.planning import Pictures, PlannedGeneration, plan_generation
+from calotype.serving.api.generation.planning import Images, PlannedGeneration, plan_generation
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.access import check_access, scope_for
 from calotype.serving.api.state.eta import check_deadline, promised_by
@@ -52,7 +52,7 @@ class Terms:
     wanted_seconds: float | None = None
     """The deadline that the client itself set: refused when it cannot be met."""
     webhook: dict[str, Any] | None = None
-    pictures: Pictures | None = None
+    images: Images | None = None
     recipe: Mapping[str, Any] | None = None
     """What is asked to be drawn again."""
 
@@ -183,7 +183,7 @@ def _planned(
         job_id,
         origin.request_id,
         gateway.settings.features,
-        terms.pictures,
+        terms.images,
     )
 
 

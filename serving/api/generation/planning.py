@@ -37,7 +37,7 @@ _STYLE_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class Images:
     """Stored pictures that a request brings, by blob key."""
 
     image: str | None = None
@@ -66,7 +66,7 @@ def plan_generation(
     job_id: str,
     request_id: str,
     features: Collection[str] = (),
-    pictures: Pictures | None = None,
+    images: Images | None = None,
 ) -> PlannedGeneration:
     """Checks ``body`` against the model that it names and fills in what it leaves out.
 
@@ -99,7 +99,7 @@ def plan_generation(
             f"seed + n - 1 must not exceed {MAX_SEED}: picture i is drawn with seed + i.",
             param="seed",
         )
-    given = pictures or Pictures()
+    given = images or Images()
     if len(given.references) > limits.max_reference_images:
         raise InvalidRequest(
             f"The request has {len(given.references)} reference pictures; {model.name} takes at "
@@ -198,7 +198,7 @@ def _step_cache(model: ImageModel, body: GenerationBody) -> float:
     return float(own.step_cache if body.step_cache is None else body.step_cache)
 
 
-def _margins(body: GenerationBody, given: Pictures) -> Margins | None:
+def _margins(body: GenerationBody, given: Images) -> Margins | None:
     wanted = body.expand
     if wanted is None:
         return None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.serving.api.generation.planning import Pictures
+from calotype.serving.api.generation.planning import Images
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.jobs.recipe import parameters_of
@@ -54,9 +54,9 @@ def expand_recipe(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
     return wanted, recipe
 
 
-async def recipe_pictures(
+async def recipe_images(
     gateway: Gateway, team_id: str, recipe: Mapping[str, Any] | None
-) -> Pictures | None:
+) -> Images | None:
     """The stored pictures that a recipe names by digest.
 
     Raises:
@@ -84,7 +84,7 @@ async def recipe_pictures(
             "recipe.references must be a list.", code="invalid_type", param="recipe.references"
         )
     found = [await find(part, f"recipe.references[{i}]") for i, part in enumerate(references)]
-    return Pictures(
+    return Images(
         await find(recipe.get("image"), "recipe.image"),
         await find(recipe.get("mask"), "recipe.mask"),
         tuple(key for key in found if key),

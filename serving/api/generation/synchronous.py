@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
-from calotype.serving.api.generation.planning import Pictures
+from calotype.serving.api.generation.planning import Images
 from calotype.serving.api.generation.responses import images_response
 from calotype.serving.api.generation.streaming import images_stream
 from calotype.serving.api.http.schemas import GenerationBody
@@ -28,7 +28,7 @@ async def answer(
     body: GenerationBody,
     raw: Mapping[str, Any],
     *,
-    pictures: Pictures | None = None,
+    images: Images | None = None,
     recipe: Mapping[str, Any] | None = None,
     started: float,
 ) -> Response:
@@ -41,7 +41,7 @@ async def answer(
         settings.asset_seconds,
         body.metadata,
         wanted_seconds=body.deadline_seconds,
-        pictures=pictures,
+        images=images,
         recipe=recipe,
     )
     job = await create_or_join(gateway, Origin.of(request, key), body, raw, terms)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from calotype.serving.api.generation.planning import Pictures
+from calotype.serving.api.generation.planning import Images
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
@@ -88,7 +88,7 @@ async def read_source(gateway: Gateway, team_id: str, source: Any, param: str) -
     )
 
 
-def check_picture(data: bytes, param: str) -> Upload:
+def check_image(data: bytes, param: str) -> Upload:
     """Reads the head of a picture.
 
     Raises:
@@ -111,28 +111,28 @@ def check_picture(data: bytes, param: str) -> Upload:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                kind, (width, height) = _KINDS[str(picture.format)], picture.size
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                kind, (width, height) = _KINDS[str(image.format)], image.size
                 if width * height > MAX_PIXELS:
                     raise unreadable
-                _check_kind(picture, data, param)
-                picture.load()
-                if picture.getexif().get(_ORIENTATION) in _LYING:
+                _check_kind(image, data, param)
+                image.load()
+                if image.getexif().get(_ORIENTATION) in _LYING:
                     width, height = height, width
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
         raise unreadable from None
     return Upload(data, kind, width, height)
 
 
-def _check_kind(picture: Image.Image, data: bytes, param: str) -> None:
+def _check_kind(image: Image.Image, data: bytes, param: str) -> None:
     """Raises InvalidRequest for sound files that no model can be shown."""
     wrong = ""
-    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         wrong = "is animated; send one frame of it"
-    elif (picture.format == "PNG" and data[_PNG_DEPTH_AT] > 8) or picture.mode[0] in "IF":
+    elif (image.format == "PNG" and data[_PNG_DEPTH_AT] > 8) or image.mode[0] in "IF":
         wrong = "has 16 bits per channel; convert it to 8 bits"
-    elif picture.mode not in _MODES:
-        wrong = f"is a {picture.mode} picture; convert it to RGB"
+    elif image.mode not in _MODES:
+        wrong = f"is a {image.mode} picture; convert it to RGB"
     if wrong:
         raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
 
@@ -150,8 +150,8 @@ def check_mask(mask: Upload, image: Upload) -> Upload:
             code="invalid_image",
             param="mask",
         )
-    with Image.open(io.BytesIO(mask.data)) as file_picture:
-        picture = ImageOps.exif_transpose(file_picture)
+    with Image.open(io.BytesIO(mask.data)) as file_image:
+        picture = ImageOps.exif_transpose(file_image)
         if picture.has_transparency_data:
             alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
             marked = alpha < _OPAQUE_BELOW
@@ -173,13 +173,13 @@ def input_seconds(gateway: Gateway) -> float:
     return gateway.settings.asset_seconds + gateway.settings.request_timeout
 
 
-async def read_pictures(
+async def read_images(
     gateway: Gateway, team_id: str, body: GenerationBody, kept_seconds: float
-) -> Pictures | None:
+) -> Images | None:
     """Loads, checks and stores the pictures that a JSON body names.
 
     Raises:
-        InvalidRequest: see `read_source` and `check_picture`; or there is none where one must be.
+        InvalidRequest: see `read_source` and `check_image`; or there is none where one must be.
     """
     named = [(f"reference_images[{i}]", s) for i, s in enumerate(body.reference_images or [])]
     mask: Any = None
@@ -187,34 +187,34 @@ async def read_pictures(
         named = [(f"images[{i}]", source) for i, source in enumerate(body.images)] + named
         mask = body.mask
     found = [
-        check_picture(await read_source(gateway, team_id, source, where), where)
+        check_image(await read_source(gateway, team_id, source, where), where)
         for where, source in named
     ]
     marked = None
     if mask is not None:
-        marked = check_picture(await read_source(gateway, team_id, mask, "mask"), "mask")
-    return await keep_pictures(gateway, team_id, body, found, marked, kept_seconds)
+        marked = check_image(await read_source(gateway, team_id, mask, "mask"), "mask")
+    return await keep_images(gateway, team_id, body, found, marked, kept_seconds)
 
 
-async def keep_pictures(
+async def keep_images(
     gateway: Gateway,
     team_id: str,
     body: GenerationBody,
-    pictures: Sequence[Upload],
+    images: Sequence[Upload],
     mask: Upload | None,
     kept_seconds: float,
-) -> Pictures | None:
+) -> Images | None:
     """Stores the pictures of a request in the roles that its kind gives them.
 
     A generation looks at all of them. An edit without a mask does too; with one, or with a
     strength, it starts from the first. A variation starts from its only one.
     """
-    if not isinstance(body, EditBody) and not pictures:
+    if not isinstance(body, EditBody) and not images:
         return None
     first: Upload | None = None
-    others = list(pictures)
+    others = list(images)
     if isinstance(body, EditBody):
-        if not pictures:
+        if not images:
             name = "image" if isinstance(body, VariationBody) else "images"
             raise InvalidRequest(
                 f"Missing required parameter: '{name}'.",
@@ -222,11 +222,11 @@ async def keep_pictures(
                 param=name,
             )
         variation = isinstance(body, VariationBody)
-        if variation and len(pictures) > 1:
+        if variation and len(images) > 1:
             raise InvalidRequest("A variation has exactly one image.", param="image")
         drawn_over = mask is not None or body.strength is not None or body.expand is not None
         if variation or drawn_over:
-            first, others = pictures[0], list(pictures[1:])
+            first, others = images[0], list(images[1:])
     if len(others) > MAX_REFERENCES:
         raise InvalidRequest(
             f"There are {len(others)} images to look at; at most {MAX_REFERENCES} are possible.",
@@ -246,7 +246,7 @@ async def keep(
     image: Upload | None = None,
     mask: Upload | None = None,
     references: Sequence[Upload] = (),
-) -> Pictures:
+) -> Images:
     """Stores the pictures of a request for as long as its job is kept."""
 
     async def one(upload: Upload | None) -> str | None:
@@ -255,7 +255,7 @@ async def keep(
         return await asyncio.to_thread(store_upload, gateway, team_id, upload, expires)
 
     found = [await one(upload) for upload in references]
-    return Pictures(
+    return Images(
         await one(image),
         await one(mask),
         tuple(key for key in found if key),

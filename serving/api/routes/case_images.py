@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.moderation.images.decode import blur, decode_picture
+from calotype.moderation.images.decode import blur, decode_image
 from calotype.serving.api.background.held_images import open_held
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import gateway_of
@@ -27,7 +27,7 @@ BLURRED_SIDE = 256
 
 
 @router.get("/v1/moderation/cases/{case_id}/picture")
-async def case_picture(
+async def case_image(
     request: Request,
     case_id: str,
     key: Annotated[KeyRecord, Depends(allowed("moderation"))],
@@ -68,7 +68,7 @@ async def case_picture(
 
 def blurred(data: bytes) -> bytes:
     """A picture file as a small PNG that tells no details."""
-    small = Image.fromarray(decode_picture(data)[0])
+    small = Image.fromarray(decode_image(data)[0])
     small.thumbnail((BLURRED_SIDE, BLURRED_SIDE))
     file = io.BytesIO()
     Image.fromarray(blur(np.asarray(small))).save(file, "PNG")

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.serving.api.generation.recipes import expand_recipe, recipe_pictures
+from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import answer
 from calotype.serving.api.generation.uploads import (
-    check_picture,
+    check_image,
     input_seconds,
-    keep_pictures,
-    read_pictures,
+    keep_images,
+    read_images,
 )
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import read_json
@@ -81,21 +81,20 @@ async def _run(request: Request, key: KeyRecord, schema: type[EditBody], feature
         wanted, recipe = expand_recipe(raw)
     body = parse_generation(wanted, settings.features, schema)
     _check_feature(settings.features, feature)
-    pictures = await recipe_pictures(gateway, key.team_id, recipe)
+    pictures = await recipe_images(gateway, key.team_id, recipe)
     if pictures is None and form.files:
         named = [f"image[{place}]" for place in range(len(form.images()))]
         images = [
-            check_picture(file.data, where)
-            for file, where in zip(form.images(), named, strict=True)
+            check_image(file.data, where) for file, where in zip(form.images(), named, strict=True)
         ]
         masked = form.file("mask")
-        mask = None if masked is None else check_picture(masked.data, "mask")
-        pictures = await keep_pictures(
+        mask = None if masked is None else check_image(masked.data, "mask")
+        pictures = await keep_images(
             gateway, key.team_id, body, images, mask, input_seconds(gateway)
         )
     elif pictures is None:
-        pictures = await read_pictures(gateway, key.team_id, body, input_seconds(gateway))
-    return await answer(request, key, body, raw, pictures=pictures, recipe=recipe, started=started)
+        pictures = await read_images(gateway, key.team_id, body, input_seconds(gateway))
+    return await answer(request, key, body, raw, images=pictures, recipe=recipe, started=started)
 
 
 def _check_feature(features: frozenset[str], feature: str) -> None:

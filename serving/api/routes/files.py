@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.serving.api.generation.uploads import check_picture
+from calotype.serving.api.generation.uploads import check_image
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.multipart import is_multipart, read_form
 from calotype.serving.api.http.pages import list_object, page_size
@@ -85,7 +85,7 @@ async def create_file(request: Request, key: Caller) -> dict[str, Any]:
         raise InvalidRequest("file is empty.", code="empty_file", param="file")
     kind, content_type = "bin", "application/octet-stream"
     if purpose == "vision":
-        kind = check_picture(upload.data, "file").kind
+        kind = check_image(upload.data, "file").kind
         content_type = f"image/{kind}"
     elif purpose == "batch":
         kind, content_type = "jsonl", "application/jsonl"

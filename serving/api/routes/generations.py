@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.serving.api.generation.recipes import expand_recipe, recipe_pictures
+from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import answer
-from calotype.serving.api.generation.uploads import input_seconds, read_pictures
+from calotype.serving.api.generation.uploads import input_seconds, read_images
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.schemas import GenerationBody, parse_generation
@@ -31,7 +31,7 @@ async def generate(
     raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
     wanted, recipe = expand_recipe(raw)
     body = parse_generation(wanted, gateway.settings.features)
-    pictures = await recipe_pictures(gateway, key.team_id, recipe)
-    if pictures is None:
-        pictures = await read_pictures(gateway, key.team_id, body, input_seconds(gateway))
-    return await answer(request, key, body, raw, pictures=pictures, recipe=recipe, started=started)
+    images = await recipe_images(gateway, key.team_id, recipe)
+    if images is None:
+        images = await read_images(gateway, key.team_id, body, input_seconds(gateway))
+    return await answer(request, key, body, raw, images=images, recipe=recipe, started=started)

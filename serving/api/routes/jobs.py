@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
-from calotype.serving.api.generation.recipes import expand_recipe, recipe_pictures
-from calotype.serving.api.generation.uploads import read_pictures
+from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
+from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.events import event_response, job_stream
@@ -72,9 +72,9 @@ async def create_job(request: Request, key: Caller) -> Response:
     if body.webhook is not None:
         check_url(body.webhook.url, gateway.outbound, "webhook.url")
     kept = body.expires_after_seconds or settings.asset_seconds
-    pictures = await recipe_pictures(gateway, key.team_id, recipe)
-    if pictures is None:
-        pictures = await read_pictures(gateway, key.team_id, generation, kept)
+    images = await recipe_images(gateway, key.team_id, recipe)
+    if images is None:
+        images = await read_images(gateway, key.team_id, generation, kept)
     asked = body.deadline_seconds or generation.deadline_seconds
     terms = Terms(
         deadline_seconds=asked or settings.job_deadline,
@@ -82,7 +82,7 @@ async def create_job(request: Request, key: Caller) -> Response:
         expires_seconds=kept,
         metadata=generation.metadata | body.metadata,
         webhook=None if body.webhook is None else body.webhook.model_dump(),
-        pictures=pictures,
+        images=images,
         recipe=recipe,
     )
     job = await create_or_join(gateway, Origin.of(request, key), generation, raw, terms)

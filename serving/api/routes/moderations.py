@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from calotype.moderation.errors import PictureError
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.errors import ImageError
+from calotype.moderation.images.decode import decode_image
 from calotype.moderation.wire import openai_result_of_payload
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import read_json
@@ -146,8 +146,8 @@ def _image(url: Any, where: str) -> list[Pixels]:
             param=where,
         )
     try:
-        return decode_picture(data, where)
-    except PictureError as error:
+        return decode_image(data, where)
+    except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param=where) from None
 
 

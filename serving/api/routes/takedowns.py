@@ -15,9 +15,9 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from calotype.moderation.errors import PictureError
+from calotype.moderation.errors import ImageError
 from calotype.moderation.images import pdq
-from calotype.moderation.images.decode import decode_picture
+from calotype.moderation.images.decode import decode_image
 from calotype.moderation.images.pdq import Pixels
 from calotype.moderation.policy.policy import Category
 from calotype.moderation.provenance import watermark
@@ -66,14 +66,14 @@ async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
     gateway = gateway_of(request)
     body = parse(TakedownBody, await read_json(request, gateway.settings.max_body_bytes))
     category = _category(body.category)
-    data = await _picture(gateway, body)
+    data = await _image(gateway, body)
     keys = await asyncio.to_thread(_keys, gateway)
     try:
         looked_for = await asyncio.to_thread(fingerprint, data, keys)
-    except PictureError as error:
+    except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param="image") from error
     unsearched = await asyncio.to_thread(index_stored, gateway, keys)
-    matches = await asyncio.to_thread(gateway.store.find_pictures, looked_for)
+    matches = await asyncio.to_thread(gateway.store.find_images, looked_for)
     if body.asset_id is not None and all(m.asset.id != body.asset_id for m in matches):
         named = await asyncio.to_thread(gateway.store.get_asset, body.asset_id)
         matches += [] if named is None else [StoredMatch(named, "asset_id", None)]
@@ -119,10 +119,10 @@ def take_down_asset(gateway: Gateway, asset: AssetRecord, reason: str, actor: st
     try:
         data = gateway.blobs.get(asset.blob_key)
         looked_for = fingerprint(data, keys)
-    except (NotFound, PictureError):
+    except (NotFound, ImageError):
         data, looked_for = b"", Fingerprint(None, None)
     index_stored(gateway, keys)
-    matches = gateway.store.find_pictures(looked_for)
+    matches = gateway.store.find_images(looked_for)
     if all(match.asset.id != asset.id for match in matches):
         matches.append(StoredMatch(asset, "report", None))
     remove(gateway, data, looked_for, matches, Category.HARASSMENT, reason, actor)
@@ -160,9 +160,9 @@ def fingerprint(
         as_made: a stored file, whose watermark is where it was put.
 
     Raises:
-        PictureError: it is no picture that can be read.
+        ImageError: it is no picture that can be read.
     """
-    pixels: Pixels = decode_picture(data)[0]
+    pixels: Pixels = decode_image(data)[0]
     payload = None
     for secret in (keys.watermark, *keys.former) if keys is not None else ():
         mark = watermark.detect(pixels, secret, as_made=as_made)
@@ -183,9 +183,9 @@ def index_stored(gateway: Gateway, keys: InstallationKeys | None) -> int:
         for asset in pending:
             try:
                 found = fingerprint(gateway.blobs.get(asset.blob_key), keys, as_made=True)
-            except (NotFound, PictureError):
+            except (NotFound, ImageError):
                 found = Fingerprint(None, None)  # its file is gone: there is nothing to find
-            gateway.store.index_picture(asset.id, found)
+            gateway.store.index_image(asset.id, found)
             if time.monotonic() > end:
                 return len(gateway.store.unindexed_assets(SHOWN))
     return 0
@@ -207,7 +207,7 @@ def _category(name: str) -> Category:
         ) from None
 
 
-async def _picture(gateway: Gateway, body: TakedownBody) -> bytes:
+async def _image(gateway: Gateway, body: TakedownBody) -> bytes:
     """The bytes that are looked for."""
     if (body.image is None) == (body.asset_id is None):
         raise InvalidRequest("Give either image or asset_id.", param="image")

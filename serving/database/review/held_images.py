@@ -13,7 +13,7 @@ from calotype.serving.core.protocols import Clock
 from calotype.serving.database.blob_refs import drop, hold
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.review.cases import CaseRecord, Cases
-from calotype.serving.database.schema.held_table import held_pictures
+from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import assets, cases, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.records import JobRecord
@@ -52,22 +52,22 @@ def add_held(
     Args:
         reasons: one for each, for the reviewer.
     """
-    for picture, reason in zip(held, reasons, strict=True):
+    for image, reason in zip(held, reasons, strict=True):
         connection.execute(
             insert(cases).values(
-                id=picture.case_id,
+                id=image.case_id,
                 kind="review",
-                team_id=picture.team_id,
-                subject=picture.asset_id,
+                team_id=image.team_id,
+                subject=image.asset_id,
                 reason=reason,
                 status="open",
                 created=now,
             )
         )
-        values = {name: getattr(picture, name) for name in picture.__dataclass_fields__}
+        values = {name: getattr(image, name) for name in image.__dataclass_fields__}
         values |= {"created": now, "expires": now + HELD_SECONDS}
-        connection.execute(insert(held_pictures).values(values))
-    hold(connection, [picture.blob_key for picture in held])
+        connection.execute(insert(held_images).values(values))
+    hold(connection, [image.blob_key for image in held])
 
 
 def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
@@ -78,14 +78,14 @@ def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-class HeldPictures(Cases):
+class HeldImages(Cases):
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine
     clock: Clock
 
     def get_held(self, asset_id: str) -> HeldRecord | None:
-        query = select(held_pictures).where(held_pictures.c.asset_id == asset_id)
+        query = select(held_images).where(held_images.c.asset_id == asset_id)
         with reading(self.engine) as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else HeldRecord(**row)
@@ -139,7 +139,7 @@ class HeldPictures(Cases):
     def expire_held(self, limit: int = _PAGE) -> int:
         """Rejects what nobody has decided on in time; how many there were."""
         now = self.clock.time()
-        query = select(held_pictures).where(held_pictures.c.expires <= now).limit(limit)
+        query = select(held_images).where(held_images.c.expires <= now).limit(limit)
         with writing(self.engine) as connection:
             late = [HeldRecord(**row) for row in connection.execute(query).mappings()]
             for held in late:
@@ -157,8 +157,8 @@ class HeldPictures(Cases):
 
 def _taken(connection: Connection, asset_id: str, now: float) -> HeldRecord:
     """Removes the row; its file becomes garbage, and unreadable at once."""
-    gone = delete(held_pictures).where(held_pictures.c.asset_id == asset_id)
-    row = connection.execute(gone.returning(held_pictures)).mappings().first()
+    gone = delete(held_images).where(held_images.c.asset_id == asset_id)
+    row = connection.execute(gone.returning(held_images)).mappings().first()
     if row is None:
         raise NotFound(f"The picture '{asset_id[:80]}' is not held any more.")
     drop(connection, [row["blob_key"]], now)

@@ -6,9 +6,9 @@ from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, String, T
 
 from calotype.serving.database.schema.tables import metadata
 
-__all__ = ["held_pictures", "metadata"]
+__all__ = ["held_images", "metadata"]
 
-held_pictures = Table(
+held_images = Table(
     "held_pictures",
     metadata,
     # The id that the picture will have as an asset.

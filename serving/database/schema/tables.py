@@ -369,7 +369,7 @@ taken_down = Table(
 )
 
 # What stored pictures are recognised by; NULL where they have no such mark.
-picture_index = Table(
+image_index = Table(
     "picture_index",
     metadata,
     Column("asset_id", String(64), ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),

@@ -11,7 +11,7 @@ import torch
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.engine.lora.lora_layers import Adapter, Stack
 from calotype.serving.engine.model.conditioning import Conditions
-from calotype.serving.engine.model.input_images import InputPictures
+from calotype.serving.engine.model.input_images import InputImages
 from calotype.serving.engine.model.latents import TokenGrid
 from calotype.serving.engine.sampling.noise import NoiseSource
 from calotype.serving.engine.sampling.samplers import Sampler
@@ -92,7 +92,7 @@ class DenoiseState:
     grid: TokenGrid
     rows: list[Row]
     steps: int
-    inputs: InputPictures = field(default_factory=InputPictures)
+    inputs: InputImages = field(default_factory=InputImages)
     images: dict[int, Pixels] = field(default_factory=dict)
     pinned: list[Adapter] = field(default_factory=list)
     seconds: float = 0.0

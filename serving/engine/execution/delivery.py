@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from calotype.serving.engine.execution.batch import DenoiseState, Row
 from calotype.serving.engine.execution.step_runner import Stepped, is_out_of_memory
 from calotype.serving.engine.model.decoder import Decoder
-from calotype.serving.engine.model.input_images import InputPictures, merge
+from calotype.serving.engine.model.input_images import InputImages, merge
 from calotype.serving.engine.model.latents import TokenGrid
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Delivery:
             return self._decoder.decode(latents, grid, tiles=True)[0]
 
 
-def _restored(pixels: Pixels, inputs: InputPictures) -> Pixels:
+def _restored(pixels: Pixels, inputs: InputImages) -> Pixels:
     """The picture with what was not to be drawn anew as it was given, to the bit."""
     if inputs.start is None or inputs.redraw is None or not inputs.exact:
         return pixels

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from calotype.serving.engine.model.decoder import TILE_ABOVE_PIXELS, tiled
-from calotype.serving.engine.model.input_images import InputPictures
+from calotype.serving.engine.model.input_images import InputImages
 from calotype.serving.engine.model.latents import normalize, pack, patchify
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ class Conditioner:
     def __init__(self, vae: Any, dtype: torch.dtype, side: int) -> None:
         self._vae, self._dtype, self._side = vae, dtype, side
 
-    def layout(self, inputs: InputPictures) -> tuple[tuple[int, int], ...]:
+    def layout(self, inputs: InputImages) -> tuple[tuple[int, int], ...]:
         """Rows and columns of tokens of each reference."""
         shapes = (pixels.shape for pixels in inputs.references)
         return tuple((s[0] // self._side, s[1] // self._side) for s in shapes)
 
-    def encode(self, inputs: InputPictures) -> Conditions:
+    def encode(self, inputs: InputImages) -> Conditions:
         """The conditions of a request. Runs the autoencoder."""
         references = start = redraw = None
         if inputs.references:
@@ -98,9 +98,9 @@ class Conditioner:
     def _tokens(self, pixels: Pixels) -> torch.Tensor:
         """Packed, normalised latents of a picture: [tokens, token channels]."""
         # A copy: arrays from Pillow are read-only, which torch does not like.
-        picture = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
-        picture = picture.to(self._vae.device, torch.float32) / 255
-        scaled = (2.0 * picture - 1.0).to(self._vae.dtype)
+        image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
+        image = image.to(self._vae.device, torch.float32) / 255
+        scaled = (2.0 * image - 1.0).to(self._vae.dtype)
         height, width = pixels.shape[:2]
         with tiled(self._vae, height * width > TILE_ABOVE_PIXELS):
             latents = patchify(self._vae.encode(scaled).latent_dist.mode())

@@ -102,12 +102,12 @@ class Decoder:
         return grid.tokens * self.pixels_per_token**2
 
 
-def _array(pictures: torch.Tensor) -> np.ndarray:
+def _array(images: torch.Tensor) -> np.ndarray:
     """The VAE's output as float32 [n, height, width, 3] in 0..1."""
-    scaled = (pictures * 0.5 + 0.5).clamp(0, 1)
+    scaled = (images * 0.5 + 0.5).clamp(0, 1)
     array: np.ndarray = scaled.permute(0, 2, 3, 1).float().cpu().numpy()
     return array
 
 
-def _rounded(pictures: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.round(pictures * 255).astype(np.uint8))
+def _rounded(images: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.round(images * 255).astype(np.uint8))

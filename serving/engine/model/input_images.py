@@ -38,7 +38,7 @@ _PNG_DEPTH_AT = 24
 
 
 @dataclass(frozen=True, slots=True)
-class InputPictures:
+class InputImages:
     """What a request brings, at the sizes at which the model sees it.
 
     Attributes:
@@ -54,7 +54,7 @@ class InputPictures:
     references: tuple[Pixels, ...] = ()
 
 
-def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: int) -> InputPictures:
+def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: int) -> InputImages:
     """Reads every picture that a request names.
 
     Args:
@@ -73,11 +73,9 @@ def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: in
     references = []
     for place, name in enumerate(request.references):
         param = f"references[{place}]"
-        references.append(
-            fit_reference(read_picture(_file(files, name, param), param), side, param)
-        )
+        references.append(fit_reference(read_image(_file(files, name, param), param), side, param))
     start, redraw, exact = _read_start(request, files, request.rendered_size)
-    return InputPictures(start, redraw, exact, tuple(references))
+    return InputImages(start, redraw, exact, tuple(references))
 
 
 def restore_outside(
@@ -107,7 +105,7 @@ def _read_start(
             if getattr(request, name) is not None:
                 raise InvalidRequest(f"{name} needs an image to act on; give one.", param=name)
         return None, None, True
-    start = read_picture(_file(files, request.image, "image"), "image")
+    start = read_image(_file(files, request.image, "image"), "image")
     redraw: Region | None = None
     if request.mask is not None:
         redraw = read_mask(_file(files, request.mask, "mask"), start)
@@ -131,7 +129,7 @@ def _read_start(
     return np.asarray(picture), redraw, False
 
 
-def read_picture(data: bytes, param: str) -> Pixels:
+def read_image(data: bytes, param: str) -> Pixels:
     """RGB pixels of a PNG, JPEG or WebP file, upright; what is transparent is white.
 
     Raises:
@@ -146,19 +144,19 @@ def read_mask(data: bytes, start: Pixels) -> Region:
     Raises:
         InvalidRequest: it cannot be read, has another size than the image, or marks nothing.
     """
-    picture = _decode(data, "mask")
+    image = _decode(data, "mask")
     height, width = start.shape[:2]
-    if picture.size != (width, height):
+    if image.size != (width, height):
         raise InvalidRequest(
-            f"mask is {picture.width}x{picture.height}, but the image is {width}x{height}; both "
+            f"mask is {image.width}x{image.height}, but the image is {width}x{height}; both "
             "must have the same size.",
             param="mask",
         )
     marked: Region | None = None
-    if picture.has_transparency_data:
-        marked = np.asarray(picture.convert("RGBA"))[:, :, 3] < 128
+    if image.has_transparency_data:
+        marked = np.asarray(image.convert("RGBA"))[:, :, 3] < 128
     if marked is None or not marked.any():
-        marked = np.asarray(_flat(picture).convert("L")) >= 128
+        marked = np.asarray(_flat(image).convert("L")) >= 128
         # A picture that is all white because it is all opaque marks everything, as it says.
     if not marked.any():
         raise InvalidRequest(
@@ -175,8 +173,8 @@ def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
     Raises:
         InvalidRequest: it is too small or too narrow.
     """
-    picture = Image.fromarray(pixels)
-    width, height = picture.size
+    image = Image.fromarray(pixels)
+    width, height = image.size
     if min(width, height) < _REFERENCE_MIN_SIDE:
         raise InvalidRequest(
             f"{param} is {width}x{height}; each side of a reference must be at least "
@@ -192,10 +190,10 @@ def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
     if width * height > _REFERENCE_PIXELS:
         scale = math.sqrt(_REFERENCE_PIXELS / (width * height))
         width, height = int(width * scale), int(height * scale)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     wide, high = width // side * side, height // side * side
     left, top = (width - wide) // 2, (height - high) // 2
-    return np.asarray(picture.crop((left, top, left + wide, top + high)))
+    return np.asarray(image.crop((left, top, left + wide, top + high)))
 
 
 def _expanded(start: Pixels, redraw: Region | None, margins: Margins) -> tuple[Pixels, Region]:
@@ -233,10 +231,10 @@ def _decode(data: bytes, param: str) -> Image.Image:
             param=param,
         )
     try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _check(picture, data, param)
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check(image, data, param)
+        image.load()
+        return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise InvalidRequest(
             f"{param} is not a picture; send a PNG, JPEG or WebP file.", param=param
@@ -247,22 +245,20 @@ def _decode(data: bytes, param: str) -> Image.Image:
         raise InvalidRequest(f"{param} is damaged: {fault}; send it again.", param=param) from fault
 
 
-def _check(picture: Image.Image, data: bytes, param: str) -> None:
+def _check(image: Image.Image, data: bytes, param: str) -> None:
     """What the head of the file tells, before a pixel is decoded."""
-    if picture.width * picture.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS:
         raise _too_large(param)
     # Cameras put a thumbnail behind a JPEG, which is then of the format MPO and not animated.
-    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise InvalidRequest(
             f"{param} is animated; send one frame of it as PNG, JPEG or WebP.", param=param
         )
-    deep = picture.format == "PNG" and data[_PNG_DEPTH_AT] > 8
-    if deep or picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+    deep = image.format == "PNG" and data[_PNG_DEPTH_AT] > 8
+    if deep or image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise InvalidRequest(f"{param} has 16 bits per channel; convert it to 8 bits.", param=param)
-    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX"):
-        raise InvalidRequest(
-            f"{param} is a {picture.mode} picture; convert it to RGB.", param=param
-        )
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX"):
+        raise InvalidRequest(f"{param} is a {image.mode} picture; convert it to RGB.", param=param)
 
 
 def _too_large(param: str) -> InvalidRequest:
@@ -271,10 +267,10 @@ def _too_large(param: str) -> InvalidRequest:
     )
 
 
-def _flat(picture: Image.Image) -> Image.Image:
+def _flat(image: Image.Image) -> Image.Image:
     """RGB, with white behind what is transparent."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    seen = picture.convert("RGBA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
     ground = Image.new("RGBA", seen.size, (255, 255, 255, 255))
     return Image.alpha_composite(ground, seen).convert("RGB")

@@ -19,7 +19,7 @@ from calotype.serving.config import BUILT_IN_MODEL
 EDITS = "/v1/images/edits"
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
+def sample(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind)
     return file.getvalue()
@@ -54,11 +54,11 @@ def test_what_the_workers_cannot_do_is_refused_by_name(
 ) -> None:
     sdk = start_service(settings=quick(features=set())).sdk()
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.images.edit(image=picture(), prompt="a cat")
+        sdk.images.edit(image=sample(), prompt="a cat")
     assert (caught.value.code, caught.value.param) == ("unsupported_value", "image")
     assert "edits" in caught.value.message
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.images.create_variation(image=picture())
+        sdk.images.create_variation(image=sample())
     assert "variations" in caught.value.message
     for name, value in (
         ("reference_images", ["https://example.com/a.png"]),
@@ -72,7 +72,7 @@ def test_what_the_workers_cannot_do_is_refused_by_name(
 
 def test_bytes_a_file_and_several_files_are_edited(able: Any) -> None:
     sdk = able.sdk()
-    for image in (picture(), io.BytesIO(picture()), [picture(), picture("blue")]):
+    for image in (sample(), io.BytesIO(sample()), [sample(), sample("blue")]):
         answer = sdk.images.edit(image=image, prompt="a cat", extra_body={"seed": 1})
         assert answer.data[0].b64_json
         wanted = len(image) if isinstance(image, list) else 1
@@ -81,13 +81,13 @@ def test_bytes_a_file_and_several_files_are_edited(able: Any) -> None:
 
 @pytest.mark.parametrize("name", ["image", "image[]", "image[0]"])
 def test_every_spelling_of_an_image_part_is_read(able: Any, name: str) -> None:
-    files = [(name, ("upload", picture(), "application/octet-stream"))]
+    files = [(name, ("upload", sample(), "application/octet-stream"))]
     answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=files)
     assert answer.status_code == 200, answer.text
 
 
 def test_a_mask_marks_what_is_drawn_anew(able: Any) -> None:
-    able.sdk().images.edit(image=[picture(), picture("blue")], mask=mask(), prompt="a cat")
+    able.sdk().images.edit(image=[sample(), sample("blue")], mask=mask(), prompt="a cat")
     asked = seen_by_worker(able)
     assert asked["image"] and asked["mask"] and len(asked["references"]) == 1
     marked = Image.open(io.BytesIO(able.blobs.get(asked["mask"])))
@@ -99,7 +99,7 @@ def test_strings_of_a_form_become_numbers(able: Any) -> None:
     answer = able.http().post(
         EDITS,
         data={"prompt": "a cat", "n": "2", "seed": "7", "guidance_scale": "2.5", "stream": "false"},
-        files={"image": picture()},
+        files={"image": sample()},
     )
     assert answer.status_code == 200, answer.text
     assert [item["seed"] for item in answer.json()["data"]] == [7, 8]
@@ -108,7 +108,7 @@ def test_strings_of_a_form_become_numbers(able: Any) -> None:
 def test_adapters_of_a_form_are_json_or_indexed_and_never_guessed(able: Any) -> None:
     def send(fields: dict[str, Any]) -> httpx.Response:
         answer: httpx.Response = able.http().post(
-            EDITS, data={"prompt": "a cat"} | fields, files={"image": picture()}
+            EDITS, data={"prompt": "a cat"} | fields, files={"image": sample()}
         )
         return answer
 
@@ -129,11 +129,11 @@ def test_adapters_of_a_form_are_json_or_indexed_and_never_guessed(able: Any) -> 
 
 def test_an_edit_in_json_names_its_pictures(able: Any) -> None:
     client = able.http()
-    upload = client.post("/v1/files", data={"purpose": "vision"}, files={"file": picture("green")})
+    upload = client.post("/v1/files", data={"purpose": "vision"}, files={"file": sample("green")})
     file_id = upload.json()["id"]
     body = {
         "prompt": "a cat",
-        "images": [{"image_url": data_url(picture())}, {"file_id": file_id}],
+        "images": [{"image_url": data_url(sample())}, {"file_id": file_id}],
         "mask": {"image_url": data_url(mask())},
         "moderation": "auto",
         "input_fidelity": "high",
@@ -141,18 +141,18 @@ def test_an_edit_in_json_names_its_pictures(able: Any) -> None:
     answer = client.post(EDITS, json=body)
     assert answer.status_code == 200, answer.text
     asked = seen_by_worker(able)
-    assert able.blobs.get(asked["references"][0]) == picture("green")
+    assert able.blobs.get(asked["references"][0]) == sample("green")
 
 
 def test_a_variation_has_an_image_and_no_prompt(able: Any) -> None:
-    answer = able.sdk().images.create_variation(image=picture(), n=2)
+    answer = able.sdk().images.create_variation(image=sample(), n=2)
     assert len(answer.data) == 2
     assert seen_by_worker(able)["image"]
 
 
 def test_ten_reference_images_are_looked_at_and_no_more(able: Any) -> None:
     for count, status in ((10, 200), (11, 400)):
-        body = {"prompt": "a cat", "reference_images": [data_url(picture())] * count}
+        body = {"prompt": "a cat", "reference_images": [data_url(sample())] * count}
         answer = able.http().post("/v1/images/generations", json=body)
         assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == "reference_images"
@@ -167,7 +167,7 @@ def test_a_model_may_take_fewer_reference_images(
     limits = BUILT_IN_MODEL.spec.limits.model_copy(update={"max_reference_images": 2})
     spec = BUILT_IN_MODEL.spec.model_copy(update={"limits": limits})
     service.catalog.replace([BUILT_IN_MODEL.model_copy(update={"spec": spec})], [])
-    body = {"prompt": "a cat", "reference_images": [data_url(picture())] * 3}
+    body = {"prompt": "a cat", "reference_images": [data_url(sample())] * 3}
     answer = service.http().post("/v1/images/generations", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "reference_images"
@@ -175,26 +175,26 @@ def test_a_model_may_take_fewer_reference_images(
 
 
 def test_a_generation_looks_at_reference_images(able: Any) -> None:
-    body = {"prompt": "a cat", "reference_images": [data_url(picture())], "seed": 4}
+    body = {"prompt": "a cat", "reference_images": [data_url(sample())], "seed": 4}
     first = able.http().post("/v1/images/generations", json=body).json()
     assert len(seen_by_worker(able)["references"]) == 1
-    body["reference_images"] = [data_url(picture("blue"))]
+    body["reference_images"] = [data_url(sample("blue"))]
     other = able.http().post("/v1/images/generations", json=body).json()
     assert first["data"][0]["b64_json"] != other["data"][0]["b64_json"]
 
 
 def test_edits_are_streamed_under_their_own_name(able: Any) -> None:
-    stream = able.sdk().images.edit(image=picture(), prompt="a cat", stream=True)
+    stream = able.sdk().images.edit(image=sample(), prompt="a cat", stream=True)
     assert [event.type for event in stream] == ["image_edit.completed"]
 
 
 BAD_FILES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 400, "empty_image_file"),
     ("no picture", b"hello" * 100, 400, "invalid_image"),
-    ("half a picture", picture("red", (256, 256))[:120], 400, "invalid_image"),
-    ("a gif", picture(kind="GIF"), 400, "invalid_image"),
-    ("a bmp", picture(kind="BMP"), 400, "invalid_image"),
-    ("a bomb", picture("red", (9000, 9000)), 400, "invalid_image"),
+    ("half a picture", sample("red", (256, 256))[:120], 400, "invalid_image"),
+    ("a gif", sample(kind="GIF"), 400, "invalid_image"),
+    ("a bmp", sample(kind="BMP"), 400, "invalid_image"),
+    ("a bomb", sample("red", (9000, 9000)), 400, "invalid_image"),
     ("an svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "invalid_image"),
 ]
 
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_sound_picture_is_named(
 def test_a_mask_that_does_not_fit_is_named(
     able: Any, parts: dict[str, bytes], param: str, says: str
 ) -> None:
-    answer = able.http().post(EDITS, data={"prompt": "x"}, files={"image": picture()} | parts)
+    answer = able.http().post(EDITS, data={"prompt": "x"}, files={"image": sample()} | parts)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert says in answer.json()["error"]["message"]
@@ -250,12 +250,12 @@ def test_a_broken_multipart_body_is_a_400(able: Any, kind: str, body: bytes) -> 
 
 def test_too_many_parts_and_a_prompt_twice_are_refused(able: Any) -> None:
     client = able.http()
-    files = [("image", picture())] * 21
+    files = [("image", sample())] * 21
     assert client.post(EDITS, data={"prompt": "x"}, files=files).status_code == 400
-    files = [("image", picture())] * 17
+    files = [("image", sample())] * 17
     many = client.post(EDITS, data={"prompt": "x"}, files=files)
     assert (many.status_code, many.json()["error"]["param"]) == (400, "images")
-    twice = client.post(EDITS, data={"prompt": ["x", "y"]}, files={"image": picture()})
+    twice = client.post(EDITS, data={"prompt": ["x", "y"]}, files={"image": sample()})
     assert (twice.status_code, twice.json()["error"]["param"]) == (400, "prompt")
 
 

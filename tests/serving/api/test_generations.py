@@ -13,15 +13,15 @@ from PIL import Image
 from calotype.serving.testing.in_memory import decision
 
 
-def picture(b64: str | None) -> Image.Image:
+def image(b64: str | None) -> Image.Image:
     assert b64 is not None
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
 def test_a_prompt_becomes_a_picture_with_the_models_own_defaults(shared_service: Any) -> None:
     answer = shared_service.sdk().images.generate(prompt="a red circle")
-    assert picture(answer.data[0].b64_json).size == (128, 128)
-    assert picture(answer.data[0].b64_json).format == "PNG"
+    assert image(answer.data[0].b64_json).size == (128, 128)
+    assert image(answer.data[0].b64_json).format == "PNG"
     assert answer.size == "128x128"
     assert answer.quality == "medium"
     assert answer.background == "opaque"
@@ -73,7 +73,7 @@ def test_the_output_format_is_honoured(shared_service: Any, output_format: str, 
     answer = shared_service.sdk().images.generate(
         prompt="a dog", output_format=output_format, output_compression=60
     )
-    assert picture(answer.data[0].b64_json).format == kind
+    assert image(answer.data[0].b64_json).format == kind
     assert answer.output_format == output_format
 
 
@@ -81,7 +81,7 @@ def test_large_sizes_are_drawn_small_and_enlarged_and_the_answer_says_so(
     shared_service: Any,
 ) -> None:
     answer = shared_service.generate(prompt="a dog", size="1792x1024").json()
-    assert picture(answer["data"][0]["b64_json"]).size == (1792, 1024)
+    assert image(answer["data"][0]["b64_json"]).size == (1792, 1024)
     assert answer["metrics"]["rendered_size"] == "224x128"
 
 

@@ -28,7 +28,7 @@ def reviewer(service: Any) -> Any:
     return service.http(create_key(service.store, team="safety", scopes=("moderation",))[0])
 
 
-def hold_pictures(service: Any, *indices: int) -> None:
+def hold_images(service: Any, *indices: int) -> None:
     """The safety stage holds the pictures of these numbers, counted from now."""
     count = iter(range(1000))
     service.safety.image = lambda pixels: (
@@ -54,7 +54,7 @@ def job_of(service: Any, answer: Any) -> dict[str, Any]:
 
 
 def test_one_picture_of_two_waits_and_is_released(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 1)
+    hold_images(service, 1)
     answer = service.generate(prompt="a dog", n=2)
     assert answer.status_code == 200 and len(answer.json()["data"]) == 1
     (told,) = answer.json()["moderation"]["held"]
@@ -81,7 +81,7 @@ def test_one_picture_of_two_waits_and_is_released(service: Any, reviewer: Any) -
 def test_when_all_wait_the_job_says_so_and_the_picture_may_still_come(
     service: Any, reviewer: Any
 ) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     answer = service.generate(prompt="a dog")
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "held_for_review")
@@ -100,7 +100,7 @@ def test_when_all_wait_the_job_says_so_and_the_picture_may_still_come(
 
 
 def test_a_rejected_picture_is_gone(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
     (held_row,) = [service.store.get_held(told["asset_id"])]
     with taken(reviewer) as case:
@@ -114,7 +114,7 @@ def test_a_rejected_picture_is_gone(service: Any, reviewer: Any) -> None:
 
 
 def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     told = service.generate(prompt="a dog", seed=3).json()["error"]["moderation"]["held"][0]
     row = service.store.get_held(told["asset_id"])
     stored = service.blobs.get(row.blob_key)
@@ -122,10 +122,10 @@ def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, rev
     with pytest.raises(OSError), Image.open(io.BytesIO(stored)):
         pass
     with taken(reviewer) as case:
-        picture = f"{CASES}/{case['id']}/picture"
-        with Image.open(io.BytesIO(reviewer.get(picture).content)) as small:
+        image = f"{CASES}/{case['id']}/picture"
+        with Image.open(io.BytesIO(reviewer.get(image).content)) as small:
             assert max(small.size) <= 256
-        shown = reviewer.get(picture, params={"reveal": True})
+        shown = reviewer.get(image, params={"reveal": True})
         with Image.open(io.BytesIO(shown.content)) as whole:
             assert np.asarray(whole).shape == (row.height, row.width, 3)
         deeds = [(d["action"], d["subject"]) for d in service.store.deeds()]
@@ -137,7 +137,7 @@ def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, rev
 
 
 def test_a_changed_file_is_not_released(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
     row = service.store.get_held(told["asset_id"])
     data = bytearray(service.blobs.get(row.blob_key))
@@ -166,7 +166,7 @@ def test_a_held_prompt_is_drawn_and_every_picture_waits(service: Any, reviewer: 
 
 
 def test_only_whoever_took_a_case_decides_it_and_in_its_words(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     service.generate(prompt="a dog")
     (case,) = reviewer.get(CASES).json()["data"]
     untaken = decided(reviewer, case, "approved")
@@ -180,7 +180,7 @@ def test_only_whoever_took_a_case_decides_it_and_in_its_words(service: Any, revi
 
 
 def test_what_nobody_decides_on_is_rejected_in_time(service: Any, reviewer: Any) -> None:
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
     assert service.store.expire_held() == 0
     now = service.store.clock
@@ -204,7 +204,7 @@ def test_the_team_is_told_when_its_picture_is_released(service: Any, reviewer: A
     service.store.add_endpoint(
         team.id, "hook", "https://127.0.0.1:9/hook", ["image.asset.released"]
     )
-    hold_pictures(service, 0)
+    hold_images(service, 0)
     service.generate(prompt="a dog")
     with taken(reviewer) as case:
         decided(reviewer, case, "approved")

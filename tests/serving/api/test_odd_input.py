@@ -111,9 +111,9 @@ def file_of(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def animation(frames: int) -> bytes:
-    pictures = [Image.new("RGB", (16, 16), (5 * n, 0, 0)) for n in range(frames)]
+    images = [Image.new("RGB", (16, 16), (5 * n, 0, 0)) for n in range(frames)]
     file = io.BytesIO()
-    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:])
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:])
     return file.getvalue()
 
 
@@ -125,7 +125,7 @@ def with_profile_bomb() -> bytes:
     return data[:33] + bomb + data[33:]
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+IMAGES: dict[str, Callable[[], bytes]] = {
     "50 frames": lambda: animation(50),
     "truncated jpeg": lambda: file_of(texture(1, 256), "JPEG")[:1500],
     "profile bomb": with_profile_bomb,
@@ -136,7 +136,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_an_odd_picture_is_refused_wherever_it_is_sent(
     judged: Any, make: Callable[[], bytes]
 ) -> None:

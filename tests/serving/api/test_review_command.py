@@ -109,11 +109,11 @@ def test_a_blurred_picture_tells_no_details(service: Any, run: Run, desk: Run) -
     case_id = run("report", asset_id, "--reason", "r").stdout.split()[0]
     key = create_key(service.store, team="safety", scopes=("moderation",))[0]
     with Reviewer(service.url, key) as reviewer:
-        shown = np.asarray(Image.open(io.BytesIO(reviewer.picture(case_id))), dtype=np.int16)
+        shown = np.asarray(Image.open(io.BytesIO(reviewer.image(case_id))), dtype=np.int16)
         assert max(shown.shape[:2]) <= 256
         assert int(np.abs(np.diff(shown, axis=1)).max()) <= 3, "no stripe is left"
         with pytest.raises(ApiError) as caught:
-            reviewer.picture("case_none")
+            reviewer.image("case_none")
     assert caught.value.status == 404
 
 

@@ -25,9 +25,9 @@ def change_query(url: str, **changes: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
-def data_url(picture: Image.Image, kind: str = "PNG") -> str:
+def data_url(image: Image.Image, kind: str = "PNG") -> str:
     file = io.BytesIO()
-    picture.save(file, kind)
+    image.save(file, kind)
     encoded = base64.b64encode(file.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{encoded}"
 

@@ -23,7 +23,7 @@ from calotype.serving.api.routes import takedowns
 from calotype.serving.commands.cli import cli
 from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.takedowns import TakenDown
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.images.provenance import payload_fingerprint
 
 TAKEDOWNS = "/v1/moderation/takedowns"
@@ -45,14 +45,14 @@ def stored(service: Any, pixels: Any, kind: str = "png", seed: int = 1) -> str:
     """The id of a stored picture that shows these pixels, with the marks of the installation."""
     drawn = service.generate(prompt="a fox", seed=seed, response_format="url").json()
     asset_id = str(drawn["data"][0]["url"].split("/assets/")[1].split("/")[0])
-    data = encode_picture(pixels, kind, None)
+    data = encode_image(pixels, kind, None)
     service.blobs.put(service.store.get_asset(asset_id).blob_key, data)
     return asset_id
 
 
 def as_found(pixels: Any, quality: int = 80) -> bytes:
     """A copy from somewhere: half the size, saved again, without any metadata."""
-    marked = Image.open(io.BytesIO(encode_picture(pixels, "png", None))).convert("RGB")
+    marked = Image.open(io.BytesIO(encode_image(pixels, "png", None))).convert("RGB")
     file = io.BytesIO()
     marked.resize((marked.width // 2, marked.height // 2)).save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -114,14 +114,14 @@ def test_a_flat_drawing_is_known_by_its_mark_and_not_drawn_again(
     service: Any, run: Callable[..., Result]
 ) -> None:
     """PDQ knows nothing of two flat tones; the payload of the mark follows from the pixels."""
-    picture, asset_id = drawing(0, 256), stored(service, drawing(0, 256))
+    image, asset_id = drawing(0, 256), stored(service, drawing(0, 256))
     done = run("--asset", asset_id, "--reason", "r", "--yes", "--json")
     answer = json.loads(done.stdout)
     assert answer["pdq"] is None and answer["watermark"]
     assert answer["matches"][0]["by"] == "watermark"
     assert service.store.get_asset(asset_id) is None
     moderator = judge(service)
-    assert moderator.judge_image(picture).findings[0].classifier == "fingerprint"
+    assert moderator.judge_image(image).findings[0].classifier == "fingerprint"
     assert moderator.judge_image(drawing(5, 256)).verdict is Verdict.ALLOW
 
 

@@ -26,9 +26,9 @@ def able(
         yield service
 
 
-def file_of(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -84,8 +84,8 @@ def test_official_clients_draw_and_are_refused_through_a_model_app(house: House)
         sdk = openai.OpenAI(base_url=f"{house.url}/v1", api_key=house.key, max_retries=0)
         drawn = sdk.images.generate(model="dall-e-3", prompt="a fox", response_format="b64_json")
         assert drawn.data is not None
-        picture = base64.b64decode(drawn.data[0].b64_json or "")
-        assert Image.open(io.BytesIO(picture)).size == (128, 128)
+        image = base64.b64decode(drawn.data[0].b64_json or "")
+        assert Image.open(io.BytesIO(image)).size == (128, 128)
         with pytest.raises(openai.BadRequestError) as refused:
             sdk.images.generate(model="dall-e-3", prompt="something forbidden")
     assert refused.value.code == "moderation_blocked"

@@ -63,19 +63,19 @@ def test_new_revision_takes_over_when_it_is_ready_and_a_bad_one_does_not(
     path = save_random_lora(model_folder, tmp_path / "a.safetensors", 4, seed=1)
     store = AdapterStore(components.denoiser)
     engine = new_engine(adapters=store)
-    pictures = []
+    images = []
     for seed in (1, 5):
         save_random_lora(model_folder, path.with_suffix(".new"), 4, seed=seed).replace(path)
         store.load("a", path, wait=WAIT)
         engine.add(make_request(f"r{seed}", adapters=(AdapterRef("a"),)))
-        pictures.append(engine.run().image(f"r{seed}"))
-    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
+        images.append(engine.run().image(f"r{seed}"))
+    assert np.abs(images[0] - images[1]).max() > 0.01
     path.write_bytes(b"damaged")
     with pytest.raises(AdapterLoadFailed):
         store.load("a", path, wait=WAIT)
     assert str(path) in store.states()["a"]
     engine.add(make_request("still", adapters=(AdapterRef("a"),)))
-    assert np.array_equal(engine.run().image("still"), pictures[1])
+    assert np.array_equal(engine.run().image("still"), images[1])
     store.layers.remove()
 
 

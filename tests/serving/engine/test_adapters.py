@@ -72,12 +72,12 @@ def test_equals_load_lora_weights_and_set_adapters(
 
 
 def test_scale_zero_equals_none_bit_for_bit(new_engine, store, make_request):
-    pictures = []
+    images = []
     for adapters in ((), (AdapterRef("one", 0.0),)):
         engine = new_engine(adapters=store)
         engine.add(make_request(adapters=adapters))
-        pictures.append(engine.run().image("r"))
-    assert np.array_equal(*pictures)
+        images.append(engine.run().image("r"))
+    assert np.array_equal(*images)
 
 
 def test_installed_adapters_change_no_other_row(components, new_engine, store, make_request):

@@ -42,14 +42,14 @@ def test_compiled_pictures_are_the_same(new_engine, make_request, compiled_calls
         make_request("two passes", steps=2, negative_prompt="a star", seed=3),
         make_request("cached", steps=6, step_cache=0.9),
     ]
-    pictures = []
+    images = []
     for engine in (new_engine(compiler="counting"), new_engine()):
         for request in asked:
             engine.add(request)
         drawn = engine.run()
-        pictures.append([drawn.image(request.id) for request in asked])
+        images.append([drawn.image(request.id) for request in asked])
         assert drawn.ending("cached").skipped > 0
-    for ours, theirs in zip(*pictures, strict=True):
+    for ours, theirs in zip(*images, strict=True):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
     assert compiled_calls, "nothing was compiled"
 
@@ -60,21 +60,21 @@ def test_steps_with_adapters_are_not_compiled(
     store = AdapterStore(components.denoiser)
     store.load("a", save_random_lora(model_folder, tmp_path / "a.safetensors"), wait=30)
     request = make_request(adapters=(AdapterRef("a"),), steps=2)
-    pictures = []
+    images = []
     for compiler in ("counting", None):
         engine = new_engine(adapters=store, compiler=compiler)
         engine.add(request)
-        pictures.append(engine.run().image("r"))
+        images.append(engine.run().image("r"))
     store.layers.remove()
-    np.testing.assert_allclose(*pictures, **CLOSE)
+    np.testing.assert_allclose(*images, **CLOSE)
     assert not compiled_calls
 
 
 @pytest.mark.slow
 def test_inductor_draws_the_same(new_engine, make_request):
-    pictures = []
+    images = []
     for compiler in ("inductor", None):
         engine = new_engine(compiler=compiler)
         engine.add(make_request(steps=2))
-        pictures.append(engine.run().image("r"))
-    np.testing.assert_allclose(*pictures, **CLOSE)
+        images.append(engine.run().image("r"))
+    np.testing.assert_allclose(*images, **CLOSE)

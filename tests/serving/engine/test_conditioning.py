@@ -15,7 +15,7 @@ from calotype.serving.core.errors import InvalidRequest, OutOfMemory
 from calotype.serving.core.request import ImageSize, Margins, Progress
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.model.input_images import restore_outside
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -28,9 +28,9 @@ def scene(width, height, seed=0):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def png(picture):
+def png(image):
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -46,12 +46,12 @@ def mask_of(width, height, box):
     ids=["one", "uneven", "large", "ten"],
 )
 def test_references_equal_the_pipelines(engine, oracle, draw_with, make_request, sizes):
-    pictures = [scene(*size, seed=i) for i, size in enumerate(sizes)]
-    files = {str(i): png(picture) for i, picture in enumerate(pictures)}
+    images = [scene(*size, seed=i) for i, size in enumerate(sizes)]
+    files = {str(i): png(picture) for i, picture in enumerate(images)}
     engine.add(make_request(references=tuple(files), steps=2), files=files)
     engine.add(make_request("plain", steps=2))
     drawn = engine.run()
-    theirs = draw_with(oracle, image=pictures, steps=2)
+    theirs = draw_with(oracle, image=images, steps=2)
     np.testing.assert_allclose(drawn.image("r"), theirs, **CLOSE)
     assert np.abs(drawn.image("r") - drawn.image("plain")).max() > 1e-3
 
@@ -147,7 +147,7 @@ def test_pixels_outside_a_mask_are_the_same_bytes_in_the_png(engine, make_reques
     outside = np.asarray(mask) == 0
     for pixels in engine.run().ending("r").images:
         restore = functools.partial(restore_outside, request, files)
-        file = encode_picture(pixels, "png", None, restore=restore)
+        file = encode_image(pixels, "png", None, restore=restore)
         seen = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
         assert np.array_equal(seen[outside], np.asarray(picture)[outside])
         assert (seen[~outside] != np.asarray(picture)[~outside]).mean() > 0.5

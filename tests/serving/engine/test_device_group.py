@@ -104,17 +104,17 @@ async def test_the_thread_of_an_engine_that_lost_its_group_is_dead(
 def test_narrow_numbers_are_shared_too(model_folder, new_engine, make_request, precision):
     pair = DeviceGroup(model_folder, 2, precision=precision, torch_threads=1)
     try:
-        pictures = []
+        images = []
         for group in (pair.join(), None):
             own = load_components(model_folder, precision=precision)
             engine = new_engine(own, group=group)
             engine.add(make_request())
-            pictures.append(engine.run().image("r"))
+            images.append(engine.run().image("r"))
     finally:
         pair.close()
     # One in 256 is what bfloat16 tells apart near 1.
-    np.testing.assert_allclose(*pictures, atol=0.03, rtol=0)
-    assert pictures[0].std() > 0.03
+    np.testing.assert_allclose(*images, atol=0.03, rtol=0)
+    assert images[0].std() > 0.03
 
 
 def test_a_rank_that_cannot_load_the_model_is_told(model_folder, tmp_path, loss):

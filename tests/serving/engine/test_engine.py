@@ -97,8 +97,8 @@ def test_events_of_one_request(engine, make_request):
 def test_preview_of_the_last_but_one_step_is_near_the_picture(engine, make_request):
     engine.add(make_request(steps=8, preview_every=1))
     drawn = engine.run()
-    picture = drawn.ending("r").images[0].astype(float)
-    errors = [np.abs(e.pixels - picture).mean() for e in drawn.of(Preview, "r")]
+    image = drawn.ending("r").images[0].astype(float)
+    errors = [np.abs(e.pixels - image).mean() for e in drawn.of(Preview, "r")]
     assert len(errors) == 7
     assert errors[-1] < errors[0]
     assert errors[-1] < 10

@@ -125,12 +125,12 @@ def test_a_profile_of_the_device_is_made(model_folder, tmp_path):
 
 
 def test_compiled_pictures_are_the_same(on_gpu, new_engine, make_request):
-    pictures = []
+    images = []
     for compiler in ("inductor", None):
         engine = new_engine(on_gpu, compiler=compiler)
         engine.add(make_request(steps=2))
-        pictures.append(engine.run().image("r"))
-    np.testing.assert_allclose(*pictures, atol=1e-3, rtol=0)
+        images.append(engine.run().image("r"))
+    np.testing.assert_allclose(*images, atol=1e-3, rtol=0)
 
 
 def test_a_step_cache_skips_steps(on_gpu, new_engine, make_request):

@@ -12,19 +12,19 @@ from PIL import Image
 
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.engine.model import input_images
-from calotype.serving.engine.model.input_images import read_mask, read_picture
+from calotype.serving.engine.model.input_images import read_image, read_mask
 
 
 def corner(width=40, height=30):
     """Grey, with a red upper left corner."""
-    picture = Image.new("RGB", (width, height), (128, 128, 128))
-    picture.paste((255, 0, 0), (0, 0, 10, 10))
-    return picture
+    image = Image.new("RGB", (width, height), (128, 128, 128))
+    image.paste((255, 0, 0), (0, 0, 10, 10))
+    return image
 
 
-def saved(picture, kind="PNG", **options):
+def saved(image, kind="PNG", **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -80,7 +80,7 @@ FAULTS = {
 def test_bad_file_is_refused_by_field(name):
     data, message = FAULTS[name]
     with pytest.raises(InvalidRequest, match=message) as caught:
-        read_picture(data, "references[3]")
+        read_image(data, "references[3]")
     assert caught.value.param == "references[3]"
     assert str(caught.value).startswith("references[3] ") and str(caught.value).endswith(".")
 
@@ -88,7 +88,7 @@ def test_bad_file_is_refused_by_field(name):
 def test_large_file_is_refused_before_it_is_looked_at(monkeypatch):
     monkeypatch.setattr(input_images, "MAX_FILE_BYTES", 100)
     with pytest.raises(InvalidRequest, match="at most 100") as caught:
-        read_picture(saved(corner()), "image")
+        read_image(saved(corner()), "image")
     assert caught.value.param == "image"
 
 
@@ -106,7 +106,7 @@ def test_exif_orientation_is_applied(orientation):
     }.get(orientation)
     stored = upright if back is None else upright.transpose(back)
     data = saved(stored, "JPEG", exif=turned(orientation), quality=95)
-    seen = read_picture(data, "image")
+    seen = read_image(data, "image")
     assert seen.shape == (32, 48, 3)
     assert np.abs(seen.astype(int) - np.asarray(upright).astype(int)).mean() < 4
 
@@ -114,24 +114,24 @@ def test_exif_orientation_is_applied(orientation):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA"])
 def test_eight_bit_pictures_of_every_kind_are_read(kind, mode):
-    picture = corner().convert(mode)
+    image = corner().convert(mode)
     if kind == "JPEG" and mode in ("RGBA", "P", "LA"):
-        picture = picture.convert("RGB")
-    seen = read_picture(saved(picture, kind), "image")
+        image = image.convert("RGB")
+    seen = read_image(saved(image, kind), "image")
     assert seen.shape == (30, 40, 3) and seen.dtype == np.uint8
-    expected = np.asarray(picture.convert("RGB")).astype(int)
+    expected = np.asarray(image.convert("RGB")).astype(int)
     assert np.abs(seen - expected).mean() < 12
 
 
 def test_camera_jpeg_with_a_thumbnail_behind_it_is_read():
     data = saved(corner(), "MPO", save_all=True, append_images=[corner(20, 15)])
     assert Image.open(io.BytesIO(data)).n_frames == 2
-    assert read_picture(data, "image").shape == (30, 40, 3)
+    assert read_image(data, "image").shape == (30, 40, 3)
 
 
 def test_transparent_is_white():
-    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert (read_picture(saved(picture), "image") == 255).all()
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (read_image(saved(image), "image") == 255).all()
 
 
 START = np.zeros((30, 40, 3), dtype=np.uint8)

@@ -64,15 +64,15 @@ def test_pictures_equal_those_of_one_process(two_and_one, make_request):
         make_request("reference", references=("p",), steps=2),
         make_request("tiny", size=(16, 16), steps=1),
     ]
-    pictures = []
+    images = []
     for engine in two_and_one:
         for request in asked:
             engine.add(request, files={"p": png()})
         drawn = engine.run()
-        pictures.append({r.id: drawn.image(r.id, r.n - 1) for r in asked})
+        images.append({r.id: drawn.image(r.id, r.n - 1) for r in asked})
     for request in asked:
-        np.testing.assert_allclose(pictures[0][request.id], pictures[1][request.id], **CLOSE)
-    assert pictures[0]["plain"].std() > 0.03
+        np.testing.assert_allclose(images[0][request.id], images[1][request.id], **CLOSE)
+    assert images[0]["plain"].std() > 0.03
 
 
 def test_a_request_fails_alone_if_a_follower_lacks_its_adapter(

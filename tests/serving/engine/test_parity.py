@@ -89,15 +89,15 @@ def test_klein_picture_equals_the_klein_pipelines(
 
 
 def test_bfloat16_stays_near_float32(model_folder, new_engine, make_request):
-    pictures = []
+    images = []
     for precision in ("float32", "bfloat16"):
         engine = new_engine(load_components(model_folder, precision=precision))
         engine.add(make_request())
-        pictures.append(engine.run().image("r"))
+        images.append(engine.run().image("r"))
         assert engine.components.denoiser.dtype == getattr(torch, precision)
     # Other noise is drawn in bfloat16, as by the pipeline; only the kind of picture is comparable.
-    assert np.isfinite(pictures[1]).all()
-    assert abs(pictures[0].mean() - pictures[1].mean()) < 0.2
+    assert np.isfinite(images[1]).all()
+    assert abs(images[0].mean() - images[1].mean()) < 0.2
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -30,12 +30,12 @@ def test_guidance_has_a_visible_and_monotone_effect(new_engine, make_request):
             )
         )
     drawn = engine.run()
-    pictures = {
+    images = {
         scale: np.stack(
             [drawn.image(f"{prompt} {scale}", i) for prompt in PROMPTS for i in range(2)]
         )
         for scale in SCALES
     }
-    moved = [np.abs(pictures[scale] - pictures[1.0]).mean() for scale in SCALES[1:]]
+    moved = [np.abs(images[scale] - images[1.0]).mean() for scale in SCALES[1:]]
     assert moved == sorted(moved), moved
     assert moved[0] > 0.004 and moved[-1] > 0.008, moved  # of 1, over the whole picture

@@ -68,8 +68,8 @@ def test_a_small_preview_looks_like_the_picture_made_small(new_engine, make_requ
     )  # fmt: skip
     drawn = engine.run()
     (preview,) = drawn.of(Preview, "r")
-    (picture,) = drawn.ending("r").images
-    small = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BOX))
+    (image,) = drawn.ending("r").images
+    small = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BOX))
     assert preview.pixels.shape == (64, 64, 3)
     far = np.abs(preview.pixels.astype(int) - small).mean()
     turned = np.abs(preview.pixels.astype(int) - small[:, :, ::-1]).mean()
@@ -107,8 +107,8 @@ def test_tiles_are_tried_when_memory_runs_out(components, make_request, monkeypa
 
 def test_large_pictures_are_decoded_in_tiles():
     vae = load_components(SHAPES, parts=("vae",)).vae
-    picture = np.asarray(Image.linear_gradient("L").resize((320, 320)).convert("RGB"))
-    latents = Conditioner(vae, torch.float32, 16)._tokens(picture).unsqueeze(0)
+    image = np.asarray(Image.linear_gradient("L").resize((320, 320)).convert("RGB"))
+    latents = Conditioner(vae, torch.float32, 16)._tokens(image).unsqueeze(0)
     grid = TokenGrid(20, 20)
     whole = Decoder(vae).decode_float(latents, grid)
     tiled = Decoder(vae, tile_above=320 * 320 - 1).decode_float(latents, grid)

@@ -15,13 +15,13 @@ SEEDS = 3
 PROMPT = "a large red circle in the center of a white background"
 
 
-def banding(picture):
+def banding(image):
     """How uneven the middle is, which lies inside the circle: 0 is one colour."""
-    return float(picture[54:74, 54:74].mean(axis=2).std())
+    return float(image[54:74, 54:74].mean(axis=2).std())
 
 
-def red(picture):
-    middle = picture[54:74, 54:74].reshape(-1, 3).mean(axis=0)
+def red(image):
+    middle = image[54:74, 54:74].reshape(-1, 3).mean(axis=0)
     return middle[0] > 1.5 * max(middle[1], middle[2])
 
 
@@ -48,5 +48,5 @@ def test_stripes_are_seen_and_grow_with_the_scale(shapes, new_engine, make_reque
     }
     assert seen[0.0] < seen[0.5] < seen[1.0] and seen[1.0] > 3 * seen[0.0], seen
     # It changes the style of what is drawn, and not what is drawn.
-    pictures = [drawn.image(s, i) for s in ("0.0", "1.0") for i in range(SEEDS)]
-    assert sum(red(picture) for picture in pictures) >= 2 * SEEDS - 1
+    images = [drawn.image(s, i) for s in ("0.0", "1.0") for i in range(SEEDS)]
+    assert sum(red(picture) for picture in images) >= 2 * SEEDS - 1

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from calotype.serving.images.encode import encode_picture
+from calotype.serving.images.encode import encode_image
 from calotype.serving.images.recipe_metadata import read_stamp, stamp
 from calotype.serving.jobs.recipe import (
     canonical,
     changes,
+    image_recipe,
     make_recipe,
-    picture_recipe,
     recipe_hash,
 )
 
 PIXELS = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
-FILES = {kind: encode_picture(PIXELS, kind, 90) for kind in ("png", "jpeg", "webp")}
+FILES = {kind: encode_image(PIXELS, kind, 90) for kind in ("png", "jpeg", "webp")}
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
 leaves = (
@@ -64,7 +64,7 @@ def test_a_damaged_file_has_no_recipe_and_harms_nobody(noise: bytes, cut: int, k
 def test_a_recipe_that_is_too_long_for_a_file_is_refused() -> None:
     with pytest.raises(ValueError, match="60000 bytes"):
         stamp(FILES["jpeg"], {"prompt": "x" * 70_000})
-    told = picture_recipe({"seed": 1, "n": 1, "prompt": "x" * 70_000}, 0, True)
+    told = image_recipe({"seed": 1, "n": 1, "prompt": "x" * 70_000}, 0, True)
     assert "prompt" not in told and "recipe_hash" in told
     with pytest.raises(ValueError, match="not a png"):
         stamp(b"GIF89a", {})

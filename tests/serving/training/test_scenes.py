@@ -22,8 +22,8 @@ def scenes(count: int, two: bool = False, held_out: bool | None = None) -> list[
 @pytest.mark.parametrize("two", [False, True])
 def test_the_judge_reads_back_what_was_drawn(size: tuple[int, int], two: bool) -> None:
     drawn = scenes(40, two)
-    pictures = to_uint8(render(drawn, torch.Generator().manual_seed(2), *size)).numpy()
-    assert score(drawn, pictures)["full"] == 1.0
+    images = to_uint8(render(drawn, torch.Generator().manual_seed(2), *size)).numpy()
+    assert score(drawn, images)["full"] == 1.0
 
 
 @pytest.mark.parametrize("attribute", ["shape", "color", "position", "size", "background"])

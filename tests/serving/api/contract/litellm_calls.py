@@ -14,7 +14,7 @@ from typing import Any
 
 import litellm
 
-URL, KEY, PICTURE = sys.argv[1:]
+URL, KEY, IMAGE = sys.argv[1:]
 WAY: dict[str, Any] = {
     "model": "openai/shapes",
     "api_base": f"{URL}/v1",
@@ -40,7 +40,7 @@ dropped = litellm.image_generation(
     prompt="a fox", seed=7, steps=3, response_format="b64_json", drop_params=True, **WAY
 )
 awaited = asyncio.run(litellm.aimage_generation(prompt="a fox", seed=7, steps=3, **WAY))
-with open(PICTURE, "rb") as file:
+with open(IMAGE, "rb") as file:
     edited = litellm.image_edit(image=file, prompt="a cat", **WAY)
 print(
     json.dumps(

@@ -17,7 +17,7 @@ from typing import Any
 import openai
 
 warnings.simplefilter("ignore")
-URL, KEY, PICTURE, MASK = sys.argv[1:]
+URL, KEY, IMAGE, MASK = sys.argv[1:]
 
 
 def digest(text: str) -> str:
@@ -41,7 +41,7 @@ def refusal(call: Any) -> dict[str, Any]:
 
 def synchronous() -> dict[str, Any]:
     client = openai.OpenAI(base_url=URL + "/v1", api_key=KEY, max_retries=0)
-    with open(PICTURE, "rb") as file:
+    with open(IMAGE, "rb") as file:
         picture = file.read()
     with open(MASK, "rb") as file:
         mask = file.read()

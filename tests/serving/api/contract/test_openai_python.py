@@ -15,7 +15,7 @@ CALLS = pathlib.Path(__file__).parent / "openai_calls.py"
 
 
 @pytest.fixture
-def pictures(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def images(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     given, mask = tmp_path / "given.png", tmp_path / "mask.png"
     Image.new("RGB", (64, 64), "red").save(given)
     half = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
@@ -30,11 +30,11 @@ def test_everything_that_product_teams_call(
     contract: Any,
     python_with: Callable[[str], pathlib.Path],
     outcome: Callable[..., Any],
-    pictures: tuple[pathlib.Path, pathlib.Path],
+    images: tuple[pathlib.Path, pathlib.Path],
     version: str,
 ) -> None:
     python = python_with(f"openai=={version}")
-    found = outcome([python, CALLS, contract.url, contract.key, *pictures])
+    found = outcome([python, CALLS, contract.url, contract.key, *images])
     assert found["version"] == version
     sync, asynchronous = found["sync"], found["async"]
     fox, other = sync["pictures"]
