@@ -26,7 +26,7 @@ from calotype.operator.reconcilers.resync import (
 from calotype.operator.reconcilers.team import reconcile_team
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import CredentialReader
-from calotype.operator.runtime.event_router import ClusterFeed
+from calotype.operator.runtime.event_router import EventRouter
 from calotype.operator.runtime.fetch_runner import Fetcher, FetchSlots
 from calotype.operator.runtime.health import HealthServers
 from calotype.operator.runtime.lease import Lease, LeaseLost
@@ -78,7 +78,7 @@ class Operator:
             debounce=Debounce(settings.debounce_seconds, settings.debounce_at_most_seconds),
         )
         self.watcher = Watcher(
-            kube, settings, ClusterFeed(self.context), self.metrics, self._watching_began
+            kube, settings, EventRouter(self.context), self.metrics, self._watching_began
         )
         self._stopping = asyncio.Event()
 

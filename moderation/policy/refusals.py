@@ -54,7 +54,7 @@ def preferred_language(header: str) -> str:
     return min(wanted)[2] if wanted else DEFAULT
 
 
-def told_to_wait(language: str = DEFAULT) -> str:
+def held_message(language: str = DEFAULT) -> str:
     """The sentence for pictures that a person looks at before anybody sees them."""
     return sentences()[HELD][language]
 

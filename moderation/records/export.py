@@ -51,7 +51,7 @@ def write(
     logs: pathlib.Path,
     period: Period,
     *,
-    deeds: Iterable[Mapping[str, Any]] = (),
+    reviewer_actions: Iterable[Mapping[str, Any]] = (),
     policies: Iterable[Policy] = (),
     signer: Signer | None = None,
     unseal: Unseal | None = None,
@@ -102,7 +102,7 @@ def write(
             proofs.append(proof)
     acts: Counter[str] = Counter()
     with (folder / PEOPLE).open("w", encoding="utf-8") as file:
-        for deed in deeds:
+        for deed in reviewer_actions:
             if deed["time"] in period:
                 acts[str(deed["action"])] += 1
                 file.write(json.dumps(dict(deed), sort_keys=True) + "\n")

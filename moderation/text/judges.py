@@ -249,8 +249,8 @@ class Judge:
             logits = self._model(
                 input_ids=rows.to(device), attention_mask=mask.to(device)
             ).logits.float()
-        spoken = torch.log_softmax(logits[:, :-1], -1).cpu()
-        chosen = spoken.gather(2, rows[:, 1:, None])[..., 0]
+        localized = torch.log_softmax(logits[:, :-1], -1).cpu()
+        chosen = localized.gather(2, rows[:, 1:, None])[..., 0]
         return torch.stack(
             [
                 chosen[row, len(prompt) - 1 : len(prompt) - 1 + len(tail)].sum()

@@ -67,7 +67,7 @@ async def _serve(
     context: Context, key: Key, obj: dict[str, Any], model: ImageModel
 ) -> float | None:
     address = (key.namespace, key.name)
-    anyway = key in context.recheck
+    force = key in context.recheck
     context.recheck.discard(key)
     host = context.store.hosts().get(address)
     refusal = host.refusal if host is not None else None
@@ -75,7 +75,7 @@ async def _serve(
     credentials = await _credentials(context, model)
     volumes = volumes_of(model, context.settings)
     accepted = refusal is None
-    problem, unbound = await _claim(context, obj, model, volumes, accepted, anyway)
+    problem, unbound = await _claim(context, obj, model, volumes, accepted, force)
     weights = plan_weights(model, obj.get("status") or {})
     step: Step | None = None
     if weights.to_fetch and accepted and credentials.ready and volumes.keeps_weights:
@@ -87,7 +87,7 @@ async def _serve(
         await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
     seen = await running_workload(context, obj, model)
     if accepted and _may_start(weights, volumes, seen, problem):
-        seen = await _deploy(context, obj, model, weights, volumes, seen, anyway)
+        seen = await _deploy(context, obj, model, weights, volumes, seen, force)
     if seen.live is not None and not model.spec.suspend:
         await first_report(context, address, model)
     context.pushed.setdefault(address, names_of(seen.adapters))
@@ -170,7 +170,7 @@ async def _claim(
     model: ImageModel,
     volumes: Volumes,
     accepted: bool,
-    anyway: bool,
+    force: bool,
 ) -> tuple[Fact | None, bool]:
     """Makes the cache's claim; returns what is wrong with the volumes, if anything is, and whether
     one is not there yet."""
@@ -188,7 +188,7 @@ async def _claim(
     wanted = build_claim(obj, model, context.settings)
     if wanted is not None and accepted:
         name = claim_name(model.name)
-        if await context.apply(wanted, claims[name], anyway=anyway):
+        if await context.apply(wanted, claims[name], force=force):
             claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
     problem = volume_problem(claims, context.kube.now(), context.settings)
     return problem, waiting(claims.values())
@@ -240,7 +240,7 @@ async def _deploy(
     weights: WeightsPlan,
     volumes: Volumes,
     seen: Workload,
-    anyway: bool,
+    force: bool,
 ) -> Workload:
     key = Key("ImageModel", *address_of(obj))
     wait = context.debounce.remaining(key)
@@ -251,7 +251,7 @@ async def _deploy(
     else:
         adapters = for_replicas(context, address_of(obj), model)
         context.debounce.clear(key)
-    seen = await workload(context, obj, model, weights.ready, adapters, volumes, seen, anyway)
+    seen = await workload(context, obj, model, weights.ready, adapters, volumes, seen, force)
     names = names_of(adapters)
     if context.pushed.get(address_of(obj)) != names:
         context.pushed[address_of(obj)] = names

@@ -96,7 +96,7 @@ async def workload(
     adapters: Adapters,
     volumes: Volumes,
     seen: Workload,
-    anyway: bool,
+    force: bool,
 ) -> Workload:
     """Makes it, or changes it where it differs."""
     if not seen.possible:
@@ -123,10 +123,10 @@ async def workload(
     if application != seen.config:
         context.metrics.pushes.labels(model.metadata.namespace, model.name).inc()
     if single:
-        result = await _single_pod(context, obj, model, application, profile, volumes, seen, anyway)
+        result = await _single_pod(context, obj, model, application, profile, volumes, seen, force)
     else:
         groups = rayservice.groups_of(model, profile, encoder)
-        result = await _ray_service(context, obj, model, application, groups, volumes, seen, anyway)
+        result = await _ray_service(context, obj, model, application, groups, volumes, seen, force)
     return replace(result, config=application, adapters=adapters)
 
 
@@ -138,19 +138,19 @@ async def _single_pod(
     profile: ResourceProfile,
     volumes: Volumes,
     seen: Workload,
-    anyway: bool,
+    force: bool,
 ) -> Workload:
     settings, namespace = context.settings, model.metadata.namespace
     config = singlepod.build_config(obj, application, settings)
-    await context.apply(config, seen.config_object, anyway=anyway)
-    await context.ensure(singlepod.build_service(obj, settings), anyway=anyway)
+    await context.apply(config, seen.config_object, force=force)
+    await context.ensure(singlepod.build_service(obj, settings), force=force)
     wanted = singlepod.build_deployment(
         obj, profile, volumes, settings, suspended=model.spec.suspend
     )
     live = seen.live
-    if await context.apply(wanted, live, anyway=anyway):
+    if await context.apply(wanted, live, force=force):
         live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
-    await _monitor(context, obj, model, anyway)
+    await _monitor(context, obj, model, force)
     return replace(seen, live=live)
 
 
@@ -162,7 +162,7 @@ async def _ray_service(
     groups: Sequence[rayservice.Group],
     volumes: Volumes,
     seen: Workload,
-    anyway: bool,
+    force: bool,
 ) -> Workload:
     settings, live = context.settings, seen.live
     text = serve_config(application)
@@ -188,11 +188,11 @@ async def _ray_service(
         raise Postponed(2.0, "the RayService is made anew")
     wanted = rayservice.build_rayservice(obj, model, groups, text, volumes, settings, cluster=kept)
     drifted = live is not None and live["spec"].get("serveConfigV2") != text
-    if await context.apply(wanted, live, anyway=anyway or drifted):
+    if await context.apply(wanted, live, force=force or drifted):
         live = await context.kube.get(RAY_SERVICES, model.metadata.namespace, model.name)
     for running in clusters:
         await _patch_bounds(context, running, kept or cluster)
-    await _monitor(context, obj, model, anyway)
+    await _monitor(context, obj, model, force)
     return replace(seen, live=live, upgrade=upgrade)
 
 
@@ -307,15 +307,15 @@ def _timed_out(live: Mapping[str, Any]) -> bool:
 
 
 async def _monitor(
-    context: Context, obj: Mapping[str, Any], model: ImageModel, anyway: bool
+    context: Context, obj: Mapping[str, Any], model: ImageModel, force: bool
 ) -> None:
     """A PodMonitor where Prometheus' operator is installed; looked for when everything is."""
     known = context.monitors_installed
-    if known is None or anyway:
+    if known is None or force:
         known = context.monitors_installed = await context.kube.serves(POD_MONITORS)
     if not known:
         return
-    await context.ensure(build_podmonitor(obj, model, context.settings), anyway=anyway)
+    await context.ensure(build_podmonitor(obj, model, context.settings), force=force)
 
 
 def _encoder_profile(context: Context, model: ImageModel) -> ResourceProfile | None:

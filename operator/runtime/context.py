@@ -91,12 +91,12 @@ class Context:
         manifest: Mapping[str, Any],
         live: Mapping[str, Any] | None,
         *,
-        anyway: bool = False,
+        force: bool = False,
     ) -> bool:
         """Applies a child unless ``live`` came from the same manifest; says whether it did."""
         wanted = digest(manifest)
         metadata = manifest["metadata"]
-        if live is not None and not anyway:
+        if live is not None and not force:
             had = (live["metadata"].get("annotations") or {}).get(APPLIED_HASH)
             if had == wanted:
                 return False
@@ -106,15 +106,15 @@ class Context:
         self.metrics.writes.labels(manifest["kind"], "apply").inc()
         return True
 
-    async def ensure(self, manifest: Mapping[str, Any], *, anyway: bool = False) -> None:
+    async def ensure(self, manifest: Mapping[str, Any], *, force: bool = False) -> None:
         """Applies a child that nobody else changes: looked at once, and then with everything."""
         resource, metadata = resource_of(dict(manifest)), manifest["metadata"]
         place = (resource.plural, metadata["namespace"], metadata["name"])
         wanted = digest(manifest)
-        if self.ensured.get(place) == wanted and not anyway:
+        if self.ensured.get(place) == wanted and not force:
             return
         live = await self.kube.get(resource, metadata["namespace"], metadata["name"])
-        await self.apply(manifest, live, anyway=anyway)
+        await self.apply(manifest, live, force=force)
         self.ensured[place] = wanted
 
     async def status(

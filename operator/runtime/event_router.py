@@ -35,7 +35,7 @@ BURST_SECONDS = 0.5
 _IDENTITY = ("uid", "generation", "deletionTimestamp")
 
 
-class ClusterFeed:
+class EventRouter:
     """Tells the store what there is, and the queue what to look at."""
 
     def __init__(self, context: Context) -> None:

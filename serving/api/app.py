@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from calotype.serving.api.background.tasks import chores
+from calotype.serving.api.background.tasks import background_tasks
 from calotype.serving.api.http.failures import error_response
-from calotype.serving.api.http.localize import spoken
+from calotype.serving.api.http.localize import localized
 from calotype.serving.api.http.middleware import RequestFrame
 from calotype.serving.api.routes import (
     assets,
@@ -38,9 +38,9 @@ from calotype.serving.api.routes import (
     webhooks,
 )
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.api.state.change_poller import Watching
-from calotype.serving.api.state.disconnects import Attendance
-from calotype.serving.api.state.eta import Outlook
+from calotype.serving.api.state.change_poller import ChangePoller
+from calotype.serving.api.state.disconnects import ClientWaits
+from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
@@ -72,21 +72,21 @@ def create_app(
     Raises:
         StorageFailed: the job database cannot be read.
     """
-    attendance = Attendance(settings, store, backend)
-    watching = Watching(store, settings.watch_seconds)
+    waits = ClientWaits(settings, store, backend)
+    change_poller = ChangePoller(store, settings.watch_seconds)
 
     @contextlib.asynccontextmanager
-    async def living(app: FastAPI) -> AsyncIterator[None]:
+    async def run(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app) if lifespan else contextlib.nullcontext():
-            async with chores(app):
+            async with background_tasks(app):
                 yield
-            watching.close()
-            await attendance.close()
+            change_poller.close()
+            await waits.close()
 
     app = FastAPI(
         title="calotype",
         description="Image generation behind the API of OpenAI's SDKs.",
-        lifespan=living,
+        lifespan=run,
     )
     app.state.gateway = Gateway(
         settings=settings,
@@ -94,10 +94,10 @@ def create_app(
         blobs=blobs,
         backend=backend,
         catalog=catalog,
-        attendance=attendance,
+        waits=waits,
         url_secret=store.service_secret("asset-urls"),
-        outlook=Outlook(store, settings.forecast_seconds),
-        watching=watching,
+        estimates=Estimates(store, settings.forecast_seconds),
+        change_poller=change_poller,
         outbound=OutboundPolicy(
             allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
         ),
@@ -113,7 +113,7 @@ def create_app(
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CalotypeError)
-    return error_response(spoken(error, request.headers.get("accept-language", "")))
+    return error_response(localized(error, request.headers.get("accept-language", "")))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

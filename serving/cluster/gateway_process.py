@@ -40,7 +40,7 @@ from calotype.serving.storage import open_blobs
 DATABASE_PATIENCE = 60.0
 """Gateway and database of a fresh installation start at the same time."""
 DATABASE_PAUSE = 2.0
-GOODBYE_SECONDS = 300
+SHUTDOWN_SECONDS = 300
 """Longer than a synchronous request may take: a rolling update cuts none of them off."""
 SETTING = "CALOTYPE_GATEWAY_"
 """``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
@@ -74,7 +74,7 @@ def run_gateway(options: GatewayOptions) -> None:
         store = open_store(options.environment.database_url, options.say)
         try:
             app = build_gateway(options, store)
-            asyncio.run(build_server(app, GOODBYE_SECONDS).serve(sockets=[listener]))
+            asyncio.run(build_server(app, SHUTDOWN_SECONDS).serve(sockets=[listener]))
         finally:
             store.close()
 
@@ -134,7 +134,7 @@ def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
     follower = ConfigFollower(options.config, catalog, backend, store, options.say, newest)
 
     @contextlib.asynccontextmanager
-    async def living(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await follower.look()
         following = asyncio.create_task(follower.follow())
         options.say(f"The gateway listens on {options.host}, port {options.port}.")
@@ -146,7 +146,7 @@ def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
             await newest.close()
 
     blobs = open_blobs(environment.blob_url)
-    app = create_app(options.settings, store, blobs, backend, catalog, lifespan=living)
+    app = create_app(options.settings, store, blobs, backend, catalog, lifespan=lifespan)
     answer_for_absent_models(app)
     gateway: Gateway = app.state.gateway
     secret = options.signing_secret.encode() if options.signing_secret else gateway.url_secret

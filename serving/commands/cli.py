@@ -143,7 +143,7 @@ def generate(
         ImageSize,
         SamplingParams,
     )
-    from calotype.serving.deployments.local import Studio
+    from calotype.serving.deployments.local import LocalPipeline
     from calotype.serving.images.encode import encode_image
 
     kind = _image_format(output)
@@ -171,7 +171,7 @@ def generate(
     )
     click.echo(f"Loading {model} ...", err=True)
     paths = {name: path for name, (path, _) in _named(adapters).items()}
-    studio = Studio(resource, paths, Moderator.load(), threads)
+    studio = LocalPipeline(resource, paths, Moderator.load(), threads)
     started = time.monotonic()
     with click.progressbar(
         length=request.sampling.steps, label="Drawing", file=sys.stderr, show_eta=True

@@ -64,7 +64,7 @@ def export(
             output,
             logs,
             period,
-            deeds=_deeds(logs.parent),
+            reviewer_actions=_reviewer_actions(logs.parent),
             policies=known,
             signer=None if keys is None else keys.signer(),
             unseal=opener,
@@ -102,7 +102,7 @@ def _seconds(moment: datetime.datetime) -> float:
     return moment.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def _deeds(data_dir: pathlib.Path) -> list[dict[str, Any]]:
+def _reviewer_actions(data_dir: pathlib.Path) -> list[dict[str, Any]]:
     from calotype.serving.database.connection import sqlite_url
     from calotype.serving.database.jobs import JobStore
 
@@ -114,7 +114,7 @@ def _deeds(data_dir: pathlib.Path) -> list[dict[str, Any]]:
         url = sqlite_url(data_dir)
     store = JobStore.open(url)
     try:
-        return list(store.deeds())
+        return list(store.reviewer_actions())
     finally:
         store.close()
 

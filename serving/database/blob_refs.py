@@ -56,7 +56,7 @@ def is_held(connection: Connection, key: str) -> bool:
     )
 
 
-class Shelf:
+class BlobRefs:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

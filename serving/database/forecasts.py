@@ -17,7 +17,7 @@ from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.schema.tables import forecasts
 from calotype.serving.jobs.predictor import WorkPredictor
-from calotype.serving.jobs.throughput import Pace
+from calotype.serving.jobs.throughput import Throughput
 
 PROMISE_MARGIN = 1.25
 """A promise is the estimate and a quarter more: how exact estimates are meant to be."""
@@ -34,7 +34,7 @@ class Forecast:
     queued: int = 0
     backlog_seconds: float = 0.0
     """Seconds until everything that is known now is drawn."""
-    pace: float = 1.0
+    throughput: float = 1.0
     """Seconds that pass for one predicted device second of the backlog."""
     overhead_seconds: float = 0.0
     """Seconds of a job that are not device time: judging, encoding, storing."""
@@ -56,7 +56,7 @@ class Forecast:
 
     def new_job_seconds(self, request: Mapping[str, Any]) -> float:
         """Until a job that arrives now is over."""
-        own = self.device_seconds(request) * self.pace + self.overhead_seconds
+        own = self.device_seconds(request) * self.throughput + self.overhead_seconds
         return self.backlog_seconds + own
 
     def seconds_left(self, job_id: str, now: float) -> float | None:
@@ -76,7 +76,7 @@ def foresee(
     running: Sequence[tuple[str, float]],
     waiting: Sequence[tuple[str, float]],
     predictor: WorkPredictor,
-    pace: Pace,
+    throughput: Throughput,
     together: int = 1,
 ) -> Forecast:
     """The forecast for jobs that run and wait, each with the device seconds that it still needs.
@@ -90,7 +90,7 @@ def foresee(
         waiting: in the order in which they will be taken.
         together: how many jobs run at once.
     """
-    speed, overhead = pace.seconds_per_device_second, pace.overhead_seconds
+    speed, overhead = throughput.seconds_per_device_second, throughput.overhead_seconds
     ends: dict[str, float] = {}
     positions: dict[str, int] = {}
     in_hand = sum(seconds for _, seconds in running)
@@ -108,7 +108,7 @@ def foresee(
         updated=now,
         queued=len(waiting),
         backlog_seconds=round(done * speed, 3),
-        pace=speed,
+        throughput=speed,
         overhead_seconds=overhead,
         predictor=predictor.to_payload(),
         ends=ends,
@@ -142,4 +142,6 @@ class Forecasts:
         with reading(self.engine) as connection:
             query = select(forecasts.c.figures).where(forecasts.c.model == model)
             figures = connection.execute(query).scalar_one_or_none()
-        return Forecast(model) if figures is None else Forecast(**figures)
+        # A dispatcher of another version may have written it.
+        known = {k: v for k, v in (figures or {}).items() if k in Forecast.__dataclass_fields__}
+        return Forecast(**({"model": model} | known))

@@ -19,7 +19,7 @@ from calotype.serving.database.schema.tables import checkpoints, jobs, previews
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 
 
-def clear_hand_over(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
+def clear_intermediates(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
     """Lets go of the checkpoint of a job that is over, and of previews of what was not drawn.
 
     Those of a drawn picture stay until the job expires: a client that looks a moment too late, or
@@ -32,7 +32,7 @@ def clear_hand_over(connection: Connection, job_id: str, now: float, *, drawn: b
         drop(connection, list(gone.scalars()), now)
 
 
-class HandOver:
+class Intermediates:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

@@ -15,41 +15,41 @@ from sqlalchemy.exc import IntegrityError
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import Clock, SystemClock
 from calotype.serving.database.accounts.quotas import RateState, reserve, settle
-from calotype.serving.database.accounts.teams import Accounts
-from calotype.serving.database.accounts.usage import Ledger, record_usage, used_seconds
+from calotype.serving.database.accounts.teams import Teams
+from calotype.serving.database.accounts.usage import Usage, record_usage, used_seconds
 from calotype.serving.database.batches import Batches
-from calotype.serving.database.blob_refs import Shelf, hold
+from calotype.serving.database.blob_refs import BlobRefs, hold
 from calotype.serving.database.connection import create_database_engine, flush, reading, writing
 from calotype.serving.database.forecasts import Forecasts
-from calotype.serving.database.intermediates import HandOver, clear_hand_over
-from calotype.serving.database.retention import Expiry
+from calotype.serving.database.intermediates import Intermediates, clear_intermediates
+from calotype.serving.database.retention import Retention
 from calotype.serving.database.review.held_images import (
     HeldImages,
     HeldRecord,
     add_held,
     held_reasons,
 )
-from calotype.serving.database.review.reviewer_audit import PeopleLog
+from calotype.serving.database.review.reviewer_audit import ReviewerAudit
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.database.takedowns import Takedowns
-from calotype.serving.database.webhooks import Deliveries, announce
+from calotype.serving.database.webhooks import Webhooks, announce
 from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
 
 
 class JobStore(
-    Accounts,
-    Shelf,
-    HandOver,
+    Teams,
+    BlobRefs,
+    Intermediates,
     Forecasts,
-    Ledger,
-    Deliveries,
+    Usage,
+    Webhooks,
     Batches,
     HeldImages,
-    PeopleLog,
+    ReviewerAudit,
     Takedowns,
-    Expiry,
+    Retention,
 ):
     """The job database.
 
@@ -303,7 +303,7 @@ class JobStore(
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)
             drawn = status == "succeeded"
-            clear_hand_over(connection, job_id, values["completed"], drawn=drawn)
+            clear_intermediates(connection, job_id, values["completed"], drawn=drawn)
             announce(connection, job, values["completed"])
             return job
 

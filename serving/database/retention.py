@@ -24,7 +24,7 @@ _PAGE = 200
 _EMPTY_REQUEST = ("rendered_size", "size", "steps", "n")
 
 
-class Expiry:
+class Retention:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

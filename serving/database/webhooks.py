@@ -61,7 +61,7 @@ def announce(connection: Connection, job: JobRecord, now: float, event: str = ""
         _add(connection, job.team_id, endpoint_id, url, event, now, job_id=job.id)
 
 
-class Deliveries:
+class Webhooks:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

@@ -34,7 +34,7 @@ from calotype.serving.deployments.replicas.text_encoder import TextEncoderDeploy
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
 DRAIN_SECONDS = 300.0
 """Longer than the slowest picture; Serve's own 20 s would cut most of them off."""
-QUICK_GOODBYE_SECONDS = 0.5
+QUICK_SHUTDOWN_SECONDS = 0.5
 """How often Serve looks whether a replica that shall stop is idle; its own 2 s delay every end."""
 QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
 """Reports and long polls would fill the log several times a second."""
@@ -145,7 +145,7 @@ def bind_model_app(
         return _lasting(cls).options(
             name=name,
             user_config=configs.get(name),
-            graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
+            graceful_shutdown_wait_loop_s=QUICK_SHUTDOWN_SECONDS,
             logging_config=QUIET_LOG,
             **options,
         )

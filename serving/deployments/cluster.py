@@ -30,7 +30,7 @@ from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.deployments.app import (
     POLICY_PATH,
-    QUICK_GOODBYE_SECONDS,
+    QUICK_SHUTDOWN_SECONDS,
     QUIET_LOG,
     Places,
     bind_model_app,
@@ -73,7 +73,7 @@ def build_app(arguments: dict[str, Any]) -> Application:
     ingress = serve.deployment(serve.ingress()(IngressDeployment)).options(
         name="Ingress",
         max_ongoing_requests=2000,
-        graceful_shutdown_wait_loop_s=QUICK_GOODBYE_SECONDS,
+        graceful_shutdown_wait_loop_s=QUICK_SHUTDOWN_SECONDS,
         logging_config=QUIET_LOG,
         ray_actor_options={"num_cpus": 0},
     )

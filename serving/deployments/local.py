@@ -170,7 +170,7 @@ class Drawn:
     flagged: bool
 
 
-class Studio:
+class LocalPipeline:
     """Draws requests one after the other in this process, behind the same safety stage.
 
     Args:

@@ -18,10 +18,10 @@ from typing import Any
 from calotype.serving.core.errors import CalotypeError, NotFound, Overloaded, StorageFailed
 from calotype.serving.core.protocols import Clock, SafetyStage
 from calotype.serving.database.jobs import JobStore
-from calotype.serving.dispatch.estimator import Foresight
+from calotype.serving.dispatch.estimator import Estimator
 from calotype.serving.dispatch.fair_queue import FairQueue, QueuedJob
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.dispatch.retrying import Patience
+from calotype.serving.dispatch.retrying import RetryingTasks
 from calotype.serving.jobs.endings import (
     Ending,
     blocked_ending,
@@ -38,7 +38,7 @@ from calotype.serving.jobs.result import GenerationResult
 log = logging.getLogger(__name__)
 
 
-class Dispatcher(Patience):
+class Dispatcher(RetryingTasks):
     """The queue and the leases of one model.
 
     Args:
@@ -68,7 +68,7 @@ class Dispatcher(Patience):
         self._judges = asyncio.Semaphore(self.policy.judging_at_once)
         self._weighed: set[str] = set()  # teams whose weight the queue knows
         self._rescanned = self._polled = clock.monotonic()
-        self.foresight = Foresight(
+        self.estimator = Estimator(
             *(forecast_as or model, clock, self._known, self._leases, self._queue),
             most=self.policy.max_forecast,
         )
@@ -185,7 +185,7 @@ class Dispatcher(Patience):
         if not await self._end(job_id, replace(ending, fence=fence)):
             job = await self._sql(self._store.get_job, job_id)
             return job is not None and job.status == "succeeded" and job.fence == fence
-        self.foresight.ended(job, lease, parsed.drawing_seconds)
+        self.estimator.ended(job, lease, parsed.drawing_seconds)
         return True
 
     async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
@@ -221,7 +221,7 @@ class Dispatcher(Patience):
 
     def backlog_seconds(self) -> float:
         """Predicted device seconds of everything that is not over."""
-        return self.foresight.backlog_seconds()
+        return self.estimator.backlog_seconds()
 
     def snapshot(self) -> dict[str, float]:
         """Figures for autoscaling, ``ModelStatus`` and metrics."""
@@ -249,7 +249,7 @@ class Dispatcher(Patience):
         elif monotonic - self._polled >= self.policy.poll_seconds:
             self._polled = monotonic
             await self._find_unannounced(now - self.policy.rescan_seconds)
-        news = self.foresight.news(self.policy.rescan_seconds)
+        news = self.estimator.news(self.policy.rescan_seconds)
         if news is not None:
             await self._sql(self._store.save_forecast, news)
 
@@ -303,7 +303,7 @@ class Dispatcher(Patience):
         known = self._known.get(job_id)
         if known is None:  # it ended while it was judged or taken back
             return
-        seconds = self.foresight.predictor.predict(known.request)
+        seconds = self.estimator.predictor.predict(known.request)
         self._queue.push(
             QueuedJob(job_id, known.team, seconds, known.priority, charged, known.created)
         )
@@ -348,7 +348,7 @@ class Dispatcher(Patience):
 
     def _grant(self, job_id: str, fence: int, replica: str) -> None:
         now = self._clock.monotonic()
-        alone, until = self.foresight.started(now), now + self.policy.lease_seconds
+        alone, until = self.estimator.started(now), now + self.policy.lease_seconds
         self._leases.grant(HeldLease(job_id, fence, replica, until, granted=now, alone=alone))
 
     async def _checkpoint_of(self, job: JobRecord) -> Checkpoint | None:
@@ -394,7 +394,7 @@ class Dispatcher(Patience):
         self._queue.remove(job_id)
         self._leases.drop(job_id)
         if not self._known:
-            self.foresight.pace.stopped()
+            self.estimator.throughput.stopped()
         end = self._ends.pop(job_id, None)
         if end is not None:
             end.set()

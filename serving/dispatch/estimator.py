@@ -12,13 +12,13 @@ from calotype.serving.dispatch.fair_queue import FairQueue
 from calotype.serving.jobs.lease import HeldLease, KnownJob, LeaseTable
 from calotype.serving.jobs.predictor import WorkPredictor
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.throughput import Pace
+from calotype.serving.jobs.throughput import Throughput
 
 _RECENT = 32
 """Leases whose company tells how many jobs run at once."""
 
 
-class Foresight:
+class Estimator:
     """Of one dispatcher, over its tables of jobs.
 
     Args:
@@ -34,7 +34,7 @@ class Foresight:
         queue: FairQueue,
         most: int,
     ) -> None:
-        self.predictor, self.pace = WorkPredictor(), Pace()
+        self.predictor, self.throughput = WorkPredictor(), Throughput()
         self._model, self._clock, self._most = model or "", clock, most
         self._known, self._leases, self._queue = known, leases, queue
         self._told: Forecast | None = None
@@ -55,10 +55,10 @@ class Foresight:
             [(job_id, self._left(job_id)) for job_id in running],
             [(job_id, self._left(job_id)) for job_id in told],
             self.predictor,
-            self.pace,
+            self.throughput,
             together=max(self._together),
         )
-        beyond = sum(self._left(job_id) for job_id in silent) * found.pace
+        beyond = sum(self._left(job_id) for job_id in silent) * found.throughput
         return replace(found, queued=len(waiting), backlog_seconds=found.backlog_seconds + beyond)
 
     def news(self, repeat_seconds: float) -> Forecast | None:
@@ -72,7 +72,7 @@ class Foresight:
 
     def started(self, now: float) -> bool:
         """A job is about to be leased; whether nothing else runs or waits."""
-        self.pace.started(now)
+        self.throughput.started(now)
         self._together.append(len(self._leases) + 1)
         for other in self._leases:
             other.alone = False
@@ -83,9 +83,9 @@ class Foresight:
         self.predictor.learn(job.request, device_seconds)
         busy = bool(len(self._leases) or len(self._queue))
         now = self._clock.monotonic()
-        self.pace.ended(now, device_seconds, busy=busy)
+        self.throughput.ended(now, device_seconds, busy=busy)
         if lease is not None and lease.alone and not busy:
-            self.pace.ran_alone(now - lease.granted, device_seconds)
+            self.throughput.ran_alone(now - lease.granted, device_seconds)
 
     def _left(self, job_id: str) -> float:
         whole = self.predictor.predict(self._known[job_id].request)

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Patience:
+class RetryingTasks:
     """Base of what lives in one event loop over a store.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from calotype.moderation.policy.refusals import told, told_to_wait
+from calotype.moderation.policy.refusals import held_message, told
 from calotype.serving.core.errors import ContentBlocked
 from calotype.serving.core.request import ImageSize
 
@@ -138,7 +138,7 @@ def held_error(held: Sequence[Mapping[str, Any]], request_id: str) -> ContentBlo
             "moderation_details": {"moderation_stage": "output", "categories": names},
             "moderation": {
                 "held": [dict(entry) for entry in held],
-                "user_message": told_to_wait(),
+                "user_message": held_message(),
             },
         },
     )

@@ -16,7 +16,7 @@ _ENOUGH = 3
 
 
 @dataclass(slots=True)
-class Pace:
+class Throughput:
     """Not thread-safe: one event loop owns it."""
 
     overhead_seconds: float = 0.0

@@ -30,7 +30,7 @@ from calotype.serving.webhooks.safe_http import (
     Answer,
     OutboundFailed,
     OutboundPolicy,
-    aim,
+    resolve,
     send,
 )
 
@@ -165,7 +165,7 @@ class WebhookSender:
             "webhook-signature": sign(secrets, delivery.id, stamp, body),
         }
         async with asyncio.timeout(TIMEOUT_SECONDS + 5):
-            target = await aim(delivery.url, self._policy)
+            target = await resolve(delivery.url, self._policy)
             return await send(
                 target,
                 "POST",

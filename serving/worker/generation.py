@@ -36,8 +36,8 @@ from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.result import GenerationResult, openai_usage
 from calotype.serving.observability import tracing
 from calotype.serving.worker.engine_thread import EngineThread
-from calotype.serving.worker.intermediates import Trail, TrailKeeper
-from calotype.serving.worker.postprocess import ImageDesk
+from calotype.serving.worker.intermediates import Intermediates, IntermediatesKeeper
+from calotype.serving.worker.postprocess import Postprocessor
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class PromptSource(Protocol):
     async def encode(self, prompt: str) -> EncodedPrompt: ...
 
 
-class LeaseSource(TrailKeeper, Protocol):
+class LeaseSource(IntermediatesKeeper, Protocol):
     """The generators' side of `jobs.dispatcher.Dispatcher`."""
 
     async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]: ...
@@ -80,7 +80,7 @@ class LeaseSource(TrailKeeper, Protocol):
 class _Running:
     lease: Lease
     request: GenerationRequest
-    trail: Trail
+    trail: Intermediates
     step: int = 0
     task: asyncio.Task[None] | None = None
     lost: bool = field(default=False)
@@ -111,7 +111,7 @@ class GenerationWorker:
         self.replica = replica
         self._engine, self._leases, self._prompts = engine, leases, prompts
         self._safety, self._blobs = safety, blobs
-        self._desk = ImageDesk(safety, blobs)
+        self._desk = Postprocessor(safety, blobs)
         self._concurrency, self._beat = concurrency, beat_seconds
         self._wait = wait_seconds
         self._running: dict[str, _Running] = {}
@@ -179,7 +179,7 @@ class GenerationWorker:
     def _begin(self, lease: Lease) -> _Running:
         # The engine shares its steps out between teams.
         request = replace(GenerationRequest.from_payload(lease.request), tenant=lease.team_id)
-        trail = Trail(lease, request, self._leases, self._safety, self._blobs)
+        trail = Intermediates(lease, request, self._leases, self._safety, self._blobs)
         return _Running(lease, request, trail, int((lease.checkpoint or {}).get("step", 0)))
 
     async def _answer_for(self, running: _Running, before: _Running | None = None) -> None:
@@ -190,7 +190,7 @@ class GenerationWorker:
         told: bool | None = False
         try:
             if before is not None:
-                await self._forsake(before)
+                await self._abandon(before)
             parent = lease.input.get("traceparent")
             with tracing.span("draw", parent, job=lease.job_id, fence=lease.fence):
                 result = await self._draw(running)
@@ -216,7 +216,7 @@ class GenerationWorker:
         if told:
             await running.trail.forget()
 
-    async def _forsake(self, running: _Running) -> None:
+    async def _abandon(self, running: _Running) -> None:
         """Ends what is still done under a lease that somebody else has by now."""
         running.lost = True
         if running.task is not None:
@@ -241,7 +241,7 @@ class GenerationWorker:
         drawn_at = time.monotonic()
         with tracing.span("judge and store"):
             handed, _ = await asyncio.gather(
-                self._desk.hand_out(running.lease, request, finished.images, files),
+                self._desk.finalize(running.lease, request, finished.images, files),
                 running.trail.finish(),
             )
         devices = self._engine.engine.devices

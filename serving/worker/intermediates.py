@@ -28,7 +28,7 @@ PREVIEW_PATIENCE = 5.0
 """Seconds that a finished picture waits for previews that are still being judged."""
 
 
-class TrailKeeper(Protocol):
+class IntermediatesKeeper(Protocol):
     """Who is told of it: `jobs.dispatcher.Dispatcher`."""
 
     async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool: ...
@@ -36,7 +36,7 @@ class TrailKeeper(Protocol):
     async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool: ...
 
 
-class Trail:
+class Intermediates:
     """Takes the checkpoints and previews of one lease, in their order.
 
     Of checkpoints that come faster than they can be stored only the newest is.
@@ -46,7 +46,7 @@ class Trail:
         self,
         lease: Lease,
         request: GenerationRequest,
-        keeper: TrailKeeper,
+        keeper: IntermediatesKeeper,
         safety: SafetyStage,
         blobs: BlobStore,
     ) -> None:

@@ -46,7 +46,7 @@ JUDGED_SIDE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOut:
+class Finalized:
     """What became of the pictures of a request."""
 
     images: list[ImageResult]
@@ -68,7 +68,7 @@ class Seen:
     pixels: Sequence[Pixels]
 
 
-class ImageDesk:
+class Postprocessor:
     def __init__(self, safety: SafetyStage, blobs: BlobStore) -> None:
         self._safety, self._blobs = safety, blobs
 
@@ -92,13 +92,13 @@ class ImageDesk:
             if blocked is not None:
                 raise blocked
 
-    async def hand_out(
+    async def finalize(
         self,
         lease: Lease,
         request: GenerationRequest,
         drawn: Sequence[Pixels],
         files: Mapping[str, bytes],
-    ) -> HandedOut:
+    ) -> Finalized:
         """Args:
             drawn: uint8 [height, width, 3] each, as the denoiser drew them.
             files: the pictures that the request names.
@@ -153,7 +153,7 @@ class ImageDesk:
             if verdict == "BLUR":
                 data = await asyncio.to_thread(encode, blur(pixels), index, None)
             images.append(await self._store(lease, request, index, data, decision))
-        return HandedOut(images, blocked, list(decisions), seconds, prompt, held)
+        return Finalized(images, blocked, list(decisions), seconds, prompt, held)
 
     async def _judged_whole(
         self, lease: Lease, request: GenerationRequest, images: Sequence[Pixels], seen: Seen

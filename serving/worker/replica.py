@@ -91,7 +91,7 @@ class GeneratorReplica:
         self._probing: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._converge_forever())
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def configure(self, model: ImageModel, adapters: Sequence[LoRAAdapter]) -> None:
         """Records the desired state."""
@@ -134,7 +134,7 @@ class GeneratorReplica:
         if self._serving is not None:
             await self._retire(self._serving)
             self._serving = None
-        await asyncio.gather(*self._farewells)
+        await asyncio.gather(*self._retiring)
 
     async def _converge_forever(self) -> None:
         while True:
@@ -187,8 +187,8 @@ class GeneratorReplica:
         self._serving = _Serving(key, loaded, engine, worker, drawing, probe)
         if old is not None:
             farewell = asyncio.create_task(self._retire(old))
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
+            self._retiring.add(farewell)
+            farewell.add_done_callback(self._retiring.discard)
 
     async def _retire(self, serving: _Serving) -> None:
         if serving.engine.alive and not serving.loaded.lost:

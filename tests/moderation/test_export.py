@@ -44,7 +44,7 @@ def data_dir(tmp_path: pathlib.Path) -> pathlib.Path:
             log.append(decision, vault.digest(prompt))
         log.close()
     store = JobStore.open(f"sqlite:///{logs.parent / 'calotype.db'}")
-    store.record_deed("key_1", "picture.revealed", "case_1")
+    store.record_action("key_1", "picture.revealed", "case_1")
     store.close()
     InstallationKeys.in_folder(logs.parent / "provenance")
     return logs.parent

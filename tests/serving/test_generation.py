@@ -92,7 +92,7 @@ class RecordingThread(EngineThread):
 
 
 @dataclass
-class Studio:
+class LocalPipeline:
     components: Components
     store: JobStore
     blobs: MemoryBlobStore
@@ -204,16 +204,16 @@ def store(tmp_path: pathlib.Path) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-async def studio(components: Components, store: JobStore) -> AsyncIterator[Studio]:
+async def studio(components: Components, store: JobStore) -> AsyncIterator[LocalPipeline]:
     safety = ScriptedSafety()
     policy = DispatchPolicy(lease_seconds=4.0, sweep_seconds=0.05, max_attempts=20)
     dispatcher = Dispatcher(store, safety, SystemClock(), policy, model="tiny")
     await dispatcher.start()
-    yield Studio(components, store, MemoryBlobStore(), safety, dispatcher)
+    yield LocalPipeline(components, store, MemoryBlobStore(), safety, dispatcher)
     await dispatcher.stop()
 
 
-async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: Studio) -> None:
+async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: LocalPipeline) -> None:
     async with studio.working("first") as (line, dying):
         job_id = await studio.ask()
         await studio.checkpointed(job_id)
@@ -230,7 +230,7 @@ async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: Studio
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-async def test_a_spoiled_checkpoint_costs_only_time(studio: Studio, damage: str) -> None:
+async def test_a_spoiled_checkpoint_costs_only_time(studio: LocalPipeline, damage: str) -> None:
     async with studio.working("first") as (line, dying):
         job_id = await studio.ask()
         await studio.checkpointed(job_id)
@@ -247,7 +247,7 @@ async def test_a_spoiled_checkpoint_costs_only_time(studio: Studio, damage: str)
     assert resumed == undisturbed
 
 
-async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: Studio) -> None:
+async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: LocalPipeline) -> None:
     async with studio.working("first") as (line, dying):
         job_id = await studio.ask()
         await studio.checkpointed(job_id)
@@ -260,7 +260,9 @@ async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: Studio) -> Non
     assert thread.first_steps[0] > 3
 
 
-async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(studio: Studio) -> None:
+async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(
+    studio: LocalPipeline,
+) -> None:
     gate = asyncio.Event()
     async with studio.working("only", concurrency=2, gate=gate) as (line, thread):
         line.deaf = True
@@ -274,7 +276,7 @@ async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(studio
     assert thread.first_steps == [1, 1], "what ran out was not drawn"
 
 
-async def test_previews_are_judged_and_kept_in_their_order(studio: Studio) -> None:
+async def test_previews_are_judged_and_kept_in_their_order(studio: LocalPipeline) -> None:
     async with studio.working("only"):
         job_id = await studio.ask(steps=40, preview_every=10)
         await studio.ended(job_id)
@@ -290,7 +292,9 @@ async def test_previews_are_judged_and_kept_in_their_order(studio: Studio) -> No
 
 
 @pytest.mark.parametrize("verdict", ["blocked", "unavailable", "raises"])
-async def test_a_preview_that_does_not_pass_exists_nowhere(studio: Studio, verdict: str) -> None:
+async def test_a_preview_that_does_not_pass_exists_nowhere(
+    studio: LocalPipeline, verdict: str
+) -> None:
     final = False
 
     def judge(pixels: Any) -> dict[str, Any]:
@@ -312,7 +316,7 @@ async def test_a_preview_that_does_not_pass_exists_nowhere(studio: Studio, verdi
     assert final
 
 
-async def test_a_short_request_leaves_no_checkpoint(studio: Studio) -> None:
+async def test_a_short_request_leaves_no_checkpoint(studio: LocalPipeline) -> None:
     puts: list[str] = []
     plain = studio.blobs.put
 

@@ -22,7 +22,7 @@ from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.images.encode import GIVEN_SIDE, given_images
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.postprocess import ImageDesk
+from calotype.serving.worker.postprocess import Postprocessor
 
 
 def png(pixels: Pixels) -> bytes:
@@ -62,12 +62,12 @@ def test_the_desk_tells_the_safety_stage_what_was_asked_for(
 ) -> None:
     suspicious = FixedImageClassifier({"sexual": 0.4})
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[suspicious])
-    desk = ImageDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    desk = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
     given = {} if reference is None else {"references": ("f",)}
     asked = request(prompt, **given)
     lease = Lease("j", 1, asked.to_payload(), {"output_format": "png"}, "team", 0.0)
     files = {} if reference is None else {"f": png(reference)}
-    handed = asyncio.run(desk.hand_out(lease, asked, [np.array(drawing(4))], files))
+    handed = asyncio.run(desk.finalize(lease, asked, [np.array(drawing(4))], files))
     assert [name for item in handed.blocked for name in item.categories] == refused
     assert len(handed.images) == (0 if refused else 1)
 
@@ -78,7 +78,7 @@ def test_a_given_picture_that_does_not_pass_is_refused_before_anything_is_drawn(
 ) -> None:
     marked = FixedImageClassifier({"sexual": 0.99}, colour=(255, 0, 0), cover=0.5)
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[marked])
-    desk = ImageDesk(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    desk = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
 
     def admit(data: bytes) -> None:
         asked = request(**{field: ("f",) if field == "references" else "f"})

@@ -22,8 +22,8 @@ from calotype.serving.images.sealing import make_seal, unseal
 from calotype.serving.jobs.judging import held_categories, version_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.intermediates import Trail
-from calotype.serving.worker.postprocess import HandedOut, ImageDesk
+from calotype.serving.worker.intermediates import Intermediates
+from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 SIZE = ImageSize(64, 64)
 SEAL = make_seal()
@@ -57,11 +57,11 @@ def lease_of(prompt: dict[str, Any], **given: Any) -> Lease:
     )
 
 
-def handed_out(folder: pathlib.Path, stage: InProcessSafety, **given: Any) -> HandedOut:
-    async def run() -> HandedOut:
+def handed_out(folder: pathlib.Path, stage: InProcessSafety, **given: Any) -> Finalized:
+    async def run() -> Finalized:
         lease = lease_of(await stage.judge_prompt("a hat"), **given)
-        desk = ImageDesk(stage, FolderBlobStore(folder))
-        return await desk.hand_out(lease, request(), [np.array(drawing(1, 64))], {})
+        desk = Postprocessor(stage, FolderBlobStore(folder))
+        return await desk.finalize(lease, request(), [np.array(drawing(1, 64))], {})
 
     return asyncio.run(run())
 
@@ -109,7 +109,7 @@ def test_a_held_request_shows_no_previews(tmp_path: pathlib.Path) -> None:
 
     async def run(stage: InProcessSafety) -> None:
         lease = lease_of(await stage.judge_prompt("a hat"))
-        trail = Trail(lease, request(), Keeper(), stage, FolderBlobStore(tmp_path))
+        trail = Intermediates(lease, request(), Keeper(), stage, FolderBlobStore(tmp_path))
         trail.note(Preview("r", 0, 1, np.array(drawing(1, 64))))
         await trail.finish()
 

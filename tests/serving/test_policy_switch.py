@@ -20,7 +20,7 @@ from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.judging import version_of
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.postprocess import HandedOut, ImageDesk
+from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 
 def policy(version: int, block: float = 0.5) -> Policy:
@@ -47,7 +47,7 @@ class Switching(InProcessSafety):
 
 def handed_out(
     folder: pathlib.Path, after: Mapping[int, Policy], score: float = 0.1, n: int = 3
-) -> tuple[dict[str, Any], HandedOut]:
+) -> tuple[dict[str, Any], Finalized]:
     """The prompt's decision by version 1, and what came of pictures that are judged later."""
     stage = Moderator(
         policy(1),
@@ -61,7 +61,7 @@ def handed_out(
     )  # fmt: skip
     drawn: list[Pixels] = [np.array(drawing(i, 64)) for i in range(n)]
 
-    async def run() -> tuple[dict[str, Any], HandedOut]:
+    async def run() -> tuple[dict[str, Any], Finalized]:
         safety = Switching(stage, after)
         first = await safety.judge_prompt("a hat")
         if 0 in after:
@@ -70,8 +70,8 @@ def handed_out(
             *("j", 1, request.to_payload(), {"output_format": "png"}, "team", 0.0),
             version=version_of(first),
         )
-        desk = ImageDesk(safety, FolderBlobStore(folder))
-        return first, await desk.hand_out(lease, request, drawn, {})
+        desk = Postprocessor(safety, FolderBlobStore(folder))
+        return first, await desk.finalize(lease, request, drawn, {})
 
     return asyncio.run(run())
 

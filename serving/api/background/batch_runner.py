@@ -146,7 +146,7 @@ class BatchRunner:
             else Cancelled("The batch was canceled.")
         )
         for line in await self._lines(batch, started=True, limit=OUTSTANDING * 2):
-            await self._gateway.attendance.cancel(line.job_id or "")
+            await self._gateway.waits.cancel(line.job_id or "")
         for line in await self._lines(batch, started=False, limit=10 * _PAGE):
             await asyncio.to_thread(self._set, line, answer=_failure(reason))
         await self._collect(batch)

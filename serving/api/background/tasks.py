@@ -34,7 +34,7 @@ _PAGE = 200
 
 
 @contextlib.asynccontextmanager
-async def chores(app: FastAPI) -> AsyncIterator[None]:
+async def background_tasks(app: FastAPI) -> AsyncIterator[None]:
     """Does the chores while the context lasts; the gateway is read from the application."""
     gateway: Gateway = app.state.gateway
     settings = gateway.settings
@@ -79,7 +79,7 @@ class Sweeper:
         """One round; each step is a short transaction and may be repeated."""
         store, now = self._store, self._store.clock.time()
         for job_id in await asyncio.to_thread(store.overdue_jobs, now - _LATE_SECONDS):
-            await self._gateway.attendance.time_out(job_id)
+            await self._gateway.waits.time_out(job_id)
         memory = self._gateway.settings.tombstone_seconds
         for kind, remove in (
             ("job", store.purge_jobs),

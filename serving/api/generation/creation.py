@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from calotype.serving.api.generation.fallback import find_relief
+from calotype.serving.api.generation.fallback import find_fallback
 from calotype.serving.api.generation.planning import Images, PlannedGeneration, plan_generation
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.access import check_access, scope_for
@@ -123,8 +123,8 @@ async def create_or_join(
         plan = await _relieved(gateway, plan, body, origin, terms, team)
     now = gateway.store.clock.time()
     request = plan.request.to_payload()
-    forecast = await gateway.outlook.forecast(plan.model.name)
-    estimate = gateway.outlook.estimate(forecast, request)
+    forecast = await gateway.estimates.forecast(plan.model.name)
+    estimate = gateway.estimates.estimate(forecast, request)
     try:
         check_deadline(estimate, terms.wanted_seconds)
         details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
@@ -201,17 +201,17 @@ async def _relieved(
     team: TeamRecord | None,
 ) -> PlannedGeneration:
     """The plan, or the one for its model's fallback when that shall and can draw it."""
-    relief = await find_relief(gateway, plan.model, team)
-    if relief is None:
+    fallback = await find_fallback(gateway, plan.model, team)
+    if fallback is None:
         return plan
     try:
-        same = body.model_copy(update={"model": relief.model.name})
+        same = body.model_copy(update={"model": fallback.model.name})
         other = _planned(gateway, same, plan.request.id, origin, terms)
         _check_adapters(gateway, other, team)
     except CalotypeError as error:  # it lacks an adapter or cannot draw that large: wait, then
-        log.info("%s: %s cannot draw instead: %s", plan.request.id, relief.model.name, error)
+        log.info("%s: %s cannot draw instead: %s", plan.request.id, fallback.model.name, error)
         return plan
-    warnings = [*other.input.get("warnings", []), relief.warning]
+    warnings = [*other.input.get("warnings", []), fallback.warning]
     return dataclasses.replace(other, input=other.input | {"warnings": warnings})
 
 

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Relief:
+class FallbackModel:
     model: ImageModel
     warning: str
     """For the answer: who drew, and why."""
 
 
-async def find_relief(
+async def find_fallback(
     gateway: Gateway, model: ImageModel, team: TeamRecord | None
-) -> Relief | None:
+) -> FallbackModel | None:
     """The model that takes a request for ``model``; None where that one draws it itself.
 
     A fallback that is no better off hands on to its own. The team must be allowed the other model.
@@ -51,7 +51,9 @@ async def find_relief(
             return None
         allowed = team is None or team.allowed_models is None or other.name in team.allowed_models
         if allowed and await _trouble(gateway, other, statuses) is None:
-            return Relief(other, f"{other.name} draws instead of {model.name}, which {reason}.")
+            return FallbackModel(
+                other, f"{other.name} draws instead of {model.name}, which {reason}."
+            )
     return None
 
 
@@ -65,7 +67,7 @@ async def _trouble(
     if model.spec.fallback is None:
         return None
     most = model.spec.fallback.when.queue_seconds_above
-    wait = (await gateway.outlook.forecast(model.name)).backlog_seconds
+    wait = (await gateway.estimates.forecast(model.name)).backlog_seconds
     if wait <= most:
         return None
     return f"has work for {wait:.0f} s (its limit is {most:g} s)"

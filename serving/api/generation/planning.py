@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.api.generation.digests import adapter_digest, model_digest
-from calotype.serving.api.generation.strictness import asked_of, wish_of
+from calotype.serving.api.generation.strictness import level_parameters, requested_level
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import ImageModel
@@ -57,7 +57,7 @@ class PlannedGeneration:
     input: dict[str, Any]
     recipe: dict[str, Any]
     wish: str | None = None
-    """How strictly the caller wants to be judged (`levels.wish_of`)."""
+    """How strictly the caller wants to be judged (`levels.requested_level`)."""
 
 
 def plan_generation(
@@ -152,8 +152,10 @@ def plan_generation(
         },
         output={"format": body.output_format, "compression": body.output_compression},
     )
-    given_input = _input(body, request, request_id) | asked_of(body)
-    return PlannedGeneration(model, request, given_input, recipe | asked_of(body), wish_of(body))
+    given_input = _input(body, request, request_id) | level_parameters(body)
+    return PlannedGeneration(
+        model, request, given_input, recipe | level_parameters(body), requested_level(body)
+    )
 
 
 def _operation(body: GenerationBody) -> str:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from calotype.serving.api.generation.responses import described, drawn_images, images_response
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
 from calotype.serving.api.http.failures import error_object
-from calotype.serving.api.http.localize import spoken
+from calotype.serving.api.http.localize import localized
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
 from calotype.serving.jobs.records import JobRecord
@@ -50,7 +50,7 @@ async def _first_word(gateway: Gateway, job: JobRecord) -> JobRecord:
     clock = asyncio.get_running_loop().time
     end = clock() + _FIRST_WORD_SECONDS
     while not job.over and job.status == "queued" and not job.moderation and clock() < end:
-        job = await gateway.attendance.poll(job.id, 0.05)
+        job = await gateway.waits.poll(job.id, 0.05)
     return job
 
 
@@ -58,7 +58,7 @@ async def _attended(
     gateway: Gateway, job: JobRecord, frames: AsyncIterator[str]
 ) -> AsyncIterator[str]:
     """The frames; a client that leaves before the end leaves its job to the grace."""
-    async with gateway.attendance.present(job.id) as stay:
+    async with gateway.waits.present(job.id) as stay:
         async with contextlib.aclosing(frames) as parts:  # type: ignore[type-var]
             async for part in parts:
                 yield part
@@ -90,10 +90,10 @@ async def _frames(
                         yield part
                     return
     except TimeoutError:
-        await gateway.attendance.time_out(job.id)
+        await gateway.waits.time_out(job.id)
         yield _error(DeadlineExceeded("The job was not finished within the time allowed for it."))
     except CalotypeError as error:
-        yield _error(spoken(error, language))
+        yield _error(localized(error, language))
 
 
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:

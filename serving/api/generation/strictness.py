@@ -11,14 +11,14 @@ from typing import Any
 from calotype.serving.api.http.schemas import GenerationBody
 
 
-def wish_of(body: GenerationBody) -> str | None:
+def requested_level(body: GenerationBody) -> str | None:
     """``low``, or ``0`` to ``6``; None = the policy as it is."""
     if body.safety_tolerance is not None:
         return str(body.safety_tolerance)
     return "low" if body.moderation == "low" else None
 
 
-def asked_of(body: GenerationBody) -> dict[str, Any]:
+def level_parameters(body: GenerationBody) -> dict[str, Any]:
     """The same as parameters: part of the recipe, since a picture may be blurred by it."""
     if body.safety_tolerance is not None:
         return {"safety_tolerance": body.safety_tolerance}

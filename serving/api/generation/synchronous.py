@@ -48,10 +48,10 @@ async def answer(
     if body.stream:
         return await images_stream(gateway, request, job, seconds, started)
     try:
-        job = await gateway.attendance.attend(job.id, request, seconds)
+        job = await gateway.waits.attend(job.id, request, seconds)
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if not job.over:
-        await gateway.attendance.time_out(job.id)
-        job = await gateway.attendance.poll(job.id, 0)
+        await gateway.waits.time_out(job.id)
+        job = await gateway.waits.poll(job.id, 0)
     return await images_response(gateway, request, job, round(1000 * (time.monotonic() - started)))

@@ -46,7 +46,7 @@ async def follow(
     Ends after the terminal event. A database that is away for a moment only delays it.
     """
     quiet = gateway.settings.keep_alive_seconds
-    async with gateway.watching.changes(job_id) as changed:
+    async with gateway.change_poller.changes(job_id) as changed:
         while True:
             changed.clear()
             try:
@@ -95,14 +95,14 @@ async def job_stream(
         elif event.preview is not None:
             data = await partial_data(gateway, event.preview) | {"job_id": job.id}
         else:
-            outlook = await gateway.outlook.of_job(job)
+            estimates = await gateway.estimates.of_job(job)
             data = {
                 "job_id": job.id,
                 "status": job.status,
                 "progress": job.progress,
                 "step": job.step,
                 "total_steps": job.steps,
-                "queue_position": outlook.queue_position,
+                "queue_position": estimates.queue_position,
             }
         yield frame(f"job.{event.kind}", data, event.id)
 

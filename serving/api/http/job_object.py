@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from calotype.serving.api.http.failures import error_object
-from calotype.serving.api.http.localize import spoken
+from calotype.serving.api.http.localize import localized
 from calotype.serving.core.errors import error_from_payload
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability.tracing import trace_id_of
@@ -57,7 +57,7 @@ def _error(job: JobRecord, language: str) -> dict[str, Any] | None:
     if job.error is None:
         return None
     language = language or str(job.input.get("language", ""))
-    return error_object(spoken(error_from_payload(job.error), language))
+    return error_object(localized(error_from_payload(job.error), language))
 
 
 def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 
-from calotype.moderation.policy.refusals import preferred_language, told, told_to_wait
+from calotype.moderation.policy.refusals import held_message, preferred_language, told
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.jobs.result import HELD_FOR_REVIEW
 
 
-def spoken(error: CalotypeError, accept_language: str) -> CalotypeError:
+def localized(error: CalotypeError, accept_language: str) -> CalotypeError:
     """The same error, with ``moderation.user_message`` in the best language there is.
 
     Its shape and its ``message`` stay: programs read those.
@@ -23,7 +23,7 @@ def spoken(error: CalotypeError, accept_language: str) -> CalotypeError:
     categories = error.details.get("moderation_details", {}).get("categories", [])
     language = preferred_language(accept_language)
     if error.code == HELD_FOR_REVIEW:
-        sentence = told_to_wait(language)
+        sentence = held_message(language)
     else:
         sentence = told(categories, moderation["user_message"], language)
     answered = copy.copy(error)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from calotype.serving.core.errors import InvalidRequest
 
-GOODBYE_SECONDS = 60
+SHUTDOWN_SECONDS = 60
 """How long open requests may go on after Ctrl-C; a second one ends it at once."""
 
 
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def build_server(app: FastAPI, goodbye_seconds: int = GOODBYE_SECONDS) -> Server:
+def build_server(app: FastAPI, goodbye_seconds: int = SHUTDOWN_SECONDS) -> Server:
     """Args:
     goodbye_seconds: how long open requests may go on after a signal to end.
     """

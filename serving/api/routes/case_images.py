@@ -55,7 +55,7 @@ async def case_image(
                 code="case_conflict",
             )
         await asyncio.to_thread(
-            store.record_deed, key.id, "picture.revealed", case.id, {"asset_id": case.subject}
+            store.record_action, key.id, "picture.revealed", case.id, {"asset_id": case.subject}
         )
     if held is not None:
         data = await asyncio.to_thread(open_held, gateway, held)

@@ -132,7 +132,7 @@ async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str
         if asset is not None:
             await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
     await asyncio.to_thread(
-        gateway.store.record_deed, key.id, "case.decided", case.id, {"verdict": case.status}
+        gateway.store.record_action, key.id, "case.decided", case.id, {"verdict": case.status}
     )
     return describe_case(case)
 

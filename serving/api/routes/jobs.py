@@ -88,13 +88,13 @@ async def create_job(request: Request, key: Caller) -> Response:
     job = await create_or_join(gateway, Origin.of(request, key), generation, raw, terms)
     wait = _PREFER_WAIT.search(request.headers.get("prefer", ""))
     if wait is not None and not job.over:
-        job = await gateway.attendance.poll(job.id, min(int(wait[1]), _MAX_WAIT_SECONDS))
+        job = await gateway.waits.poll(job.id, min(int(wait[1]), _MAX_WAIT_SECONDS))
     headers = {"location": f"{gateway.base_url(request)}/v1/jobs/{job.id}"}
     if not job.over:
         headers["retry-after"] = "1"
     if job.recipe_hash is not None:
         headers["x-recipe-hash"] = job.recipe_hash
-    content = await with_outlook(gateway, request, job)
+    content = await with_estimate(gateway, request, job)
     return JSONResponse(content, status_code=200 if job.over else 202, headers=headers)
 
 
@@ -124,14 +124,14 @@ async def list_jobs(
             metadata=_wanted_metadata(request),
         )
     )
-    shown = [await with_outlook(gateway, request, job) for job in page[:count]]
+    shown = [await with_estimate(gateway, request, job) for job in page[:count]]
     return list_object(shown, len(page) > count)
 
 
 @router.get("/v1/jobs/{job_id}")
 async def get_job(request: Request, job_id: str, key: Caller) -> dict[str, Any]:
     gateway = gateway_of(request)
-    return await with_outlook(gateway, request, await _find(gateway, job_id, key))
+    return await with_estimate(gateway, request, await _find(gateway, job_id, key))
 
 
 @router.post("/v1/jobs/{job_id}/cancel")
@@ -140,9 +140,9 @@ async def cancel_job(request: Request, job_id: str, key: Caller) -> dict[str, An
     gateway = gateway_of(request)
     job = await _find(gateway, job_id, key)
     if not job.over:
-        await gateway.attendance.cancel(job_id)
+        await gateway.waits.cancel(job_id)
         job = await _find(gateway, job_id, key)
-    return await with_outlook(gateway, request, job)
+    return await with_estimate(gateway, request, job)
 
 
 @router.get("/v1/jobs/{job_id}/events")
@@ -176,12 +176,12 @@ async def _find(gateway: Gateway, job_id: str, key: KeyRecord) -> JobRecord:
     return job
 
 
-async def with_outlook(gateway: Gateway, request: Request, job: JobRecord) -> dict[str, Any]:
+async def with_estimate(gateway: Gateway, request: Request, job: JobRecord) -> dict[str, Any]:
     """`job_object` with what is known of the time to come."""
-    outlook = await gateway.outlook.of_job(job)
-    estimate = outlook.estimated_seconds
+    estimates = await gateway.estimates.of_job(job)
+    estimate = estimates.estimated_seconds
     return job_object(gateway, request, job) | {
-        "queue_position": outlook.queue_position,
+        "queue_position": estimates.queue_position,
         "estimated_seconds": None if estimate is None else round(estimate, 1),
     }
 

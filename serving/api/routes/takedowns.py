@@ -105,7 +105,7 @@ async def lift_takedown(request: Request, takedown_id: str, key: Reviewer) -> di
     """Lets the picture come again; what was deleted stays so."""
     store = gateway_of(request).store
     await asyncio.to_thread(store.lift_takedown, takedown_id)
-    await asyncio.to_thread(store.record_deed, key.id, "takedown.lifted", takedown_id)
+    await asyncio.to_thread(store.record_action, key.id, "takedown.lifted", takedown_id)
     return {"id": takedown_id, "object": "moderation.takedown", "deleted": True}
 
 
@@ -147,7 +147,7 @@ def remove(
         gateway.blobs.delete(blob_key)
     store.forget_blobs(blobs)
     done = {"assets": ids, "files_deleted": len(blobs), "category": category.value}
-    store.record_deed(actor, "takedown.made", record.id, done)
+    store.record_action(actor, "takedown.made", record.id, done)
     return record, len(blobs)
 
 

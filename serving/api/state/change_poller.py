@@ -21,7 +21,7 @@ _SLICE = 400
 """Jobs of one query: SQLite takes no more than 999 parameters everywhere."""
 
 
-class Watching:
+class ChangePoller:
     """Which jobs are watched in this process."""
 
     def __init__(self, store: JobStore, pause: float) -> None:

@@ -31,7 +31,7 @@ class ClientGone(Exception):
     """The client closed its connection: there is nobody to answer."""
 
 
-class Attendance:
+class ClientWaits:
     """Who waits for which job in this process."""
 
     def __init__(

@@ -17,14 +17,14 @@ FRESH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class JobOutlook:
+class JobEstimate:
     queue_position: int | None
     """How many jobs are taken before it; None when it does not wait, or nobody knows."""
     estimated_seconds: float | None
     """Until it is over; None when it is, or nobody knows."""
 
 
-class Outlook:
+class Estimates:
     """Forecasts from the store, each read at most every `hold_seconds`."""
 
     def __init__(self, store: JobStore, hold_seconds: float) -> None:
@@ -39,20 +39,20 @@ class Outlook:
             self._known[model] = known
         return known[1]
 
-    async def of_job(self, job: JobRecord) -> JobOutlook:
+    async def of_job(self, job: JobRecord) -> JobEstimate:
         if job.over:
-            return JobOutlook(None, None)
+            return JobEstimate(None, None)
         forecast = await self.forecast(job.model)
         now = self._store.clock.time()
         if not forecast.measured or now - forecast.updated > FRESH_SECONDS:
-            return JobOutlook(None, None)
+            return JobEstimate(None, None)
         position = forecast.positions.get(job.id) if job.status == "queued" else None
         left = forecast.seconds_left(job.id, now)
         if left is None:
             # Not in the forecast yet: it stands behind everything that is.
             left = forecast.new_job_seconds(job.request)
             position = forecast.queued if job.status == "queued" else None
-        return JobOutlook(position, left)
+        return JobEstimate(position, left)
 
     def estimate(self, forecast: Forecast, request: Mapping[str, Any]) -> float | None:
         """Seconds until a job that is made now is over; None when nothing was measured yet."""

@@ -11,9 +11,9 @@ from typing import cast
 from starlette.requests import Request
 
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.api.state.change_poller import Watching
-from calotype.serving.api.state.disconnects import Attendance
-from calotype.serving.api.state.eta import Outlook
+from calotype.serving.api.state.change_poller import ChangePoller
+from calotype.serving.api.state.disconnects import ClientWaits
+from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.jobs import JobStore
@@ -31,11 +31,11 @@ class Gateway:
     blobs: BlobStore
     backend: GenerationBackend
     catalog: Catalog
-    attendance: Attendance
+    waits: ClientWaits
     url_secret: bytes
     """Signs asset URLs; the same on every gateway of one service."""
-    outlook: Outlook
-    watching: Watching
+    estimates: Estimates
+    change_poller: ChangePoller
     outbound: OutboundPolicy
     """Where webhooks and image URLs may lead."""
     refresh: Callable[[], Awaitable[bool]] = _nothing_new

@@ -28,7 +28,7 @@ def make_webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
 
 
-class Accounts:
+class Teams:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

@@ -59,7 +59,7 @@ def record_usage(connection: Connection, job: JobRecord) -> None:
     )
 
 
-class Ledger:
+class Usage:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine

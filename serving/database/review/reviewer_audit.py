@@ -23,13 +23,13 @@ _TRIES = 20
 _PAGE = 500
 
 
-class PeopleLog:
+class ReviewerAudit:
     """Base of `JobStore`; every method may raise `StorageFailed`."""
 
     engine: Engine
     clock: Clock
 
-    def record_deed(
+    def record_action(
         self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None
     ) -> str:
         """Writes down what somebody did, and returns the row's hash.
@@ -62,7 +62,7 @@ class PeopleLog:
                 continue  # another gateway wrote this number: PostgreSQL lets both read the last
         raise StorageFailed("The log of what people do cannot be written.", retry_after=1)
 
-    def deeds(self) -> Iterator[dict[str, Any]]:
+    def reviewer_actions(self) -> Iterator[dict[str, Any]]:
         """Every row, the oldest first, each checked against the one before.
 
         Raises:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MEETING_SECONDS = 600.0
 """How long the ranks wait for each other, in the middle of a step too."""
-_GOODBYE_SECONDS = 10.0
+_SHUTDOWN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class DeviceGroup:
                 _in(process).close()
         for process in self._followers:
             try:
-                process.wait(_GOODBYE_SECONDS)
+                process.wait(_SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

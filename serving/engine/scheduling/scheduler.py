@@ -115,11 +115,11 @@ class _Entry:
     def bytes(self) -> float:
         return len(self.done) * self.row_bytes
 
-    def spare(self, now: float, pace: float) -> float:
+    def spare(self, now: float, throughput: float) -> float:
         """Seconds that it could wait and still be in time."""
         if self.deadline is None:
             return float("inf")
-        return self.deadline - now - self.work_left * pace
+        return self.deadline - now - self.work_left * throughput
 
 
 class StepScheduler:
@@ -242,9 +242,9 @@ class StepScheduler:
         The pace is that of a full step, which a request alone may not reach: who is given up by
         it could not have been in time.
         """
-        pace = seconds / max(1, self._work(batch))
+        throughput = seconds / max(1, self._work(batch))
         keep = _PACE_MEMORY if self._pace else 0.0
-        self._pace = keep * self._pace + (1 - keep) * pace
+        self._pace = keep * self._pace + (1 - keep) * throughput
 
     def hopeless(self, now: float) -> list[str]:
         """Requests that would miss their deadline even if nobody else was served."""

@@ -128,10 +128,13 @@ def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, rev
         shown = reviewer.get(image, params={"reveal": True})
         with Image.open(io.BytesIO(shown.content)) as whole:
             assert np.asarray(whole).shape == (row.height, row.width, 3)
-        deeds = [(d["action"], d["subject"]) for d in service.store.deeds()]
-        assert deeds == [("picture.revealed", case["id"])]
+        reviewer_actions = [(d["action"], d["subject"]) for d in service.store.reviewer_actions()]
+        assert reviewer_actions == [("picture.revealed", case["id"])]
         decided(reviewer, case, "rejected")
-    assert [d["action"] for d in service.store.deeds()] == ["picture.revealed", "case.decided"]
+    assert [d["action"] for d in service.store.reviewer_actions()] == [
+        "picture.revealed",
+        "case.decided",
+    ]
     someone = service.http(create_key(service.store, scopes=("images",))[0])
     assert someone.get(f"{CASES}/{case['id']}/picture").status_code == 403
 

@@ -16,13 +16,13 @@ def test_a_refusal_is_said_in_the_language_of_the_caller(
     shared_service: Any, language: str
 ) -> None:
     client = shared_service.http()
-    spoken = {"accept-language": f"{language}-XX, en;q=0.5"}
-    error = client.post("/v1/images/generations", json=FORBIDDEN, headers=spoken).json()["error"]
+    localized = {"accept-language": f"{language}-XX, en;q=0.5"}
+    error = client.post("/v1/images/generations", json=FORBIDDEN, headers=localized).json()["error"]
     assert error["moderation"]["user_message"] == sentences()["sexual"][language]
     assert error["message"].startswith("Your request was rejected as a result of the safety system")
 
     job = client.post("/v1/jobs", json={"input": FORBIDDEN}, headers={"prefer": "wait=20"}).json()
-    seen = client.get(f"/v1/jobs/{job['id']}", headers=spoken).json()
+    seen = client.get(f"/v1/jobs/{job['id']}", headers=localized).json()
     assert seen["error"]["moderation"]["user_message"] == sentences()["sexual"][language]
 
 

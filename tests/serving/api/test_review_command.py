@@ -83,12 +83,12 @@ def test_a_reported_picture_is_blurred_until_it_is_revealed_on_record(
     untaken = desk("review", "picture", case_id, "-o", str(whole), "--reveal")
     assert untaken.exit_code == 2 and "take it first" in untaken.stderr
     assert not whole.exists()
-    assert list(service.store.deeds()) == [], "nobody saw it"
+    assert list(service.store.reviewer_actions()) == [], "nobody saw it"
     desk("review", "take")
     assert desk("review", "picture", case_id, "-o", str(whole), "--reveal").exit_code == 0
     assert whole.read_bytes() == stored
     assert desk("review", "decide", case_id, "taken_down").exit_code == 0
-    (revealed, taken, decided) = service.store.deeds()
+    (revealed, taken, decided) = service.store.reviewer_actions()
     assert (revealed["action"], revealed["subject"]) == ("picture.revealed", case_id)
     assert revealed["details"] == {"asset_id": asset_id}
     assert (taken["action"], taken["details"]["assets"]) == ("takedown.made", [asset_id])

@@ -82,7 +82,7 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     assert looked.exit_code == 0, looked.output
     assert first in looked.stdout and copy in looked.stdout and other not in looked.stdout
     assert service.store.get_asset(first) is not None, "only looked for"
-    assert list(service.store.deeds()) == []
+    assert list(service.store.reviewer_actions()) == []
 
     blobs = [service.store.get_asset(name).blob_key for name in (first, copy)]
     done = run(str(found), "--reason", "That is me.", "--yes")
@@ -91,7 +91,7 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
         True, True, False,
     ]  # fmt: skip
     assert not set(blobs) & set(service.blobs.blobs), "at once, not with the next sweep"
-    (deed,) = service.store.deeds()
+    (deed,) = service.store.reviewer_actions()
     assert deed["action"] == "takedown.made" and sorted(deed["details"]["assets"]) == sorted(
         [first, copy]
     )
@@ -105,7 +105,10 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     assert "That is me." in run("--list").stdout
     assert run("--lift", deed["subject"]).exit_code == 0
     assert moderator.judge_image(WANTED).verdict is Verdict.ALLOW
-    assert [row["action"] for row in service.store.deeds()] == ["takedown.made", "takedown.lifted"]
+    assert [row["action"] for row in service.store.reviewer_actions()] == [
+        "takedown.made",
+        "takedown.lifted",
+    ]
     gone = run("--lift", deed["subject"])
     assert gone.exit_code == 2 and "no takedown" in gone.stderr
 

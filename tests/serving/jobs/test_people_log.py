@@ -22,8 +22,10 @@ def store(new_database: Callable[[], str]) -> Iterator[JobStore]:
 
 def test_writers_at_the_same_time_make_one_chain(store: JobStore) -> None:
     with ThreadPoolExecutor(8) as pool:
-        seals = list(pool.map(lambda n: store.record_deed("key_1", "seen", f"case_{n}"), range(24)))
-    found = list(store.deeds())
+        seals = list(
+            pool.map(lambda n: store.record_action("key_1", "seen", f"case_{n}"), range(24))
+        )
+    found = list(store.reviewer_actions())
     assert [row["number"] for row in found] == list(range(1, 25))
     assert {row["hash"] for row in found} == set(seals)
     assert {row["subject"] for row in found} == {f"case_{n}" for n in range(24)}
@@ -31,13 +33,13 @@ def test_writers_at_the_same_time_make_one_chain(store: JobStore) -> None:
 
 def test_a_changed_or_missing_row_is_named(store: JobStore) -> None:
     for n in range(4):
-        store.record_deed("key_1", "picture.revealed", f"case_{n}", {"asset_id": "a", "n": n / 3})
-    assert len(list(store.deeds())) == 4
+        store.record_action("key_1", "picture.revealed", f"case_{n}", {"asset_id": "a", "n": n / 3})
+    assert len(list(store.reviewer_actions())) == 4
     with store.engine.begin() as connection:
         connection.execute(update(people_log).where(people_log.c.number == 3).values(actor="key_2"))
     with pytest.raises(AuditError, match="row 3"):
-        list(store.deeds())
+        list(store.reviewer_actions())
     with store.engine.begin() as connection:
         connection.execute(delete(people_log).where(people_log.c.number == 2))
     with pytest.raises(AuditError, match="row 2"):
-        list(store.deeds())
+        list(store.reviewer_actions())
