@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.moderation.errors import ClassifierUnavailable
-from calotype.moderation.policy.policy import Category, is_score
+from calotype.moderation.policy.categories import Category, is_score
 
 Pixels = NDArray[np.uint8]
 Scores = Mapping[str, float]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from calotype.moderation.decision import Finding
-from calotype.moderation.policy.policy import Category, Modality, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.text.prompts import Peak, Peaks
 
 LEAST = 0.35

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from calotype.moderation.policy.policy import Category, Modality, Policy, Privacy, Verdict
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import Applying
+from calotype.moderation.policy.rules import Privacy
 
 Stage = Literal["input", "output"]
 

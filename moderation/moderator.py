@@ -27,8 +27,9 @@ from calotype.moderation.images import images
 from calotype.moderation.images.faces import SURE, YuNet
 from calotype.moderation.images.image_models import IMAGE_MODELS
 from calotype.moderation.images.known_images import KnownImages, KnownSource
-from calotype.moderation.policy.policy import JudgeRules, Policy
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import REMEMBERED, Applying, Rulebook, Scope
+from calotype.moderation.policy.rules import JudgeRules
 from calotype.moderation.text.prompts import PromptRules
 from calotype.moderation.text.text_heads import HeadsClassifier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calotype.moderation.decision import Decision
-from calotype.moderation.policy.policy import OPENAI_CATEGORIES
+from calotype.moderation.policy.categories import OPENAI_CATEGORIES
 
 
 def openai_result(decision: Decision) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 
 HEADS = pathlib.Path(__file__).parents[1] / "text" / "heads"
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calotype.moderation.errors import AuditError
-from calotype.moderation.policy.policy import Category, Modality, Policy, Verdict, available_lists
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.spec import available_lists
 
 SHOWN = 20
 """Decisions named in each direction."""

@@ -23,7 +23,8 @@ from calotype.moderation.decision import Decision
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.images.image_models import IMAGE_MODELS
 from calotype.moderation.policy.categories import Category, Modality, Verdict
-from calotype.moderation.policy.policy import JudgeRules, Policy, ShadowRules
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.rules import JudgeRules, ShadowRules
 
 log = logging.getLogger(__name__)
 

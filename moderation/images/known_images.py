@@ -18,7 +18,7 @@ from calotype.moderation.decision import Finding
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.images import pdq
 from calotype.moderation.images.pdq import Pixels, Words
-from calotype.moderation.policy.policy import Category, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
 
 CLASSIFIER = "pdq"
 

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from calotype.moderation.policy.categories import Category
-from calotype.moderation.policy.policy import CategoryRules, JudgeRules, Policy, Rule
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.presets import at_preset
-from calotype.moderation.policy.strictness import EFFECTS, MODALITIES, laxer_at
+from calotype.moderation.policy.rules import EFFECTS, MODALITIES, CategoryRules, JudgeRules, Rule
+from calotype.moderation.policy.strictness import laxer_at
 
 
 class AppliedPolicy(Policy):

@@ -1,7 +1,7 @@
 """What may pass: categories, thresholds and actions, as one versioned document.
 
 A policy is the spec of a ModerationPolicy manifest and, word for word, a YAML file such as
-``policies/default.yaml``. It is immutable: a decision names the version it was made under, and a
+``builtin/default.yaml``. It is immutable: a decision names the version it was made under, and a
 changed document without a changed version still has another ``sha256``. Loading is strict, since a
 misspelt threshold would silently let something through.
 """
@@ -13,139 +13,25 @@ import json
 import pathlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy.categories import (
-    OPENAI_CATEGORIES,
-    Category,
-    Modality,
-    Verdict,
-    is_score,
+from calotype.moderation.policy.categories import Category, Modality
+from calotype.moderation.policy.presets import (
+    LAX,
+    OWN,
+    STRICT,
+    at_preset,
+    preset_of,
 )
-from calotype.moderation.policy.presets import preset_problem
-from calotype.moderation.policy.rules import (
-    VALIDATIONS,
-    Action,
-    CategoryRules,
-    JudgeRules,
-    PolicyModel,
-    Preset,
-    Presets,
-    Privacy,
-    Rule,
-    Score,
-    ShadowRules,
-    Terms,
-)
+from calotype.moderation.policy.rules import JudgeRules, Presets, Rule
+from calotype.moderation.policy.spec import PolicySpec, available_lists
 from calotype.moderation.policy.strictness import completed, laxer_at
 
-__all__ = [
-    "OPENAI_CATEGORIES",
-    "POLICIES",
-    "Action",
-    "Category",
-    "CategoryRules",
-    "JudgeRules",
-    "Modality",
-    "Policy",
-    "PolicyModel",
-    "PolicySpec",
-    "Preset",
-    "Presets",
-    "Privacy",
-    "Rule",
-    "Score",
-    "ShadowRules",
-    "Terms",
-    "Verdict",
-    "available_lists",
-    "is_score",
-]
-
 POLICIES = pathlib.Path(__file__).with_name("builtin")
-
-
-def _known_lists(schema: dict[str, Any]) -> None:
-    schema["items"] = {"type": "string", "enum": list(available_lists())}
-
-
-class PolicySpec(PolicyModel):
-    """One immutable version of the rules, as the spec of a ModerationPolicy says it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            VALIDATIONS: [
-                {
-                    "rule": "self == oldSelf || self.version > oldSelf.version",
-                    "message": "decisions name the version they were made under: raise "
-                    "spec.version with every change",
-                    "fieldPath": ".version",
-                }
-            ]
-        }
-    )
-
-    version: int = Field(ge=1, description="Raise it with every change; decisions name it.")
-    extends: Literal["floor", "default"] | None = Field(
-        None,
-        description="Policy of the package that this one adds to: what is left out is taken from "
-        "there, and nothing may be looser. Default: it stands alone.",
-    )
-    description: str = Field("", max_length=2000, description="For people: what it is for.")
-    categories: dict[Category, CategoryRules] = Field(
-        min_length=1,
-        description="Thresholds, category by category. A category that is left out is neither "
-        "blocked nor flagged by its score.",
-    )
-    lists: tuple[str, ...] = Field(
-        (),
-        max_length=16,
-        json_schema_extra=_known_lists,
-        description="Term lists of the package to apply. Default: none.",
-    )
-    terms: tuple[Terms, ...] = Field(
-        (), max_length=32, description="Terms of this policy's owner. Default: none."
-    )
-    on_error: Literal["block", "review"] = Field(
-        "block", description="What happens when a classifier fails. Nothing lets it pass."
-    )
-    timeout_seconds: float = Field(
-        20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
-    )
-    picture_lists: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
-        (),
-        max_length=16,
-        description="Files of known pictures (PDQ) that are refused wherever they turn up, where "
-        "pictures are judged. Default: none.",
-    )
-    picture_models: dict[
-        Literal["falconsai", "sd-safety-checker", "shieldgemma-2"],
-        Annotated[str, Field(min_length=1, max_length=1000)],
-    ] = Field(
-        default_factory=dict,
-        description="Further classifiers of pictures and the folders they lie in. They look at "
-        "whole pictures and at parts that another one finds suspicious. Default: none.",
-    )
-    judge: JudgeRules | None = Field(
-        None, description="A guard model for prompts. Default: none is asked."
-    )
-    presets: Presets = Field(
-        Presets(),
-        description="What callers may ask for by moderation and safety_tolerance. Default: nothing "
-        "else than the policy.",
-    )
-    shadow: tuple[ShadowRules, ...] = Field(
-        (), max_length=8, description="Classifiers on trial, which decide nothing. Default: none."
-    )
-    privacy: Privacy = Field(Privacy(), description="What is kept of prompts.")
-    messages: dict[Category, Annotated[str, Field(max_length=1000)]] = Field(
-        default_factory=dict,
-        description="What the caller is told, category by category. Default: a sentence for all.",
-    )
 
 
 class Policy(PolicySpec):
@@ -231,7 +117,7 @@ def _validated(where: str, document: Mapping[str, Any]) -> Policy:
 def _with_sound_presets(where: str, policy: Policy) -> Policy:
     if policy.presets != Presets():
         base = Policy.packaged(policy.extends) if policy.extends is not None else None
-        problem = preset_problem(policy, base)
+        problem = _preset_problem(policy, base)
         if problem is not None:
             raise PolicyError(f"{where}: presets.{problem}")
     return policy
@@ -267,7 +153,28 @@ def _without_nulls(given: Any) -> Any:
     return given
 
 
-def available_lists() -> tuple[str, ...]:
-    """The names that ``lists`` of a policy may hold."""
-    folder = pathlib.Path(__file__).with_name("lists")
-    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+def _preset_problem(policy: Policy, base: Policy | None) -> str | None:
+    """What is wrong with the presets of a policy, beginning with the preset's name; None = nothing.
+
+    Args:
+        base: what it extends, and no preset may be laxer than.
+    """
+    owners: dict[int, str] = {}
+    for name in (*STRICT, *LAX):
+        preset = preset_of(policy, name)
+        if preset is None:
+            continue
+        for level in preset.tolerances:
+            if level == OWN or (level < OWN) != (name in STRICT):
+                kind = "0 and 1" if name in STRICT else "3 to 6"
+                return f"{name}.tolerances: {level} is not possible: {name} may have {kind}."
+            if owners.setdefault(level, name) != name:
+                return f"{name}.tolerances: {level} stands for {owners[level]} already."
+        document = policy.model_copy(update={"categories": at_preset(policy, name)})
+        if base is None and name in LAX:
+            return f"{name}: needs extends: floor (or default), below which no caller can go."
+        for bound in (policy,) if base is None or name in STRICT else (base,):
+            place = laxer_at(document, bound)
+            if place is not None:
+                return f"{name}: {place}: looser than the policy {bound.identity}."
+    return None

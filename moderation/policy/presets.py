@@ -7,14 +7,9 @@ by the stricter one where there is a choice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from calotype.moderation.policy.rules import CategoryRules, Preset, Rule
-from calotype.moderation.policy.strictness import EFFECTS, MODALITIES, laxer_at
-
-if TYPE_CHECKING:
-    from calotype.moderation.policy.categories import Category
-    from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.categories import Category
+from calotype.moderation.policy.rules import EFFECTS, MODALITIES, CategoryRules, Preset, Rule
+from calotype.moderation.policy.spec import PolicySpec
 
 OWN = 2
 """The ``safety_tolerance`` that is the policy itself."""
@@ -30,7 +25,7 @@ def is_wish(text: str) -> bool:
     return text == LOW or text in {str(level) for level in range(MOST + 1)}
 
 
-def granted(policy: Policy, wish: str) -> tuple[str | None, bool]:
+def granted(policy: PolicySpec, wish: str) -> tuple[str | None, bool]:
     """The preset that a wish gets (None = the policy itself), and whether it is what was asked for.
 
     Args:
@@ -44,7 +39,7 @@ def granted(policy: Policy, wish: str) -> tuple[str | None, bool]:
     levels = {
         tolerance: name
         for name in (*STRICT, *LAX)
-        for tolerance in (_preset(policy, name) or _NOTHING).tolerances
+        for tolerance in (preset_of(policy, name) or _NOTHING).tolerances
     }
     if level in levels:
         return levels[level], True
@@ -55,9 +50,9 @@ def granted(policy: Policy, wish: str) -> tuple[str | None, bool]:
     return (levels[same_side[0]], False) if same_side and level < OWN else (None, False)
 
 
-def at_preset(policy: Policy, name: str) -> dict[Category, CategoryRules]:
+def at_preset(policy: PolicySpec, name: str) -> dict[Category, CategoryRules]:
     """The thresholds of a policy with those of one of its presets."""
-    preset = _preset(policy, name)
+    preset = preset_of(policy, name)
     found = dict(policy.categories)
     for category, rules in (preset or _NOTHING).categories.items():
         own = found.get(category, CategoryRules())
@@ -69,34 +64,8 @@ def at_preset(policy: Policy, name: str) -> dict[Category, CategoryRules]:
     return found
 
 
-def preset_problem(policy: Policy, base: Policy | None) -> str | None:
-    """What is wrong with the presets of a policy, beginning with the preset's name; None = nothing.
-
-    Args:
-        base: what it extends, and no preset may be laxer than.
-    """
-    owners: dict[int, str] = {}
-    for name in (*STRICT, *LAX):
-        preset = _preset(policy, name)
-        if preset is None:
-            continue
-        for level in preset.tolerances:
-            if level == OWN or (level < OWN) != (name in STRICT):
-                kind = "0 and 1" if name in STRICT else "3 to 6"
-                return f"{name}.tolerances: {level} is not possible: {name} may have {kind}."
-            if owners.setdefault(level, name) != name:
-                return f"{name}.tolerances: {level} stands for {owners[level]} already."
-        document = policy.model_copy(update={"categories": at_preset(policy, name)})
-        if base is None and name in LAX:
-            return f"{name}: needs extends: floor (or default), below which no caller can go."
-        for bound in (policy,) if base is None or name in STRICT else (base,):
-            place = laxer_at(document, bound)
-            if place is not None:
-                return f"{name}: {place}: looser than the policy {bound.identity}."
-    return None
-
-
-def _preset(policy: Policy, name: str) -> Preset | None:
+def preset_of(policy: PolicySpec, name: str) -> Preset | None:
+    """The preset of that name (one of `STRICT` or `LAX`); None if the policy has none."""
     found: Preset | None = getattr(policy.presets, name)
     return found
 

@@ -11,6 +11,10 @@ from calotype.moderation.policy.categories import Category, Verdict
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 Action = Literal["block", "review", "blur", "flag"]
+EFFECTS: tuple[Action, ...] = ("block", "review", "blur", "flag")
+"""Most severe first; each is as good as a less severe one."""
+MODALITIES = ("text", "image", "tile", "judge")
+"""The fields of `CategoryRules`."""
 VALIDATIONS = "x-kubernetes-validations"
 """Key of a schema for rules in CEL: the API server refuses with the same words as this file."""
 
@@ -63,7 +67,7 @@ class Rule(PolicyModel):
 
     def verdict(self, score: float) -> tuple[Verdict, float] | None:
         """The most severe effect of a score, and the threshold that it reached."""
-        for name in ("block", "review", "blur", "flag"):
+        for name in EFFECTS:
             threshold: float | None = getattr(self, name)
             if threshold is not None and score >= threshold:
                 return Verdict[name.upper()], threshold

@@ -1,23 +1,19 @@
 """Which of two policies is stricter, and a policy that adds to a floor without loosening it.
 
-Pure, over `policy.Policy`. A policy that another one stands on may be made to refuse more, never
+Pure, over `spec.PolicySpec`. A policy that another one extends may be made to refuse more, never
 less: what its author leaves out is taken from below, and what would let something pass that the
 floor refuses is an error that names the field.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from calotype.moderation.policy.policy import Policy, Rule
-
-EFFECTS = ("block", "review", "blur", "flag")
-"""Most severe first; each is as good as a less severe one."""
-MODALITIES = ("text", "image", "tile", "judge")
+from calotype.moderation.policy.rules import EFFECTS, MODALITIES, Rule
+from calotype.moderation.policy.spec import PolicySpec
 
 
-def laxer_at(policy: Policy, base: Policy) -> str | None:
+def laxer_at(policy: PolicySpec, base: PolicySpec) -> str | None:
     """Where ``policy`` lets something pass that ``base`` does not; None = nowhere."""
     for field, given, needed in (
         ("lists", policy.lists, base.lists),
@@ -57,7 +53,7 @@ def _laxer_rule(rule: Rule | None, base: Rule) -> str | None:
     return None
 
 
-def completed(document: dict[str, Any], floor: Policy) -> dict[str, Any]:
+def completed(document: dict[str, Any], floor: PolicySpec) -> dict[str, Any]:
     """The document of a policy with everything that it leaves out taken from ``floor``.
 
     Args:

@@ -19,7 +19,8 @@ from typing import Any
 
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import ClassifierUnavailable
-from calotype.moderation.policy.policy import Category, JudgeRules
+from calotype.moderation.policy.categories import Category
+from calotype.moderation.policy.rules import JudgeRules
 
 PIECE_CHARACTERS = 6000
 """A longer prompt is judged piece by piece, and the worst piece counts."""

@@ -12,7 +12,6 @@ policy's thresholds for prompts of the category say what follows.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,17 +22,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy.policy import (
-    Action,
-    Category,
-    Modality,
-    Policy,
-    PolicyModel,
-    available_lists,
-)
+from calotype.moderation.policy.categories import Category, Modality
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.rules import Action, PolicyModel
+from calotype.moderation.policy.spec import LISTS, available_lists
 from calotype.moderation.text.phrases import Folded, Phrases, fold
 
-LISTS = pathlib.Path(__file__).parents[1] / "policy" / "lists"
 FIGURE = "figure"
 """Group of the names of another category."""
 MATCH_LIMIT = 64

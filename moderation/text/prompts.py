@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from calotype.moderation.classifiers import Guard
 from calotype.moderation.decision import Finding, Judgement, Measured
 from calotype.moderation.errors import ClassifierUnavailable
-from calotype.moderation.policy.policy import Category, JudgeRules, Modality, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.rules import JudgeRules
 from calotype.moderation.text.matching import TermMatcher
 from calotype.moderation.text.views import READ_LIMIT, Lexicon, View, views, windows
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from calotype.moderation.policy.policy import PolicySpec
+from calotype.moderation.policy.spec import PolicySpec
 from calotype.serving.config.base import Resource
 from calotype.serving.config.conditions import Status
 

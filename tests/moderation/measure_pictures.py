@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from sample_pictures import Pixels, drawing, texture
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy
+from calotype.moderation.policy.categories import Category
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 SIDE = 1024

@@ -9,10 +9,12 @@ import pytest
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.moderator import Moderator
+from calotype.moderation.policy.categories import Category, Verdict
 from calotype.moderation.policy.combination import strictest
-from calotype.moderation.policy.policy import Category, Policy, Rule, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import Scope
-from calotype.moderation.policy.strictness import EFFECTS, laxer_at
+from calotype.moderation.policy.rules import EFFECTS, Rule
+from calotype.moderation.policy.strictness import laxer_at
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
 
 

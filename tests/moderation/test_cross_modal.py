@@ -10,7 +10,8 @@ from sample_pictures import drawing, face, texture
 
 from calotype.moderation.images import faces, networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 PLAIN = texture(5, 128)

@@ -18,7 +18,8 @@ from sample_pictures import Pixels, texture
 from calotype.moderation.classifiers import ImageClassifier, Scores
 from calotype.moderation.images import networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Policy, Verdict
+from calotype.moderation.policy.categories import Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import (
     FixedImageClassifier,
     HangingClassifier,

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from calotype.moderation.images.images import is_blank, is_flat_drawing, tiles
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 MARK = (10, 200, 90)

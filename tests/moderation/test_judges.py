@@ -11,7 +11,9 @@ import yaml
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, JudgeRules, Modality, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Modality, Verdict
+from calotype.moderation.policy.policy import Policy
+from calotype.moderation.policy.rules import JudgeRules
 from calotype.moderation.testing import FixedTextClassifier
 from calotype.moderation.text.judges import FORMATS, MLCOMMONS, QUESTIONS, QWEN3GUARD, Judge
 

@@ -10,7 +10,8 @@ from sample_pictures import Pixels, drawing, resized, saved, texture
 
 from calotype.moderation.images import pdq
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 
 SAFE = FixedImageClassifier({"sexual": 0.01})

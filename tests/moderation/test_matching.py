@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from calotype.moderation.policy.policy import Policy, Verdict
+from calotype.moderation.policy.categories import Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.text.matching import TermMatcher
 from calotype.moderation.text.phrases import fold
 from calotype.moderation.text.prompts import PromptRules

@@ -12,7 +12,8 @@ from calotype.moderation.decision import Decision
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.images import images, networks
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import (
     FixedImageClassifier,
     FixedTextClassifier,

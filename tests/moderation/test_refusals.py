@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calotype.moderation.policy.policy import Category, Policy
+from calotype.moderation.policy.categories import Category
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.refusals import languages, preferred_language, sentences, told
 
 

@@ -16,7 +16,8 @@ from calotype.moderation.errors import AuditError, ClassifierUnavailable
 from calotype.moderation.evaluation.agreement import agreements
 from calotype.moderation.evaluation.shadow import WAITING, Shadows
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Policy, Verdict
+from calotype.moderation.policy.categories import Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import (
     FixedImageClassifier,
     FixedTextClassifier,

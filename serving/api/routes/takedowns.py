@@ -19,7 +19,7 @@ from calotype.moderation.errors import ImageError
 from calotype.moderation.images import pdq
 from calotype.moderation.images.decode import decode_image
 from calotype.moderation.images.pdq import Pixels
-from calotype.moderation.policy.policy import Category
+from calotype.moderation.policy.categories import Category
 from calotype.moderation.provenance import watermark
 from calotype.moderation.provenance.installation_keys import InstallationKeys
 from calotype.serving.api.http.auth import allowed

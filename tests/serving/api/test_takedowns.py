@@ -17,7 +17,8 @@ from sample_pictures import drawing, texture
 from sqlalchemy import text
 
 from calotype.moderation.moderator import Moderator
-from calotype.moderation.policy.policy import Policy, Verdict
+from calotype.moderation.policy.categories import Verdict
+from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
 from calotype.serving.api.routes import takedowns
 from calotype.serving.commands.cli import cli
