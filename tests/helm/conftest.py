@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import pytest
 from controlplane import binaries
-from helm.rendering import COMBINATIONS, WITH_MODEL, Chart, Rendered
+from helm.rendering import COMBINATIONS, Chart, Combinations, Rendered
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +19,12 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Chart:
 
 
 @pytest.fixture(scope="session")
-def combination(chart: Chart) -> Callable[[str], Rendered]:
-    """The objects of a combination of values files, with its model where it has one."""
-
-    @functools.cache
-    def render(name: str) -> Rendered:
-        clouds = name in ("a100-p4d", "a100-a2", "lambda")
-        return chart.render(*COMBINATIONS[name], values=WITH_MODEL if clouds else None)
-
-    return render
+def combination(chart: Chart) -> Combinations:
+    """The objects of a combination of values files; parsed once, so not to be changed."""
+    return functools.cache(chart.combination)
 
 
 @pytest.fixture(params=COMBINATIONS)
-def rendered(request: pytest.FixtureRequest, combination: Callable[[str], Rendered]) -> Rendered:
+def rendered(request: pytest.FixtureRequest, combination: Combinations) -> Rendered:
     """Every combination of values files, one after another."""
     return combination(request.param)

@@ -1,12 +1,12 @@
-"""The chart as helm renders it."""
+"""The chart as helm renders it: one `helm template` for each set of values in a test run."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -28,6 +28,8 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
 
 WITH_MODEL: Object = {"defaultModel": {"enabled": True, "spec": {"licence": {"accepted": True}}}}
 """What somebody adds who accepts the licence."""
+CLOUDS = ("a100-p4d", "a100-a2", "lambda")
+"""The combinations with a default model whose licence has to be accepted."""
 
 
 class Refused(Exception):
@@ -74,10 +76,21 @@ class Rendered:
         return dict(yaml.safe_load(text))
 
 
+Combinations = Callable[[str], Rendered]
+"""The objects of a combination of values files, by its name in `COMBINATIONS`."""
+
+
 @dataclass(frozen=True)
 class Chart:
+    """The chart of the repository; `helm` is the program, `scratch` a folder for its files.
+
+    What helm wrote for a set of values is kept. Every call parses it anew, so that a test may
+    change the objects that it got.
+    """
+
     helm: pathlib.Path
     scratch: pathlib.Path
+    written: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def render(
         self,
@@ -91,8 +104,18 @@ class Chart:
         Raises:
             Refused: helm does not render these values.
         """
-        text = self._run("template", release, *self._values(files, values), "-n", namespace)
-        return Rendered([item for item in yaml.safe_load_all(text) if item])
+        key = (*files, json.dumps(values), release, namespace)
+        if key not in self.written:
+            words = (*self._values(files, values), "-n", namespace)
+            self.written[key] = self._run("template", release, *words)
+        # The loader in C: the definitions of the kinds alone take the one in Python 0.6 s.
+        objects = yaml.load_all(self.written[key], Loader=yaml.CSafeLoader)
+        return Rendered([item for item in objects if item])
+
+    def combination(self, name: str, namespace: str = NAMESPACE) -> Rendered:
+        """`render` of a combination of values files, with its model where it has one."""
+        values = WITH_MODEL if name in CLOUDS else None
+        return self.render(*COMBINATIONS[name], values=values, namespace=namespace)
 
     def refusal(self, *files: str, values: Object) -> str:
         """What helm says of values that it must not take.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helm.rendering import NAMESPACE, RELEASE, Chart, Object, Rendered
+from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
 
 Pod = tuple[str, dict[str, str]]
 """A namespace and labels."""
@@ -76,7 +76,9 @@ def reaches(rendered: Rendered, source: Pod | None, target: Pod | None, port: in
     return out and into
 
 
-NEEDED: list[tuple[str, Pod | None, Pod | None, int]] = [
+Connection = tuple[str, Pod | None, Pod | None, int]
+"""What it is for, who asks, who is asked, and the port."""
+NEEDED: list[Connection] = [
     ("clients come to the gateway", INGRESS, ours("gateway"), 8000),
     ("the gateway asks models", ours("gateway"), ours("model"), 8000),
     ("the gateway asks the API server", ours("gateway"), WORLD, 6443),
@@ -102,7 +104,7 @@ STATE: list[tuple[str, Pod, int]] = [
     ("model and Redis", ours("model"), 6379),
     ("model and pictures", ours("model"), 443),
 ]
-FORBIDDEN: list[tuple[str, Pod | None, Pod | None, int]] = [
+FORBIDDEN: list[Connection] = [
     ("strangers and the model's HTTP port", STRANGER, ours("model"), 8000),
     ("strangers and Ray's dashboard, which runs code", STRANGER, ours("model"), 8265),
     ("strangers and Ray's client port", INGRESS, ours("model"), 10001),
@@ -123,19 +125,21 @@ def case(entry: tuple[object, ...]) -> str:
 
 
 @pytest.mark.parametrize("entry", NEEDED, ids=case)
-def test_what_is_needed_is_open(rendered: Rendered, entry) -> None:
+def test_what_is_needed_is_open(rendered: Rendered, entry: Connection) -> None:
     _, source, target, port = entry
     assert reaches(rendered, source, target, port)
 
 
 @pytest.mark.parametrize("entry", FORBIDDEN, ids=case)
-def test_what_is_not_needed_is_closed(rendered: Rendered, entry) -> None:
+def test_what_is_not_needed_is_closed(rendered: Rendered, entry: Connection) -> None:
     _, source, target, port = entry
     assert not reaches(rendered, source, target, port)
 
 
 @pytest.mark.parametrize("entry", STATE, ids=case)
-def test_state_is_reached_where_it_is_elsewhere(combination, entry) -> None:
+def test_state_is_reached_where_it_is_elsewhere(
+    combination: Combinations, entry: tuple[str, Pod, int]
+) -> None:
     _, source, port = entry
     assert reaches(combination("production"), source, WORLD, port)
     if port != 443:  # which downloads use too
@@ -143,7 +147,7 @@ def test_state_is_reached_where_it_is_elsewhere(combination, entry) -> None:
 
 
 @pytest.mark.parametrize(("part", "port"), [("gateway", 6379), ("fetch", 5432), ("training", 5432)])
-def test_state_is_for_those_who_keep_it(combination, part: str, port: int) -> None:
+def test_state_is_for_those_who_keep_it(combination: Combinations, part: str, port: int) -> None:
     assert not reaches(combination("production"), ours(part), WORLD, port)
 
 

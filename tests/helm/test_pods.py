@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from helm.rendering import CHART, RELEASE, Chart, Object, Rendered
+from helm.rendering import CHART, RELEASE, Chart, Combinations, Object, Rendered
 
 
 def containers(pod: Object) -> list[Object]:
@@ -106,7 +106,7 @@ def test_selectors_match_the_pods_and_nothing_else(rendered: Rendered) -> None:
         assert matched == {f"Deployment/{RELEASE}-{part}"}
 
 
-def test_the_gateway_is_started_as_agreed(combination) -> None:
+def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     deployment = combination("trial").one("Deployment", f"{RELEASE}-gateway")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -142,7 +142,7 @@ def test_the_gateway_is_started_as_agreed(combination) -> None:
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 
 
-def test_in_production_all_state_is_elsewhere(combination) -> None:
+def test_in_production_all_state_is_elsewhere(combination: Combinations) -> None:
     rendered = combination("production")
     deployment = rendered.one("Deployment", f"{RELEASE}-gateway")
     pod = deployment["spec"]["template"]["spec"]
@@ -161,7 +161,7 @@ def test_in_production_all_state_is_elsewhere(combination) -> None:
     assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
 
 
-def test_a_gateway_has_time_to_end_its_requests(combination) -> None:
+def test_a_gateway_has_time_to_end_its_requests(combination: Combinations) -> None:
     from calotype.serving.api.state.settings import GatewaySettings
 
     deployment = combination("production").one("Deployment", f"{RELEASE}-gateway")
@@ -169,7 +169,7 @@ def test_a_gateway_has_time_to_end_its_requests(combination) -> None:
     assert grace > GatewaySettings().request_timeout
 
 
-def test_the_operator_is_started_as_agreed(combination) -> None:
+def test_the_operator_is_started_as_agreed(combination: Combinations) -> None:
     deployment = combination("trial").one("Deployment", f"{RELEASE}-operator")
     assert deployment["spec"]["replicas"] == 1
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
@@ -219,7 +219,7 @@ def test_images_have_one_prefix_and_may_be_pinned_by_digest(chart: Chart) -> Non
     assert rendered.settings()["imagePullSecrets"] == ["registry"]
 
 
-def test_hooks_run_scripts_that_are_in_the_chart(combination) -> None:
+def test_hooks_run_scripts_that_are_in_the_chart(combination: Combinations) -> None:
     rendered = combination("trial")
     scripts = 0
     for where, pod in rendered.pods():

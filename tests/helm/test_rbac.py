@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from helm.rendering import COMBINATIONS, NAMESPACE, RELEASE, Chart, Object, Rendered
+from helm.rendering import COMBINATIONS, NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
 
 READ = {"get", "list", "watch"}
 APPLY = {"get", "create", "patch"}
@@ -113,7 +113,9 @@ def test_an_administrator_may_make_the_roles(chart: Chart) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in COMBINATIONS if n not in ("defaults", "a100-a2")])
-def test_the_hook_of_default_objects_may_only_apply_them(combination, name: str) -> None:
+def test_the_hook_of_default_objects_may_only_apply_them(
+    combination: Combinations, name: str
+) -> None:
     role = combination(name).one("Role", f"{RELEASE}-defaults")
     kinds = ("imagemodels", "moderationpolicies", "teams")
     assert rights(role) == {("calotype.dev", kind): {"create", "patch"} for kind in kinds}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
-from helm.rendering import NAMESPACE, RELEASE, Chart, Object, Rendered
+from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
 from helm.schema import FIELDS
+from pydantic import BaseModel
 
 from calotype.moderation.policy.policy import Policy
 from calotype.operator.settings import OperatorSettings, ResourceProfile, load_settings
@@ -16,11 +18,13 @@ from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.model.memory_plan import plan_memory
 
 
-def camel(model: type) -> set[str]:
+def camel(model: type[BaseModel]) -> set[str]:
     return {field.alias for field in model.model_fields.values()}
 
 
-def test_the_operator_reads_its_settings(rendered: Rendered, tmp_path, monkeypatch) -> None:
+def test_the_operator_reads_its_settings(
+    rendered: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = rendered.one("ConfigMap", f"{RELEASE}-operator")["data"]["operator.yaml"]
     (tmp_path / "operator.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("CALOTYPE_OPERATOR_NAMESPACE", NAMESPACE)
@@ -55,7 +59,7 @@ def test_gateway_and_models_use_the_same_state(rendered: Rendered) -> None:
     ]
 
 
-def test_redis_reaches_the_operator(combination) -> None:
+def test_redis_reaches_the_operator(combination: Combinations) -> None:
     assert combination("production").settings()["redis"] == {
         "address": "redis-master.redis.svc:6379",
         "passwordSecretRef": {"name": "calotype-redis", "key": "password"},
@@ -63,7 +67,7 @@ def test_redis_reaches_the_operator(combination) -> None:
     assert "redis" not in combination("trial").settings()
 
 
-def test_ray_is_the_version_of_the_image(combination) -> None:
+def test_ray_is_the_version_of_the_image(combination: Combinations) -> None:
     assert combination("defaults").settings()["rayVersion"] == importlib.metadata.version("ray")
 
 
@@ -90,7 +94,9 @@ def objects(rendered: Rendered) -> dict[str, Object]:
     ("name", "gpu"),
     [("trial", None), ("a100-p4d", "a100-40gb"), ("a100-a2", "a100-80gb"), ("lambda", "a100-80gb")],
 )
-def test_the_default_model_is_one_that_fits_its_gpu(combination, name, gpu) -> None:
+def test_the_default_model_is_one_that_fits_its_gpu(
+    combination: Combinations, name: str, gpu: str | None
+) -> None:
     rendered = combination(name)
     manifest = objects(rendered)["ImageModel"]
     assert manifest["metadata"]["namespace"] == NAMESPACE
@@ -105,7 +111,7 @@ def test_the_default_model_is_one_that_fits_its_gpu(combination, name, gpu) -> N
     plan_memory("flux-2-dev", gpu, model.spec.precision, pixels, "separate")
 
 
-def test_a_cloud_s_nodes_are_selected_by_its_own_labels(combination) -> None:
+def test_a_cloud_s_nodes_are_selected_by_its_own_labels(combination: Combinations) -> None:
     profiles = combination("a100-a2").settings()["resourceProfiles"]
     for name, accelerator in (
         ("a100-40gb", "nvidia-tesla-a100"),
@@ -119,7 +125,7 @@ def test_a_cloud_s_nodes_are_selected_by_its_own_labels(combination) -> None:
     assert 8 * int(p4d["limits"]["memory"].removesuffix("Gi")) <= 1100
 
 
-def test_the_default_policy_is_a_policy_that_blocks(combination) -> None:
+def test_the_default_policy_is_a_policy_that_blocks(combination: Combinations) -> None:
     manifest = objects(combination("production"))["ModerationPolicy"]
     policy = Policy.from_spec(manifest["metadata"]["name"], manifest["spec"])
     shipped = Policy.default()
@@ -143,7 +149,7 @@ def test_all_three_kinds_of_default_objects_are_applied_policy_first(chart: Char
     assert names == ["1-moderationpolicy.json", "1-team.json", "2-imagemodel.json", "hook.py"]
 
 
-def test_an_applied_object_says_nothing_that_helm_would_own(combination) -> None:
+def test_an_applied_object_says_nothing_that_helm_would_own(combination: Combinations) -> None:
     for manifest in objects(combination("trial")).values():
         assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
         assert "annotations" not in manifest["metadata"]
