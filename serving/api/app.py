@@ -45,7 +45,7 @@ from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 ROUTES = (
@@ -57,7 +57,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def create_app(
     settings: GatewaySettings,
-    store: JobStore,
+    store: Database,
     blobs: BlobStore,
     backend: GenerationBackend,
     catalog: Catalog,
@@ -95,7 +95,7 @@ def create_app(
         backend=backend,
         catalog=catalog,
         waits=waits,
-        url_secret=store.service_secret("asset-urls"),
+        url_secret=store.secrets.service_secret("asset-urls"),
         estimates=Estimates(store, settings.forecast_seconds),
         change_poller=change_poller,
         outbound=OutboundPolicy(

@@ -16,8 +16,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.core.errors import CalotypeError
-from calotype.serving.database.accounts.api_keys import declare_team
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.wire.gateway_config import (
     DeclaredTeam,
     GatewayConfig,
@@ -45,7 +44,7 @@ class ConfigFollower:
         path: pathlib.Path,
         catalog: Catalog,
         backend: RemoteBackend,
-        store: JobStore,
+        store: Database,
         say: Callable[[str], None],
         newest: ConfigMapReader | None = None,
     ) -> None:
@@ -128,12 +127,12 @@ class ConfigFollower:
             return
         for team in teams:
             if self._teams is None or team not in self._teams:
-                declare_team(self._store, team.model_dump(by_alias=True))
+                self._store.api_keys.declare_team(team.model_dump(by_alias=True))
         kept = {team.name for team in teams}
-        declared = {key.team_id for key in self._store.list_keys() if key.declared}
-        for record in self._store.list_teams():
+        declared = {key.team_id for key in self._store.api_keys.list_keys() if key.declared}
+        for record in self._store.teams.list_teams():
             if record.id in declared and record.name not in kept:
-                self._store.declare_keys(record.name, [], [])
+                self._store.api_keys.declare_keys(record.name, [], [])
         self._teams = tuple(teams)
 
     def _complain(self, problem: str) -> None:

@@ -32,8 +32,7 @@ from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
-from calotype.serving.database.accounts.api_keys import ensure_first_key
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import open_blobs
 
@@ -104,7 +103,7 @@ def open_store(
     say: Callable[[str], None],
     patience: float = DATABASE_PATIENCE,
     sleep: Callable[[float], None] = time.sleep,
-) -> JobStore:
+) -> Database:
     """The job database, waited for while it starts.
 
     Raises:
@@ -113,7 +112,7 @@ def open_store(
     give_up = time.monotonic() + patience
     while True:
         try:
-            return JobStore.open(url)
+            return Database.open(url)
         except StorageFailed as error:
             if time.monotonic() >= give_up:
                 raise
@@ -121,11 +120,11 @@ def open_store(
         sleep(DATABASE_PAUSE)
 
 
-def build_gateway(options: GatewayOptions, store: JobStore) -> FastAPI:
+def build_gateway(options: GatewayOptions, store: Database) -> FastAPI:
     """The application, which follows its configuration file while it runs."""
     environment = options.environment
     if options.api_key is not None:
-        ensure_first_key(store, options.api_key)
+        store.api_keys.ensure_first(options.api_key)
     catalog = Catalog([])
     backend = RemoteBackend(store, environment.internal_token)
     newest = None

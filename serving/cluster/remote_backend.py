@@ -25,7 +25,7 @@ from calotype.serving.core.errors import (
     error_from_payload,
 )
 from calotype.serving.core.protocols import ModelStatus
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -49,7 +49,7 @@ class RemoteBackend:
         token: the internal token of this service.
     """
 
-    def __init__(self, store: JobStore, token: str) -> None:
+    def __init__(self, store: Database, token: str) -> None:
         self.endpoints: dict[str, str] = {}
         """Model -> base URL of its app; may be replaced while running."""
         self._store = store
@@ -146,7 +146,7 @@ class RemoteBackend:
         Raises:
             Overloaded: there is no such job, or not any more.
         """
-        job = self._store.get_job(job_id)
+        job = self._store.jobs.get_job(job_id)
         if job is None:
             raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model

@@ -104,7 +104,7 @@ def _seconds(moment: datetime.datetime) -> float:
 
 def _reviewer_actions(data_dir: pathlib.Path) -> list[dict[str, Any]]:
     from calotype.serving.database.connection import sqlite_url
-    from calotype.serving.database.jobs import JobStore
+    from calotype.serving.database.database import Database
 
     url = os.environ.get("CALOTYPE_DATABASE_URL")
     if not url:
@@ -112,9 +112,9 @@ def _reviewer_actions(data_dir: pathlib.Path) -> list[dict[str, Any]]:
             click.echo(f"{data_dir} has no database: what reviewers did is left out.", err=True)
             return []
         url = sqlite_url(data_dir)
-    store = JobStore.open(url)
+    store = Database.open(url)
     try:
-        return list(store.reviewer_actions())
+        return list(store.reviewer_audit.actions())
     finally:
         store.close()
 

@@ -15,7 +15,7 @@ import click
 from calotype.serving.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from calotype.serving.database.jobs import JobStore
+    from calotype.serving.database.database import Database
     from calotype.serving.jobs.records import KeyRecord
 
 
@@ -37,15 +37,15 @@ def keys(context: click.Context, data_dir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(data_dir: pathlib.Path) -> Iterator[JobStore]:
+def _opened(data_dir: pathlib.Path) -> Iterator[Database]:
     from calotype.serving.database.connection import sqlite_url
-    from calotype.serving.database.jobs import JobStore
+    from calotype.serving.database.database import Database
 
     url = os.environ.get("CALOTYPE_DATABASE_URL")
     if not url:
         data_dir.mkdir(parents=True, exist_ok=True)
         url = sqlite_url(data_dir)
-    store = JobStore.open(url)
+    store = Database.open(url)
     try:
         yield store
     finally:
@@ -74,10 +74,10 @@ def create(
     data_dir: pathlib.Path, name: str, team: str, scopes: tuple[str, ...], here: pathlib.Path | None
 ) -> None:
     """Make an API key and print it, for the only time."""
-    from calotype.serving.database.accounts.api_keys import SCOPES, create_key
+    from calotype.serving.database.accounts.api_keys import SCOPES
 
     with _opened(here or data_dir) as store:
-        plain, record = create_key(store, team=team, name=name, scopes=scopes or SCOPES)
+        plain, record = store.api_keys.create(team=team, name=name, scopes=scopes or SCOPES)
     click.echo(plain)
     click.echo(f"{record.id}: team {team}; shown this once, keep it.", err=True)
 
@@ -89,8 +89,8 @@ def create(
 def list_keys(data_dir: pathlib.Path, as_json: bool, here: pathlib.Path | None) -> None:
     """List all keys, without what would let anybody in."""
     with _opened(here or data_dir) as store:
-        teams = {team.id: team.name for team in store.list_teams()}
-        found = [_described(key, teams) for key in store.list_keys()]
+        teams = {team.id: team.name for team in store.teams.list_teams()}
+        found = [_described(key, teams) for key in store.api_keys.list_keys()]
     for key in found:
         if as_json:
             click.echo(json.dumps(key))
@@ -107,7 +107,7 @@ def list_keys(data_dir: pathlib.Path, as_json: bool, here: pathlib.Path | None) 
 def revoke(data_dir: pathlib.Path, key_id: str, here: pathlib.Path | None) -> None:
     """Let a key work no longer, from now on."""
     with _opened(here or data_dir) as store:
-        if not store.revoke_key(key_id):
+        if not store.api_keys.revoke_key(key_id):
             raise NotFound(
                 f"There is no key {key_id!r} that is valid. `calotype keys list` shows all."
             )
@@ -126,10 +126,9 @@ def rotate(
     data_dir: pathlib.Path, key_id: str, overlap_seconds: float, here: pathlib.Path | None
 ) -> None:
     """Make a new key in place of an old one and print it, for the only time."""
-    from calotype.serving.database.accounts.api_keys import rotate_key
 
     with _opened(here or data_dir) as store:
-        plain, record = rotate_key(store, key_id, overlap_seconds)
+        plain, record = store.api_keys.rotate(key_id, overlap_seconds)
     click.echo(plain)
     click.echo(f"{record.id} takes the place of {key_id}; shown this once, keep it.", err=True)
 

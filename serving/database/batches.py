@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import func, or_, select, update
 
-from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.core.protocols import Clock
+from calotype.serving.core.errors import NotFound
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import batch_lines, batches
 from calotype.serving.jobs.records import BatchLine, BatchRecord
 
@@ -17,11 +17,8 @@ WORKING = ("in_progress", "cancelling")
 """States in which a batch needs somebody to work on it."""
 
 
-class Batches:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Batches(Repository):
+    """Batches and their lines."""
 
     def add_batch(self, batch: BatchRecord, lines: Sequence[BatchLine]) -> None:
         values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
@@ -46,20 +43,9 @@ class Batches:
         self, team_id: str, *, limit: int, after: str | None = None
     ) -> list[BatchRecord]:
         """Newest first; ``after`` is the last id of the page before."""
-        table = batches.c
-        query = select(batches).where(table.team_id == team_id)
-        if after is not None:
-            try:
-                last = self.get_batch(after, team_id)
-            except NotFound as error:
-                raise InvalidRequest(
-                    f"after names no batch: {after[:80]!r}.", param="after"
-                ) from error
-            same = and_(table.created == last.created, table.id < last.id)
-            query = query.where(or_(table.created < last.created, same))
-        query = query.order_by(table.created.desc(), table.id.desc()).limit(limit)
-        with reading(self.engine) as connection:
-            return [BatchRecord(**row) for row in connection.execute(query).mappings()]
+        query = select(batches).where(batches.c.team_id == team_id)
+        rows = self.page(query, batches, team_id, "batch", limit=limit, after=after)
+        return [BatchRecord(**row) for row in rows]
 
     def change_batch(
         self, batch_id: str, status: str, only_from: Sequence[str] = WORKING, **values: Any

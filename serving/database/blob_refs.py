@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, or_, select
+from sqlalchemy import Connection, and_, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.core.protocols import Clock
+from calotype.serving.core.errors import NotFound
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import (
     assets,
@@ -31,17 +31,17 @@ JOB_INPUT = "job_input"
 """Purpose of a file that came with a request; it is not listed."""
 
 
-def hold(connection: Connection, keys: Iterable[str]) -> None:
+def add_ref(connection: Connection, keys: Iterable[str]) -> None:
     """A new row refers to these blobs: they are no garbage any more."""
     wanted = list(keys)
     if wanted:
         connection.execute(delete(blob_garbage).where(blob_garbage.c.blob_key.in_(wanted)))
 
 
-def drop(connection: Connection, keys: Iterable[str], now: float) -> None:
+def release_ref(connection: Connection, keys: Iterable[str], now: float) -> None:
     """A row that referred to these blobs is gone: those without another one become garbage."""
     for key in sorted(set(keys)):
-        if not is_held(connection, key):
+        if not is_referenced(connection, key):
             insert: Any = (
                 postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
             )(blob_garbage)
@@ -49,18 +49,15 @@ def drop(connection: Connection, keys: Iterable[str], now: float) -> None:
             connection.execute(insert.values(values).on_conflict_do_nothing())
 
 
-def is_held(connection: Connection, key: str) -> bool:
+def is_referenced(connection: Connection, key: str) -> bool:
     return any(
         connection.execute(select(table.c.blob_key).where(table.c.blob_key == key).limit(1)).first()
         for table in _REFERRING
     )
 
 
-class BlobRefs:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class BlobRefs(Repository):
+    """Assets, uploaded files, and the blobs that they name."""
 
     # -- assets --------------------------------------------------------------------------------
 
@@ -87,7 +84,7 @@ class BlobRefs:
         values = {name: getattr(file, name) for name in file.__dataclass_fields__}
         with writing(self.engine, durable=True) as connection:
             connection.execute(files.insert().values(values))
-            hold(connection, [file.blob_key])
+            add_ref(connection, [file.blob_key])
 
     def get_file(self, file_id: str, team_id: str) -> FileRecord | None:
         query = select(files).where(files.c.id == file_id, files.c.team_id == team_id)
@@ -114,14 +111,10 @@ class BlobRefs:
         query = select(files).where(files.c.team_id == team_id, files.c.purpose != JOB_INPUT)
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
-        if after is not None:
-            last = self.get_file(after, team_id)
-            if last is None:
-                raise InvalidRequest(f"after names no file: {after[:80]!r}.", param="after")
-            query = query.where(_beyond(files, last.created, last.id, oldest_first))
-        query = _ordered(query, files, oldest_first).limit(limit)
-        with reading(self.engine) as connection:
-            return [FileRecord(**row) for row in connection.execute(query).mappings()]
+        rows = self.page(
+            query, files, team_id, "file", limit=limit, after=after, oldest_first=oldest_first
+        )
+        return [FileRecord(**row) for row in rows]
 
     def delete_file(self, file_id: str, team_id: str) -> None:
         """Raises NotFound when the team has no such file."""
@@ -144,21 +137,21 @@ class BlobRefs:
         )
         with writing(self.engine) as connection:
             keys = list(connection.execute(query).scalars())
-            held = [key for key in keys if is_held(connection, key)]
-            hold(connection, held)
+            held = [key for key in keys if is_referenced(connection, key)]
+            add_ref(connection, held)
         return [key for key in keys if key not in held]
 
     def forget_garbage(self, keys: Sequence[str]) -> None:
         """These blobs are deleted."""
         with writing(self.engine) as connection:
-            hold(connection, keys)
+            add_ref(connection, keys)
 
     def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
         """Those that no row names, not even as garbage: left by a writer that died."""
         with reading(self.engine) as connection:
             noted = select(blob_garbage.c.blob_key).where(blob_garbage.c.blob_key.in_(keys))
             known = set(connection.execute(noted).scalars())
-            return [key for key in keys if key not in known and not is_held(connection, key)]
+            return [key for key in keys if key not in known and not is_referenced(connection, key)]
 
     def _forget(self, table: Any, condition: Any, limit: int = _PAGE) -> int:
         with writing(self.engine) as connection:
@@ -172,19 +165,5 @@ class BlobRefs:
                 delete(table).where(table.c.id.in_(ids)).returning(table.c.blob_key)
             )
             keys = list(gone.scalars())
-            drop(connection, keys, self.clock.time())
+            release_ref(connection, keys, self.clock.time())
         return len(keys)
-
-
-def _beyond(table: Any, created: float, row_id: str, oldest_first: bool) -> Any:
-    if oldest_first:
-        later = table.c.created > created
-        return or_(later, and_(table.c.created == created, table.c.id > row_id))
-    earlier = table.c.created < created
-    return or_(earlier, and_(table.c.created == created, table.c.id < row_id))
-
-
-def _ordered(query: Select[Any], table: Any, oldest_first: bool) -> Select[Any]:
-    if oldest_first:
-        return query.order_by(table.c.created, table.c.id)
-    return query.order_by(table.c.created.desc(), table.c.id.desc())

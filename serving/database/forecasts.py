@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select
 
-from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository, upsert
 from calotype.serving.database.schema.tables import forecasts
 from calotype.serving.jobs.predictor import WorkPredictor
 from calotype.serving.jobs.throughput import Throughput
@@ -116,11 +115,8 @@ def foresee(
     )
 
 
-class Forecasts:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Forecasts(Repository):
+    """The last forecast of each model."""
 
     def save_forecast(self, forecast: Forecast) -> None:
         values = {
@@ -128,14 +124,8 @@ class Forecasts:
             "updated": forecast.updated,
             "figures": asdict(forecast),
         }
-        dialect = self.engine.dialect.name
-        insert: Any = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(forecasts)
-        insert = insert.values(values)
-        changes = {"updated": insert.excluded.updated, "figures": insert.excluded.figures}
         with writing(self.engine) as connection:
-            connection.execute(
-                insert.on_conflict_do_update(index_elements=[forecasts.c.model], set_=changes)
-            )
+            upsert(connection, forecasts, values, ["model"])
 
     def get_forecast(self, model: str) -> Forecast:
         """The last one written; an empty one when the model was never served."""

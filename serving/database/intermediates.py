@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
-from calotype.serving.core.protocols import Clock
-from calotype.serving.database.blob_refs import drop, hold
+from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import checkpoints, jobs, previews
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 
@@ -29,14 +29,11 @@ def clear_intermediates(connection: Connection, job_id: str, now: float, *, draw
         gone = connection.execute(
             delete(table).where(table.c.job_id == job_id).returning(table.c.blob_key)
         )
-        drop(connection, list(gone.scalars()), now)
+        release_ref(connection, list(gone.scalars()), now)
 
 
-class Intermediates:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Intermediates(Repository):
+    """Checkpoints and previews of running jobs."""
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Replaces the job's checkpoint; False when the lease is not the current one."""
@@ -50,8 +47,8 @@ class Intermediates:
             )
             old = [key for key in gone.scalars() if key != checkpoint.blob_key]
             connection.execute(checkpoints.insert().values(_values(checkpoint)))
-            hold(connection, [checkpoint.blob_key])
-            drop(connection, old, self.clock.time())
+            add_ref(connection, [checkpoint.blob_key])
+            release_ref(connection, old, self.clock.time())
         return True
 
     def get_checkpoint(self, job_id: str) -> Checkpoint | None:
@@ -68,7 +65,7 @@ class Intermediates:
                 .where(checkpoints.c.job_id == job_id)
                 .returning(checkpoints.c.blob_key)
             )
-            drop(connection, list(gone.scalars()), self.clock.time())
+            release_ref(connection, list(gone.scalars()), self.clock.time())
 
     def add_preview(self, preview: PreviewRecord) -> bool:
         """False when the lease is not the current one or the preview is there already.
@@ -89,7 +86,7 @@ class Intermediates:
             if connection.execute(known).first() is not None:
                 return False
             connection.execute(previews.insert().values(_values(preview)))
-            hold(connection, [preview.blob_key])
+            add_ref(connection, [preview.blob_key])
         return True
 
     def list_previews(self, job_id: str) -> list[PreviewRecord]:

@@ -1,7 +1,6 @@
 """The durable record of every job: transitions are compare-and-set, one terminal state each.
 
-Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``. Teams and keys are in
-`accounts`, pictures and files in `shelf`, quotas in `quotas`, webhooks in `deliveries`.
+Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``.
 """
 
 from __future__ import annotations
@@ -9,71 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, func, or_, select, update
+from sqlalchemy import Connection, Select, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.core.protocols import Clock, SystemClock
 from calotype.serving.database.accounts.quotas import RateState, reserve, settle
-from calotype.serving.database.accounts.teams import Teams
-from calotype.serving.database.accounts.usage import Usage, record_usage, used_seconds
-from calotype.serving.database.batches import Batches
-from calotype.serving.database.blob_refs import BlobRefs, hold
-from calotype.serving.database.connection import create_database_engine, flush, reading, writing
-from calotype.serving.database.forecasts import Forecasts
-from calotype.serving.database.intermediates import Intermediates, clear_intermediates
-from calotype.serving.database.retention import Retention
+from calotype.serving.database.accounts.usage import record_usage, used_seconds
+from calotype.serving.database.blob_refs import add_ref
+from calotype.serving.database.connection import flush, reading, writing
+from calotype.serving.database.intermediates import clear_intermediates
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.review.held_images import (
-    HeldImages,
-    HeldRecord,
     add_held,
     held_reasons,
 )
-from calotype.serving.database.review.reviewer_audit import ReviewerAudit
 from calotype.serving.database.schema.tables import assets, jobs
-from calotype.serving.database.schema.upgrade import upgrade_database
-from calotype.serving.database.takedowns import Takedowns
-from calotype.serving.database.webhooks import Webhooks, announce
+from calotype.serving.database.webhooks import announce
+from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.lifecycle import Status, sources
-from calotype.serving.jobs.records import AssetRecord, JobRecord, NewJob
+from calotype.serving.jobs.records import JobRecord, NewJob
 
 
-class JobStore(
-    Teams,
-    BlobRefs,
-    Intermediates,
-    Forecasts,
-    Usage,
-    Webhooks,
-    Batches,
-    HeldImages,
-    ReviewerAudit,
-    Takedowns,
-    Retention,
-):
-    """The job database.
-
-    Raises:
-        StorageFailed: from every method, when the database cannot be read or written.
-    """
-
-    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
-        self.engine = engine
-        self.clock: Clock = clock or SystemClock()
-
-    @classmethod
-    def open(cls, url: str, clock: Clock | None = None) -> JobStore:
-        """Upgrades the tables behind ``url`` and connects."""
-        upgrade_database(url)
-        return cls.connect(url, clock)
-
-    @classmethod
-    def connect(cls, url: str, clock: Clock | None = None) -> JobStore:
-        """Connects to a database whose tables are upgraded already."""
-        return cls(create_database_engine(url), clock)
-
-    def close(self) -> None:
-        self.engine.dispose()
+class Jobs(Repository):
+    """Jobs and their transitions."""
 
     # -- making and finding jobs -------------------------------------------------------------
 
@@ -160,18 +117,8 @@ class JobStore(
             query = query.where(jobs.c.status == status)
         if created_after is not None:
             query = query.where(jobs.c.created > created_after)
-        if after is not None:
-            last = self.get_job(after, team_id)
-            if last is None:
-                raise InvalidRequest(f"after names no job: {after!r}.", param="after")
-            query = query.where(
-                or_(
-                    jobs.c.created < last.created,
-                    and_(jobs.c.created == last.created, jobs.c.id < last.id),
-                )
-            )
-        query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
-        return self._all(query)
+        rows = self.page(query, jobs, team_id, "job", limit=limit, after=after)
+        return [JobRecord(**row) for row in rows]
 
     def open_jobs(self, model: str | None, status: Status) -> list[JobRecord]:
         """Every job of one state, oldest first: what a starting dispatcher reads."""
@@ -254,57 +201,35 @@ class JobStore(
                 update(jobs).where(jobs.c.id == job_id).values(moderation=moderation)
             )
 
-    def finish_job(
-        self,
-        job_id: str,
-        status: Status,
-        *,
-        fence: int | None = None,
-        error: dict[str, Any] | None = None,
-        output: dict[str, Any] | None = None,
-        moderation: dict[str, Any] | None = None,
-        usage: dict[str, Any] | None = None,
-        metrics: dict[str, Any] | None = None,
-        stored: Sequence[AssetRecord] = (),
-        held: Sequence[HeldRecord] = (),
-    ) -> JobRecord | None:
+    def finish_job(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends the job in one durable transaction; None when it was over before.
 
-        With it: its assets, pictures that wait for a person, its team's quota and usage, and the
-        webhooks that tell of it.
-
-        With a ``fence`` only the holder of that lease may end it.
+        With it: its assets, images that wait for a reviewer, its team's quota and usage, and the
+        webhooks that tell of it. Where the ending has a fence, only the holder of that lease may
+        end the job.
         """
-        values: dict[str, Any] = {
-            "completed": self.clock.time(),
-            "lease_replica": None,
-            "lease_expires": None,
-        }
-        given = {
-            "error": error,
-            "output": output,
-            "moderation": moderation,
-            "usage": usage,
-            "metrics": metrics,
-        }
-        values |= {name: value for name, value in given.items() if value is not None}
+        now = self.clock.time()
+        values: dict[str, Any] = {"completed": now, "lease_replica": None, "lease_expires": None}
+        for name in ("error", "output", "moderation", "usage", "metrics"):
+            if (value := getattr(ending, name)) is not None:
+                values[name] = value
+        status, fence = ending.status, ending.fence
         with writing(self.engine, durable=True) as connection:
             if not self._compare_and_set(connection, job_id, status, fence, values):
                 return None
-            for asset in stored:
+            for asset in ending.stored:
                 connection.execute(
                     assets.insert().values(
                         {name: getattr(asset, name) for name in asset.__dataclass_fields__}
                     )
                 )
-            hold(connection, [asset.blob_key for asset in stored])
-            add_held(connection, held, held_reasons(moderation), values["completed"])
+            add_ref(connection, [asset.blob_key for asset in ending.stored])
+            add_held(connection, ending.held, held_reasons(ending.moderation), now)
             job = _one(connection, job_id)
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)
-            drawn = status == "succeeded"
-            clear_intermediates(connection, job_id, values["completed"], drawn=drawn)
-            announce(connection, job, values["completed"])
+            clear_intermediates(connection, job_id, now, drawn=status == "succeeded")
+            announce(connection, job, now)
             return job
 
     # -- inside --------------------------------------------------------------------------------

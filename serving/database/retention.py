@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, and_, delete, or_, select, update
+from sqlalchemy import and_, delete, or_, select, update
 
-from calotype.serving.core.protocols import Clock
-from calotype.serving.database.blob_refs import drop
+from calotype.serving.database.blob_refs import release_ref
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import (
     assets,
     batch_lines,
@@ -24,11 +24,8 @@ _PAGE = 200
 _EMPTY_REQUEST = ("rendered_size", "size", "steps", "n")
 
 
-class Retention:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Retention(Repository):
+    """Removes what expired."""
 
     def purge_jobs(self, limit: int = _PAGE) -> int:
         """Takes prompt, recipe and pictures from jobs whose time is over; how many there were.
@@ -64,7 +61,7 @@ class Retention:
                     gone = connection.execute(
                         delete(table).where(table.c.job_id == job.id).returning(table.c.blob_key)
                     )
-                    drop(connection, list(gone.scalars()), now)
+                    release_ref(connection, list(gone.scalars()), now)
         return len(ended)
 
     def forget_jobs(self, purged_before: float, limit: int = _PAGE) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Engine, delete, func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from calotype.moderation.errors import ClassifierUnavailable
@@ -20,9 +20,9 @@ from calotype.moderation.images.known_images import KnownList
 from calotype.moderation.images.pdq import Words
 from calotype.moderation.policy.categories import Category
 from calotype.serving.core.errors import NotFound, StorageFailed
-from calotype.serving.core.protocols import Clock
-from calotype.serving.database.blob_refs import drop, hold, is_held
+from calotype.serving.database.blob_refs import add_ref, is_referenced, release_ref
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import assets, files, image_index, taken_down
 from calotype.serving.jobs.records import AssetRecord, new_id
 
@@ -65,11 +65,8 @@ class TakedownRecord:
     created: float
 
 
-class Takedowns:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Takedowns(Repository):
+    """Taken-down images, and the fingerprints of stored ones."""
 
     # -- what is stored ------------------------------------------------------------------------
 
@@ -143,13 +140,13 @@ class Takedowns:
                 for table in (assets, files):
                     copies = delete(table).where(table.c.sha256.in_(chunk))
                     wanted.update(connection.execute(copies.returning(table.c.blob_key)).scalars())
-            drop(connection, wanted, now)
-            return sorted(key for key in wanted if not is_held(connection, key))
+            release_ref(connection, wanted, now)
+            return sorted(key for key in wanted if not is_referenced(connection, key))
 
     def forget_blobs(self, keys: Sequence[str]) -> None:
         """These blobs are deleted: they wait for no sweep."""
         with writing(self.engine) as connection:
-            hold(connection, keys)
+            add_ref(connection, keys)
 
     # -- what must not come again --------------------------------------------------------------
 
@@ -184,7 +181,7 @@ class Takedowns:
         if not gone.rowcount:
             raise NotFound(f"There is no takedown '{takedown_id[:80]}'.")
 
-    def takedowns_stamp(self) -> tuple[int, float]:
+    def stamp(self) -> tuple[int, float]:
         """Changes whenever the list does."""
         query = select(func.count(), func.max(taken_down.c.created)).select_from(taken_down)
         with reading(self.engine) as connection:
@@ -205,7 +202,7 @@ class TakenDown:
     def __call__(self) -> KnownList:
         """Raises ClassifierUnavailable: then nothing is known of any picture."""
         try:
-            stamp = self._store.takedowns_stamp()
+            stamp = self._store.stamp()
             if self._known is None or self._known[0] != stamp:
                 self._known = stamp, _as_list(self._store.list_takedowns())
         except StorageFailed as error:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, or_, select, update
+from sqlalchemy import Connection, delete, select, update
 
-from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.core.protocols import Clock
-from calotype.serving.database.accounts.teams import make_webhook_secret
+from calotype.serving.core.errors import NotFound
+from calotype.serving.database.accounts.service_secrets import make_webhook_secret
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import (
     webhook_attempts,
     webhook_deliveries,
@@ -61,11 +61,8 @@ def announce(connection: Connection, job: JobRecord, now: float, event: str = ""
         _add(connection, job.team_id, endpoint_id, url, event, now, job_id=job.id)
 
 
-class Webhooks:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Webhooks(Repository):
+    """Endpoints, deliveries and attempts."""
 
     # -- endpoints -----------------------------------------------------------------------------
 
@@ -266,18 +263,10 @@ class Webhooks:
         ):
             if value is not None:
                 query = query.where(column == value)
-        if after is not None:
-            try:
-                last = self.get_delivery(after, team_id)
-            except NotFound as error:
-                raise InvalidRequest(
-                    f"after names no webhook delivery: {after[:80]!r}.", param="after"
-                ) from error
-            same = and_(table.created == last.created, table.id < last.id)
-            query = query.where(or_(table.created < last.created, same))
-        query = query.order_by(table.created.desc(), table.id.desc()).limit(limit)
-        with reading(self.engine) as connection:
-            return [DeliveryRecord(**row) for row in connection.execute(query).mappings()]
+        rows = self.page(
+            query, webhook_deliveries, team_id, "webhook delivery", limit=limit, after=after
+        )
+        return [DeliveryRecord(**row) for row in rows]
 
     def list_attempts(self, delivery_ids: Sequence[str]) -> dict[str, list[AttemptRecord]]:
         query = select(webhook_attempts).where(

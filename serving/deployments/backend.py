@@ -12,7 +12,7 @@ from ray import serve
 
 from calotype.serving.core.errors import CalotypeError, ModerationUnavailable, Overloaded
 from calotype.serving.core.protocols import ModelStatus
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.remote import RemoteSafety, call
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RayBackend:
         models: model name -> name of its Serve application; may be replaced while running.
     """
 
-    def __init__(self, store: JobStore, models: Mapping[str, str]) -> None:
+    def __init__(self, store: Database, models: Mapping[str, str]) -> None:
         self.models = dict(models)
         self._store = store
         self._model_of = functools.lru_cache(10_000)(self._look_up)
@@ -118,7 +118,7 @@ class RayBackend:
         Raises:
             Overloaded: there is no such job, or not any more.
         """
-        job = self._store.get_job(job_id)
+        job = self._store.jobs.get_job(job_id)
         if job is None:
             raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model

@@ -16,7 +16,7 @@ from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.errors import ContentBlocked, EngineError
 from calotype.serving.core.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.core.request import Failed, Finished, GenerationRequest, Progress
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.engine.model.input_images import restore_outside
@@ -80,7 +80,7 @@ class LocalBackend:
         self,
         model: ImageModel,
         adapters: Sequence[LoRAAdapter],
-        store: JobStore,
+        store: Database,
         blobs: BlobStore,
         safety: SafetyStage,
         policy: DispatchPolicy | None = None,

@@ -10,8 +10,7 @@ from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.strictness import laxer_at
 from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.database.accounts.api_keys import declare_team
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 DEFAULT = "default"
 
@@ -54,7 +53,7 @@ def check_policies(manifests: Manifests) -> None:
                 )
 
 
-def declare_teams(store: JobStore, before: Sequence[Team], now: Sequence[Team]) -> None:
+def declare_teams(store: Database, before: Sequence[Team], now: Sequence[Team]) -> None:
     """Makes weights, limits and policies of teams what their manifests say.
 
     Keys are made by `calotype keys create --team`; a team whose manifest went has no limits left.
@@ -64,11 +63,11 @@ def declare_teams(store: JobStore, before: Sequence[Team], now: Sequence[Team]) 
     """
     for team in before:
         if all(team.name != other.name for other in now):
-            declare_team(store, {"name": team.name})
+            store.api_keys.declare_team({"name": team.name})
     for team in now:
         spec = team.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         policy = (spec.get("moderationPolicyRef") or {}).get("name")
-        declare_team(store, {"name": team.name, **spec, "moderationPolicy": policy})
+        store.api_keys.declare_team({"name": team.name, **spec, "moderationPolicy": policy})
 
 
 def _base(model: ImageModel, manifests: Manifests) -> str | None:

@@ -30,9 +30,8 @@ from calotype.serving.core.errors import (
     ModelLoadFailed,
     StorageFailed,
 )
-from calotype.serving.database.accounts.api_keys import ensure_first_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.gpu_shares import local_shares
@@ -84,7 +83,7 @@ class Service:
         self, options: ServeOptions, resources: Manifests, listener: socket.socket
     ) -> None:
         self._options, self._resources, self._listener = options, resources, listener
-        self._store = JobStore.open(sqlite_url(options.data_dir))
+        self._store = Database.open(sqlite_url(options.data_dir))
         self._catalog = Catalog(resources.models, resources.adapters)
         self._backend = RayBackend(self._store, {})
         self._failure: CalotypeError | None = None
@@ -92,7 +91,7 @@ class Service:
 
     def start(self) -> None:
         """Starts Ray, from the main thread: its processes die with the thread that made them."""
-        first_key = ensure_first_key(self._store, self._options.api_key)
+        first_key = self._store.api_keys.ensure_first(self._options.api_key)
         if first_key is not None:
             self._options.say(f"Your API key, shown this once: {first_key}")
         self._options.say("Starting Ray Serve and loading the model ...")

@@ -1,4 +1,4 @@
-"""How a job ends: what is written in the one transaction that makes it terminal."""
+"""How a job ends: all that the transaction that makes it terminal writes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from calotype.serving.core.errors import Cancelled, DeadlineExceeded, EngineError
 from calotype.serving.core.request import ImageSize
-from calotype.serving.database.jobs import JobStore
-from calotype.serving.database.review.held_images import HeldRecord
 from calotype.serving.jobs.lifecycle import Status
-from calotype.serving.jobs.records import AssetRecord, JobRecord, new_id
+from calotype.serving.jobs.records import AssetRecord, HeldRecord, JobRecord, new_id
 from calotype.serving.jobs.result import BlockedImage, GenerationResult, blocked_error, held_error
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
+    """What `Jobs.finish_job` writes."""
+
     status: Status
     fence: int | None = None
     """Only the holder of this lease may end the job so; None = whoever comes first."""
@@ -27,21 +27,6 @@ class Ending:
     metrics: dict[str, Any] | None = None
     stored: Sequence[AssetRecord] = ()
     held: Sequence[HeldRecord] = ()
-
-    def write(self, store: JobStore, job_id: str) -> JobRecord | None:
-        """Ends the job; None when it is over already or the lease is another's."""
-        return store.finish_job(
-            job_id,
-            self.status,
-            fence=self.fence,
-            error=self.error,
-            output=self.output,
-            moderation=self.moderation,
-            usage=self.usage,
-            metrics=self.metrics,
-            stored=self.stored,
-            held=self.held,
-        )
 
 
 def canceled_ending() -> Ending:

@@ -274,3 +274,23 @@ class BatchLine:
     job_id: str | None = None
     answer: dict[str, Any] | None = None
     """``status_code``, and ``body`` where it is not the job's own answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRecord:
+    """A row of the table ``held_pictures``."""
+
+    asset_id: str
+    case_id: str
+    job_id: str
+    team_id: str
+    position: int
+    blob_key: str
+    seal: str
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    sha256: str
+    created: float
+    expires: float

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.core.request import GenerationRequest
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease
@@ -157,7 +157,7 @@ class PaintingBackend:
 
     def __init__(
         self,
-        store: JobStore,
+        store: Database,
         blobs: BlobStore,
         safety: SafetyStage | None = None,
         models: Sequence[str] = ("shapes",),

@@ -109,7 +109,7 @@ def check_url(url: str, policy: OutboundPolicy, param: str = "url") -> tuple[str
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), path
 
 
-async def resolve(url: str, policy: OutboundPolicy, param: str = "url") -> Target:
+async def resolve_url(url: str, policy: OutboundPolicy, param: str = "url") -> Target:
     """The URL with the address that its host has now.
 
     Raises:
@@ -166,7 +166,7 @@ async def fetch(
     """
     started = time.monotonic()
     try:
-        target = await asyncio.wait_for(resolve(url, policy, param), seconds)
+        target = await asyncio.wait_for(resolve_url(url, policy, param), seconds)
         left = max(0.1, seconds - (time.monotonic() - started))
         accept = {"accept": "image/png, image/jpeg, image/webp"}
         answer = await send(

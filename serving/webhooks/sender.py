@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.jobs.records import AttemptRecord, DeliveryRecord, JobRecord, new_id
 from calotype.serving.observability import metrics
 from calotype.serving.webhooks.safe_http import (
@@ -30,7 +30,7 @@ from calotype.serving.webhooks.safe_http import (
     Answer,
     OutboundFailed,
     OutboundPolicy,
-    resolve,
+    resolve_url,
     send,
 )
 
@@ -85,7 +85,7 @@ class WebhookSender:
         describe: the job as the API shows it, without pictures.
     """
 
-    def __init__(self, store: JobStore, policy: OutboundPolicy, describe: DescribeJob) -> None:
+    def __init__(self, store: Database, policy: OutboundPolicy, describe: DescribeJob) -> None:
         self._store, self._policy, self._describe = store, policy, describe
 
     async def run(self, pause: float) -> None:
@@ -95,7 +95,7 @@ class WebhookSender:
                 sent = await self.send_due()
                 wait = pause
                 if not sent:
-                    due = await asyncio.to_thread(self._store.seconds_to_next_delivery)
+                    due = await asyncio.to_thread(self._store.webhooks.seconds_to_next_delivery)
                     wait = pause if due is None else min(pause, max(0.05, due))
             except CalotypeError as error:  # a busy or absent database: it is asked again
                 log.warning("webhooks wait: %s", error)
@@ -105,7 +105,9 @@ class WebhookSender:
 
     async def send_due(self) -> int:
         """One attempt for everything that is due; how many there were."""
-        claimed = await asyncio.to_thread(self._store.claim_deliveries, _AT_ONCE, _HOLD_SECONDS)
+        claimed = await asyncio.to_thread(
+            self._store.webhooks.claim_deliveries, _AT_ONCE, _HOLD_SECONDS
+        )
         results = await asyncio.gather(
             *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
         )
@@ -140,19 +142,19 @@ class WebhookSender:
             status,
             None if error is None else error[:512],
         )
-        await asyncio.to_thread(self._store.record_attempt, delivery, attempt, state, due)
+        await asyncio.to_thread(self._store.webhooks.record_attempt, delivery, attempt, state, due)
         metrics.WEBHOOKS.labels(delivery.event_type, "sent" if error is None else "failed").inc()
         if status == _GONE and delivery.endpoint_id is not None:
             await asyncio.to_thread(
-                self._store.disable_endpoint, delivery.endpoint_id, "It answered 410 Gone."
+                self._store.webhooks.disable_endpoint, delivery.endpoint_id, "It answered 410 Gone."
             )
 
     async def _post(self, delivery: DeliveryRecord, now: float) -> Answer:
         if delivery.endpoint_id is None:
-            secret = await asyncio.to_thread(self._store.webhook_secret, delivery.team_id)
+            secret = await asyncio.to_thread(self._store.secrets.webhook_secret, delivery.team_id)
             secrets = [secret]
         else:
-            secrets = await asyncio.to_thread(self._store.endpoint_secrets, delivery)
+            secrets = await asyncio.to_thread(self._store.webhooks.endpoint_secrets, delivery)
         if not secrets:
             raise AddressRefused("The webhook endpoint was deleted.")
         body = delivery.body or await self._write_body(delivery)
@@ -165,7 +167,7 @@ class WebhookSender:
             "webhook-signature": sign(secrets, delivery.id, stamp, body),
         }
         async with asyncio.timeout(TIMEOUT_SECONDS + 5):
-            target = await resolve(delivery.url, self._policy)
+            target = await resolve_url(delivery.url, self._policy)
             return await send(
                 target,
                 "POST",
@@ -177,10 +179,10 @@ class WebhookSender:
             )
 
     async def _write_body(self, delivery: DeliveryRecord) -> str:
-        job = await asyncio.to_thread(self._store.get_job, delivery.job_id or "")
+        job = await asyncio.to_thread(self._store.jobs.get_job, delivery.job_id or "")
         data = {"id": delivery.job_id} if job is None else self._describe(job)
         body = event_body(delivery.event_type, delivery.created, data)
-        await asyncio.to_thread(self._store.write_body, delivery.id, body)
+        await asyncio.to_thread(self._store.webhooks.write_body, delivery.id, body)
         return body
 
     def _verdict(

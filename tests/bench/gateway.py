@@ -22,9 +22,8 @@ import aiohttp
 import psutil
 
 from calotype.serving.core.protocols import ModelStatus, SystemClock
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.jobs.records import NewJob, new_id
 from calotype.serving.testing.in_memory import ScriptedSafety
@@ -52,8 +51,8 @@ def measure() -> dict[str, dict[str, Any]]:
     os.sync()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        store = JobStore.open(sqlite_url(folder))
-        key, record = create_key(store)
+        store = Database.open(sqlite_url(folder))
+        key, record = store.api_keys.create()
         lease_ms = asyncio.run(insert_to_lease(store, record.team_id, record.id))
         with running(folder) as (url, process):
             models = asyncio.run(client_of(key, lambda client: at_rate(client, list_models(url))))
@@ -83,7 +82,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(1000 * share) - 1]
 
 
-async def insert_to_lease(store: JobStore, team_id: str, key_id: str) -> list[float]:
+async def insert_to_lease(store: Database, team_id: str, key_id: str) -> list[float]:
     """Milliseconds from before a job's row is written until a waiting generator has its lease."""
     dispatcher = Dispatcher(store, ScriptedSafety(), SystemClock())
     await dispatcher.start()
@@ -93,7 +92,7 @@ async def insert_to_lease(store: JobStore, team_id: str, key_id: str) -> list[fl
         await asyncio.sleep(0)
         begun = time.perf_counter()
         job = new_job(team_id, key_id, number)
-        await asyncio.to_thread(store.admit_job, job)
+        await asyncio.to_thread(store.jobs.admit_job, job)
         await dispatcher.submit(job.id)
         [lease] = await waiting
         found.append(1000 * (time.perf_counter() - begun))
@@ -120,7 +119,7 @@ def new_job(team_id: str, key_id: str, number: int) -> NewJob:
     )
 
 
-def fill(store: JobStore, team_id: str, key_id: str) -> None:
+def fill(store: Database, team_id: str, key_id: str) -> None:
     """So many queued jobs as the bar names; written in one transaction, which is not measured."""
     from calotype.serving.database.schema.tables import jobs
 
@@ -256,7 +255,7 @@ def serve(folder: pathlib.Path, port: int) -> None:
 
     app = create_app(
         GatewaySettings(),
-        JobStore.connect(sqlite_url(folder)),
+        Database.connect(sqlite_url(folder)),
         FolderBlobStore(folder / "assets"),
         Nobody(),
         Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER]),

@@ -20,9 +20,8 @@ import pytest
 from e2e.pods import Pods
 from sqlalchemy import select
 
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import assets, checkpoints, jobs, usage_records
 from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
 
@@ -122,8 +121,8 @@ def test_no_accepted_job_is_lost_or_doubled(
     pods: Pods, database: tuple[str, Crash], tmp_path: pathlib.Path
 ) -> None:
     address, crash_database = database
-    store = JobStore.open(address)
-    keys = {name: create_key(store, team=name)[0] for name in TEAMS}
+    store = Database.open(address)
+    keys = {name: store.api_keys.create(team=name)[0] for name in TEAMS}
     pods.start("gateway")
     pods.start("model-app")
     pods.until(pods.ready, "the model is loaded")
@@ -171,12 +170,12 @@ def kill_head(pods: Pods) -> None:
     pods.start("model-app")
 
 
-def open_jobs(store: JobStore, *states: str) -> list[Any]:
+def open_jobs(store: Database, *states: str) -> list[Any]:
     with store.engine.connect() as connection:
         return list(connection.execute(jobs.select().where(jobs.c.status.in_(states))))
 
 
-def half_drawn(store: JobStore) -> bool:
+def half_drawn(store: Database) -> bool:
     """Whether a job runs that has left a checkpoint."""
     found = (
         select(jobs.c.id)
@@ -187,7 +186,7 @@ def half_drawn(store: JobStore) -> bool:
         return connection.execute(found).first() is not None
 
 
-def disturbed(store: JobStore, *states: str) -> list[Any]:
+def disturbed(store: Database, *states: str) -> list[Any]:
     """Jobs that were leased more than once."""
     chosen = jobs.select().where(jobs.c.fence > 1)
     if states:
@@ -196,7 +195,7 @@ def disturbed(store: JobStore, *states: str) -> list[Any]:
         return list(connection.execute(chosen))
 
 
-def check(store: JobStore, teams: list[Team], folder: pathlib.Path) -> None:
+def check(store: Database, teams: list[Team], folder: pathlib.Path) -> None:
     accepted = [job_id for team in teams for job_id in team.accepted.values()]
     assert len(set(accepted)) == JOBS_PER_TEAM * len(TEAMS)
     with store.engine.connect() as connection:

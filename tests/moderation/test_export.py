@@ -20,7 +20,7 @@ from calotype.moderation.records.export import DECISIONS, SIGNATURE, SUMMARY, Pe
 from calotype.moderation.records.vault import PromptVault
 from calotype.moderation.testing import FixedTextClassifier
 from calotype.serving.commands.cli import cli
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 PROMPTS = ("a cat", "a nude woman in a studio", "a dog", "darth vader")
 ALWAYS = Period(0.0, 1e11)
@@ -43,8 +43,8 @@ def data_dir(tmp_path: pathlib.Path) -> pathlib.Path:
             vault.keep(decision["id"], prompt, 30)
             log.append(decision, vault.digest(prompt))
         log.close()
-    store = JobStore.open(f"sqlite:///{logs.parent / 'calotype.db'}")
-    store.record_action("key_1", "picture.revealed", "case_1")
+    store = Database.open(f"sqlite:///{logs.parent / 'calotype.db'}")
+    store.reviewer_audit.record_action("key_1", "picture.revealed", "case_1")
     store.close()
     InstallationKeys.in_folder(logs.parent / "provenance")
     return logs.parent

@@ -25,9 +25,8 @@ from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.commands.cli import cli
 from calotype.serving.config import ImageModel, ImageModelSpec, Metadata, Source
 from calotype.serving.config.model.acceleration import Acceleration
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.local import LocalBackend
 from calotype.serving.images.provenance import MARKS, installation_marks
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety
@@ -97,8 +96,8 @@ async def living(
     folder: pathlib.Path, model: pathlib.Path, acceleration: dict[str, Any]
 ) -> AsyncIterator[House]:
     resource = image_model(model, acceleration)
-    store, blobs = JobStore.open(sqlite_url(folder)), MemoryBlobStore()
-    key, _ = create_key(store)
+    store, blobs = Database.open(sqlite_url(folder)), MemoryBlobStore()
+    key, _ = store.api_keys.create()
     async with LocalBackend(resource, [], store, blobs, ScriptedSafety()).running() as backend:
         app = create_app(GatewaySettings(), store, blobs, backend, Catalog([resource], []))
         transport = httpx.ASGITransport(app)

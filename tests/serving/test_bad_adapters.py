@@ -25,9 +25,8 @@ from calotype.serving.config import (
     ModelRef,
     Source,
 )
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.local import LocalBackend
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety
 from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
@@ -111,8 +110,8 @@ async def test_every_fault_is_told_and_nothing_else_is_disturbed(
         )
         for name in ("sound", *FAULTS)
     ]
-    store, blobs = JobStore.open(sqlite_url(tmp_path)), MemoryBlobStore()
-    key, _ = create_key(store)
+    store, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
+    key, _ = store.api_keys.create()
     backend = LocalBackend(model, adapters, store, blobs, ScriptedSafety())
     app = create_app(GatewaySettings(), store, blobs, backend, Catalog([model], adapters))
     async with (

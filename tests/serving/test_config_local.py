@@ -26,7 +26,7 @@ from calotype.serving.config import (
 from calotype.serving.config.namespaces import LabelSelector
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
@@ -167,16 +167,16 @@ def test_policies_of_teams_and_adapters_go_along(tmp_path: pathlib.Path) -> None
 
 
 def test_teams_have_what_their_manifests_say_while_these_are_there(tmp_path: pathlib.Path) -> None:
-    store = JobStore.open(sqlite_url(tmp_path))
+    store = Database.open(sqlite_url(tmp_path))
     team = Team.model_validate(named(VALID["Team"], "kids"))
     declare_teams(store, [], [team])
-    found = store.ensure_team(team.name)
+    found = store.teams.ensure_team(team.name)
     assert (found.policy, found.weight, found.requests_per_minute) == ("kids", 2.0, 60)
     assert found.allowed_models == ["flux-2-dev"]
     declare_teams(store, [team], [Team.model_validate(VALID["Team"])])
-    assert store.ensure_team(team.name).policy is None
+    assert store.teams.ensure_team(team.name).policy is None
     declare_teams(store, [team], [])
-    left = store.ensure_team(team.name)
+    left = store.teams.ensure_team(team.name)
     assert (left.policy, left.weight, left.requests_per_minute) == (None, 1.0, None)
     assert left.allowed_models is None
     store.close()

@@ -28,9 +28,8 @@ from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import ImageModel, ImageModelSpec, Metadata, Source
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.local import InProcessSafety, LocalBackend
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
@@ -108,7 +107,7 @@ class House:
     clients: dict[str, httpx.AsyncClient]
     """Team -> the API as it sees it."""
     blobs: MemoryBlobStore
-    store: JobStore
+    store: Database
     deciding: dict[str, Faulty]
     """``input`` and ``output``: the classifier of that stage."""
     on_trial: dict[str, Faulty]
@@ -182,18 +181,18 @@ async def house(
         metadata=Metadata(name="tiny"),
         spec=ImageModelSpec(source=Source(path=str(model)), precision="float32", device="cpu"),
     )
-    store, blobs = JobStore.open(sqlite_url(tmp_path)), MemoryBlobStore()
+    store, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
     backend = LocalBackend(
         resource, [], store, blobs, InProcessSafety(stage), DispatchPolicy(judging=once)
     )
     app = create_app(GatewaySettings(), store, blobs, backend, Catalog([resource]))
     clients = {}
     for team, policy in (("plain", None), ("kids", "kids"), ("tried", "tried")):
-        store.set_team(team, policy=policy)
+        store.teams.set_team(team, policy=policy)
         clients[team] = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://test",
-            headers={"authorization": f"Bearer {create_key(store, team=team)[0]}"},
+            headers={"authorization": f"Bearer {store.api_keys.create(team=team)[0]}"},
             timeout=120,
         )
     async with backend.running():
@@ -220,7 +219,10 @@ async def test_nothing_passes_a_classifier_that_fails(house: House, side: str) -
     assert len(answered) == len(FAILURES) * 3
     wrong = [row for row in answered if row[2:] != (503, "moderation_unavailable")]
     assert wrong == []
-    assert not [*house.store.open_jobs(None, "queued"), *house.store.open_jobs(None, "running")]
+    assert not [
+        *house.store.jobs.open_jobs(None, "queued"),
+        *house.store.jobs.open_jobs(None, "running"),
+    ]
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -240,9 +242,9 @@ async def test_a_classifier_on_trial_fails_nobody(house: House, failure: str) ->
 
 
 async def test_a_team_whose_policy_is_not_there_draws_nothing(house: House) -> None:
-    house.store.set_team("plain", policy="gone")
+    house.store.teams.set_team("plain", policy="gone")
     refused = await house.draw("plain")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "moderation_unavailable")
     assert not house.blobs.blobs
-    house.store.set_team("plain", policy="kids")
+    house.store.teams.set_team("plain", policy="kids")
     assert (await house.draw("plain")).status_code == 200

@@ -27,9 +27,8 @@ from calotype.serving.config import (
     Source,
 )
 from calotype.serving.core.errors import StorageFailed
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.local import LocalBackend
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
@@ -43,7 +42,7 @@ class House:
     client: httpx.AsyncClient
     blobs: MemoryBlobStore
     safety: ScriptedSafety
-    store: JobStore
+    store: Database
 
     async def draw(self, prompt: str = "a red circle", **body: Any) -> httpx.Response:
         wanted = {"prompt": prompt, "size": "64x64", "steps": 2, "seed": 7, **body}
@@ -51,7 +50,10 @@ class House:
         return await self.client.post("/v1/images/generations", json=wanted)
 
     def open_jobs(self) -> list[Any]:
-        return [*self.store.open_jobs(None, "queued"), *self.store.open_jobs(None, "running")]
+        return [
+            *self.store.jobs.open_jobs(None, "queued"),
+            *self.store.jobs.open_jobs(None, "running"),
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,8 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
         )
         for name, path in adapters.items()
     ]
-    store = JobStore.open(sqlite_url(tmp_path))
-    key, _ = create_key(store)
+    store = Database.open(sqlite_url(tmp_path))
+    key, _ = store.api_keys.create()
     blobs = MemoryBlobStore()
     safety = ScriptedSafety(lambda text: decision("input"))
     backend = LocalBackend(resource, loras, store, blobs, safety)

@@ -58,7 +58,7 @@ class BatchRunner:
 
     async def work_once(self, pause: float = 0.0) -> bool:
         """One round for one batch; False when none needs work."""
-        batch = await asyncio.to_thread(self._store.claim_batch, _HOLD_SECONDS)
+        batch = await asyncio.to_thread(self._store.batches.claim_batch, _HOLD_SECONDS)
         if batch is None:
             return False
         await self._collect(batch)
@@ -70,12 +70,12 @@ class BatchRunner:
         if await self._finished(batch):
             await self._finalize(batch, late)
         else:
-            await asyncio.to_thread(self._store.rest_batch, batch.id, pause)
+            await asyncio.to_thread(self._store.batches.rest_batch, batch.id, pause)
         return True
 
     async def _collect(self, batch: BatchRecord) -> None:
         for line in await self._lines(batch, started=True, limit=OUTSTANDING * 2):
-            job = await asyncio.to_thread(self._store.get_job, line.job_id or "")
+            job = await asyncio.to_thread(self._store.jobs.get_job, line.job_id or "")
             if job is not None and not job.over:
                 continue
             good = job is not None and job.status == "succeeded"
@@ -161,7 +161,9 @@ class BatchRunner:
         good, bad = bytearray(), bytearray()
         after = 0
         while True:
-            page = await asyncio.to_thread(self._store.answered_lines, batch.id, after, _PAGE)
+            page = await asyncio.to_thread(
+                self._store.batches.answered_lines, batch.id, after, _PAGE
+            )
             if not page:
                 break
             after = page[-1].line
@@ -173,7 +175,7 @@ class BatchRunner:
         errors = await asyncio.to_thread(self._keep, batch, bytes(bad), "errors")
         end = "cancelled" if batch.status == "cancelling" else "expired" if late else "completed"
         await asyncio.to_thread(
-            lambda: self._store.change_batch(
+            lambda: self._store.batches.change_batch(
                 batch.id, end, output_file_id=output, error_file_id=errors
             )
         )
@@ -182,7 +184,7 @@ class BatchRunner:
         answer: dict[str, Any] = dict(line.answer or {})
         error = None
         if answer.get("status_code") == 200:
-            job = await asyncio.to_thread(self._store.get_job, line.job_id or "")
+            job = await asyncio.to_thread(self._store.jobs.get_job, line.job_id or "")
             try:
                 if job is None:
                     raise Cancelled("The job is gone.")
@@ -217,11 +219,11 @@ class BatchRunner:
 
     async def _lines(self, batch: BatchRecord, *, started: bool, limit: int) -> list[BatchLine]:
         return await asyncio.to_thread(
-            lambda: self._store.unanswered_lines(batch.id, started=started, limit=limit)
+            lambda: self._store.batches.unanswered_lines(batch.id, started=started, limit=limit)
         )
 
     def _set(self, line: BatchLine, **values: Any) -> None:
-        self._store.set_line(line, **values)
+        self._store.batches.set_line(line, **values)
 
 
 def _failure(error: CalotypeError) -> dict[str, Any]:

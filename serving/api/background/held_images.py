@@ -5,8 +5,8 @@ from __future__ import annotations
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.review.cases import VERDICTS, CaseRecord
-from calotype.serving.database.review.held_images import HeldRecord
 from calotype.serving.images.sealing import unseal
+from calotype.serving.jobs.records import HeldRecord
 from calotype.serving.storage import content_key
 
 
@@ -26,14 +26,14 @@ def decide_held(
     """
     store = gateway.store
     if verdict not in VERDICTS["review"] or case.status != "open" or case.held_by != reviewer:
-        return store.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
+        return store.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
     if verdict == "rejected":
-        return store.reject_held(case, reviewer, note)
-    held = store.get_held(case.subject)
+        return store.held_images.reject_held(case, reviewer, note)
+    held = store.held_images.get_held(case.subject)
     if held is None:
         raise NotFound(f"The picture '{case.subject}' is not held any more.")
     data = open_held(gateway, held)
     key = content_key(held.team_id, data, held.content_type.rpartition("/")[2])
     # Not a picture of anybody until the row names it; what no row names is swept.
     gateway.blobs.put(key, data)
-    return store.release_held(case, reviewer, note, key)
+    return store.held_images.release_held(case, reviewer, note, key)

@@ -78,16 +78,16 @@ class Sweeper:
     async def sweep(self) -> None:
         """One round; each step is a short transaction and may be repeated."""
         store, now = self._store, self._store.clock.time()
-        for job_id in await asyncio.to_thread(store.overdue_jobs, now - _LATE_SECONDS):
+        for job_id in await asyncio.to_thread(store.retention.overdue_jobs, now - _LATE_SECONDS):
             await self._gateway.waits.time_out(job_id)
         memory = self._gateway.settings.tombstone_seconds
         for kind, remove in (
-            ("job", store.purge_jobs),
-            ("asset", store.expire_assets),
-            ("file", store.expire_files),
-            ("held", store.expire_held),
-            ("tombstone", lambda: store.forget_jobs(now - memory)),
-            ("batch", lambda: store.forget_batches(now - memory)),
+            ("job", store.retention.purge_jobs),
+            ("asset", store.files.expire_assets),
+            ("file", store.files.expire_files),
+            ("held", store.held_images.expire_held),
+            ("tombstone", lambda: store.retention.forget_jobs(now - memory)),
+            ("batch", lambda: store.retention.forget_batches(now - memory)),
         ):
             while removed := await asyncio.to_thread(remove):
                 metrics.SWEPT.labels(kind).inc(removed)
@@ -98,10 +98,10 @@ class Sweeper:
 
     async def _delete_garbage(self, now: float) -> None:
         before = now - self._gateway.settings.garbage_seconds
-        while keys := await asyncio.to_thread(self._store.garbage, before):
+        while keys := await asyncio.to_thread(self._store.files.garbage, before):
             for key in keys:
                 await asyncio.to_thread(self._gateway.blobs.delete, key)
-            await asyncio.to_thread(self._store.forget_garbage, keys)
+            await asyncio.to_thread(self._store.files.forget_garbage, keys)
             metrics.SWEPT.labels("blob").inc(len(keys))
 
     def note_orphans(self, now: float) -> int:
@@ -114,7 +114,7 @@ class Sweeper:
         old = [key for key, at in listed.entries() if at <= now - _ORPHAN_SECONDS]
         deleted = 0
         for start in range(0, len(old), _PAGE):
-            for key in self._store.unknown_blobs(old[start : start + _PAGE]):
+            for key in self._store.files.unknown_blobs(old[start : start + _PAGE]):
                 blobs.delete(key)
                 deleted += 1
         if deleted:

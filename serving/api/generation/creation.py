@@ -160,7 +160,7 @@ async def create_or_join(
             webhook=terms.webhook,
             batch_id=origin.batch_id,
         )
-        job, rate = await asyncio.to_thread(gateway.store.admit_job, new)
+        job, rate = await asyncio.to_thread(gateway.store.jobs.admit_job, new)
     except (QuotaExceeded, Overloaded) as error:
         metrics.LIMITED.labels(error.code).inc()
         state = None if team is None else rate_state(team, now)
@@ -245,23 +245,23 @@ def _look_up(
     gateway: Gateway, origin: Origin, digest: str
 ) -> tuple[TeamRecord | None, JobRecord | None]:
     """The team that asks, and the job that it repeats, if it does."""
-    return gateway.store.get_team(origin.key.team_id), _find(gateway, origin, digest)
+    return gateway.store.teams.get_team(origin.key.team_id), _find(gateway, origin, digest)
 
 
 def _find(gateway: Gateway, origin: Origin, digest: str) -> JobRecord | None:
     store, now = gateway.store, gateway.store.clock.time()
     if origin.idempotency is not None:
-        first = store.find_idempotent(origin.idempotency)
+        first = store.jobs.find_idempotent(origin.idempotency)
         if first is None:
             return None
         if now - first.created > _KEY_SECONDS or _worth_repeating(first):
-            store.forget_idempotency(first.id)
+            store.jobs.forget_idempotency(first.id)
             return None
         metrics.ATTACHED.labels("key").inc()
         return _same_body(first, digest)
     if not gateway.settings.attach_retries or not origin.retried:
         return None
-    first = store.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
+    first = store.jobs.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
     if first is None or first.status in ("failed", "canceled"):
         return None
     metrics.ATTACHED.labels("sdk_retry").inc()

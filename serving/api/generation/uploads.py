@@ -267,7 +267,7 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
     """Puts the picture and notes that it is in use; its blob key."""
     key = content_key(team_id, upload.data, upload.kind)
     gateway.blobs.put(key, upload.data)
-    gateway.store.add_file(
+    gateway.store.files.add_file(
         FileRecord(
             id=new_id("file"),
             team_id=team_id,
@@ -285,7 +285,7 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
 
 
 async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:
-    file = await asyncio.to_thread(gateway.store.get_file, file_id, team_id)
+    file = await asyncio.to_thread(gateway.store.files.get_file, file_id, team_id)
     if file is None:
         raise NotFound(f"There is no file '{file_id[:80]}'.", param=where)
     return await asyncio.to_thread(gateway.blobs.get, file.blob_key)

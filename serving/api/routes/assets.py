@@ -21,7 +21,7 @@ check_key = allowed("images")
 
 
 async def _find(gateway: Gateway, asset_id: str, team_id: str | None) -> AssetRecord:
-    asset = await asyncio.to_thread(gateway.store.get_asset, asset_id, team_id)
+    asset = await asyncio.to_thread(gateway.store.files.get_asset, asset_id, team_id)
     if asset is None:
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
     if asset.expires is not None and asset.expires <= gateway.store.clock.time():
@@ -56,7 +56,7 @@ async def delete_asset(
 ) -> dict[str, Any]:
     """Forgets the picture: its addresses stop working at once."""
     gateway = gateway_of(request)
-    if not await asyncio.to_thread(gateway.store.delete_asset, asset_id, key.team_id):
+    if not await asyncio.to_thread(gateway.store.files.delete_asset, asset_id, key.team_id):
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
     return {"id": asset_id, "object": "asset", "deleted": True}
 

@@ -73,7 +73,7 @@ async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
         moments={status: now},
         deadline=now + WINDOW_SECONDS,
     )
-    await asyncio.to_thread(gateway.store.add_batch, batch, [] if errors else lines)
+    await asyncio.to_thread(gateway.store.batches.add_batch, batch, [] if errors else lines)
     return await _described(request, batch)
 
 
@@ -85,10 +85,12 @@ async def list_batches(
     gateway = gateway_of(request)
     count = page_size(limit)
     page = await asyncio.to_thread(
-        lambda: gateway.store.list_batches(key.team_id, limit=count + 1, after=after)
+        lambda: gateway.store.batches.list_batches(key.team_id, limit=count + 1, after=after)
     )
     shown = page[:count]
-    counts = await asyncio.to_thread(gateway.store.batch_counts, [batch.id for batch in shown])
+    counts = await asyncio.to_thread(
+        gateway.store.batches.batch_counts, [batch.id for batch in shown]
+    )
     found = [batch_object(batch, counts.get(batch.id, (0, 0, 0))) for batch in shown]
     return list_object(found, len(page) > count)
 
@@ -97,7 +99,7 @@ async def list_batches(
 async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
     store = gateway_of(request).store
     return await _described(
-        request, await asyncio.to_thread(store.get_batch, batch_id, key.team_id)
+        request, await asyncio.to_thread(store.batches.get_batch, batch_id, key.team_id)
     )
 
 
@@ -105,9 +107,9 @@ async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, A
 async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
     """Ends the lines that are not over; answers that are there stay."""
     store = gateway_of(request).store
-    await asyncio.to_thread(store.get_batch, batch_id, key.team_id)
+    await asyncio.to_thread(store.batches.get_batch, batch_id, key.team_id)
     batch = await asyncio.to_thread(
-        lambda: store.change_batch(
+        lambda: store.batches.change_batch(
             batch_id, "cancelling", only_from=WORKING[:1], claimed_until=None
         )
     )
@@ -115,7 +117,7 @@ async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str
 
 
 async def _described(request: Request, batch: BatchRecord) -> dict[str, Any]:
-    counts = await asyncio.to_thread(gateway_of(request).store.batch_counts, [batch.id])
+    counts = await asyncio.to_thread(gateway_of(request).store.batches.batch_counts, [batch.id])
     return batch_object(batch, counts.get(batch.id, (0, 0, 0)))
 
 

@@ -17,8 +17,7 @@ from calotype.serving.api.background.held_images import open_held
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import Conflict, NotFound
-from calotype.serving.database.review.held_images import HeldRecord
-from calotype.serving.jobs.records import AssetRecord, KeyRecord
+from calotype.serving.jobs.records import AssetRecord, HeldRecord, KeyRecord
 
 router = APIRouter(tags=["moderation"])
 
@@ -37,11 +36,11 @@ async def case_image(
     the case, and writes it down first."""
     gateway = gateway_of(request)
     store = gateway.store
-    case = await asyncio.to_thread(store.get_case, case_id)
-    held = await asyncio.to_thread(store.get_held, case.subject)
+    case = await asyncio.to_thread(store.cases.get_case, case_id)
+    held = await asyncio.to_thread(store.held_images.get_held, case.subject)
     asset: AssetRecord | HeldRecord | None = held
     if asset is None:
-        asset = await asyncio.to_thread(store.get_asset, case.subject)
+        asset = await asyncio.to_thread(store.files.get_asset, case.subject)
     if asset is None:
         raise NotFound(
             f"The case '{case.id}' has no picture: it is about a prompt, or the picture is gone."
@@ -55,7 +54,11 @@ async def case_image(
                 code="case_conflict",
             )
         await asyncio.to_thread(
-            store.record_action, key.id, "picture.revealed", case.id, {"asset_id": case.subject}
+            store.reviewer_audit.record_action,
+            key.id,
+            "picture.revealed",
+            case.id,
+            {"asset_id": case.subject},
         )
     if held is not None:
         data = await asyncio.to_thread(open_held, gateway, held)

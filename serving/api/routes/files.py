@@ -118,7 +118,7 @@ async def list_files(
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be asc or desc.", param="order")
     page = await asyncio.to_thread(
-        lambda: gateway.store.list_files(
+        lambda: gateway.store.files.list_files(
             key.team_id,
             limit=count + 1,
             after=after,
@@ -149,13 +149,13 @@ async def get_file_content(request: Request, file_id: str, key: Caller) -> Respo
 async def delete_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
     """Forgets the file; jobs that use it already go on."""
     gateway = gateway_of(request)
-    await asyncio.to_thread(gateway.store.delete_file, file_id, key.team_id)
+    await asyncio.to_thread(gateway.store.files.delete_file, file_id, key.team_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
 async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
     """Raises NotFound when the team has no such file, or it has expired."""
-    file = await asyncio.to_thread(gateway.store.get_file, file_id, team_id)
+    file = await asyncio.to_thread(gateway.store.files.get_file, file_id, team_id)
     if file is None:
         raise NotFound(f"There is no file '{file_id[:80]}'.")
     if file.expires is not None and file.expires <= gateway.store.clock.time():
@@ -189,7 +189,7 @@ def keep_file(
         created=gateway.store.clock.time(),
         expires=expires,
     )
-    gateway.store.add_file(file)
+    gateway.store.files.add_file(file)
     return file
 
 

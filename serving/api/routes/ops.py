@@ -33,7 +33,7 @@ async def readyz(request: Request) -> JSONResponse:
     reason = None
     statuses: list[ModelStatus] = []
     try:
-        await asyncio.to_thread(gateway.store.queued_job_ids, "")
+        await asyncio.to_thread(gateway.store.jobs.queued_job_ids, "")
         statuses = await gateway.backend.status()
     except (CalotypeError, OSError) as error:
         reason = str(error)
@@ -64,9 +64,9 @@ async def get_metrics(request: Request) -> Response:
     """Prometheus' text format. What cannot be asked right now keeps its last value."""
     gateway = gateway_of(request)
     try:
-        metrics.record_jobs(await asyncio.to_thread(gateway.store.count_jobs))
-        metrics.record_promises(await asyncio.to_thread(gateway.store.promises))
-        metrics.record_cases(await asyncio.to_thread(gateway.store.count_open_cases))
+        metrics.record_jobs(await asyncio.to_thread(gateway.store.jobs.count_jobs))
+        metrics.record_promises(await asyncio.to_thread(gateway.store.usage.promises))
+        metrics.record_cases(await asyncio.to_thread(gateway.store.cases.count_open_cases))
         statuses = await gateway.backend.status()
         metrics.record_models((s.name, s.replicas, s.queue_seconds) for s in statuses)
     except (CalotypeError, OSError) as error:

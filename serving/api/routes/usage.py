@@ -58,7 +58,7 @@ async def get_usage(
             raise PermissionDenied("Only a key with the scope 'admin' sees other teams' usage.")
         team_id = None
     rows = await asyncio.to_thread(
-        store.usage, team_id, first.isoformat(), last.isoformat(), groups, _MAX_ROWS
+        store.usage.report, team_id, first.isoformat(), last.isoformat(), groups, _MAX_ROWS
     )
     return {
         "object": "usage",

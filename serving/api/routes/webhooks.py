@@ -67,7 +67,7 @@ async def list_event_types(request: Request, key: Caller) -> dict[str, Any]:
 async def get_default_secret(request: Request, key: Caller) -> dict[str, str]:
     """What signs the webhooks that this team's jobs name themselves."""
     store = gateway_of(request).store
-    return {"key": await asyncio.to_thread(store.webhook_secret, key.team_id)}
+    return {"key": await asyncio.to_thread(store.secrets.webhook_secret, key.team_id)}
 
 
 @router.post("/v1/webhook_endpoints", openapi_extra=json_body(EndpointBody))
@@ -76,13 +76,17 @@ async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
     gateway = gateway_of(request)
     body = parse(EndpointBody, await _read(request))
     check_url(body.url, gateway.outbound)
-    known = await asyncio.to_thread(gateway.store.list_endpoints, key.team_id)
+    known = await asyncio.to_thread(gateway.store.webhooks.list_endpoints, key.team_id)
     if len(known) >= MAX_ENDPOINTS:
         raise InvalidRequest(
             f"A team may have {MAX_ENDPOINTS} webhook endpoints; delete one first.", param="url"
         )
     endpoint = await asyncio.to_thread(
-        gateway.store.add_endpoint, key.team_id, body.name, body.url, list(body.event_types)
+        gateway.store.webhooks.add_endpoint,
+        key.team_id,
+        body.name,
+        body.url,
+        list(body.event_types),
     )
     return endpoint_object(endpoint) | {"signing_secret": endpoint.secret}
 
@@ -90,14 +94,16 @@ async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
 @router.get("/v1/webhook_endpoints")
 async def list_endpoints(request: Request, key: Caller) -> dict[str, Any]:
     store = gateway_of(request).store
-    found = await asyncio.to_thread(store.list_endpoints, key.team_id)
+    found = await asyncio.to_thread(store.webhooks.list_endpoints, key.team_id)
     return list_object([endpoint_object(endpoint) for endpoint in found], False)
 
 
 @router.get("/v1/webhook_endpoints/{endpoint_id}")
 async def get_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
     store = gateway_of(request).store
-    return endpoint_object(await asyncio.to_thread(store.get_endpoint, endpoint_id, key.team_id))
+    return endpoint_object(
+        await asyncio.to_thread(store.webhooks.get_endpoint, endpoint_id, key.team_id)
+    )
 
 
 @router.post("/v1/webhook_endpoints/{endpoint_id}", openapi_extra=json_body(EndpointChange))
@@ -113,7 +119,7 @@ async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
     elif body.enabled is False:
         changes |= {"disabled": gateway.store.clock.time(), "disabled_reason": "By its team."}
     endpoint = await asyncio.to_thread(
-        lambda: gateway.store.change_endpoint(endpoint_id, key.team_id, **changes)
+        lambda: gateway.store.webhooks.change_endpoint(endpoint_id, key.team_id, **changes)
     )
     return endpoint_object(endpoint)
 
@@ -122,7 +128,7 @@ async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
 async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
     """Forgets the address; what was on its way there is given up."""
     store = gateway_of(request).store
-    await asyncio.to_thread(store.delete_endpoint, endpoint_id, key.team_id)
+    await asyncio.to_thread(store.webhooks.delete_endpoint, endpoint_id, key.team_id)
     return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
 
 
@@ -134,7 +140,10 @@ async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> dict
     store = gateway_of(request).store
     body = parse(RotationBody, await _read(request))
     endpoint = await asyncio.to_thread(
-        store.rotate_endpoint, endpoint_id, key.team_id, body.keep_old_secret_active_for_24_hours
+        store.webhooks.rotate_endpoint,
+        endpoint_id,
+        key.team_id,
+        body.keep_old_secret_active_for_24_hours,
     )
     return endpoint_object(endpoint) | {"signing_secret": endpoint.secret}
 
@@ -149,10 +158,10 @@ async def test_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict
             f"event_type must be one of {', '.join((TEST_EVENT, *EVENT_TYPES))}.",
             param="event_type",
         )
-    endpoint = await asyncio.to_thread(store.get_endpoint, endpoint_id, key.team_id)
+    endpoint = await asyncio.to_thread(store.webhooks.get_endpoint, endpoint_id, key.team_id)
     text = event_body(body.event_type, store.clock.time(), {"id": "job_test", "test": True})
     delivery = await asyncio.to_thread(
-        store.add_delivery, key.team_id, endpoint.id, endpoint.url, body.event_type, text
+        store.webhooks.add_delivery, key.team_id, endpoint.id, endpoint.url, body.event_type, text
     )
     return delivery_object(delivery, [])
 
@@ -173,7 +182,7 @@ async def list_deliveries(
     if status is not None and status not in _STATES:
         raise InvalidRequest(f"status must be one of {', '.join(_STATES)}.", param="status")
     page = await asyncio.to_thread(
-        lambda: store.list_deliveries(
+        lambda: store.webhooks.list_deliveries(
             key.team_id,
             limit=count + 1,
             after=after,
@@ -183,7 +192,7 @@ async def list_deliveries(
         )
     )
     shown = page[:count]
-    attempts = await asyncio.to_thread(store.list_attempts, [found.id for found in shown])
+    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [found.id for found in shown])
     found = [delivery_object(delivery, attempts.get(delivery.id, [])) for delivery in shown]
     return list_object(found, len(page) > count)
 
@@ -191,8 +200,8 @@ async def list_deliveries(
 @router.get("/v1/webhook_deliveries/{delivery_id}")
 async def get_delivery(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
     store = gateway_of(request).store
-    delivery = await asyncio.to_thread(store.get_delivery, delivery_id, key.team_id)
-    attempts = await asyncio.to_thread(store.list_attempts, [delivery.id])
+    delivery = await asyncio.to_thread(store.webhooks.get_delivery, delivery_id, key.team_id)
+    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [delivery.id])
     return delivery_object(delivery, attempts.get(delivery.id, []))
 
 
@@ -200,8 +209,8 @@ async def get_delivery(request: Request, delivery_id: str, key: Caller) -> dict[
 async def redeliver(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
     """Sends it again: the same id and body, a new signature."""
     store = gateway_of(request).store
-    delivery = await asyncio.to_thread(store.redeliver, delivery_id, key.team_id)
-    attempts = await asyncio.to_thread(store.list_attempts, [delivery.id])
+    delivery = await asyncio.to_thread(store.webhooks.redeliver, delivery_id, key.team_id)
+    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [delivery.id])
     return delivery_object(delivery, attempts.get(delivery.id, []))
 
 

@@ -32,7 +32,7 @@ async def readyz(request: Request) -> JSONResponse:
     gateway = gateway_of(request)
     reason = None
     try:
-        await asyncio.to_thread(gateway.store.queued_job_ids, "")
+        await asyncio.to_thread(gateway.store.jobs.queued_job_ids, "")
     except (CalotypeError, OSError) as error:
         reason = str(error)
     body = {

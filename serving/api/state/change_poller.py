@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from calotype.serving.core.errors import StorageFailed
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _SLICE = 400
 class ChangePoller:
     """Which jobs are watched in this process."""
 
-    def __init__(self, store: JobStore, pause: float) -> None:
+    def __init__(self, store: Database, pause: float) -> None:
         self._store, self._pause = store, pause
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._seen: dict[str, tuple[Any, ...]] = {}
@@ -62,7 +62,7 @@ class ChangePoller:
         watched = list(self._watchers)
         for start in range(0, len(watched), _SLICE):
             part = watched[start : start + _SLICE]
-            found = await asyncio.to_thread(self._store.watch_jobs, part)
+            found = await asyncio.to_thread(self._store.intermediates.watch_jobs, part)
             for job_id in part:
                 now = found.get(job_id)
                 if now is None or self._seen.get(job_id) == now:

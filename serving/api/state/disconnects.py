@@ -17,7 +17,7 @@ from starlette.requests import Request
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import CalotypeError, NotFound, StorageFailed
 from calotype.serving.core.protocols import GenerationBackend
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending, canceled_ending, late_ending
 from calotype.serving.jobs.records import JobRecord
 
@@ -37,7 +37,7 @@ class ClientWaits:
     def __init__(
         self,
         settings: GatewaySettings,
-        store: JobStore,
+        store: Database,
         backend: GenerationBackend,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -94,7 +94,7 @@ class ClientWaits:
         hasty = False
         while True:
             try:
-                job = await asyncio.to_thread(self._store.get_job, job_id)
+                job = await asyncio.to_thread(self._store.jobs.get_job, job_id)
             except StorageFailed:
                 if clock() >= end:
                     raise
@@ -119,7 +119,7 @@ class ClientWaits:
 
     async def end(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends a job from here, so that it ends even when the backend is gone."""
-        ended = await asyncio.to_thread(ending.write, self._store, job_id)
+        ended = await asyncio.to_thread(self._store.jobs.finish_job, job_id, ending)
         try:
             await self._backend.cancel(job_id)
         except (CalotypeError, OSError) as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.core.errors import Overloaded
+from calotype.serving.database.database import Database
 from calotype.serving.database.forecasts import Forecast, promise
-from calotype.serving.database.jobs import JobStore
 from calotype.serving.jobs.records import JobRecord
 
 FRESH_SECONDS = 60.0
@@ -27,7 +27,7 @@ class JobEstimate:
 class Estimates:
     """Forecasts from the store, each read at most every `hold_seconds`."""
 
-    def __init__(self, store: JobStore, hold_seconds: float) -> None:
+    def __init__(self, store: Database, hold_seconds: float) -> None:
         self._store, self._hold = store, hold_seconds
         self._known: dict[str, tuple[float, Forecast]] = {}
 
@@ -35,7 +35,7 @@ class Estimates:
         now = asyncio.get_running_loop().time()
         known = self._known.get(model)
         if known is None or now - known[0] > self._hold:
-            known = (now, await asyncio.to_thread(self._store.get_forecast, model))
+            known = (now, await asyncio.to_thread(self._store.forecasts.get_forecast, model))
             self._known[model] = known
         return known[1]
 

@@ -16,7 +16,7 @@ from calotype.serving.api.state.disconnects import ClientWaits
 from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 
@@ -27,7 +27,7 @@ async def _nothing_new() -> bool:
 @dataclass(frozen=True, slots=True)
 class Gateway:
     settings: GatewaySettings
-    store: JobStore
+    store: Database
     blobs: BlobStore
     backend: GenerationBackend
     catalog: Catalog

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, case, cast, func, select
+from sqlalchemy import Connection, Integer, case, cast, func, select
 
-from calotype.serving.core.protocols import Clock
 from calotype.serving.database.accounts.quotas import day_of
 from calotype.serving.database.connection import reading
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import teams, usage_records
 from calotype.serving.jobs.records import JobRecord
 
@@ -59,13 +59,10 @@ def record_usage(connection: Connection, job: JobRecord) -> None:
     )
 
 
-class Usage:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
+class Usage(Repository):
+    """What teams consumed."""
 
-    engine: Engine
-    clock: Clock
-
-    def usage(
+    def report(
         self,
         team_id: str | None,
         first_day: str,

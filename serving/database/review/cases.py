@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from calotype.serving.core.errors import Conflict, NotFound
-from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import cases
 from calotype.serving.jobs.records import new_id
 
@@ -45,11 +45,8 @@ class CaseRecord:
     decided: float | None = None
 
 
-class Cases:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class Cases(Repository):
+    """Appeals, reports and reviews, with a lease for the reviewer."""
 
     def open_case(self, kind: str, team_id: str, subject: str, reason: str) -> CaseRecord:
         """A new case, or the one that the team has about the same thing already."""

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.core.protocols import Clock
-from calotype.serving.database.blob_refs import drop, hold
+from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.review.cases import CaseRecord, Cases
 from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import assets, cases, jobs
 from calotype.serving.database.webhooks import announce
-from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.records import HeldRecord, JobRecord
 
 HELD_SECONDS = 14 * 86_400.0
 """What nobody decides on for so long is rejected."""
 RELEASED_EVENT = "image.asset.released"
 _PAGE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class HeldRecord:
-    """A row of the table ``held_pictures``."""
-
-    asset_id: str
-    case_id: str
-    job_id: str
-    team_id: str
-    position: int
-    blob_key: str
-    seal: str
-    content_type: str
-    width: int
-    height: int
-    seed: int
-    sha256: str
-    created: float
-    expires: float
 
 
 def add_held(
@@ -67,7 +48,7 @@ def add_held(
         values = {name: getattr(image, name) for name in image.__dataclass_fields__}
         values |= {"created": now, "expires": now + HELD_SECONDS}
         connection.execute(insert(held_images).values(values))
-    hold(connection, [image.blob_key for image in held])
+    add_ref(connection, [image.blob_key for image in held])
 
 
 def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
@@ -78,11 +59,12 @@ def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-class HeldImages(Cases):
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
+class HeldImages(Repository):
+    """Images that wait for a reviewer."""
 
-    engine: Engine
-    clock: Clock
+    def __init__(self, engine: Engine, clock: Clock, cases: Cases) -> None:
+        super().__init__(engine, clock)
+        self._cases = cases
 
     def get_held(self, asset_id: str) -> HeldRecord | None:
         query = select(held_images).where(held_images.c.asset_id == asset_id)
@@ -121,11 +103,11 @@ class HeldImages(Cases):
                     expires=now + kept if job.expires is not None else None,
                 )
             )
-            hold(connection, [blob_key])
+            add_ref(connection, [blob_key])
             job = _noted(connection, job, held.asset_id, "released")
             announce(connection, job, now, RELEASED_EVENT)
 
-        return self.decide_case(case.id, reviewer, "approved", note, release)
+        return self._cases.decide_case(case.id, reviewer, "approved", note, release)
 
     def reject_held(self, case: CaseRecord, reviewer: str, note: str) -> CaseRecord:
         """Ends the case as rejected: the picture is gone. Raises Conflict: see `decide_case`."""
@@ -134,7 +116,7 @@ class HeldImages(Cases):
             held = _taken(connection, case.subject, self.clock.time())
             _noted(connection, _job(connection, held.job_id), held.asset_id, "rejected")
 
-        return self.decide_case(case.id, reviewer, "rejected", note, reject)
+        return self._cases.decide_case(case.id, reviewer, "rejected", note, reject)
 
     def expire_held(self, limit: int = _PAGE) -> int:
         """Rejects what nobody has decided on in time; how many there were."""
@@ -161,7 +143,7 @@ def _taken(connection: Connection, asset_id: str, now: float) -> HeldRecord:
     row = connection.execute(gone.returning(held_images)).mappings().first()
     if row is None:
         raise NotFound(f"The picture '{asset_id[:80]}' is not held any more.")
-    drop(connection, [row["blob_key"]], now)
+    release_ref(connection, [row["blob_key"]], now)
     return HeldRecord(**row)
 
 

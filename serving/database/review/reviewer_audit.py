@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from calotype.moderation.errors import AuditError
 from calotype.moderation.records.audit import GENESIS, line_hash
 from calotype.serving.core.errors import StorageFailed
-from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading, writing
+from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import people_log
 
 _TRIES = 20
 _PAGE = 500
 
 
-class ReviewerAudit:
-    """Base of `JobStore`; every method may raise `StorageFailed`."""
-
-    engine: Engine
-    clock: Clock
+class ReviewerAudit(Repository):
+    """What reviewers did, in a hash chain."""
 
     def record_action(
         self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None
@@ -62,7 +59,7 @@ class ReviewerAudit:
                 continue  # another gateway wrote this number: PostgreSQL lets both read the last
         raise StorageFailed("The log of what people do cannot be written.", retry_after=1)
 
-    def reviewer_actions(self) -> Iterator[dict[str, Any]]:
+    def actions(self) -> Iterator[dict[str, Any]]:
         """Every row, the oldest first, each checked against the one before.
 
         Raises:

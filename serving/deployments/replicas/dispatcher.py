@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calotype.serving.core.errors import EngineError
 from calotype.serving.core.protocols import SystemClock
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.remote import RemoteSafety
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
@@ -38,7 +38,7 @@ class DispatcherDeployment:
         self._leasing: set[asyncio.Task[list[Lease]]] = set()
         self._draining = False
         self._core = Dispatcher(
-            JobStore.open(database_url),
+            Database.open(database_url),
             RemoteSafety(moderator),
             SystemClock(),
             DispatchPolicy(lease_seconds=LEASE_SECONDS),

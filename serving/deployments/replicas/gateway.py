@@ -13,9 +13,8 @@ from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.database.accounts.api_keys import ensure_first_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.deployments.backend import RayBackend
 from calotype.serving.storage import FolderBlobStore
 
@@ -33,8 +32,8 @@ class GatewayDeployment:
         self, data_dir: str, app: str, api_key: str | None, generator: DeploymentHandle
     ) -> None:
         folder = pathlib.Path(data_dir)
-        self._store = JobStore.open(sqlite_url(folder))
-        first = ensure_first_key(self._store, api_key)
+        self._store = Database.open(sqlite_url(folder))
+        first = self._store.api_keys.ensure_first(api_key)
         if first is not None:
             # Into the log of the replica: with `serve run` there is no terminal of ours.
             print(f"calotype: your API key, shown this once: {first}", flush=True)

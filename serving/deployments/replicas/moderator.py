@@ -20,7 +20,7 @@ from calotype.moderation.policy.rulebook import Scope
 from calotype.moderation.records.audit import AuditLog
 from calotype.moderation.records.vault import PromptVault
 from calotype.serving.core.errors import ModerationUnavailable
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.takedowns import TakenDown
 from calotype.serving.images.provenance import payload_fingerprint
 from calotype.serving.observability.logs import set_up_logs
@@ -42,7 +42,7 @@ class ModeratorDeployment:
 
     def __init__(self, audit_folder: str, database_url: str) -> None:
         set_up_logs()
-        taken_down = TakenDown(JobStore.connect(database_url))
+        taken_down = TakenDown(Database.connect(database_url).takedowns)
         self._moderator = Moderator.load(known=[taken_down], fingerprint=payload_fingerprint)
         replica = serve.get_replica_context().replica_tag
         folder = pathlib.Path(audit_folder)

@@ -24,9 +24,8 @@ from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.core.protocols import GenerationBackend
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.judging import JudgingPolicy
@@ -58,7 +57,7 @@ class Service:
 
     url: str
     key: str
-    store: JobStore
+    store: Database
     blobs: MemoryBlobStore
     backend: PaintingBackend
     catalog: Catalog
@@ -85,8 +84,8 @@ class Service:
         return self.http().post("/v1/images/generations", json=body)
 
     def jobs(self) -> list[JobRecord]:
-        team = self.store.ensure_team("default")
-        return self.store.list_jobs(team.id, limit=100)
+        team = self.store.teams.ensure_team("default")
+        return self.store.jobs.list_jobs(team.id, limit=100)
 
 
 @functools.cache
@@ -109,7 +108,7 @@ def running(
     """A gateway over ``folder``; arguments replace the parts of the usual one."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(_empty_database(), folder / "calotype.db")
-    store = JobStore.connect(sqlite_url(folder))
+    store = Database.connect(sqlite_url(folder))
     safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
     quick = policy or DispatchPolicy(
         judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
@@ -125,7 +124,7 @@ def running(
         backend.lifespan,
     )
     with served(app) as url:
-        key, _ = create_key(store)
+        key, _ = store.api_keys.create()
         service = Service(url, key, store, blobs, backend, catalog, safety, app)
         yield service
         for client in service.clients:

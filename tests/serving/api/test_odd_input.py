@@ -20,7 +20,6 @@ from PIL import Image
 from sample_pictures import texture
 
 from calotype.moderation.moderator import Moderator
-from calotype.serving.database.accounts.api_keys import create_key
 
 GENERATIONS, MODERATIONS, EDITS = "/v1/images/generations", "/v1/moderations", "/v1/images/edits"
 TAKEDOWNS = "/v1/moderation/takedowns"
@@ -147,7 +146,7 @@ def test_an_odd_picture_is_refused_wherever_it_is_sent(
     edited = judged.http().post(
         EDITS, data={"prompt": "a fox"}, files={"image": ("a.png", data, "image/png")}
     )
-    key = create_key(judged.store, team="safety", scopes=("moderation",))[0]
+    key = judged.store.api_keys.create(team="safety", scopes=("moderation",))[0]
     body = {"image": encoded, "category": "sexual", "reason": "r"}
     taken = judged.http(key).post(TAKEDOWNS, json=body)
     for answer in (asked, edited, taken):

@@ -15,7 +15,6 @@ from PIL import Image
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.testing.in_memory import decision
 
 
@@ -215,7 +214,7 @@ def test_another_teams_things_are_not_there(service: Any) -> None:
     job_id = service.generate(prompt="a dog", response_format="url").json()["job_id"]
     job = service.http().get(f"/v1/jobs/{job_id}").json()
     asset_id = job["output"]["images"][0]["asset_id"]
-    stranger, _ = create_key(service.store, team="strangers")
+    stranger, _ = service.store.api_keys.create(team="strangers")
     client = service.http(stranger)
     for path in (
         f"/v1/jobs/{job_id}",
@@ -232,7 +231,7 @@ def test_another_teams_things_are_not_there(service: Any) -> None:
 
 
 def test_a_key_may_do_what_its_scopes_say(service: Any) -> None:
-    plain, _ = create_key(service.store, scopes=["images"])
+    plain, _ = service.store.api_keys.create(scopes=["images"])
     client = service.http(plain)
     assert client.get("/v1/models").status_code == 200
     answer = client.get("/v1/jobs")

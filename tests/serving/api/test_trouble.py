@@ -240,7 +240,7 @@ def test_a_store_that_cannot_be_read_for_a_moment_is_asked_again(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = [StorageFailed("The job database cannot be read: locked.")] * 4
-    get_job = service.store.get_job
+    get_job = service.store.jobs.get_job
 
     def sometimes(*arguments: Any) -> Any:
         if faults:

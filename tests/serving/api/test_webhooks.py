@@ -14,7 +14,6 @@ import openai
 import pytest
 import standardwebhooks
 
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.webhooks import sender
 
 ENDPOINTS = "/v1/webhook_endpoints"
@@ -285,7 +284,7 @@ def test_another_teams_hooks_are_not_there(hooked: Any, receiver: Receiver) -> N
     endpoint = register(hooked, receiver, "image.job.succeeded")
     submit(hooked)
     [delivery] = settled(hooked, "delivered")
-    stranger, _ = create_key(hooked.store, team="strangers")
+    stranger, _ = hooked.store.api_keys.create(team="strangers")
     client = hooked.http(stranger)
     path = f"{ENDPOINTS}/{endpoint['id']}"
     calls = [

@@ -26,8 +26,7 @@ from calotype.serving.cluster.gateway_process import GatewayOptions, build_gatew
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.config.environment import ClusterEnvironment
-from calotype.serving.database.accounts.api_keys import create_key
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.storage import open_blobs
 from calotype.serving.testing.in_memory import PaintingBackend, ScriptedSafety, decision
 from calotype.serving.weights import hub, transfer
@@ -281,7 +280,7 @@ class House:
     @contextlib.contextmanager
     def model_app(self) -> Iterator[PaintingBackend]:
         """The model is there."""
-        store = JobStore.connect(self.environment.database_url)
+        store = Database.connect(self.environment.database_url)
         safety = ScriptedSafety(judge_text, judge_image)
         backend = PaintingBackend(store, open_blobs(self.environment.blob_url), safety)
         app = build_ingress(PaintingApp(backend), TOKEN)
@@ -308,6 +307,6 @@ def house(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[H
         house.config, "127.0.0.1", 0, environment, settings, say=house.said.append
     )
     with served(build_gateway(options, store)) as url:
-        house.url, house.key = url, create_key(store)[0]
+        house.url, house.key = url, store.api_keys.create()[0]
         yield house
     store.close()

@@ -16,7 +16,7 @@ from calotype.serving.cluster import config_sync
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
 from calotype.serving.cluster.remote_backend import RemoteBackend
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 from .conftest import House
 
@@ -84,7 +84,7 @@ async def test_the_api_server_is_believed_and_the_file_is_for_when_it_never_answ
     with_one = house.document()["adapters"]
     file, server, catalog = tmp_path / "mounted.json", Server(), Catalog([])
     file.write_bytes(document([]))
-    store = JobStore.connect(house.environment.database_url)
+    store = Database.connect(house.environment.database_url)
     follower = ConfigFollower(
         *(file, catalog, RemoteBackend(store, "internal-token"), store, house.said.append),
         newest=cast(ConfigMapReader, server),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
@@ -79,26 +79,26 @@ def sqlite_database(tmp_path: pathlib.Path, empty_database: pathlib.Path) -> str
 
 
 @pytest.fixture
-def store(database: str, clock: ManualClock) -> Iterator[JobStore]:
-    store = JobStore.connect(database, clock)
+def store(database: str, clock: ManualClock) -> Iterator[Database]:
+    store = Database.connect(database, clock)
     yield store
     store.close()
 
 
 @pytest.fixture
-def file_store(sqlite_database: str, clock: ManualClock) -> Iterator[JobStore]:
-    store = JobStore.connect(sqlite_database, clock)
+def file_store(sqlite_database: str, clock: ManualClock) -> Iterator[Database]:
+    store = Database.connect(sqlite_database, clock)
     yield store
     store.close()
 
 
 @pytest.fixture
-def add_job(store: JobStore) -> Callable[..., JobRecord]:
+def add_job(store: Database) -> Callable[..., JobRecord]:
     """Makes queued jobs in ``store``; ``team`` is a name."""
     return job_maker(store)
 
 
-def job_maker(store: JobStore) -> Callable[..., JobRecord]:
+def job_maker(store: Database) -> Callable[..., JobRecord]:
     def add(
         prompt: str = "a dog",
         *,
@@ -121,10 +121,10 @@ def job_maker(store: JobStore) -> Callable[..., JobRecord]:
             "n": n,
             "loras": [],
         }
-        return store.create_job(
+        return store.jobs.create_job(
             NewJob(
                 id=job_id,
-                team_id=store.ensure_team(team).id,
+                team_id=store.teams.ensure_team(team).id,
                 model="shapes",
                 input={"request_id": "req_1", "output_format": "png"},
                 request=request,
@@ -138,7 +138,7 @@ def job_maker(store: JobStore) -> Callable[..., JobRecord]:
 
 
 @pytest.fixture
-def add_to_file(file_store: JobStore) -> Callable[..., JobRecord]:
+def add_to_file(file_store: Database) -> Callable[..., JobRecord]:
     return job_maker(file_store)
 
 
@@ -149,7 +149,7 @@ def safety() -> ScriptedSafety:
 
 @pytest.fixture
 async def dispatcher(
-    store: JobStore, safety: ScriptedSafety, clock: ManualClock
+    store: Database, safety: ScriptedSafety, clock: ManualClock
 ) -> AsyncIterator[Dispatcher]:
     """Sweeps only when it is told to, and takes five jobs."""
     judging = JudgingPolicy(delays=(0.0, 0.0, 0.0))

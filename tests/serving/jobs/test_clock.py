@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.records import JobRecord
@@ -31,7 +31,7 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-async def dispatcher(store: JobStore, clock: SetClock) -> AsyncIterator[Dispatcher]:
+async def dispatcher(store: Database, clock: SetClock) -> AsyncIterator[Dispatcher]:
     policy = DispatchPolicy(sweep_seconds=None)
     dispatcher = Dispatcher(store, ScriptedSafety(), clock, policy)
     await dispatcher.start()
@@ -41,7 +41,7 @@ async def dispatcher(store: JobStore, clock: SetClock) -> AsyncIterator[Dispatch
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
 async def test_a_running_job_keeps_its_lease_and_ends_once(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: SetClock, jump: float
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock, jump: float
 ) -> None:
     running, waiting = add_job(), add_job()
     for job in (running, waiting):
@@ -56,12 +56,12 @@ async def test_a_running_job_keeps_its_lease_and_ends_once(
     [other] = await dispatcher.lease("r2", 1, 5)
     assert {lease.job_id, other.job_id} == {running.id, waiting.id}
     assert await dispatcher.complete(other.job_id, other.fence, drawn_result(other))
-    assert store.count_jobs() == {("shapes", "succeeded"): 2}
+    assert store.jobs.count_jobs() == {("shapes", "succeeded"): 2}
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
 async def test_a_silent_replica_loses_its_lease_all_the_same(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: SetClock, jump: float
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock, jump: float
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -74,7 +74,7 @@ async def test_a_silent_replica_loses_its_lease_all_the_same(
 
 
 async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: SetClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock
 ) -> None:
     jobs = [add_job() for _ in range(3)]
     for job in jobs:
@@ -92,12 +92,12 @@ async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
 
 
 async def test_a_deadline_that_a_jump_passes_is_a_typed_end(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: SetClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock
 ) -> None:
     job = add_job(deadline=clock.time() + 60)
     await dispatcher.submit(job.id)
     clock.offset = DAY
     await dispatcher.sweep()
-    ended = store.get_job(job.id)
+    ended = store.jobs.get_job(job.id)
     assert ended is not None and ended.status == "failed"
     assert (ended.error or {})["code"] == "generation_timeout"

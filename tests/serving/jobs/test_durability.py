@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from calotype.serving.core.errors import StorageFailed
-from calotype.serving.database.accounts.api_keys import create_key
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
+from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.records import JobRecord
 
 AddJob = Callable[..., JobRecord]
@@ -27,7 +27,7 @@ AddJob = Callable[..., JobRecord]
 
 @pytest.fixture
 def store(sqlite_database: str, clock: Any) -> Any:
-    store = JobStore.connect(sqlite_database, clock)
+    store = Database.connect(sqlite_database, clock)
     yield store
     store.close()
 
@@ -54,9 +54,9 @@ class Disk:
             shutil.copy(file, self.image / file.name)
         self._fsync(handle)
 
-    def after_the_power_cut(self) -> JobStore:
+    def after_the_power_cut(self) -> Database:
         shutil.copy(self.folder / "calotype.db", self.image)
-        return JobStore.connect(sqlite_url(self.image))
+        return Database.connect(sqlite_url(self.image))
 
 
 @pytest.fixture
@@ -67,27 +67,31 @@ def disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_an_accepted_job_and_its_end_survive_a_power_cut(
-    store: JobStore, add_job: AddJob, disk: Disk
+    store: Database, add_job: AddJob, disk: Disk
 ) -> None:
     first, second = add_job(), add_job()
-    assert store.finish_job(first.id, "canceled") is not None
-    _, key = create_key(store, team="a")
+    assert store.jobs.finish_job(first.id, Ending("canceled")) is not None
+    _, key = store.api_keys.create(team="a")
     left = disk.after_the_power_cut()
-    found = {job.id: job.status for job in (left.get_job(first.id), left.get_job(second.id)) if job}
+    found = {
+        job.id: job.status
+        for job in (left.jobs.get_job(first.id), left.jobs.get_job(second.id))
+        if job
+    }
     assert found == {first.id: "canceled", second.id: "queued"}
-    assert left.find_key(key.digest) is not None
+    assert left.api_keys.find_key(key.digest) is not None
     left.close()
 
 
 def test_many_at_once_share_a_flush_and_nobody_is_told_before_it(
-    store: JobStore, add_job: AddJob, disk: Disk
+    store: Database, add_job: AddJob, disk: Disk
 ) -> None:
     told: list[str] = []
     disk.open.clear()
     threads = [threading.Thread(target=lambda: told.append(add_job().id)) for _ in range(8)]
     for thread in threads:
         thread.start()
-    while sum(store.count_jobs().values()) < 8:
+    while sum(store.jobs.count_jobs().values()) < 8:
         assert any(thread.is_alive() for thread in threads)
     assert told == []
     disk.open.set()
@@ -98,7 +102,7 @@ def test_many_at_once_share_a_flush_and_nobody_is_told_before_it(
 
 
 def test_a_disk_that_does_not_take_it_is_a_typed_fault(
-    store: JobStore, add_job: AddJob, disk: Disk
+    store: Database, add_job: AddJob, disk: Disk
 ) -> None:
     disk.broken = True
     with pytest.raises(StorageFailed, match="Input/output error"):
@@ -108,7 +112,7 @@ def test_a_disk_that_does_not_take_it_is_a_typed_fault(
 
 
 def test_who_repeats_a_request_is_not_told_before_the_first_is_safe(
-    store: JobStore, add_job: AddJob, disk: Disk
+    store: Database, add_job: AddJob, disk: Disk
 ) -> None:
     first = add_job(idempotency="key")
     told = disk.flushes

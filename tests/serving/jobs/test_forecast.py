@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from calotype.serving.database.database import Database
 from calotype.serving.database.forecasts import Forecast, promise
-from calotype.serving.database.jobs import JobStore
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease
@@ -22,7 +22,7 @@ SECONDS = {1: 2.0, 2: 4.5, 4: 8.0}
 
 
 @pytest.fixture
-async def dispatcher(store: JobStore, clock: ManualClock) -> AsyncIterator[Dispatcher]:
+async def dispatcher(store: Database, clock: ManualClock) -> AsyncIterator[Dispatcher]:
     policy = DispatchPolicy(sweep_seconds=None, max_queue=1000, lease_seconds=1e6)
     dispatcher = Dispatcher(store, ScriptedSafety(), clock, policy, model="shapes")
     await dispatcher.start()
@@ -63,14 +63,14 @@ async def learn(dispatcher: Dispatcher, add_job: AddJob, clock: ManualClock) -> 
 
 
 async def test_positions_and_estimates_are_true_within_a_quarter(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     sizes = [1, 2, 4, 1, 1, 2, 4, 4, 1, 2, 1, 4]
     jobs = [add_job(n=n, team="ab"[i % 2]) for i, n in enumerate(sizes)]
     await submit(dispatcher, *jobs)
     await dispatcher.sweep()
-    told, began = store.get_forecast("shapes"), clock.time()
+    told, began = store.forecasts.get_forecast("shapes"), clock.time()
     assert told.measured and told.queued == len(jobs)
     order: list[str] = []
     while len(order) < len(jobs):
@@ -80,18 +80,18 @@ async def test_positions_and_estimates_are_true_within_a_quarter(
             assert told.ends[lease.job_id] == pytest.approx(took, rel=0.25)
             order.append(lease.job_id)
     await dispatcher.sweep()
-    assert store.get_forecast("shapes").backlog_seconds == 0
+    assert store.forecasts.get_forecast("shapes").backlog_seconds == 0
 
 
 async def test_estimates_hold_when_jobs_share_a_device(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     jobs = [add_job(n=2) for _ in range(24)]
     await submit(dispatcher, *jobs)
     await draw(dispatcher, clock, slots=4)
     await dispatcher.sweep()
-    told, began = store.get_forecast("shapes"), clock.time()
+    told, began = store.forecasts.get_forecast("shapes"), clock.time()
     while dispatcher.snapshot()["queued"]:
         leases = await draw(dispatcher, clock, slots=4)
         took = clock.time() - began
@@ -101,19 +101,19 @@ async def test_estimates_hold_when_jobs_share_a_device(
 
 
 async def test_a_new_job_stands_behind_the_backlog(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     await submit(dispatcher, *[add_job(n=1) for _ in range(10)])
     await dispatcher.sweep()
-    told = store.get_forecast("shapes")
+    told = store.forecasts.get_forecast("shapes")
     request: dict[str, Any] = add_job(n=4).request
     assert told.device_seconds(request) == pytest.approx(8.0, rel=0.1)
     assert told.new_job_seconds(request) == pytest.approx(1.2 * (10 * 2.0 + 8.0), rel=0.25)
 
 
 async def test_work_that_is_half_done_counts_half(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     job = add_job(n=4)
@@ -121,11 +121,11 @@ async def test_work_that_is_half_done_counts_half(
     [lease] = await dispatcher.lease("r1", 1, 1)
     await dispatcher.heartbeat("r1", {job.id: [lease.fence, 10, 20]})
     await dispatcher.sweep()
-    assert store.get_forecast("shapes").ends[job.id] == pytest.approx(1.2 * 4.0, rel=0.25)
+    assert store.forecasts.get_forecast("shapes").ends[job.id] == pytest.approx(1.2 * 4.0, rel=0.25)
 
 
-async def test_an_unmeasured_model_says_so(store: JobStore) -> None:
-    assert not store.get_forecast("never served").measured
+async def test_an_unmeasured_model_says_so(store: Database) -> None:
+    assert not store.forecasts.get_forecast("never served").measured
     assert Forecast("x").seconds_left("job_1", 0.0) is None
 
 

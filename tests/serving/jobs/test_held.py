@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from calotype.serving.core.errors import Conflict, NotFound
 from calotype.serving.database.connection import writing
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.review.cases import CaseRecord
 from calotype.serving.database.review.held_images import HELD_SECONDS
 from calotype.serving.database.schema.tables import jobs
@@ -33,7 +33,7 @@ def held_image(job: JobRecord, index: int = 0) -> HeldImage:
     )
 
 
-def sealed_job(store: JobStore, add_job: AddJob, **more: Any) -> JobRecord:
+def sealed_job(store: Database, add_job: AddJob, **more: Any) -> JobRecord:
     """A job as the gateway makes it: its pictures can be held."""
     job = add_job(**more)
     given = job.input | {"seal": make_seal()}
@@ -43,7 +43,7 @@ def sealed_job(store: JobStore, add_job: AddJob, **more: Any) -> JobRecord:
 
 
 async def ended(
-    dispatcher: Dispatcher, store: JobStore, job: JobRecord, indices: Sequence[int] = (0,)
+    dispatcher: Dispatcher, store: Database, job: JobRecord, indices: Sequence[int] = (0,)
 ) -> tuple[JobRecord, list[CaseRecord]]:
     """The job, whose pictures of these numbers are held, and the cases about them."""
     await dispatcher.submit(job.id)
@@ -52,13 +52,13 @@ async def ended(
     result = GenerationResult([], metrics={"gpu_seconds": 0.5}, held=held).to_payload()
     assert await dispatcher.complete(job.id, lease.fence, result)
     assert not await dispatcher.complete(job.id, lease.fence, result), "a job ends once"
-    found = store.get_job(job.id)
+    found = store.jobs.get_job(job.id)
     assert found is not None
-    return found, store.list_cases()
+    return found, store.cases.list_cases()
 
 
 async def test_the_end_of_a_job_opens_a_case_for_each_held_picture(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob
+    dispatcher: Dispatcher, store: Database, add_job: AddJob
 ) -> None:
     job, cases = await ended(dispatcher, store, sealed_job(store, add_job, n=2), (0, 1))
     assert (job.status, (job.error or {})["code"]) == ("failed", "held_for_review")
@@ -66,74 +66,74 @@ async def test_the_end_of_a_job_opens_a_case_for_each_held_picture(
     told = (job.moderation or {})["held"]
     assert {entry["case_id"] for entry in told} == {case.id for case in cases}
     for entry in told:
-        held = store.get_held(entry["asset_id"])
+        held = store.held_images.get_held(entry["asset_id"])
         assert held is not None and held.seal == job.input["seal"]
     keys = [held_image(job, index).blob_key for index in (0, 1)]
-    assert store.unknown_blobs(keys) == [], "no sweeper takes them away"
+    assert store.files.unknown_blobs(keys) == [], "no sweeper takes them away"
 
 
 @pytest.mark.parametrize("approved", [True, False])
 async def test_a_case_is_decided_once_by_whoever_holds_it(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, approved: bool
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, approved: bool
 ) -> None:
     job, (case,) = await ended(dispatcher, store, sealed_job(store, add_job))
 
     def decide(reviewer: str) -> str:
         try:
             if approved:
-                store.release_held(case, reviewer, "", f"{job.team_id}/ab/picture.png")
+                store.held_images.release_held(case, reviewer, "", f"{job.team_id}/ab/picture.png")
             else:
-                store.reject_held(case, reviewer, "")
+                store.held_images.reject_held(case, reviewer, "")
         except (Conflict, NotFound) as error:
             return type(error).__name__
         return "done"
 
     assert decide("nobody") == "Conflict"
-    assert store.get_held(case.subject) is not None, "nothing happened"
-    assert store.take_case("anna") is not None
+    assert store.held_images.get_held(case.subject) is not None, "nothing happened"
+    assert store.cases.take_case("anna") is not None
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         outcomes = list(pool.map(decide, ["anna"] * 4 + ["berta"] * 2))
     assert sorted(outcomes) == ["Conflict"] * 5 + ["done"]
-    assert store.get_held(case.subject) is None
-    asset = store.get_asset(case.subject, job.team_id)
+    assert store.held_images.get_held(case.subject) is None
+    asset = store.files.get_asset(case.subject, job.team_id)
     assert (asset is not None) is approved
-    now = store.get_job(job.id)
+    now = store.jobs.get_job(job.id)
     assert now is not None and now.status == "failed"
     assert (now.moderation or {})["held"][0]["status"] == ("released" if approved else "rejected")
     sealed = held_image(job).blob_key
-    assert store.garbage(store.clock.time()) == [sealed]
+    assert store.files.garbage(store.clock.time()) == [sealed]
 
 
 async def test_a_released_picture_lives_as_long_as_others_also_after_its_job(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     made = sealed_job(store, add_job, expires=clock.time() + 3600)
     job, (case,) = await ended(dispatcher, store, made)
     clock.advance(7200)
-    assert store.purge_jobs() == 1
-    assert store.take_case("anna") is not None
-    store.release_held(case, "anna", "", f"{job.team_id}/ab/picture.png")
-    asset = store.get_asset(case.subject)
+    assert store.retention.purge_jobs() == 1
+    assert store.cases.take_case("anna") is not None
+    store.held_images.release_held(case, "anna", "", f"{job.team_id}/ab/picture.png")
+    asset = store.files.get_asset(case.subject)
     assert asset is not None and asset.expires == pytest.approx(clock.time() + 3600, abs=1)
-    assert store.expire_assets() == 0
+    assert store.files.expire_assets() == 0
 
 
 async def test_what_nobody_decides_on_ends_in_time(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     job, (case,) = await ended(dispatcher, store, sealed_job(store, add_job))
     clock.advance(HELD_SECONDS - 60)
-    assert store.expire_held() == 0
+    assert store.held_images.expire_held() == 0
     clock.advance(120)
-    assert (store.expire_held(), store.expire_held()) == (1, 0)
-    assert store.get_case(case.id).status == "rejected"
-    assert store.take_case("anna") is None
-    now = store.get_job(job.id)
+    assert (store.held_images.expire_held(), store.held_images.expire_held()) == (1, 0)
+    assert store.cases.get_case(case.id).status == "rejected"
+    assert store.cases.take_case("anna") is None
+    now = store.jobs.get_job(job.id)
     assert now is not None and (now.moderation or {})["held"][0]["status"] == "rejected"
 
 
 async def test_a_prompt_that_is_held_is_leased_with_the_reason(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
     safety.prompt = lambda text: review
@@ -144,12 +144,12 @@ async def test_a_prompt_that_is_held_is_leased_with_the_reason(
 
 
 async def test_a_job_of_before_seals_is_refused_instead(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
     safety.prompt = lambda text: review
     job = add_job()
     await dispatcher.submit(job.id)
     await dispatcher.wait(job.id, 10)
-    found = store.get_job(job.id)
+    found = store.jobs.get_job(job.id)
     assert found is not None and (found.error or {})["code"] == "moderation_blocked"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import JobRecord
@@ -27,20 +27,20 @@ async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> L
     return lease
 
 
-def status(store: JobStore, job: JobRecord) -> str:
-    found = store.get_job(job.id)
+def status(store: Database, job: JobRecord) -> str:
+    found = store.jobs.get_job(job.id)
     assert found is not None
     return found.status
 
 
-def error(store: JobStore, job: JobRecord) -> dict[str, Any]:
-    found = store.get_job(job.id)
+def error(store: Database, job: JobRecord) -> dict[str, Any]:
+    found = store.jobs.get_job(job.id)
     assert found is not None and found.error is not None
     return found.error
 
 
 async def test_a_blocked_prompt_is_never_leased(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     safety.prompt = lambda text: decision("input", blocked=["sexual", "hate"])
     job = add_job()
@@ -54,7 +54,7 @@ async def test_a_blocked_prompt_is_never_leased(
         "categories": ["hate", "sexual"],
     }
     assert "request ID req_1. safety_violations=[hate,sexual]." in payload["message"]
-    found = store.get_job(job.id)
+    found = store.jobs.get_job(job.id)
     assert found is not None and found.moderation is not None
     assert found.moderation["input"]["verdict"] == "BLOCK"
     assert found.attempts == 0
@@ -89,7 +89,7 @@ async def test_judging_is_repeated_while_the_moderator_is_restarted(
     ids=["connection", "unavailable", "bug", "final", "error-verdict", "no-decision"],
 )
 async def test_what_cannot_be_judged_fails_closed(
-    dispatcher: Dispatcher, store: JobStore, safety: ScriptedSafety, add_job: AddJob, broken: Any
+    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob, broken: Any
 ) -> None:
     def prompt(text: str) -> dict[str, Any]:
         if isinstance(broken, Exception):
@@ -128,7 +128,7 @@ async def test_slow_judging_of_one_job_does_not_hold_up_another(
 
 
 async def test_a_wholly_blocked_batch_ends_as_blocked(
-    dispatcher: Dispatcher, store: JobStore, add_job: AddJob
+    dispatcher: Dispatcher, store: Database, add_job: AddJob
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)

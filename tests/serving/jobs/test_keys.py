@@ -10,12 +10,9 @@ from calotype.serving.core.errors import InvalidRequest, Unauthenticated
 from calotype.serving.database.accounts.api_keys import (
     KEY_PREFIX,
     SCOPES,
-    authenticate,
-    create_key,
-    ensure_first_key,
     make_key,
 )
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 
 
 def database_bytes(folder: pathlib.Path) -> bytes:
@@ -29,11 +26,11 @@ def test_keys_are_long_and_different() -> None:
 
 
 def test_a_key_opens_and_stands_nowhere_in_the_database(
-    file_store: JobStore, tmp_path: pathlib.Path
+    file_store: Database, tmp_path: pathlib.Path
 ) -> None:
     store = file_store
-    plain, record = create_key(store, name="ci", scopes=["images"])
-    found = authenticate(store, plain)
+    plain, record = store.api_keys.create(name="ci", scopes=["images"])
+    found = store.api_keys.authenticate(plain)
     assert found == record
     assert found.scopes == ["images"]
     secret = plain.removeprefix(KEY_PREFIX)
@@ -44,46 +41,46 @@ def test_a_key_opens_and_stands_nowhere_in_the_database(
 
 
 @pytest.mark.parametrize("wrong", ["", "ct_live_", "x" * 10_000, "ct_live_\udcff", "schlüssel"])
-def test_a_wrong_key_is_refused(store: JobStore, wrong: str) -> None:
-    create_key(store)
+def test_a_wrong_key_is_refused(store: Database, wrong: str) -> None:
+    store.api_keys.create()
     with pytest.raises(Unauthenticated):
-        authenticate(store, wrong)
+        store.api_keys.authenticate(wrong)
 
 
-def test_a_revoked_key_is_refused(store: JobStore) -> None:
-    plain, record = create_key(store)
-    assert store.revoke_key(record.id)
-    assert not store.revoke_key(record.id)
+def test_a_revoked_key_is_refused(store: Database) -> None:
+    plain, record = store.api_keys.create()
+    assert store.api_keys.revoke_key(record.id)
+    assert not store.api_keys.revoke_key(record.id)
     with pytest.raises(Unauthenticated, match="revoked"):
-        authenticate(store, plain)
+        store.api_keys.authenticate(plain)
 
 
-def test_the_first_key_is_made_and_told_once(store: JobStore) -> None:
-    plain = ensure_first_key(store)
+def test_the_first_key_is_made_and_told_once(store: Database) -> None:
+    plain = store.api_keys.ensure_first()
     assert plain is not None
-    assert authenticate(store, plain).scopes == list(SCOPES)
-    assert ensure_first_key(store) is None
-    assert len(store.list_keys()) == 1
+    assert store.api_keys.authenticate(plain).scopes == list(SCOPES)
+    assert store.api_keys.ensure_first() is None
+    assert len(store.api_keys.list_keys()) == 1
 
 
 def test_the_environments_key_is_taken_and_never_told(
-    file_store: JobStore, tmp_path: pathlib.Path
+    file_store: Database, tmp_path: pathlib.Path
 ) -> None:
     store = file_store
     given = "chosen-by-the-operator"
-    assert ensure_first_key(store, given) is None
-    assert ensure_first_key(store, given) is None
-    authenticate(store, given)
-    assert len(store.list_keys()) == 1
+    assert store.api_keys.ensure_first(given) is None
+    assert store.api_keys.ensure_first(given) is None
+    store.api_keys.authenticate(given)
+    assert len(store.api_keys.list_keys()) == 1
     assert given.encode() not in database_bytes(tmp_path)
     assert b"chosen-by" not in database_bytes(tmp_path)
 
 
-def test_an_unknown_scope_or_a_short_key_is_refused(store: JobStore) -> None:
+def test_an_unknown_scope_or_a_short_key_is_refused(store: Database) -> None:
     with pytest.raises(InvalidRequest, match="Unknown scope 'pictures'"):
-        create_key(store, scopes=["pictures"])
+        store.api_keys.create(scopes=["pictures"])
     with pytest.raises(InvalidRequest, match="has 3"):
-        create_key(store, key="abc")
-    create_key(store, key="long enough")
+        store.api_keys.create(key="abc")
+    store.api_keys.create(key="long enough")
     with pytest.raises(InvalidRequest, match="exists already"):
-        create_key(store, key="long enough")
+        store.api_keys.create(key="long enough")

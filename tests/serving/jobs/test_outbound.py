@@ -13,8 +13,8 @@ from calotype.serving.webhooks.safe_http import (
     AddressRefused,
     OutboundFailed,
     OutboundPolicy,
-    resolve,
     fetch,
+    resolve_url,
     send,
 )
 
@@ -38,7 +38,7 @@ REFUSED = [
 @pytest.mark.parametrize("url", REFUSED)
 async def test_an_address_that_is_not_public_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused) as caught:
-        await resolve(url, OutboundPolicy(), "webhook.url")
+        await resolve_url(url, OutboundPolicy(), "webhook.url")
     assert caught.value.param == "webhook.url"
     assert "hunter2" not in caught.value.message
 
@@ -52,15 +52,15 @@ async def test_a_name_that_leads_inside_is_refused(addresses: list[str]) -> None
         return addresses
 
     with pytest.raises(AddressRefused):
-        await resolve("https://innocent.example/hook", OutboundPolicy(resolve=resolve))
+        await resolve_url("https://innocent.example/hook", OutboundPolicy(resolve=resolve))
 
 
 async def test_an_allowed_network_is_allowed_and_nothing_beside_it() -> None:
     policy = OutboundPolicy(allowed_networks=("10.1.0.0/16",))
-    assert (await resolve("https://10.1.2.3/x?y=1", policy)).address == "10.1.2.3"
-    assert (await resolve("https://[::ffff:10.1.2.3]/", policy)).port == 443
+    assert (await resolve_url("https://10.1.2.3/x?y=1", policy)).address == "10.1.2.3"
+    assert (await resolve_url("https://[::ffff:10.1.2.3]/", policy)).port == 443
     with pytest.raises(AddressRefused):
-        await resolve("https://10.2.2.3/", policy)
+        await resolve_url("https://10.2.2.3/", policy)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked(server: Calla
         return next(answers)
 
     policy = OutboundPolicy(allow_http=True, allowed_networks=("127.0.0.1/32",), resolve=resolve)
-    target = await resolve(f"http://receiver.example:{port}/hook", policy)
+    target = await resolve_url(f"http://receiver.example:{port}/hook", policy)
     answer = await send(target, "POST", {}, b"{}", seconds=5, max_bytes=99, policy=policy)
     assert (answer.status, answer.body) == (200, b"ok")
     assert b"Host: receiver.example:" in came[0]
@@ -139,10 +139,10 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
 async def test_what_is_no_answer_is_a_typed_failure(server: Callable, answer: bytes) -> None:  # type: ignore[type-arg]
     url, _ = await server(answer)
     with pytest.raises(OutboundFailed):
-        target = await resolve(url, LOOPBACK)
+        target = await resolve_url(url, LOOPBACK)
         await send(target, "GET", {}, b"", seconds=2, max_bytes=10, policy=LOOPBACK)
 
 
 async def test_a_name_that_nobody_knows_is_a_typed_failure() -> None:
     with pytest.raises(OutboundFailed, match="cannot be resolved"):
-        await resolve("https://name.invalid/", OutboundPolicy())
+        await resolve_url("https://name.invalid/", OutboundPolicy())

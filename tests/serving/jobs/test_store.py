@@ -14,7 +14,8 @@ import sqlalchemy
 
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
 from calotype.serving.database.connection import sqlite_url
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
+from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.lifecycle import STATUSES, TERMINAL, may_follow, sources
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import ManualClock
@@ -30,12 +31,12 @@ def test_a_terminal_state_has_no_successor_and_every_state_can_end() -> None:
     assert sources("canceled") == {"queued", "running"}
 
 
-def test_a_queued_job_cannot_succeed(store: JobStore, add_job: AddJob) -> None:
-    assert store.finish_job(add_job().id, "succeeded") is None
+def test_a_queued_job_cannot_succeed(store: Database, add_job: AddJob) -> None:
+    assert store.jobs.finish_job(add_job().id, Ending("succeeded")) is None
 
 
 def test_exactly_one_of_many_threads_starts_and_ends_a_job(
-    store: JobStore, add_job: AddJob
+    store: Database, add_job: AddJob
 ) -> None:
     job = add_job()
 
@@ -51,51 +52,51 @@ def test_exactly_one_of_many_threads_starts_and_ends_a_job(
             thread.join()
         return sum(result is not None for result in results)
 
-    assert race(lambda i: store.start_job(job.id, f"r{i}", 0.0)) == 1
-    assert race(lambda i: store.finish_job(job.id, "failed", error={"n": i})) == 1
+    assert race(lambda i: store.jobs.start_job(job.id, f"r{i}", 0.0)) == 1
+    assert race(lambda i: store.jobs.finish_job(job.id, Ending("failed", error={"n": i}))) == 1
 
 
 def test_jobs_are_listed_newest_first_in_pages_of_one_team(
-    store: JobStore, add_job: AddJob, clock: ManualClock
+    store: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     made = []
     for _ in range(5):
         made.append(add_job().id)
         clock.advance(1)
     add_job(team="other")
-    team = store.ensure_team("default").id
-    first = store.list_jobs(team, limit=2)
-    rest = store.list_jobs(team, limit=10, after=first[-1].id)
+    team = store.teams.ensure_team("default").id
+    first = store.jobs.list_jobs(team, limit=2)
+    rest = store.jobs.list_jobs(team, limit=10, after=first[-1].id)
     assert [job.id for job in first + rest] == made[::-1]
-    assert store.list_jobs(team, status="running") == []
-    assert len(store.list_jobs(team, created_after=clock.time() - 2.5)) == 2
+    assert store.jobs.list_jobs(team, status="running") == []
+    assert len(store.jobs.list_jobs(team, created_after=clock.time() - 2.5)) == 2
     with pytest.raises(InvalidRequest, match="names no job"):
-        store.list_jobs(team, after="job_none")
+        store.jobs.list_jobs(team, after="job_none")
 
 
-def test_another_teams_job_is_not_there(store: JobStore, add_job: AddJob) -> None:
+def test_another_teams_job_is_not_there(store: Database, add_job: AddJob) -> None:
     job = add_job()
-    assert store.get_job(job.id, "team_other") is None
-    assert store.get_job(job.id, job.team_id) is not None
+    assert store.jobs.get_job(job.id, "team_other") is None
+    assert store.jobs.get_job(job.id, job.team_id) is not None
 
 
-def test_two_jobs_of_one_idempotency_are_one(store: JobStore, add_job: AddJob) -> None:
+def test_two_jobs_of_one_idempotency_are_one(store: Database, add_job: AddJob) -> None:
     first = add_job(idempotency="k" * 64)
     assert add_job(idempotency="k" * 64).id == first.id
-    store.forget_idempotency(first.id)
+    store.jobs.forget_idempotency(first.id)
     assert add_job(idempotency="k" * 64).id != first.id
 
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for(
-    file_store: JobStore, add_to_file: AddJob, tmp_path: pathlib.Path
+    file_store: Database, add_to_file: AddJob, tmp_path: pathlib.Path
 ) -> None:
-    file_store.ensure_team("default")
+    file_store.teams.ensure_team("default")
     other = sqlite3.connect(tmp_path / "calotype.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     made: list[JobRecord] = []
     writer = threading.Thread(target=lambda: made.append(add_to_file()))
     writer.start()
-    assert file_store.count_jobs() == {}, "reading goes on meanwhile"
+    assert file_store.jobs.count_jobs() == {}, "reading goes on meanwhile"
     other.execute("COMMIT")
     writer.join(10)
     other.close()
@@ -103,7 +104,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(
 
 
 def test_a_full_disk_is_a_typed_error_and_the_next_write_works(
-    file_store: JobStore, add_to_file: AddJob
+    file_store: Database, add_to_file: AddJob
 ) -> None:
     kept = add_to_file()
     with file_store.engine.connect() as connection:
@@ -119,28 +120,28 @@ def test_a_full_disk_is_a_typed_error_and_the_next_write_works(
     sqlalchemy.event.remove(file_store.engine, "connect", limit_pages)
     file_store.engine.dispose()
     assert add_to_file("x" * 200_000).status == "queued"
-    assert file_store.get_job(kept.id) is not None
+    assert file_store.jobs.get_job(kept.id) is not None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a place that only root may not write: /proc")
 def test_a_folder_that_cannot_be_made_is_a_typed_error() -> None:
     with pytest.raises(StorageFailed, match="cannot be made"):
-        JobStore.open(sqlite_url(pathlib.Path("/proc/no/folder")))
+        Database.open(sqlite_url(pathlib.Path("/proc/no/folder")))
 
 
 def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: pathlib.Path) -> None:
     (tmp_path / "calotype.db").write_bytes(b"not a database, but long enough to be read " * 40)
     with pytest.raises(StorageFailed, match="not a database"):
-        JobStore.open(sqlite_url(tmp_path))
+        Database.open(sqlite_url(tmp_path))
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://host/db"])
 def test_a_database_url_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(InvalidRequest, match="database URL"):
-        JobStore.open(url)
+        Database.open(url)
 
 
-def test_a_service_secret_is_made_once(store: JobStore) -> None:
-    assert len(store.service_secret("urls")) == 32
-    assert store.service_secret("urls") == store.service_secret("urls")
-    assert store.service_secret("urls") != store.service_secret("other")
+def test_a_service_secret_is_made_once(store: Database) -> None:
+    assert len(store.secrets.service_secret("urls")) == 32
+    assert store.secrets.service_secret("urls") == store.secrets.service_secret("urls")
+    assert store.secrets.service_secret("urls") != store.secrets.service_secret("other")

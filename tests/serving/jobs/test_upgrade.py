@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from calotype.serving.database.connection import create_database_engine
-from calotype.serving.database.jobs import JobStore
+from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import metadata
 from calotype.serving.database.schema.upgrade import (
     alembic_config,
@@ -53,8 +53,8 @@ def test_every_migration_goes_down_and_up_again_with_rows_in_the_tables(
         upgrade_database(url, newer)
         downgrade_database(url, older)
         upgrade_database(url, newer)
-    store = JobStore.connect(url)
-    job = store.get_job("job_1", "team_1")
+    store = Database.connect(url)
+    job = store.jobs.get_job("job_1", "team_1")
     store.close()
     assert job is not None and (job.status, job.reserved_seconds, job.recipe) == ("queued", 0, None)
 
@@ -96,8 +96,8 @@ def test_three_processes_that_start_at_once_all_find_the_tables(
 ) -> None:
     url = new_database()
     program = (
-        "import sys; from calotype.serving.database.jobs import JobStore; "
-        "s = JobStore.open(sys.argv[1]); s.ensure_team('t'); print(s.service_secret('x').hex())"
+        "import sys; from calotype.serving.database.database import Database; "
+        "s = Database.open(sys.argv[1]); s.ensure_team('t'); print(s.service_secret('x').hex())"
     )
     started = [
         subprocess.Popen(
