@@ -24,4 +24,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del os.environ[PROVENANCE_DIR]
 
 
-pytest_plugins = ["controlplane.fixtures", "controlplane.reports"]
+pytest_plugins = ["controlplane.fixtures", "controlplane.failure_report"]

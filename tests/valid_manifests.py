@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-Object = dict[str, Any]
+from controlplane.client.objects import Object
+
 API_VERSION = "calotype.dev/v1alpha1"
 DIGEST = "0123456789abcdef" * 4
 

@@ -14,11 +14,13 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # as pytest does
 
-from cluster.crowd import MANY, Crowd, model
-from cluster.operating import install_kinds, operated
+from cluster.kinds.installing import install_kinds
+from cluster.operator.many_adapters import MANY, ManyAdapters
+from cluster.operator.operator_process import running_operator
+from cluster.operator.resources import model
 from controlplane import binaries
-from controlplane.cluster import Cluster
-from controlplane.plane import ControlPlane
+from controlplane.client.cluster import Cluster
+from controlplane.processes.control_plane import ControlPlane
 
 CHANGED = range(50, MANY, 50)
 """Which of the adapters are changed, one after the other."""
@@ -33,37 +35,37 @@ def measure() -> dict[str, dict[str, Any]]:
         return {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        plane = ControlPlane(programs, folder)
+        control_plane = ControlPlane(programs, folder)
         try:
-            plane.start()
-            cluster = Cluster(plane.admin, programs, folder, plane)
+            control_plane.start()
+            cluster = Cluster(control_plane.admin, programs, folder, control_plane)
             try:
-                return measure_crowd(cluster, programs["helm"], folder)
+                return measure_many_adapters(cluster, programs["helm"], folder)
             finally:
                 cluster.close()
         finally:
-            plane.stop()
+            control_plane.stop()
 
 
-def measure_crowd(
+def measure_many_adapters(
     cluster: Cluster, helm: pathlib.Path, folder: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
     """A model without adapters, then with a thousand, then one change after the other."""
     install_kinds(cluster)
-    with operated(cluster, helm, folder) as (operator, pretence):
+    with running_operator(cluster, helm, folder) as (operator, pods):
         operator.start()
-        crowd = Crowd(cluster, operator, pretence)
-        cluster.apply(model(), "-n", crowd.namespace)
-        cluster.wait("imagemodels", "shapes", "Ready", crowd.namespace)
+        many = ManyAdapters(cluster, operator, pods)
+        cluster.apply(model(), "-n", many.namespace)
+        cluster.wait("imagemodels", "shapes", "Ready", many.namespace)
         empty = operator.memory()
-        pushes = len(pretence.app("shapes").pushes)
+        pushes = len(pods.app("shapes").pushes)
         begun = time.perf_counter()
-        crowd.gather(f"a{number:04}" for number in range(MANY))
-        crowd.wait_ready(MANY)
+        many.create(f"a{number:04}" for number in range(MANY))
+        many.wait_ready(MANY)
         took = time.perf_counter() - begun
-        pushed = len(pretence.app("shapes").pushes) - pushes
+        pushed = len(pods.app("shapes").pushes) - pushes
         full = operator.memory()
-        change = crowd.median_change(f"a{number:04}" for number in CHANGED)
+        change = many.median_change(f"a{number:04}" for number in CHANGED)
     return {
         "operator, memory with 1 resource": entry(empty, "MB", None),
         f"operator, memory with {MANY} adapters": entry(full, "MB", 150),

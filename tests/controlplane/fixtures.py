@@ -1,4 +1,4 @@
-"""The clusters of the tests: `control_plane`, `kwok` and `world`.
+"""The clusters of the tests: `control_plane`, `kwok` and `pod_cluster`.
 
 They are made once in a session, and only when a test asks for one. Where the programs are missing
 the test is skipped with a sentence that says how to get them.
@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-
-from . import binaries
-from .cluster import Cluster
-from .fakenodes import FakeNodes
-from .plane import ControlPlane
-from .world import World, process_world
+from controlplane import binaries
+from controlplane.client.cluster import Cluster
+from controlplane.processes.control_plane import ControlPlane
+from controlplane.processes.fake_nodes import FakeNodes
+from controlplane.processes.pod_cluster import PodCluster, start_pod_cluster
 
 FOREIGN = "CALOTYPE_TEST_CLUSTER"
 
@@ -43,8 +42,8 @@ def control_plane(
 
     It has no node (see `kwok`), no kind of calotype and none of KubeRay: apply what you test. See
     Cluster for kubectl, helm, apply, get, find, wait, until, namespace and as_account, and
-    `control_plane.plane` for its processes. KUBECONFIG with CALOTYPE_TEST_CLUSTER=1 takes a cluster
-    that is not ours instead.
+    `control_plane.processes` for its processes. KUBECONFIG with CALOTYPE_TEST_CLUSTER=1 takes a
+    cluster that is not ours instead.
     """
     folder = tmp_path_factory.mktemp("control-plane")
     if foreign():
@@ -52,14 +51,14 @@ def control_plane(
         yield cluster
         cluster.close()
         return
-    plane = ControlPlane(cluster_binaries, folder)
+    processes = ControlPlane(cluster_binaries, folder)
     try:
-        plane.start()
-        cluster = Cluster(plane.admin, cluster_binaries, folder, plane)
+        processes.start()
+        cluster = Cluster(processes.admin, cluster_binaries, folder, processes)
         yield cluster
         cluster.close()
     finally:
-        plane.stop()
+        processes.stop()
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def new_namespace(control_plane: Cluster) -> Callable[..., AbstractContextManage
 def _kwok(control_plane: Cluster) -> FakeNodes:
     if foreign():
         pytest.skip("fake nodes are not put into a cluster that is not ours")
-    nodes = FakeNodes(control_plane.plane, control_plane)
+    nodes = FakeNodes(control_plane.processes, control_plane)
     nodes.start()
     return nodes
 
@@ -93,33 +92,33 @@ def kwok(_kwok: FakeNodes) -> Iterator[FakeNodes]:
 
 
 @pytest.fixture(scope="session")
-def world(
+def pod_cluster(
     cluster_binaries: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> Iterator[PodCluster]:
     """A whole cluster in a network namespace of its own: control plane, a node on which pods really
     run as processes, and KubeRay.
 
-    It is another cluster than `control_plane`. Beyond what a Cluster does, see World: logs, exec,
-    forward (a URL for a Service or pod), pid and claim_folder. The images of the chart are this
-    checkout: `world.image("calotype-gateway")`.
+    It is another cluster than `control_plane`. Beyond what a Cluster does, see PodCluster: logs,
+    exec, forward (a URL for a Service or pod), pid and claim_folder. The images of the chart are
+    this checkout: `pod_cluster.image("calotype-gateway")`.
     """
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("pod_cluster")
     if foreign():
-        cluster = World(Path(os.environ["KUBECONFIG"]), cluster_binaries, folder)
+        cluster = PodCluster(Path(os.environ["KUBECONFIG"]), cluster_binaries, folder)
         yield cluster
         cluster.close()
         return
     try:
-        with process_world(cluster_binaries, folder) as cluster:
+        with start_pod_cluster(cluster_binaries, folder) as cluster:
             yield cluster
     except PermissionError as refused:
         pytest.skip(str(refused))
 
 
 @pytest.fixture
-def world_namespace(world: World) -> Iterator[str]:
-    """The name of a new namespace of `world` in which Pod Security is `restricted`."""
-    with world.namespace() as name:
+def pod_namespace(pod_cluster: PodCluster) -> Iterator[str]:
+    """The name of a new namespace of `pod_cluster` in which Pod Security is `restricted`."""
+    with pod_cluster.namespace() as name:
         yield name
 
 

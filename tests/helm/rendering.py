@@ -7,14 +7,13 @@ import pathlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
+from controlplane.client.objects import Object
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm"
 RELEASE, NAMESPACE = "acme", "pictures"
-Object = dict[str, Any]
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "defaults": (),

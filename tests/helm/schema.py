@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from helm.rendering import CHART, Object
+from controlplane.client.objects import Object
+from helm.rendering import CHART
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import prometheus_client
 import pytest
-from helm.rendering import CHART, NAMESPACE, RELEASE, Combinations, Object, Rendered
+from controlplane.client.objects import Object
+from helm.rendering import CHART, NAMESPACE, RELEASE, Combinations, Rendered
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
 from calotype.operator.runtime.metrics import Metrics

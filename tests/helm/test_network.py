@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
+from controlplane.client.objects import Object
+from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Rendered
 
 Pod = tuple[str, dict[str, str]]
 """A namespace and labels."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from helm.rendering import CHART, RELEASE, Chart, Combinations, Object, Rendered
+from controlplane.client.objects import Object
+from helm.rendering import CHART, RELEASE, Chart, Combinations, Rendered
 
 
 def containers(pod: Object) -> list[Object]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from helm.rendering import COMBINATIONS, NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
+from controlplane.client.objects import Object
+from helm.rendering import COMBINATIONS, NAMESPACE, RELEASE, Chart, Combinations, Rendered
 
 READ = {"get", "list", "watch"}
 APPLY = {"get", "create", "patch"}

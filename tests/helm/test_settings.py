@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Object, Rendered
+from controlplane.client.objects import Object
+from helm.rendering import NAMESPACE, RELEASE, Chart, Combinations, Rendered
 from helm.schema import FIELDS
 from pydantic import BaseModel
 
@@ -18,7 +19,7 @@ from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.model.memory_plan import plan_memory
 
 
-def camel(model: type[BaseModel]) -> set[str]:
+def camel(model: type[BaseModel]) -> set[str | None]:
     return {field.alias for field in model.model_fields.values()}
 
 

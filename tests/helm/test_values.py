@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helm.rendering import CHART, COMBINATIONS, WITH_MODEL, Chart, Object
+from controlplane.client.objects import Object
+from helm.rendering import CHART, COMBINATIONS, WITH_MODEL, Chart
 from helm.schema import FIELDS, SCHEMA
 
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))

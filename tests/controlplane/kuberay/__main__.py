@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from controlplane.client.api_client import ApiClient, ApiError
+from controlplane.client.objects import Object
+from controlplane.kuberay.objects import GROUP, PASSING, PLURALS, Objects
+from controlplane.kuberay.rayclusters import RayClusters
+from controlplane.kuberay.rayjobs import RayJobs
+from controlplane.kuberay.rayservices import RayServices
 
-from ..api import Api, ApiError
-from .objects import GROUP, PASSING, PLURALS, Objects
-from .rayclusters import RayClusters
-from .rayjobs import RayJobs
-from .rayservices import RayServices
-
-Object = dict[str, Any]
 ROUND_SECONDS = 2.0
 SELECTOR = "app.kubernetes.io/created-by=kuberay-operator"
 
@@ -36,7 +35,7 @@ class Controller:
             "RayCluster": RayClusters(objects),
         }
 
-    async def run(self, api: Api) -> None:
+    async def run(self, api: ApiClient) -> None:
         watches = [
             asyncio.create_task(api.watch(f"{GROUP}/{plural}", self._changed))
             for plural in PLURALS.values()
@@ -58,7 +57,7 @@ class Controller:
     def _changed(self, change: str, found: Object) -> None:
         """A changed status of our own kinds is no reason for another round; a pod's is."""
         meta = found["metadata"]
-        state = (change, meta.get("generation"), "deletionTimestamp" in meta)
+        state: tuple[Any, ...] = (change, meta.get("generation"), "deletionTimestamp" in meta)
         if found["kind"] in ("Pod", "RayCluster"):
             state = (*state, str(found.get("status", {}).get("conditions")))
         if self._seen.get(meta["uid"]) != state:
@@ -80,7 +79,7 @@ class Controller:
 
 
 async def main(kubeconfig: Path) -> None:
-    async with Api(kubeconfig) as api, aiohttp.ClientSession() as session:
+    async with ApiClient(kubeconfig) as api, aiohttp.ClientSession() as session:
         await Controller(Objects(api), session).run(api)
 
 

@@ -1,9 +1,8 @@
 """Conditions of a status: their moment changes only with their value."""
 
 from datetime import UTC, datetime
-from typing import Any
 
-Object = dict[str, Any]
+from controlplane.client.objects import Object
 
 
 def put(

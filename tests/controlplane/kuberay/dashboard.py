@@ -1,14 +1,12 @@
 """The calls on a Ray head: Serve's applications, the proxy's health, and jobs."""
 
 import json
-from typing import Any
 
 import aiohttp
 import yaml
+from controlplane.client.objects import Object
+from controlplane.kuberay.pods import DASHBOARD_PORT, head_service_name
 
-from .pods import DASHBOARD_PORT, head_service_name
-
-Object = dict[str, Any]
 SECONDS = aiohttp.ClientTimeout(total=2)
 
 

@@ -1,14 +1,12 @@
 """The objects of the Ray kinds in the API: lists, changes and status, in the controller's words."""
 
 import random
-from typing import Any
 
 import aiohttp
+from controlplane.client.api_client import ApiClient, allow
+from controlplane.client.objects import Object
+from controlplane.kuberay.conditions import now
 
-from ..api import Api, allow
-from .conditions import now
-
-Object = dict[str, Any]
 LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 GROUP = "/apis/ray.io/v1"
 PLURALS = {"RayCluster": "rayclusters", "RayService": "rayservices", "RayJob": "rayjobs"}
@@ -19,7 +17,7 @@ PASSING = (OSError, TimeoutError, aiohttp.ClientError)
 class Objects:
     """Calls on the API server; every list is fresh, so that nothing is made twice."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: ApiClient) -> None:
         self._api = api
 
     async def all(self, kind: str) -> list[Object]:

@@ -2,11 +2,10 @@
 
 import copy
 import math
-from typing import Any
 
-from ..node import quantity
+from controlplane.client.objects import Object
+from controlplane.node.pods import quantity
 
-Object = dict[str, Any]
 GCS_PORT, DASHBOARD_PORT, AGENT_PORT, METRICS_PORT, SERVE_PORT = 6379, 8265, 52365, 8080, 8000
 # Start parameters that are flags: ray takes no value after them.
 FLAGS = ("block", "no-monitor", "disable-usage-stats", "include-log-monitor")

@@ -1,15 +1,13 @@
 """RayCluster: its head pod, its workers, their Service, and its status."""
 
 import copy
-from typing import Any
 
-from ..node import quantity
-from . import pods as build
-from .conditions import put
-from .objects import Objects
-from .services import head_service
-
-Object = dict[str, Any]
+from controlplane.client.objects import Object
+from controlplane.kuberay import pods as build
+from controlplane.kuberay.conditions import put
+from controlplane.kuberay.objects import Objects
+from controlplane.kuberay.services import head_service
+from controlplane.node.pods import quantity
 
 
 class RayClusters:

@@ -3,19 +3,17 @@
 import copy
 import json
 import shlex
-from typing import Any
 
 import aiohttp
 import yaml
+from controlplane.client.objects import Object
+from controlplane.kuberay import pods as build
+from controlplane.kuberay.conditions import holds, now, seconds_since
+from controlplane.kuberay.dashboard import Dashboard
+from controlplane.kuberay.objects import Objects, has_finalizer, suffix
+from controlplane.kuberay.rayclusters import of_type
+from controlplane.kuberay.services import head_service
 
-from . import pods as build
-from .conditions import holds, now, seconds_since
-from .dashboard import Dashboard
-from .objects import Objects, has_finalizer, suffix
-from .rayclusters import of_type
-from .services import head_service
-
-Object = dict[str, Any]
 FINALIZER = "ray.io/rayjob-finalizer"
 ENDED = ("Complete", "Failed")
 SUBMITTER = "ray-job-submitter"

@@ -9,18 +9,16 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
+from controlplane.client.objects import Object
+from controlplane.kuberay import pods as build
+from controlplane.kuberay.conditions import holds, put, seconds_since
+from controlplane.kuberay.dashboard import Dashboard
+from controlplane.kuberay.objects import PASSING, Objects, has_finalizer, suffix
+from controlplane.kuberay.rayclusters import is_ready, of_type
+from controlplane.kuberay.services import head_service, serve_service
 
-from . import pods as build
-from .conditions import holds, put, seconds_since
-from .dashboard import Dashboard
-from .objects import PASSING, Objects, has_finalizer, suffix
-from .rayclusters import is_ready, of_type
-from .services import head_service, serve_service
-
-Object = dict[str, Any]
 FINALIZER = "ray.io/rayservice-finalizer"
 HASH, GROUPS = "ray.io/hash-without-replicas-and-workers-to-delete", "ray.io/num-worker-groups"
 ORIGIN = "ray.io/originated-from"

@@ -1,10 +1,8 @@
 """The Services of Ray clusters and of RayServices, as KubeRay makes them."""
 
-from typing import Any
+from controlplane.client.objects import Object
+from controlplane.kuberay.pods import METRICS_PORT, head_service_name, owner
 
-from .pods import METRICS_PORT, head_service_name, owner
-
-Object = dict[str, Any]
 NAMES = {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/created-by": "kuberay-operator"}
 
 

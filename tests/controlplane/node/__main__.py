@@ -5,20 +5,20 @@ import json
 import sys
 from pathlib import Path
 
-from ..api import Api
-from .agent import Agent
-from .claims import Claims
-from .images import Images
-from .pod import Machine
-from .services import Services
+from controlplane.client.api_client import ApiClient
+from controlplane.node.agent import Agent
+from controlplane.node.claims import Claims
+from controlplane.node.images import Images
+from controlplane.node.pods.pod import Node
+from controlplane.node.services import Services
 
 
 async def main(file: Path) -> None:
     settings = json.loads(file.read_text())
-    async with Api(Path(settings["kubeconfig"])) as api:
+    async with ApiClient(Path(settings["kubeconfig"])) as api:
         agent: Agent
         services = Services(settings["apiPort"], lambda: agent.services_changed())
-        machine = Machine(
+        node = Node(
             api=api,
             name=settings["name"],
             address=settings["address"],
@@ -32,7 +32,7 @@ async def main(file: Path) -> None:
             delay_scale=settings["delayScale"],
         )
         claims = Claims(api, Path(settings["claims"]))
-        agent = Agent(machine, claims, machine.scratch / "hosts")
+        agent = Agent(node, claims, node.scratch / "hosts")
         await agent.run(Path(settings["certificate"]), Path(settings["key"]))
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from controlplane.client.api_client import ApiError, allow
+from controlplane.client.objects import Object
+from controlplane.node import logs
+from controlplane.node.claims import Claims
+from controlplane.node.pods.pod import Node, Pod
+from controlplane.node.services import write_in_place
 
-from ..api import ApiError, allow
-from . import logs
-from .claims import Claims
-from .pod import Machine, Pod
-from .services import write_in_place
-
-Object = dict[str, Any]
 HEARTBEAT_SECONDS, LEASE_SECONDS = 10.0, 40
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -26,26 +25,26 @@ INFO = ("machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "kubele
 class Agent:
     """Runs until SIGTERM; the kernel then kills what runs in its pods."""
 
-    def __init__(self, machine: Machine, claims: Claims, hosts: Path) -> None:
-        self._machine, self._claims, self._hosts = machine, claims, hosts
+    def __init__(self, node: Node, claims: Claims, hosts: Path) -> None:
+        self._node, self._claims, self._hosts = node, claims, hosts
         self._pods: dict[str, Pod] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._addresses = 1
         self._since = _now()
 
     async def run(self, certificate: Path, key: Path) -> None:
-        machine = self._machine
+        node = self._node
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-        shutil.rmtree(machine.scratch / "pods", ignore_errors=True)  # of a node that was killed
-        await logs.serve(machine.address, certificate, key, self.find_log)
+        shutil.rmtree(node.scratch / "pods", ignore_errors=True)  # of a node that was killed
+        await logs.serve(node.address, certificate, key, self.find_log)
         await self._claims.install()
         await self._register()
-        mine = {"fieldSelector": f"spec.nodeName={machine.name}"}
-        self._start(machine.services.run())
-        self._watch("/api/v1/services", machine.services.handle)
-        self._watch(SLICES, machine.services.handle)
+        mine = {"fieldSelector": f"spec.nodeName={node.name}"}
+        self._start(node.services.run())
+        self._watch("/api/v1/services", node.services.handle)
+        self._watch(SLICES, node.services.handle)
         self._watch("/api/v1/pods", self.handle, **mine)
         self._watch("/api/v1/persistentvolumeclaims", self._claims.handle_claim)
         self._watch("/api/v1/persistentvolumes", self._claims.handle_volume)
@@ -65,9 +64,9 @@ class Agent:
             pod.update(document)
         elif meta.get("deletionTimestamp"):
             path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
-            self._start(self._machine.api.delete(path, meta["uid"], grace=0))
+            self._start(self._node.api.delete(path, meta["uid"], grace=0))
         elif document.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
-            pod = Pod(self._machine, document, self._address())
+            pod = Pod(self._node, document, self._address())
             self._pods[meta["uid"]] = pod
             self._start(self._forget(pod))
 
@@ -85,7 +84,7 @@ class Agent:
 
     def services_changed(self) -> None:
         """Tells every pod, and the processes beside them, the names of the Services."""
-        text = "127.0.0.1 localhost\n" + self._machine.services.hosts("default")
+        text = "127.0.0.1 localhost\n" + self._node.services.hosts("default")
         write_in_place(self._hosts, text)
         for pod in self._pods.values():
             pod.write_hosts()
@@ -97,27 +96,27 @@ class Agent:
     def _address(self) -> str:
         """The next address of the pod range; it is used once in the life of the node."""
         self._addresses += 1
-        start = self._machine.address.rsplit(".", 2)[0]
+        start = self._node.address.rsplit(".", 2)[0]
         return f"{start}.{self._addresses // 250}.{self._addresses % 250 + 2}"
 
     async def _register(self) -> None:
-        machine = self._machine
-        labels = {"kubernetes.io/hostname": machine.name, "kubernetes.io/os": "linux"}
+        node = self._node
+        labels = {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}
         labels["kubernetes.io/arch"] = "amd64"
-        meta = {"name": machine.name, "labels": labels}
+        meta = {"name": node.name, "labels": labels}
         document = {"apiVersion": "v1", "kind": "Node", "metadata": meta}
-        await allow(machine.api.call("POST", "/api/v1/nodes", document), 409)
+        await allow(node.api.call("POST", "/api/v1/nodes", document), 409)
         await self._report()
 
     async def _report(self) -> None:
-        machine = self._machine
+        node = self._node
         ready: Object = {"type": "Ready", "status": "True", "reason": "ProcessNode"}
         ready |= {"lastHeartbeatTime": _now(), "lastTransitionTime": self._since}
-        kinds = {"InternalIP": machine.address, "Hostname": machine.name}
+        kinds = {"InternalIP": node.address, "Hostname": node.name}
         status: Object = {
             "conditions": [ready],
-            "capacity": machine.capacity,
-            "allocatable": machine.capacity,
+            "capacity": node.capacity,
+            "allocatable": node.capacity,
             "addresses": [{"type": kind, "address": value} for kind, value in kinds.items()],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": logs.PORT}},
             "nodeInfo": {
@@ -125,20 +124,20 @@ class Agent:
                 **{"kubeProxyVersion": "", "operatingSystem": "linux", "architecture": "amd64"},
             },
         }
-        path = f"/api/v1/nodes/{machine.name}"
+        path = f"/api/v1/nodes/{node.name}"
         body = {"status": status}
-        await machine.api.call("PATCH", f"{path}/status", body, "application/merge-patch+json")
+        await node.api.call("PATCH", f"{path}/status", body, "application/merge-patch+json")
         lease: Object = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": machine.name},
+            "metadata": {"name": node.name},
             "spec": {
-                "holderIdentity": machine.name,
+                "holderIdentity": node.name,
                 "leaseDurationSeconds": LEASE_SECONDS,
                 "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             },
         }
-        await machine.api.apply(f"{LEASES}/{machine.name}", lease, "process-node")
+        await node.api.apply(f"{LEASES}/{node.name}", lease, "process-node")
 
     async def _beat(self) -> None:
         while True:
@@ -149,7 +148,7 @@ class Agent:
                 print(f"heartbeat: {error}", flush=True)
 
     def _watch(self, path: str, handle: Callable[[str, Object], None], **parameters: str) -> None:
-        self._start(self._machine.api.watch(path, handle, **parameters))
+        self._start(self._node.api.watch(path, handle, **parameters))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

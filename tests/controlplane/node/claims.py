@@ -1,4 +1,4 @@
-"""Storage: every claim of the default StorageClass gets a folder on this machine."""
+"""Storage: every claim of the default StorageClass gets a folder on this node."""
 
 import asyncio
 import shutil
@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from controlplane.client.api_client import ApiClient, ApiError, allow
+from controlplane.client.objects import Object
 
-from ..api import Api, ApiError, allow
-
-Object = dict[str, Any]
 STORAGE_CLASS, PROVISIONER = "folders", "calotype.test/folders"
 VOLUMES = "/api/v1/persistentvolumes"
 
@@ -17,7 +16,7 @@ VOLUMES = "/api/v1/persistentvolumes"
 class Claims:
     """Provisions claims below a folder, and removes what they leave."""
 
-    def __init__(self, api: Api, folder: Path) -> None:
+    def __init__(self, api: ApiClient, folder: Path) -> None:
         self._api, self._folder = api, folder
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..place import join
+from controlplane.client.objects import Object
+from controlplane.processes.network import join
 
-Object = dict[str, Any]
 Key = tuple[str, str]
 API = ("default", "kubernetes")
 CONNECT_SECONDS = 5.0

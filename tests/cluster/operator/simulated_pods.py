@@ -1,0 +1,133 @@
+"""The pods that would run beside the operator: they answer as model apps and fetch Jobs do.
+
+A model app has what its configuration says at once. A fetch Job ends with what `fetch` returns for
+its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from controlplane.client.cluster import Cluster
+from controlplane.client.objects import Object
+
+from calotype.operator.kube.labels import MODEL
+from calotype.operator.testing.cluster import good_fetch
+from calotype.operator.testing.modelapps import FakeModelApp
+
+
+class SimulatedPods:
+    """What runs in pods elsewhere: model apps that have what they are told, and fetch Jobs."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+        self.apps: dict[str, FakeModelApp] = {}
+        self.fetch: Callable[[Object], Object] = good_fetch
+        self.fetched: list[str] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        simulated = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                _, _, namespace, service, *_ = self.path.split("/")
+                told = simulated.status(namespace, service.removesuffix("-serve-svc"))
+                body = json.dumps(told or {"error": "not running"}).encode()
+                self.send_response(200 if told else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._threads = [
+            threading.Thread(target=self._server.serve_forever, daemon=True),
+            threading.Thread(target=self._run_jobs, daemon=True),
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/apps/{{namespace}}/{{service}}"
+
+    def __enter__(self) -> SimulatedPods:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def app(self, model: str) -> FakeModelApp:
+        return self.apps.setdefault(model, FakeModelApp())
+
+    def status(self, namespace: str, model: str) -> Object | None:
+        with self._lock:
+            application = self._application(namespace, model)
+            if application is None:
+                return None
+            app = self.app(model)
+            app.configure(application)
+            return app.status()
+
+    def _application(self, namespace: str, model: str) -> Object | None:
+        deployment = self.cluster.find("deployment", model, namespace)
+        if deployment is not None and deployment["spec"]["replicas"]:
+            found = self.cluster.find("configmap", f"{model}-app", namespace)
+            return dict(json.loads(found["data"]["model.json"])) if found else None
+        service = self.cluster.find("rayservices", model, namespace)
+        if service is None or service["spec"].get("suspend"):
+            return None
+        return dict(json.loads(service["spec"]["serveConfigV2"])["applications"][0])
+
+    def _run_jobs(self) -> None:
+        while not self._stop.wait(0.2):
+            with contextlib.suppress(Exception):  # the API server may be away
+                self._run_pods()
+
+    def _run_pods(self) -> None:
+        for pod in self.cluster.items("pods", self.namespace, "app.kubernetes.io/component=fetch"):
+            if pod.get("status", {}).get("phase") != "Pending":
+                continue
+            job = pod["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+            config = self.cluster.find("configmap", job, self.namespace)
+            if config is None or MODEL not in pod["metadata"]["labels"]:
+                continue
+            told = self.fetch(json.loads(config["data"]["fetch.json"]))
+            self.fetched.append(job)
+            ended = {
+                "exitCode": 0 if told["ok"] else 1,
+                "message": json.dumps(told),
+                "reason": "Completed" if told["ok"] else "Error",
+                "startedAt": "2026-11-23T09:00:00Z",
+                "finishedAt": "2026-11-23T09:00:01Z",
+                "containerID": "pretended://1",
+            }
+            status = {
+                "phase": "Succeeded" if told["ok"] else "Failed",
+                "containerStatuses": [
+                    {
+                        "name": "fetch",
+                        "image": "pretended",
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"terminated": ended},
+                    }
+                ],
+            }
+            name = pod["metadata"]["name"]
+            self.cluster.patch("pods", name, {"status": status}, self.namespace, sub="status")
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An operator that was killed does not wait for its answer."""

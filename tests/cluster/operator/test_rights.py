@@ -1,0 +1,251 @@
+"""Least privilege: the operator uses every right that the chart gives it, and asks for no other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.kinds.installing import install_kinds
+from cluster.operator.operator_process import (
+    OperatorProcess,
+    operator_rights,
+    running_operator,
+)
+from cluster.operator.resources import adapter, model, resource
+from cluster.operator.simulated_pods import SimulatedPods
+from controlplane.client.cluster import Cluster
+from controlplane.client.objects import Object
+from controlplane.fixtures import foreign
+
+from calotype.operator.testing.cluster import good_fetch
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+Right = tuple[str, str, str]
+"""API group, resource (with its subresource), verb."""
+HUB = {"huggingFace": {"repo": "acme/weights"}}
+CACHE = {"persistentVolumeClaim": {"size": "1Gi"}}
+
+
+POLICY = resource(
+    "ModerationPolicy", "house", version=1, categories={"hate": {"text": {"block": 0.5}}}
+)
+TRAINING = resource(
+    "LoRATraining",
+    "sneaker",
+    modelRef={"name": "shapes"},
+    dataset={"http": {"url": "https://example.com/photos.zip"}},
+)
+
+
+class OperatorExercise:
+    """A namespace in which the operator has occasion to do everything that it ever does."""
+
+    def __init__(self, cluster: Cluster, operator: OperatorProcess, pods: SimulatedPods) -> None:
+        self.cluster, self.operator, self.pods = cluster, operator, pods
+        self.namespace = operator.namespace
+
+    def apply(self, *objects: Object) -> None:
+        self.cluster.apply(list(objects), "-n", self.namespace)
+
+    def wait(self, kind: str, name: str, holds: str | Callable[[Object], Any] = "Ready") -> Object:
+        return self.cluster.wait(kind, name, holds, self.namespace)
+
+    def secret(self, name: str, **data: str) -> None:
+        encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+        meta = {"name": name}
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": encoded})
+
+    def use_every_right(self) -> None:
+        """Models of all kinds, adapters, a policy, a team, a training; changed and deleted."""
+        cluster, namespace = self.cluster, self.namespace
+        self.secret("hub", HF_TOKEN="t")
+        self.apply(
+            POLICY,
+            resource("Team", "shoes"),
+            model("shapes", source=HUB, cache=CACHE, moderationPolicyRef={"name": "house"}),
+            resource("ImageModel", "ray", source={"builtIn": {"name": "shapes"}}),
+        )
+        self.wait("imagemodels", "shapes")
+        self.wait("moderationpolicies", "house")
+        self.wait("teams", "shoes")
+        self.apply(
+            adapter("sneaker-hub", "shapes", source=HUB, credentialsSecretRef={"name": "hub"}),
+            adapter("stripes", "shapes"),
+            TRAINING,
+            resource("Team", "shoes", keys={"rotate": 1}),
+        )
+        self.wait("loraadapters", "sneaker-hub")
+        self.wait("teams", "shoes", lambda t: t["status"].get("rotation") == "1")
+        self._ray()
+        self._training()
+        for kind, name in (
+            ("moderationpolicies", "house"),
+            ("teams", "shoes"),
+            ("loratrainings", "sneaker"),
+        ):
+            old = {"metadata": {"finalizers": ["calotype.dev/cleanup"]}}
+            cluster.patch(kind, name, old, namespace)
+            cluster.kubectl("delete", kind, name, "-n", namespace, "--timeout=180s")
+        for kind in ("loraadapters", "imagemodels"):
+            cluster.kubectl("delete", kind, "--all", "-n", namespace, "--timeout=180s")
+
+    def _ray(self) -> None:
+        """What KubeRay would make, and what it would say when it gives up."""
+        service = self.wait("rayservices", "ray", lambda s: s["spec"])
+        spec = json.loads(json.dumps(service["spec"]["rayClusterConfig"]))
+        labels = {
+            "ray.io/originated-from-cr-name": "ray",
+            "ray.io/originated-from-crd": "RayService",
+        }
+        for group in spec["workerGroupSpecs"]:
+            group["maxReplicas"] = 1
+        self.apply(
+            {
+                "apiVersion": "ray.io/v1",
+                "kind": "RayCluster",
+                "metadata": {"name": "ray-abcde", "labels": labels},
+                "spec": spec,
+            }
+        )
+        source = {"builtIn": {"name": "shapes"}}
+        self.apply(resource("ImageModel", "ray", source=source, replicas={"min": 1, "max": 3}))
+
+        def told(cluster: Object) -> bool:
+            return any(g["maxReplicas"] == 3 for g in cluster["spec"]["workerGroupSpecs"])
+
+        self.wait("rayclusters", "ray-abcde", told)
+        gave_up = {
+            "type": "Ready",
+            "status": "False",
+            "reason": "InitializingTimeout",
+            "message": "",
+            "lastTransitionTime": "2026-11-23T09:00:00Z",
+        }
+        uid = service["metadata"]["uid"]
+        status = {"status": {"conditions": [gave_up]}}
+        self.cluster.patch("rayservices", "ray", status, self.namespace, sub="status")
+        self.wait("rayservices", "ray", lambda s: s["metadata"]["uid"] != uid)
+
+    def _training(self) -> None:
+        self.wait("rayjobs", "sneaker", lambda j: j["spec"])
+        self.cluster.patch("loratrainings", "sneaker", {"spec": {"suspend": True}}, self.namespace)
+        self.wait("rayjobs", "sneaker", lambda j: j["spec"]["suspend"])
+        ended = {"status": {"jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}}
+        self.cluster.patch("rayjobs", "sneaker", ended, self.namespace, sub="status")
+        self.wait("loratrainings", "sneaker")
+
+    def some_of_everything(self, number: int) -> None:
+        """Objects that need every right again, without waiting for what becomes of them."""
+        name = f"model-{number}"
+        self.cluster.kubectl(
+            "delete", "rayjobs,rayclusters,rayservices", "--all", "-n", self.namespace
+        )
+        self.apply(
+            POLICY | {"metadata": {"name": f"house-{number}"}},
+            resource("Team", f"shoes-{number}"),
+            model(name, cache=CACHE),
+            resource("ImageModel", f"ray-{number}", source={"builtIn": {"name": "shapes"}}),
+            adapter(f"hub-{number}", name, source=HUB, credentialsSecretRef={"name": "hub"}),
+            TRAINING | {"metadata": {"name": f"t-{number}"}},
+        )
+
+
+@pytest.fixture(scope="module")
+def exercise(
+    control_plane: Cluster,
+    cluster_binaries: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OperatorExercise]:
+    if foreign():
+        pytest.skip("the audit log of a cluster that is not ours cannot be read")
+    install_kinds(control_plane)
+    folder = tmp_path_factory.mktemp("rights")
+    with running_operator(control_plane, cluster_binaries["helm"], folder) as (operator, pods):
+        pods.fetch = good_fetch
+        yield OperatorExercise(control_plane, operator, pods)
+
+
+def rights_of(rules: list[Object]) -> set[Right]:
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def calls(exercise: OperatorExercise) -> list[Object]:
+    """The operator's calls on resources, as the API server logged them."""
+    return [
+        event
+        for event in exercise.cluster.processes.audit()
+        if event["user"]["username"] == exercise.operator.user and "objectRef" in event
+    ]
+
+
+def right_of(call: Object) -> Right:
+    ref = call["objectRef"]
+    sub = f"/{ref['subresource']}" if ref.get("subresource") else ""
+    return ref.get("apiGroup", ""), f"{ref['resource']}{sub}", call["verb"]
+
+
+def roles(exercise: OperatorExercise, folder: Path, helm: Path) -> list[Object]:
+    rendered = operator_rights(helm, folder, exercise.namespace)
+    return [obj for obj in rendered if obj["kind"] == "Role"]
+
+
+def test_the_chart_gives_exactly_what_is_used_and_nothing_is_denied(
+    exercise: OperatorExercise, cluster_binaries: dict[str, Path], tmp_path: Path
+) -> None:
+    exercise.operator.start(lease=True)
+    exercise.use_every_right()
+    assert exercise.operator.stop() == 0
+    used: set[Right] = set()
+    for call in calls(exercise):
+        code = call.get("responseStatus", {}).get("code")
+        assert code not in (401, 403), f"denied: {right_of(call)} {call['requestURI']}"
+        used.add(right_of(call))
+        if call["verb"] == "patch" and code == 201:  # an apply that made the object
+            group, resource, _ = right_of(call)
+            used.add((group, resource, "create"))
+    given: set[Right] = set()
+    for role in roles(exercise, tmp_path, cluster_binaries["helm"]):
+        given |= rights_of(role["rules"])
+    assert given - used == set(), "given and never used"
+    assert used - given == set(), "used and never given"
+
+
+def test_without_any_one_rule_something_is_denied(
+    exercise: OperatorExercise, cluster_binaries: dict[str, Path], tmp_path: Path
+) -> None:
+    exercise.secret("hub", HF_TOKEN="t")
+    number = 0
+    for role in roles(exercise, tmp_path, cluster_binaries["helm"]):
+        for missing in role["rules"]:
+            number += 1
+            left = [rule for rule in role["rules"] if rule is not missing]
+            exercise.cluster.apply({**role, "rules": left}, "-n", exercise.namespace)
+            wanted = rights_of([missing])
+            before = len(calls(exercise))
+            time.sleep(0.3)  # the authoriser hears of it by a watch
+            exercise.some_of_everything(number)
+            exercise.operator.start(lease=True)
+
+            def denied(before: int = before, wanted: set[Right] = wanted) -> bool:
+                return any(
+                    call.get("responseStatus", {}).get("code") == 403
+                    and {r[:2] for r in wanted} & {right_of(call)[:2]}
+                    for call in calls(exercise)[before:]
+                )
+
+            exercise.cluster.until(denied, f"something is denied without {missing}", 120)
+            exercise.operator.kill()
+            exercise.cluster.apply(role, "-n", exercise.namespace)
+    assert number >= 10
