@@ -1,15 +1,19 @@
 """What the gateway costs without any generation: a request, an open stream, a page, a lease.
 
-The gateway is a process of its own over SQLite, as `calotype gateway` is; behind it nobody draws.
+The gateway is a process of its own over SQLite, as `calotype gateway` is; no generator is behind
+it. Times are ratios to what the same machine needs in the same run for an HTTP request that is
+answered with a constant, and for a row that is inserted into SQLite and flushed to the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pathlib
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -32,6 +36,9 @@ RATE, SECONDS = 100, 15
 STREAMS = 1000
 QUEUED = 10_000
 LEASES = 200
+INSERTS = 300
+REQUEST_UNIT = "x a bare request"
+ACCEPT_UNIT = "x a bare request and insert"
 REQUEST = {
     "prompt": "a red fox",
     "size": "128x128",
@@ -53,25 +60,57 @@ def measure() -> dict[str, dict[str, Any]]:
         folder = pathlib.Path(name)
         store = Database.open(sqlite_url(folder))
         key, record = store.api_keys.create()
+        insert = statistics.median(bare_inserts(folder))
         lease_ms = asyncio.run(insert_to_lease(store, record.team_id, record.id))
-        with running(folder) as (url, process):
+        with running(folder, "bare") as (url, _):
+            times = asyncio.run(client_of(key, lambda client: at_rate(client, list_models(url))))
+            bare = quantile(times, 0.5)
+        with running(folder, "gateway") as (url, process):
             models = asyncio.run(client_of(key, lambda client: at_rate(client, list_models(url))))
             jobs = asyncio.run(client_of(key, lambda client: at_rate(client, make_job(url))))
             streams = asyncio.run(client_of(key, lambda client: open_streams(client, url, process)))
             fill(store, record.team_id, record.id)
             pages = asyncio.run(client_of(key, lambda client: walk(client, url)))
         store.close()
+    accept = bare + insert
     return {
-        "gateway, list models, p50 at 100/s": entry(quantile(models, 0.5), "ms", 10),
-        "gateway, list models, p99 at 100/s": entry(quantile(models, 0.99), "ms", 50),
-        "gateway, accept a job, p50 at 100/s": entry(quantile(jobs, 0.5), "ms", 10),
-        "gateway, accept a job, p99 at 100/s": entry(quantile(jobs, 0.99), "ms", 50),
+        "a bare HTTP request, p50 at 100/s": entry(bare, "ms", None),
+        "a bare insert and flush, p50": entry(insert, "ms", None),
+        "gateway, list models, p50 at 100/s": entry(quantile(models, 0.5) / bare, REQUEST_UNIT, 10),
+        "gateway, list models, p99 at 100/s": entry(
+            quantile(models, 0.99) / bare, REQUEST_UNIT, 50
+        ),
+        "gateway, accept a job, p50 at 100/s": entry(quantile(jobs, 0.5) / accept, ACCEPT_UNIT, 5),
+        "gateway, accept a job, p99 at 100/s": entry(
+            quantile(jobs, 0.99) / accept, ACCEPT_UNIT, 25
+        ),
         "gateway with 1,000 open event streams": entry(streams / 1e6, "MB", 500),
-        "a page of 100 of 10,000 queued jobs, p50": entry(quantile(pages, 0.5), "ms", 100),
-        "a page of 100 of 10,000 queued jobs, slowest": entry(max(pages), "ms", 100),
-        "from a job's insert to its lease, p50": entry(quantile(lease_ms, 0.5), "ms", 50),
-        "from a job's insert to its lease, p99": entry(quantile(lease_ms, 0.99), "ms", None),
+        "a page of 100 of 10,000 queued jobs, p50": entry(
+            quantile(pages, 0.5) / bare, REQUEST_UNIT, 60
+        ),
+        "a page of 100 of 10,000 queued jobs, slowest": entry(max(pages) / bare, REQUEST_UNIT, 120),
+        "from a job's insert to its lease, p50": entry(
+            quantile(lease_ms, 0.5) / insert, "x a bare insert and flush", 20
+        ),
+        "from a job's insert to its lease, p99": entry(
+            quantile(lease_ms, 0.99) / insert, "x a bare insert and flush", None
+        ),
     }
+
+
+def bare_inserts(folder: pathlib.Path) -> list[float]:
+    """Milliseconds of each insert of one row that is flushed to the disk, as SQLite does it."""
+    found: list[float] = []
+    with contextlib.closing(sqlite3.connect(folder / "bare.db", isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute("CREATE TABLE rows (id TEXT PRIMARY KEY, body TEXT)")
+        body = json.dumps(REQUEST)
+        for number in range(INSERTS):
+            begun = time.perf_counter()
+            database.execute("INSERT INTO rows VALUES (?, ?)", (str(number), body))
+            found.append(1000 * (time.perf_counter() - begun))
+    return found
 
 
 def entry(value: float, unit: str, bar: float | None) -> dict[str, Any]:
@@ -240,8 +279,23 @@ class Nobody:
         return [ModelStatus("shapes", True, 1)]
 
 
+async def constant(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that answers every request with the same bytes."""
+    if scope["type"] == "http":
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def serve_constant(port: int) -> None:
+    """The child process that costs nothing but the request."""
+    import uvicorn
+
+    uvicorn.run(constant, host="127.0.0.1", port=port, log_level="warning", lifespan="off")
+
+
 def serve(folder: pathlib.Path, port: int) -> None:
-    """The child process."""
+    """The child process of the gateway."""
     from calotype.serving.api.app import create_app
     from calotype.serving.api.http.server import build_server, listening_socket
     from calotype.serving.api.state.catalog import Catalog
@@ -250,7 +304,7 @@ def serve(folder: pathlib.Path, port: int) -> None:
     from calotype.serving.storage import FolderBlobStore
 
     @contextlib.asynccontextmanager
-    async def living(app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         yield
 
     app = create_app(
@@ -259,19 +313,19 @@ def serve(folder: pathlib.Path, port: int) -> None:
         FolderBlobStore(folder / "assets"),
         Nobody(),
         Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER]),
-        lifespan=living,
+        lifespan=lifespan,
     )
     with listening_socket("127.0.0.1", port) as listener:
         asyncio.run(build_server(app, 1).serve(sockets=[listener]))
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running(folder: pathlib.Path, kind: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # -P: the folder of this file holds names of standard modules.
-    process = subprocess.Popen([sys.executable, "-P", __file__, str(folder), str(port)])
+    process = subprocess.Popen([sys.executable, "-P", __file__, kind, str(folder), str(port)])
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -286,4 +340,8 @@ def running(folder: pathlib.Path) -> Iterator[tuple[str, subprocess.Popen[bytes]
 
 
 if __name__ == "__main__":
-    serve(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    kind, folder, port = sys.argv[1:]
+    if kind == "bare":
+        serve_constant(int(port))
+    else:
+        serve(pathlib.Path(folder), int(port))
