@@ -1,1 +1,1 @@
-"""The durable record of every generation, and who draws it next."""
+"""Jobs as values: records, states, leases, recipes, results, events."""

@@ -1,1 +1,1 @@
-"""Fetches weights onto a volume and checks them on a CPU: `calotype fetch`."""
+"""Weights on disk: resolving a source, fetching it onto a volume, checking it; the embedded ones."""

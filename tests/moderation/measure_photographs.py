@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
-from sample_pictures import Pixels
+from samples.images import Pixels
 
 from calotype.moderation.classifiers import ImageClassifier
 from calotype.moderation.images.decode import decode_image

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from harmless_scenes import SCENES, SKIN
 from PIL import Image, ImageDraw, ImageFilter
-from sample_pictures import Pixels, drawing, texture
+from samples.harmless_scenes import SCENES, SKIN
+from samples.images import Pixels, drawing, texture
 
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.categories import Category

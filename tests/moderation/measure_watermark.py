@@ -6,7 +6,7 @@ PYTHONPATH=tests python tests/moderation/measure_watermark.py
 from __future__ import annotations
 
 import numpy as np
-from sample_pictures import CHANGES, Pixels, families, psnr
+from samples.images import CHANGES, Pixels, families, psnr
 
 from calotype.moderation.provenance import watermark
 

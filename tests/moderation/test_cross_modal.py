@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from sample_pictures import drawing, face, texture
+from samples.images import drawing, face, texture
 
 from calotype.moderation.images import faces, networks
 from calotype.moderation.moderator import Moderator

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_pictures import Pixels, texture
+from samples.images import Pixels, texture
 
 from calotype.moderation.classifiers import ImageClassifier, Scores
 from calotype.moderation.images import networks

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from harmless_scenes import SCENES, SKIN
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from samples.harmless_scenes import SCENES, SKIN
 
 from calotype.moderation.images.images import is_blank, is_flat_drawing, tiles
 from calotype.moderation.moderator import Moderator

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from sample_pictures import Pixels, drawing, resized, saved, texture
+from samples.images import Pixels, drawing, resized, saved, texture
 
 from calotype.moderation.images import pdq
 from calotype.moderation.moderator import Moderator

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sample_pictures import drawing, texture
+from samples.images import drawing, texture
 
 from calotype.moderation.errors import ClassifierUnavailable, PolicyError
 from calotype.moderation.images.image_models import IMAGE_MODELS, SHIELDGEMMA_POLICIES

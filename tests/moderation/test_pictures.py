@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from sample_pictures import drawing, texture
+from samples.images import drawing, texture
 
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images import decode

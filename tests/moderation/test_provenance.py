@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
-from sample_pictures import drawing, resized, saved, texture
+from samples.images import drawing, resized, saved, texture
 
 from calotype.moderation.errors import ImageError, ProvenanceError
 from calotype.moderation.moderator import Moderator

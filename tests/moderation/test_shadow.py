@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sample_pictures import drawing
+from samples.images import drawing
 
 from calotype.moderation.classifiers import Scores
 from calotype.moderation.errors import AuditError, ClassifierUnavailable

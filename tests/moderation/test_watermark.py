@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_pictures import CHANGES, Pixels, drawing, psnr, texture
+from samples.images import CHANGES, Pixels, drawing, psnr, texture
 
 from calotype.moderation.provenance import convolution, watermark
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pytest
 import yaml
 from pydantic import BaseModel, Field
-from valid_manifests import VALID
+from samples.valid_manifests import VALID
 
 from calotype.operator.api import crdgen
 from calotype.operator.api.moderation_policy import ModerationPolicy

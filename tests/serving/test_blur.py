@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sample_pictures import drawing, face, texture
+from samples.images import drawing, face, texture
 
 from calotype.moderation.images import pdq
 from calotype.moderation.images.faces import YuNet

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from valid_manifests import REMOVED, VALID, changed, manifest
+from samples.valid_manifests import REMOVED, VALID, changed, manifest
 
 from calotype.serving.config import (
     ImageModel,

@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 import yaml
-from valid_manifests import VALID
-from wrong_manifests import WRONG, Wrong
+from samples.valid_manifests import VALID
+from samples.wrong_manifests import WRONG, Wrong
 
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.policy import Policy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sample_pictures import Pixels, drawing, face
+from samples.images import Pixels, drawing, face
 
 from calotype.moderation.errors import ImageError
 from calotype.moderation.moderator import Moderator

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sample_pictures import drawing
+from samples.images import drawing
 
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy

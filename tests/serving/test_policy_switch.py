@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_pictures import Pixels, drawing
+from samples.images import Pixels, drawing
 
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from controlplane.client.cluster import Cluster
 from controlplane.client.objects import Object
-from valid_manifests import REMOVED, VALID, changed
+from samples.valid_manifests import REMOVED, VALID, changed
 
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.policy import Policy

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from controlplane.client.cluster import Cluster
 from controlplane.client.objects import Object
-from valid_manifests import VALID, changed, manifest
+from samples.valid_manifests import VALID, changed, manifest
 
 from calotype.operator.api.crdgen import FOLDER, KINDS
 

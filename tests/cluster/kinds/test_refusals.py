@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from controlplane.client.cluster import Cluster
-from valid_manifests import VALID, changed
-from wrong_manifests import WRONG, Wrong
+from samples.valid_manifests import VALID, changed
+from samples.wrong_manifests import WRONG, Wrong
 
 from calotype.operator.api.crdgen import FOLDER
 

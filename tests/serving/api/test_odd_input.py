@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sample_pictures import texture
+from samples.images import texture
 
 from calotype.moderation.moderator import Moderator
 

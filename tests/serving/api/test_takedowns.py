@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from sample_pictures import drawing, texture
+from samples.images import drawing, texture
 from sqlalchemy import text
 
 from calotype.moderation.moderator import Moderator

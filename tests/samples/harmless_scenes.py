@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from sample_pictures import Pixels, texture
+from samples.images import Pixels, texture
 
 SKIN = ("#f1c9a5", "#d8a27a", "#b07a52", "#7a4a2e")
 MARBLE = "#c9c5bd"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from valid_manifests import DIGEST, REMOVED, VALID, Object, changed
+from samples.valid_manifests import DIGEST, REMOVED, VALID, Object, changed
 
 
 @dataclass(frozen=True)
