@@ -1,1 +1,1 @@
-"""Weights on disk: resolving a source, fetching it onto a volume, checking it; the embedded ones."""
+"""Weights on disk: resolving a source, fetching it onto a volume, checking it."""
