@@ -1,4 +1,4 @@
-"""The gateway: one FastAPI application over a job store, a blob store and a backend.
+"""The gateway: one FastAPI application over a job database, a blob store and a backend.
 
 Stateless: any number of them may run over one database. The table from errors to HTTP statuses is
 in `calotype.serving.api.http.failures`.
@@ -57,7 +57,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def create_app(
     settings: GatewaySettings,
-    store: Database,
+    database: Database,
     blobs: BlobStore,
     backend: GenerationBackend,
     catalog: Catalog,
@@ -72,8 +72,8 @@ def create_app(
     Raises:
         StorageFailed: the job database cannot be read.
     """
-    waits = ClientWaits(settings, store, backend)
-    change_poller = ChangePoller(store, settings.watch_seconds)
+    waits = ClientWaits(settings, database, backend)
+    change_poller = ChangePoller(database, settings.watch_seconds)
 
     @contextlib.asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
@@ -90,13 +90,13 @@ def create_app(
     )
     app.state.gateway = Gateway(
         settings=settings,
-        store=store,
+        database=database,
         blobs=blobs,
         backend=backend,
         catalog=catalog,
         waits=waits,
-        url_secret=store.secrets.service_secret("asset-urls"),
-        estimates=Estimates(store, settings.forecast_seconds),
+        url_secret=database.secrets.service_secret("asset-urls"),
+        estimates=Estimates(database, settings.forecast_seconds),
         change_poller=change_poller,
         outbound=OutboundPolicy(
             allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks

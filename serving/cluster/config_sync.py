@@ -44,12 +44,12 @@ class ConfigFollower:
         path: pathlib.Path,
         catalog: Catalog,
         backend: RemoteBackend,
-        store: Database,
+        database: Database,
         say: Callable[[str], None],
         newest: ConfigMapReader | None = None,
     ) -> None:
         self._path, self._catalog, self._backend = path, catalog, backend
-        self._store, self._say, self._newest = store, say, newest
+        self._database, self._say, self._newest = database, say, newest
         self._heard = False
         """Whether ``newest`` has ever answered: the file may be older than what we have then."""
         self._looking = asyncio.Lock()
@@ -89,7 +89,7 @@ class ConfigFollower:
                 return
             config = parse_gateway_config(raw, self._path)
             self._offer(config)
-            # Last, because the job store may be away: then all of it is done again.
+            # Last, because the job database may be away: then all of it is done again.
             await asyncio.to_thread(self._declare, tuple(config.teams))
         except OSError as error:
             if self._seen is None and isinstance(error, FileNotFoundError):
@@ -122,17 +122,17 @@ class ConfigFollower:
         }
 
     def _declare(self, teams: Sequence[DeclaredTeam]) -> None:
-        """Makes the declared teams and keys of the job store exactly these."""
+        """Makes the declared teams and keys of the job database exactly these."""
         if self._teams == teams:
             return
         for team in teams:
             if self._teams is None or team not in self._teams:
-                self._store.api_keys.declare_team(team.model_dump(by_alias=True))
+                self._database.api_keys.declare_team(team.model_dump(by_alias=True))
         kept = {team.name for team in teams}
-        declared = {key.team_id for key in self._store.api_keys.list_keys() if key.declared}
-        for record in self._store.teams.list_teams():
+        declared = {key.team_id for key in self._database.api_keys.list_keys() if key.declared}
+        for record in self._database.teams.list_teams():
             if record.id in declared and record.name not in kept:
-                self._store.api_keys.declare_keys(record.name, [], [])
+                self._database.api_keys.declare_keys(record.name, [], [])
         self._teams = tuple(teams)
 
     def _complain(self, problem: str) -> None:

@@ -1,7 +1,7 @@
 """The gateway as a process of its own, without Ray and without torch (`calotype gateway`).
 
 It outlives the GPUs: models, teams and adapters come from a file that the operator keeps, jobs go
-into the store whether their model is there or not.
+into the database whether their model is there or not.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def run_gateway(options: GatewayOptions) -> None:
     """
     set_up_logs(default="json")
     with listening_socket(options.host, options.port) as listener:
-        store = open_store(options.environment.database_url, options.say)
+        database = open_database(options.environment.database_url, options.say)
         try:
-            app = build_gateway(options, store)
+            app = build_gateway(options, database)
             asyncio.run(build_server(app, SHUTDOWN_SECONDS).serve(sockets=[listener]))
         finally:
-            store.close()
+            database.close()
 
 
 def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
@@ -98,7 +98,7 @@ def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
         raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None
 
 
-def open_store(
+def open_database(
     url: str,
     say: Callable[[str], None],
     patience: float = DATABASE_PATIENCE,
@@ -120,17 +120,17 @@ def open_store(
         sleep(DATABASE_PAUSE)
 
 
-def build_gateway(options: GatewayOptions, store: Database) -> FastAPI:
+def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
     """The application, which follows its configuration file while it runs."""
     environment = options.environment
     if options.api_key is not None:
-        store.api_keys.ensure_first(options.api_key)
+        database.api_keys.ensure_first(options.api_key)
     catalog = Catalog([])
-    backend = RemoteBackend(store, environment.internal_token)
+    backend = RemoteBackend(database, environment.internal_token)
     newest = None
     if options.config_map is not None:
         newest = ConfigMapReader(options.config_map, options.config.name)
-    follower = ConfigFollower(options.config, catalog, backend, store, options.say, newest)
+    follower = ConfigFollower(options.config, catalog, backend, database, options.say, newest)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -145,7 +145,7 @@ def build_gateway(options: GatewayOptions, store: Database) -> FastAPI:
             await newest.close()
 
     blobs = open_blobs(environment.blob_url)
-    app = create_app(options.settings, store, blobs, backend, catalog, lifespan=lifespan)
+    app = create_app(options.settings, database, blobs, backend, catalog, lifespan=lifespan)
     answer_for_absent_models(app)
     gateway: Gateway = app.state.gateway
     secret = options.signing_secret.encode() if options.signing_secret else gateway.url_secret

@@ -1,6 +1,6 @@
 """What a model app answers to gateways and to the operator, over HTTP.
 
-    POST /internal/v1/jobs/{id}/submit          204; the job is queued in the store
+    POST /internal/v1/jobs/{id}/submit          204; the job is queued in the database
     POST /internal/v1/jobs/{id}/wait?seconds=   204 when it is over or the time is
     POST /internal/v1/jobs/{id}/cancel          204
     POST /internal/v1/judge                     {"texts": [...], "images": [base64 file, ...]}

@@ -1,7 +1,7 @@
 """`protocols.GenerationBackend` over HTTP: model apps that run elsewhere, or are away for a while.
 
 Jobs are durable before anything is sent here. A model app that cannot be reached costs time and
-nothing else: its dispatcher finds the jobs in the store when it comes back.
+nothing else: its dispatcher finds the jobs in the database when it comes back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATUS_SECONDS = 3.0
 STATUS_AGE = 1.0
 """For so long an answer to `status` is good for the next one who asks."""
 PAUSE_SECONDS = 0.5
-"""How often the store is asked instead of a dispatcher that is away."""
+"""How often the database is asked instead of a dispatcher that is away."""
 
 
 class RemoteBackend:
@@ -49,10 +49,10 @@ class RemoteBackend:
         token: the internal token of this service.
     """
 
-    def __init__(self, store: Database, token: str) -> None:
+    def __init__(self, database: Database, token: str) -> None:
         self.endpoints: dict[str, str] = {}
         """Model -> base URL of its app; may be replaced while running."""
-        self._store = store
+        self._database = database
         self._model_of = functools.lru_cache(10_000)(self._look_up)
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {token}"},
@@ -146,7 +146,7 @@ class RemoteBackend:
         Raises:
             Overloaded: there is no such job, or not any more.
         """
-        job = self._store.jobs.get_job(job_id)
+        job = self._database.jobs.get_job(job_id)
         if job is None:
             raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model

@@ -112,11 +112,11 @@ def _reviewer_actions(data_dir: pathlib.Path) -> list[dict[str, Any]]:
             click.echo(f"{data_dir} has no database: what reviewers did is left out.", err=True)
             return []
         url = sqlite_url(data_dir)
-    store = Database.open(url)
+    database = Database.open(url)
     try:
-        return list(store.reviewer_audit.actions())
+        return list(database.reviewer_audit.actions())
     finally:
-        store.close()
+        database.close()
 
 
 @contextmanager

@@ -45,11 +45,11 @@ def _opened(data_dir: pathlib.Path) -> Iterator[Database]:
     if not url:
         data_dir.mkdir(parents=True, exist_ok=True)
         url = sqlite_url(data_dir)
-    store = Database.open(url)
+    database = Database.open(url)
     try:
-        yield store
+        yield database
     finally:
-        store.close()
+        database.close()
 
 
 # The folder may be named before or after the command.
@@ -76,8 +76,8 @@ def create(
     """Make an API key and print it, for the only time."""
     from calotype.serving.database.accounts.api_keys import SCOPES
 
-    with _opened(here or data_dir) as store:
-        plain, record = store.api_keys.create(team=team, name=name, scopes=scopes or SCOPES)
+    with _opened(here or data_dir) as database:
+        plain, record = database.api_keys.create(team=team, name=name, scopes=scopes or SCOPES)
     click.echo(plain)
     click.echo(f"{record.id}: team {team}; shown this once, keep it.", err=True)
 
@@ -88,9 +88,9 @@ def create(
 @click.pass_obj
 def list_keys(data_dir: pathlib.Path, as_json: bool, here: pathlib.Path | None) -> None:
     """List all keys, without what would let anybody in."""
-    with _opened(here or data_dir) as store:
-        teams = {team.id: team.name for team in store.teams.list_teams()}
-        found = [_described(key, teams) for key in store.api_keys.list_keys()]
+    with _opened(here or data_dir) as database:
+        teams = {team.id: team.name for team in database.teams.list_teams()}
+        found = [_described(key, teams) for key in database.api_keys.list_keys()]
     for key in found:
         if as_json:
             click.echo(json.dumps(key))
@@ -106,8 +106,8 @@ def list_keys(data_dir: pathlib.Path, as_json: bool, here: pathlib.Path | None) 
 @click.pass_obj
 def revoke(data_dir: pathlib.Path, key_id: str, here: pathlib.Path | None) -> None:
     """Let a key work no longer, from now on."""
-    with _opened(here or data_dir) as store:
-        if not store.api_keys.revoke_key(key_id):
+    with _opened(here or data_dir) as database:
+        if not database.api_keys.revoke_key(key_id):
             raise NotFound(
                 f"There is no key {key_id!r} that is valid. `calotype keys list` shows all."
             )
@@ -127,8 +127,8 @@ def rotate(
 ) -> None:
     """Make a new key in place of an old one and print it, for the only time."""
 
-    with _opened(here or data_dir) as store:
-        plain, record = store.api_keys.rotate(key_id, overlap_seconds)
+    with _opened(here or data_dir) as database:
+        plain, record = database.api_keys.rotate(key_id, overlap_seconds)
     click.echo(plain)
     click.echo(f"{record.id} takes the place of {key_id}; shown this once, keep it.", err=True)
 

@@ -106,18 +106,18 @@ class ModelStatus:
 
 
 class GenerationBackend(Protocol):
-    """What the gateway needs of the machinery behind the job store.
+    """What the gateway needs of the machinery behind the job database.
 
     The job row is durable before `submit` is called: a backend that forgets everything may lose
     time but never a job.
     """
 
     async def submit(self, job_id: str) -> None:
-        """Says that a queued job is in the store. Raises Overloaded when nobody can be told."""
+        """Says that a queued job is in the database. Raises Overloaded when nobody can be told."""
         ...
 
     async def wait(self, job_id: str, timeout: float) -> None:
-        """Returns when the job is over, or after ``timeout`` seconds; the store tells which."""
+        """Returns when the job is over, or after ``timeout`` seconds; the database tells which."""
         ...
 
     async def cancel(self, job_id: str) -> None:

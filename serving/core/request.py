@@ -1,6 +1,6 @@
 """What one generation is: the request that travels from the gateway to the engine, and its events.
 
-Plain frozen values, JSON-serialisable, without torch: the gateway, the job store, the dispatcher
+Plain frozen values, JSON-serialisable, without torch: the gateway, the job database, the dispatcher
 and the engine all speak of the same objects.
 """
 

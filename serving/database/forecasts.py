@@ -1,6 +1,6 @@
 """What the dispatcher thinks of the time to come, for gateways to promise by.
 
-Written to the store by the dispatcher about once a second, so that any gateway can tell a client
+Written to the database by the dispatcher about once a second, so that any gateway can tell a client
 where its job stands without asking another process.
 """
 

@@ -195,16 +195,16 @@ class TakenDown:
     Asked at every picture, so that a takedown holds from the next one on, in every replica.
     """
 
-    def __init__(self, store: Takedowns) -> None:
-        self._store = store
+    def __init__(self, takedowns: Takedowns) -> None:
+        self._takedowns = takedowns
         self._known: tuple[tuple[int, float], KnownList] | None = None
 
     def __call__(self) -> KnownList:
         """Raises ClassifierUnavailable: then nothing is known of any picture."""
         try:
-            stamp = self._store.stamp()
+            stamp = self._takedowns.stamp()
             if self._known is None or self._known[0] != stamp:
-                self._known = stamp, _as_list(self._store.list_takedowns())
+                self._known = stamp, _as_list(self._takedowns.list_takedowns())
         except StorageFailed as error:
             raise ClassifierUnavailable(
                 f"The list of pictures that were taken down cannot be read: {error.message}"

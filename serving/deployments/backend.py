@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SUBMIT_PATIENCE = 15.0
 POLL_SECONDS = 0.5
-"""Pause of a wait whose dispatcher is away; the caller asks the store after it."""
+"""Pause of a wait whose dispatcher is away; the caller asks the database after it."""
 
 
 def model_status(status: Mapping[str, Any]) -> ModelStatus:
@@ -44,9 +44,9 @@ class RayBackend:
         models: model name -> name of its Serve application; may be replaced while running.
     """
 
-    def __init__(self, store: Database, models: Mapping[str, str]) -> None:
+    def __init__(self, database: Database, models: Mapping[str, str]) -> None:
         self.models = dict(models)
-        self._store = store
+        self._database = database
         self._model_of = functools.lru_cache(10_000)(self._look_up)
 
     async def submit(self, job_id: str) -> None:
@@ -118,7 +118,7 @@ class RayBackend:
         Raises:
             Overloaded: there is no such job, or not any more.
         """
-        job = self._store.jobs.get_job(job_id)
+        job = self._database.jobs.get_job(job_id)
         if job is None:
             raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model

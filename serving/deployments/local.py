@@ -80,14 +80,14 @@ class LocalBackend:
         self,
         model: ImageModel,
         adapters: Sequence[LoRAAdapter],
-        store: Database,
+        database: Database,
         blobs: BlobStore,
         safety: SafetyStage,
         policy: DispatchPolicy | None = None,
     ) -> None:
         self._model, self._adapters = model, list(adapters)
         self._blobs, self._safety = blobs, safety
-        self._dispatcher = Dispatcher(store, safety, SystemClock(), policy, model=model.name)
+        self._dispatcher = Dispatcher(database, safety, SystemClock(), policy, model=model.name)
         self._replica: GeneratorReplica | None = None
 
     @contextlib.asynccontextmanager

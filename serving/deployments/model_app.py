@@ -127,7 +127,7 @@ class ModelApp:
             self._look()
 
     def end(self) -> None:
-        """Finishes the running pictures, leaves the queued jobs to the store, ends Serve."""
+        """Finishes the running pictures, leaves the queued jobs to the database, ends Serve."""
         self._options.say("Draining ...")
         with contextlib.suppress(RayServeException, ray.exceptions.RayError, TimeoutError):
             dispatcher = serve.get_deployment_handle("Dispatcher", self._name)

@@ -53,7 +53,7 @@ def check_policies(manifests: Manifests) -> None:
                 )
 
 
-def declare_teams(store: Database, before: Sequence[Team], now: Sequence[Team]) -> None:
+def declare_teams(database: Database, before: Sequence[Team], now: Sequence[Team]) -> None:
     """Makes weights, limits and policies of teams what their manifests say.
 
     Keys are made by `calotype keys create --team`; a team whose manifest went has no limits left.
@@ -63,11 +63,11 @@ def declare_teams(store: Database, before: Sequence[Team], now: Sequence[Team]) 
     """
     for team in before:
         if all(team.name != other.name for other in now):
-            store.api_keys.declare_team({"name": team.name})
+            database.api_keys.declare_team({"name": team.name})
     for team in now:
         spec = team.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         policy = (spec.get("moderationPolicyRef") or {}).get("name")
-        store.api_keys.declare_team({"name": team.name, **spec, "moderationPolicy": policy})
+        database.api_keys.declare_team({"name": team.name, **spec, "moderationPolicy": policy})
 
 
 def _base(model: ImageModel, manifests: Manifests) -> str | None:

@@ -83,15 +83,15 @@ class Service:
         self, options: ServeOptions, resources: Manifests, listener: socket.socket
     ) -> None:
         self._options, self._resources, self._listener = options, resources, listener
-        self._store = Database.open(sqlite_url(options.data_dir))
+        self._database = Database.open(sqlite_url(options.data_dir))
         self._catalog = Catalog(resources.models, resources.adapters)
-        self._backend = RayBackend(self._store, {})
+        self._backend = RayBackend(self._database, {})
         self._failure: CalotypeError | None = None
         self._ray_started = False
 
     def start(self) -> None:
         """Starts Ray, from the main thread: its processes die with the thread that made them."""
-        first_key = self._store.api_keys.ensure_first(self._options.api_key)
+        first_key = self._database.api_keys.ensure_first(self._options.api_key)
         if first_key is not None:
             self._options.say(f"Your API key, shown this once: {first_key}")
         self._options.say("Starting Ray Serve and loading the model ...")
@@ -100,7 +100,7 @@ class Service:
     async def run(self) -> None:
         app = create_app(
             GatewaySettings(data_dir=self._options.data_dir),
-            self._store,
+            self._database,
             FolderBlobStore(self._options.data_dir / "assets"),
             self._backend,
             self._catalog,
@@ -122,7 +122,7 @@ class Service:
                 with contextlib.redirect_stdout(io.StringIO()):
                     serve.shutdown()
                     ray.shutdown()
-        self._store.close()
+        self._database.close()
 
     @contextlib.asynccontextmanager
     async def _living(self, app: FastAPI) -> AsyncIterator[None]:
@@ -193,7 +193,7 @@ class Service:
             await asyncio.to_thread(serve.delete, self._backend.models.pop(gone))
         self._catalog.replace(resources.models, resources.adapters)
         before = self._resources.teams
-        await asyncio.to_thread(declare_teams, self._store, before, resources.teams)
+        await asyncio.to_thread(declare_teams, self._database, before, resources.teams)
 
     async def _until_ready(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Who draws which job: judges prompts, queues fairly, leases, fences, expires, gives up.
 
-One dispatcher per model, in one event loop, without Ray. The store is the truth and every change
+One dispatcher per model, in one event loop, without Ray. The database is the truth and every change
 is a compare-and-set there; what is in memory here can be lost at any moment and is rebuilt by
 `Dispatcher.start`. Generators pull with `lease`, report with `heartbeat`, end with `complete`,
 `fail` or `release`.
@@ -49,7 +49,7 @@ class Dispatcher(RetryingTasks):
 
     def __init__(
         self,
-        store: Database,
+        database: Database,
         safety: SafetyStage,
         clock: Clock,
         policy: DispatchPolicy | None = None,
@@ -59,7 +59,7 @@ class Dispatcher(RetryingTasks):
     ) -> None:
         self.policy = policy or DispatchPolicy()
         super().__init__(self.policy.storage_delays, sleep)
-        self._store, self._safety, self._clock = store, safety, clock
+        self._database, self._safety, self._clock = database, safety, clock
         self._model = model
         self._queue, self._leases = FairQueue(), LeaseTable()
         self._known: dict[str, KnownJob] = {}
@@ -76,10 +76,10 @@ class Dispatcher(RetryingTasks):
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Takes over what the store holds: queued jobs, and running ones of dead replicas."""
-        for job in await self._sql(self._store.jobs.open_jobs, self._model, "running"):
+        """Takes over what the database holds: queued jobs, and running ones of dead replicas."""
+        for job in await self._sql(self._database.jobs.open_jobs, self._model, "running"):
             await self._adopt(job)
-        for job in await self._sql(self._store.jobs.open_jobs, self._model, "queued"):
+        for job in await self._sql(self._database.jobs.open_jobs, self._model, "queued"):
             await self._admit(job)
         if self.policy.sweep_seconds is not None:
             self._spawn(self._sweep_forever(self.policy.sweep_seconds))
@@ -87,7 +87,7 @@ class Dispatcher(RetryingTasks):
     # -- the gateway's side --------------------------------------------------------------------
 
     async def submit(self, job_id: str) -> None:
-        """Takes a job that is queued in the store. Idempotent; returns before it is judged.
+        """Takes a job that is queued in the database. Idempotent; returns before it is judged.
 
         Raises:
             NotFound: no such job.
@@ -95,7 +95,7 @@ class Dispatcher(RetryingTasks):
         """
         if job_id in self._known:
             return
-        job = await self._sql(self._store.jobs.get_job, job_id)
+        job = await self._sql(self._database.jobs.get_job, job_id)
         if job is None:
             raise NotFound(f"There is no job {job_id!r}.")
         if job.status != "queued" or job_id in self._known:
@@ -112,7 +112,7 @@ class Dispatcher(RetryingTasks):
         """Returns when the job is over, or in time."""
         end = self._ends.setdefault(job_id, asyncio.Event())
         if job_id not in self._known:
-            job = await self._sql(self._store.jobs.get_job, job_id)
+            job = await self._sql(self._database.jobs.get_job, job_id)
             if job is None or job.over:
                 self._announce(job_id)
                 return
@@ -164,7 +164,7 @@ class Dispatcher(RetryingTasks):
         if mine:
             expires = self._clock.time() + self.policy.lease_seconds
             try:
-                await self._sql(self._store.jobs.renew_leases, replica, mine, expires)
+                await self._sql(self._database.jobs.renew_leases, replica, mine, expires)
             except StorageFailed as error:
                 # The lease here counts; the row only serves a restart and the progress display.
                 log.warning("progress could not be recorded: %s", error)
@@ -177,13 +177,13 @@ class Dispatcher(RetryingTasks):
             False when the lease was lost: delete the pictures. True again on a repeated call.
         """
         parsed = GenerationResult.from_payload(result)
-        job = await self._sql(self._store.jobs.get_job, job_id)
+        job = await self._sql(self._database.jobs.get_job, job_id)
         if job is None:
             return False
         ending = drawn_ending(job, parsed) if parsed.images else blocked_ending(job, parsed)
         lease = self._leases.held(job_id, fence)
         if not await self._end(job_id, replace(ending, fence=fence)):
-            job = await self._sql(self._store.jobs.get_job, job_id)
+            job = await self._sql(self._database.jobs.get_job, job_id)
             return job is not None and job.status == "succeeded" and job.fence == fence
         self.estimator.ended(job, lease, parsed.drawing_seconds)
         return True
@@ -201,13 +201,13 @@ class Dispatcher(RetryingTasks):
         if self._leases.held(job_id, fence) is None:
             return False
         left = Checkpoint(job_id, fence, step, blob_key)
-        return await self._sql(self._store.intermediates.save_checkpoint, left)
+        return await self._sql(self._database.intermediates.save_checkpoint, left)
 
     async def spoiled(self, job_id: str, fence: int) -> bool:
         """The lease's checkpoint could not be used: it is forgotten, the job begins anew."""
         if self._leases.held(job_id, fence) is None:
             return False
-        await self._sql(self._store.intermediates.drop_checkpoint, job_id)
+        await self._sql(self._database.intermediates.drop_checkpoint, job_id)
         return True
 
     async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
@@ -215,7 +215,7 @@ class Dispatcher(RetryingTasks):
         if self._leases.held(job_id, fence) is None:
             return False
         record = PreviewRecord(job_id=job_id, fence=fence, **preview)
-        return await self._sql(self._store.intermediates.add_preview, record)
+        return await self._sql(self._database.intermediates.add_preview, record)
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -251,14 +251,14 @@ class Dispatcher(RetryingTasks):
             await self._find_unannounced(now - self.policy.rescan_seconds)
         news = self.estimator.news(self.policy.rescan_seconds)
         if news is not None:
-            await self._sql(self._store.forecasts.save_forecast, news)
+            await self._sql(self._database.forecasts.save_forecast, news)
 
     async def _find_unannounced(self, made_after: float | None) -> None:
-        for job_id in await self._sql(self._store.jobs.queued_job_ids, self._model, made_after):
+        for job_id in await self._sql(self._database.jobs.queued_job_ids, self._model, made_after):
             if job_id in self._known:
                 continue
             if len(self._known) >= self.policy.max_queue:
-                return  # they were accepted, so they wait in the store instead of failing
+                return  # they were accepted, so they wait in the database instead of failing
             await self.submit(job_id)
 
     async def _sweep_forever(self, pause: float) -> None:
@@ -296,7 +296,7 @@ class Dispatcher(RetryingTasks):
         self._known[job.id] = KnownJob.of(job)
         if job.team_id not in self._weighed:
             self._weighed.add(job.team_id)
-            team = await self._sql(self._store.teams.get_team, job.team_id)
+            team = await self._sql(self._database.teams.get_team, job.team_id)
             self._queue.set_weight(job.team_id, team.weight if team else 1.0)
 
     def _enqueue(self, job_id: str, *, charged: bool) -> None:
@@ -319,9 +319,9 @@ class Dispatcher(RetryingTasks):
                 payload = error.to_payload()
                 await self._end(job.id, Ending("failed", error=payload, moderation=moderation))
                 return
-            await self._sql(self._store.jobs.record_moderation, job.id, moderation)
+            await self._sql(self._database.jobs.record_moderation, job.id, moderation)
         except StorageFailed as error:
-            # Forgotten here, still queued in the store: the next rescan judges it again.
+            # Forgotten here, still queued in the database: the next rescan judges it again.
             log.warning("a judgement could not be recorded: %s", error)
             self._known.pop(job.id, None)
         else:
@@ -334,7 +334,9 @@ class Dispatcher(RetryingTasks):
                 return
             expires = self._clock.time() + self.policy.lease_seconds
             try:
-                job = await self._sql(self._store.jobs.start_job, queued.job_id, replica, expires)
+                job = await self._sql(
+                    self._database.jobs.start_job, queued.job_id, replica, expires
+                )
             except StorageFailed:
                 self._enqueue(queued.job_id, charged=True)
                 if granted:
@@ -355,7 +357,7 @@ class Dispatcher(RetryingTasks):
         if job.fence == 1:
             return None
         try:
-            return await self._sql(self._store.intermediates.get_checkpoint, job.id)
+            return await self._sql(self._database.intermediates.get_checkpoint, job.id)
         except StorageFailed:  # it begins anew: slower, but nothing is lost
             return None
 
@@ -366,14 +368,14 @@ class Dispatcher(RetryingTasks):
 
     async def _lose(self, lease: HeldLease) -> None:
         log.warning("replica %s lost job %s: no heartbeat", lease.replica, lease.job_id)
-        job = await self._sql(self._store.jobs.get_job, lease.job_id)
+        job = await self._sql(self._database.jobs.get_job, lease.job_id)
         if job is not None and job.attempts >= self.policy.max_attempts:
             await self._end(lease.job_id, replace(poison_ending(job), fence=lease.fence))
         else:
             await self._requeue(lease.job_id, lease.fence, count_attempt=True)
 
     async def _requeue(self, job_id: str, fence: int, *, count_attempt: bool) -> bool:
-        job = await self._sql(self._store.jobs.requeue_job, job_id, fence, count_attempt)
+        job = await self._sql(self._database.jobs.requeue_job, job_id, fence, count_attempt)
         self._leases.drop(job_id, fence)
         if job is None:
             return False
@@ -381,7 +383,7 @@ class Dispatcher(RetryingTasks):
         return True
 
     async def _end(self, job_id: str, ending: Ending) -> bool:
-        job = await self._sql(self._store.jobs.finish_job, job_id, ending)
+        job = await self._sql(self._database.jobs.finish_job, job_id, ending)
         if job is not None or ending.fence is None:
             self._announce(job_id)
         else:

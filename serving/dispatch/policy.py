@@ -21,9 +21,9 @@ class DispatchPolicy:
     sweep_seconds: float | None = 1.0
     """Pause between sweeps; None = only when `Dispatcher.sweep` is called."""
     rescan_seconds: float = 15.0
-    """How often the store is searched for queued jobs that nobody announced."""
+    """How often the database is searched for queued jobs that nobody announced."""
     poll_seconds: float = 1.0
-    """How often the store is asked for young jobs that nobody announced."""
+    """How often the database is asked for young jobs that nobody announced."""
     max_forecast: int = 2000
     """Jobs that a forecast tells of, one by one."""
     judging_at_once: int = 16

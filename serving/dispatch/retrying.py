@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class RetryingTasks:
-    """Base of what lives in one event loop over a store.
+    """Base of what lives in one event loop over a database.
 
     Args:
         delays: pauses between attempts at a database that cannot be read or written, in seconds.
@@ -27,7 +27,7 @@ class RetryingTasks:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def stop(self) -> None:
-        """Ends the background tasks; jobs stay in the store for the next owner."""
+        """Ends the background tasks; jobs stay in the database for the next owner."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -37,7 +37,7 @@ class RetryingTasks:
             try:
                 return await asyncio.to_thread(call, *arguments)
             except StorageFailed as error:
-                log.warning("the job store is asked again: %s", error)
+                log.warning("the job database is asked again: %s", error)
             await self._sleep(delay)
         return await asyncio.to_thread(call, *arguments)
 

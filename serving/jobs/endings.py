@@ -130,7 +130,7 @@ def _moderation(
 
 
 def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
-    """The pictures that wait for a person; `store.finish_job` says since when."""
+    """The pictures that wait for a person; `Database.finish_job` says since when."""
     return [
         HeldRecord(
             asset_id=image.asset_id,

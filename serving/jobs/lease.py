@@ -1,6 +1,6 @@
 """The right to run a job: who holds it, under which fence, until when.
 
-In memory, by a clock that never goes back; the store keeps what a restarted dispatcher needs.
+In memory, by a clock that never goes back; the database keeps what a restarted dispatcher needs.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
        |  <- (lease lost, replica drained)
        +----------------> failed | canceled
 
-A job has exactly one terminal state. The store enforces this with compare-and-set updates whose
+A job has exactly one terminal state. The database enforces this with compare-and-set updates whose
 conditions come from here.
 """
 

@@ -26,7 +26,7 @@ HTTP_SECONDS = Histogram(
     registry=REGISTRY,
 )
 JOBS = Gauge(
-    "calotype_jobs", "Jobs in the store, by state.", ["model", "status"], registry=REGISTRY
+    "calotype_jobs", "Jobs in the database, by state.", ["model", "status"], registry=REGISTRY
 )
 QUEUE_SECONDS = Gauge(
     "calotype_queue_seconds", "Predicted wait for a new job.", ["model"], registry=REGISTRY
@@ -100,7 +100,7 @@ CASES = Gauge(
 
 
 def record_cases(waiting: Mapping[str, int]) -> None:
-    """Sets `CASES` from the store."""
+    """Sets `CASES` from the database."""
     for kind, count in waiting.items():
         CASES.labels(kind).set(count)
 
@@ -113,7 +113,7 @@ def record_promises(counts: Iterable[tuple[str, int, int]]) -> None:
 
 
 def record_jobs(counts: Mapping[tuple[str, str], int]) -> None:
-    """Sets `JOBS` from the store; states that vanished become 0."""
+    """Sets `JOBS` from the database; states that vanished become 0."""
     JOBS.clear()
     for (model, status), count in counts.items():
         JOBS.labels(model, status).set(count)

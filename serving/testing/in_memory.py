@@ -157,7 +157,7 @@ class PaintingBackend:
 
     def __init__(
         self,
-        store: Database,
+        database: Database,
         blobs: BlobStore,
         safety: SafetyStage | None = None,
         models: Sequence[str] = ("shapes",),
@@ -168,7 +168,7 @@ class PaintingBackend:
         self.safety: SafetyStage = safety or ScriptedSafety()
         # Of all models, but its forecast is told as the first one's.
         self.dispatcher = Dispatcher(
-            store, self.safety, clock or SystemClock(), policy, forecast_as=models[0]
+            database, self.safety, clock or SystemClock(), policy, forecast_as=models[0]
         )
         judging = (policy or DispatchPolicy()).judging
         self.painter = Painter(

@@ -85,8 +85,8 @@ class WebhookSender:
         describe: the job as the API shows it, without pictures.
     """
 
-    def __init__(self, store: Database, policy: OutboundPolicy, describe: DescribeJob) -> None:
-        self._store, self._policy, self._describe = store, policy, describe
+    def __init__(self, database: Database, policy: OutboundPolicy, describe: DescribeJob) -> None:
+        self._database, self._policy, self._describe = database, policy, describe
 
     async def run(self, pause: float) -> None:
         """Sends until it is cancelled, and looks for work at least every ``pause`` seconds."""
@@ -95,7 +95,7 @@ class WebhookSender:
                 sent = await self.send_due()
                 wait = pause
                 if not sent:
-                    due = await asyncio.to_thread(self._store.webhooks.seconds_to_next_delivery)
+                    due = await asyncio.to_thread(self._database.webhooks.seconds_to_next_delivery)
                     wait = pause if due is None else min(pause, max(0.05, due))
             except CalotypeError as error:  # a busy or absent database: it is asked again
                 log.warning("webhooks wait: %s", error)
@@ -106,7 +106,7 @@ class WebhookSender:
     async def send_due(self) -> int:
         """One attempt for everything that is due; how many there were."""
         claimed = await asyncio.to_thread(
-            self._store.webhooks.claim_deliveries, _AT_ONCE, _HOLD_SECONDS
+            self._database.webhooks.claim_deliveries, _AT_ONCE, _HOLD_SECONDS
         )
         results = await asyncio.gather(
             *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
@@ -117,7 +117,7 @@ class WebhookSender:
         return len(claimed)
 
     async def _attempt(self, delivery: DeliveryRecord) -> None:
-        begun, started = self._store.clock.time(), time.monotonic()
+        begun, started = self._database.clock.time(), time.monotonic()
         answer: Answer | None = None
         refused = False
         error: str | None = None
@@ -142,19 +142,25 @@ class WebhookSender:
             status,
             None if error is None else error[:512],
         )
-        await asyncio.to_thread(self._store.webhooks.record_attempt, delivery, attempt, state, due)
+        await asyncio.to_thread(
+            self._database.webhooks.record_attempt, delivery, attempt, state, due
+        )
         metrics.WEBHOOKS.labels(delivery.event_type, "sent" if error is None else "failed").inc()
         if status == _GONE and delivery.endpoint_id is not None:
             await asyncio.to_thread(
-                self._store.webhooks.disable_endpoint, delivery.endpoint_id, "It answered 410 Gone."
+                self._database.webhooks.disable_endpoint,
+                delivery.endpoint_id,
+                "It answered 410 Gone.",
             )
 
     async def _post(self, delivery: DeliveryRecord, now: float) -> Answer:
         if delivery.endpoint_id is None:
-            secret = await asyncio.to_thread(self._store.secrets.webhook_secret, delivery.team_id)
+            secret = await asyncio.to_thread(
+                self._database.secrets.webhook_secret, delivery.team_id
+            )
             secrets = [secret]
         else:
-            secrets = await asyncio.to_thread(self._store.webhooks.endpoint_secrets, delivery)
+            secrets = await asyncio.to_thread(self._database.webhooks.endpoint_secrets, delivery)
         if not secrets:
             raise AddressRefused("The webhook endpoint was deleted.")
         body = delivery.body or await self._write_body(delivery)
@@ -179,10 +185,10 @@ class WebhookSender:
             )
 
     async def _write_body(self, delivery: DeliveryRecord) -> str:
-        job = await asyncio.to_thread(self._store.jobs.get_job, delivery.job_id or "")
+        job = await asyncio.to_thread(self._database.jobs.get_job, delivery.job_id or "")
         data = {"id": delivery.job_id} if job is None else self._describe(job)
         body = event_body(delivery.event_type, delivery.created, data)
-        await asyncio.to_thread(self._store.webhooks.write_body, delivery.id, body)
+        await asyncio.to_thread(self._database.webhooks.write_body, delivery.id, body)
         return body
 
     def _verdict(
@@ -200,4 +206,4 @@ class WebhookSender:
             delay *= 2
             with contextlib.suppress(ValueError):
                 delay = max(delay, min(86_400.0, float(answer.headers.get("retry-after", ""))))
-        return "pending", self._store.clock.time() + delay
+        return "pending", self._database.clock.time() + delay

@@ -58,10 +58,10 @@ def measure() -> dict[str, dict[str, Any]]:
     os.sync()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        store = Database.open(sqlite_url(folder))
-        key, record = store.api_keys.create()
+        database = Database.open(sqlite_url(folder))
+        key, record = database.api_keys.create()
         insert = statistics.median(bare_inserts(folder))
-        lease_ms = asyncio.run(insert_to_lease(store, record.team_id, record.id))
+        lease_ms = asyncio.run(insert_to_lease(database, record.team_id, record.id))
         with running(folder, "bare") as (url, _):
             times = asyncio.run(client_of(key, lambda client: at_rate(client, list_models(url))))
             bare = quantile(times, 0.5)
@@ -69,9 +69,9 @@ def measure() -> dict[str, dict[str, Any]]:
             models = asyncio.run(client_of(key, lambda client: at_rate(client, list_models(url))))
             jobs = asyncio.run(client_of(key, lambda client: at_rate(client, make_job(url))))
             streams = asyncio.run(client_of(key, lambda client: open_streams(client, url, process)))
-            fill(store, record.team_id, record.id)
+            fill(database, record.team_id, record.id)
             pages = asyncio.run(client_of(key, lambda client: walk(client, url)))
-        store.close()
+        database.close()
     accept = bare + insert
     return {
         "a bare HTTP request, p50 at 100/s": entry(bare, "ms", None),
@@ -121,9 +121,9 @@ def quantile(values: Sequence[float], share: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(1000 * share) - 1]
 
 
-async def insert_to_lease(store: Database, team_id: str, key_id: str) -> list[float]:
+async def insert_to_lease(database: Database, team_id: str, key_id: str) -> list[float]:
     """Milliseconds from before a job's row is written until a waiting generator has its lease."""
-    dispatcher = Dispatcher(store, ScriptedSafety(), SystemClock())
+    dispatcher = Dispatcher(database, ScriptedSafety(), SystemClock())
     await dispatcher.start()
     found: list[float] = []
     for number in range(LEASES):
@@ -131,7 +131,7 @@ async def insert_to_lease(store: Database, team_id: str, key_id: str) -> list[fl
         await asyncio.sleep(0)
         begun = time.perf_counter()
         job = new_job(team_id, key_id, number)
-        await asyncio.to_thread(store.jobs.admit_job, job)
+        await asyncio.to_thread(database.jobs.admit_job, job)
         await dispatcher.submit(job.id)
         [lease] = await waiting
         found.append(1000 * (time.perf_counter() - begun))
@@ -158,7 +158,7 @@ def new_job(team_id: str, key_id: str, number: int) -> NewJob:
     )
 
 
-def fill(store: Database, team_id: str, key_id: str) -> None:
+def fill(database: Database, team_id: str, key_id: str) -> None:
     """So many queued jobs as the bar names; written in one transaction, which is not measured."""
     from calotype.serving.database.schema.tables import jobs
 
@@ -168,7 +168,7 @@ def fill(store: Database, team_id: str, key_id: str) -> None:
         values = {name: getattr(job, name) for name in job.__dataclass_fields__}
         state = {"status": "queued", "fence": 0, "attempts": 0, "step": 0, "steps": 20}
         rows.append(values | state | {"created": time.time() + number / 1e4})
-    with store.engine.begin() as connection:
+    with database.engine.begin() as connection:
         connection.execute(jobs.insert(), rows)
 
 

@@ -40,7 +40,9 @@ Crash = Callable[[], None]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[tuple[str, Crash]]:
+def database_server(
+    request: pytest.FixtureRequest, tmp_path: pathlib.Path
+) -> Iterator[tuple[str, Crash]]:
     """An address, and what crashes and restarts the server behind it."""
     (tmp_path / "data").mkdir()
     if request.param == "sqlite":
@@ -61,8 +63,8 @@ def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator
 
 
 @pytest.fixture
-def pods(database: tuple[str, Crash], tmp_path: pathlib.Path) -> Iterator[Pods]:
-    pods = Pods(tmp_path, database[0])
+def pods(database_server: tuple[str, Crash], tmp_path: pathlib.Path) -> Iterator[Pods]:
+    pods = Pods(tmp_path, database_server[0])
     try:
         yield pods
     finally:
@@ -118,11 +120,11 @@ class Team:
 
 
 def test_no_accepted_job_is_lost_or_doubled(
-    pods: Pods, database: tuple[str, Crash], tmp_path: pathlib.Path
+    pods: Pods, database_server: tuple[str, Crash], tmp_path: pathlib.Path
 ) -> None:
-    address, crash_database = database
-    store = Database.open(address)
-    keys = {name: store.api_keys.create(team=name)[0] for name in TEAMS}
+    address, crash_database = database_server
+    database = Database.open(address)
+    keys = {name: database.api_keys.create(team=name)[0] for name in TEAMS}
     pods.start("gateway")
     pods.start("model-app")
     pods.until(pods.ready, "the model is loaded")
@@ -133,24 +135,26 @@ def test_no_accepted_job_is_lost_or_doubled(
     pods.kill("gateway")
     pods.start("gateway")
     for deployment in ("Moderator", "Dispatcher"):
-        pods.until(lambda: open_jobs(store, "running"), "a job runs")
+        pods.until(lambda: open_jobs(database, "running"), "a job runs")
         kill_replica(pods, deployment)
     # A job that two generators die over is given up: those that were disturbed are let end first.
-    pods.until(lambda: not disturbed(store, "queued", "running"), "nothing is left of it")
-    pods.until(lambda: half_drawn(store), "a running job has left a checkpoint")
-    before = len(disturbed(store))
+    pods.until(lambda: not disturbed(database, "queued", "running"), "nothing is left of it")
+    pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
+    before = len(disturbed(database))
     kill_replica(pods, "Generator")
     crash_database()
-    pods.until(lambda: len(disturbed(store)) > before, "the jobs of the dead one are leased again")
-    pods.until(lambda: not disturbed(store, "queued", "running"), "nothing is left of it")
-    pods.until(lambda: half_drawn(store), "a running job has left a checkpoint")
+    pods.until(
+        lambda: len(disturbed(database)) > before, "the jobs of the dead one are leased again"
+    )
+    pods.until(lambda: not disturbed(database, "queued", "running"), "nothing is left of it")
+    pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
     kill_head(pods)
     pods.until(lambda: all(team.submitted() for team in teams), "all jobs are accepted")
-    pods.until(lambda: not open_jobs(store, "queued", "running"), "all jobs are over", 900)
-    check(store, teams, tmp_path / "data" / "assets")
+    pods.until(lambda: not open_jobs(database, "queued", "running"), "all jobs are over", 900)
+    check(database, teams, tmp_path / "data" / "assets")
     for team in teams:
         team.close()
-    store.close()
+    database.close()
 
 
 def kill_replica(pods: Pods, deployment: str) -> None:
@@ -170,35 +174,35 @@ def kill_head(pods: Pods) -> None:
     pods.start("model-app")
 
 
-def open_jobs(store: Database, *states: str) -> list[Any]:
-    with store.engine.connect() as connection:
+def open_jobs(database: Database, *states: str) -> list[Any]:
+    with database.engine.connect() as connection:
         return list(connection.execute(jobs.select().where(jobs.c.status.in_(states))))
 
 
-def half_drawn(store: Database) -> bool:
+def half_drawn(database: Database) -> bool:
     """Whether a job runs that has left a checkpoint."""
     found = (
         select(jobs.c.id)
         .join(checkpoints, checkpoints.c.job_id == jobs.c.id)
         .where(jobs.c.status == "running")
     )
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         return connection.execute(found).first() is not None
 
 
-def disturbed(store: Database, *states: str) -> list[Any]:
+def disturbed(database: Database, *states: str) -> list[Any]:
     """Jobs that were leased more than once."""
     chosen = jobs.select().where(jobs.c.fence > 1)
     if states:
         chosen = chosen.where(jobs.c.status.in_(states))
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         return list(connection.execute(chosen))
 
 
-def check(store: Database, teams: list[Team], folder: pathlib.Path) -> None:
+def check(database: Database, teams: list[Team], folder: pathlib.Path) -> None:
     accepted = [job_id for team in teams for job_id in team.accepted.values()]
     assert len(set(accepted)) == JOBS_PER_TEAM * len(TEAMS)
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         rows = connection.execute(jobs.select().order_by(jobs.c.id)).mappings().all()
         images = connection.execute(assets.select()).mappings().all()
         usage = connection.execute(usage_records.select()).mappings().all()

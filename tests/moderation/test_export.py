@@ -43,9 +43,9 @@ def data_dir(tmp_path: pathlib.Path) -> pathlib.Path:
             vault.keep(decision["id"], prompt, 30)
             log.append(decision, vault.digest(prompt))
         log.close()
-    store = Database.open(f"sqlite:///{logs.parent / 'calotype.db'}")
-    store.reviewer_audit.record_action("key_1", "picture.revealed", "case_1")
-    store.close()
+    database = Database.open(f"sqlite:///{logs.parent / 'calotype.db'}")
+    database.reviewer_audit.record_action("key_1", "picture.revealed", "case_1")
+    database.close()
     InstallationKeys.in_folder(logs.parent / "provenance")
     return logs.parent
 

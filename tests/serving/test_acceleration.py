@@ -96,10 +96,10 @@ async def living(
     folder: pathlib.Path, model: pathlib.Path, acceleration: dict[str, Any]
 ) -> AsyncIterator[House]:
     resource = image_model(model, acceleration)
-    store, blobs = Database.open(sqlite_url(folder)), MemoryBlobStore()
-    key, _ = store.api_keys.create()
-    async with LocalBackend(resource, [], store, blobs, ScriptedSafety()).running() as backend:
-        app = create_app(GatewaySettings(), store, blobs, backend, Catalog([resource], []))
+    database, blobs = Database.open(sqlite_url(folder)), MemoryBlobStore()
+    key, _ = database.api_keys.create()
+    async with LocalBackend(resource, [], database, blobs, ScriptedSafety()).running() as backend:
+        app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource], []))
         transport = httpx.ASGITransport(app)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
@@ -108,7 +108,7 @@ async def living(
             house = House(client, backend, blobs)
             await house.until(lambda: house.state()["ready"])
             yield house
-    store.close()
+    database.close()
 
 
 def pixels(answer: dict[str, Any]) -> np.ndarray:

@@ -110,10 +110,10 @@ async def test_every_fault_is_told_and_nothing_else_is_disturbed(
         )
         for name in ("sound", *FAULTS)
     ]
-    store, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
-    key, _ = store.api_keys.create()
-    backend = LocalBackend(model, adapters, store, blobs, ScriptedSafety())
-    app = create_app(GatewaySettings(), store, blobs, backend, Catalog([model], adapters))
+    database, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
+    key, _ = database.api_keys.create()
+    backend = LocalBackend(model, adapters, database, blobs, ScriptedSafety())
+    app = create_app(GatewaySettings(), database, blobs, backend, Catalog([model], adapters))
     async with (
         backend.running(),
         httpx.AsyncClient(
@@ -141,4 +141,4 @@ async def test_every_fault_is_told_and_nothing_else_is_disturbed(
             assert said in states[name] and str(files[name]) in states[name]
         assert states["sound"] == "ready"
         assert (await draw("sound")).status_code == 200
-    store.close()
+    database.close()

@@ -167,19 +167,19 @@ def test_policies_of_teams_and_adapters_go_along(tmp_path: pathlib.Path) -> None
 
 
 def test_teams_have_what_their_manifests_say_while_these_are_there(tmp_path: pathlib.Path) -> None:
-    store = Database.open(sqlite_url(tmp_path))
+    database = Database.open(sqlite_url(tmp_path))
     team = Team.model_validate(named(VALID["Team"], "kids"))
-    declare_teams(store, [], [team])
-    found = store.teams.ensure_team(team.name)
+    declare_teams(database, [], [team])
+    found = database.teams.ensure_team(team.name)
     assert (found.policy, found.weight, found.requests_per_minute) == ("kids", 2.0, 60)
     assert found.allowed_models == ["flux-2-dev"]
-    declare_teams(store, [team], [Team.model_validate(VALID["Team"])])
-    assert store.teams.ensure_team(team.name).policy is None
-    declare_teams(store, [team], [])
-    left = store.teams.ensure_team(team.name)
+    declare_teams(database, [team], [Team.model_validate(VALID["Team"])])
+    assert database.teams.ensure_team(team.name).policy is None
+    declare_teams(database, [team], [])
+    left = database.teams.ensure_team(team.name)
     assert (left.policy, left.weight, left.requests_per_minute) == (None, 1.0, None)
     assert left.allowed_models is None
-    store.close()
+    database.close()
 
 
 def test_a_laxer_policy_is_refused_with_its_field(tmp_path: pathlib.Path) -> None:

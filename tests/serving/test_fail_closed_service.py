@@ -107,7 +107,7 @@ class House:
     clients: dict[str, httpx.AsyncClient]
     """Team -> the API as it sees it."""
     blobs: MemoryBlobStore
-    store: Database
+    database: Database
     deciding: dict[str, Faulty]
     """``input`` and ``output``: the classifier of that stage."""
     on_trial: dict[str, Faulty]
@@ -181,25 +181,25 @@ async def house(
         metadata=Metadata(name="tiny"),
         spec=ImageModelSpec(source=Source(path=str(model)), precision="float32", device="cpu"),
     )
-    store, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
+    database, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
     backend = LocalBackend(
-        resource, [], store, blobs, InProcessSafety(stage), DispatchPolicy(judging=once)
+        resource, [], database, blobs, InProcessSafety(stage), DispatchPolicy(judging=once)
     )
-    app = create_app(GatewaySettings(), store, blobs, backend, Catalog([resource]))
+    app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource]))
     clients = {}
     for team, policy in (("plain", None), ("kids", "kids"), ("tried", "tried")):
-        store.teams.set_team(team, policy=policy)
+        database.teams.set_team(team, policy=policy)
         clients[team] = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://test",
-            headers={"authorization": f"Bearer {store.api_keys.create(team=team)[0]}"},
+            headers={"authorization": f"Bearer {database.api_keys.create(team=team)[0]}"},
             timeout=120,
         )
     async with backend.running():
-        yield House(clients, blobs, store, deciding, on_trial, stage.shadows, log)
+        yield House(clients, blobs, database, deciding, on_trial, stage.shadows, log)
     for client in clients.values():
         await client.aclose()
-    store.close()
+    database.close()
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
@@ -220,8 +220,8 @@ async def test_nothing_passes_a_classifier_that_fails(house: House, side: str) -
     wrong = [row for row in answered if row[2:] != (503, "moderation_unavailable")]
     assert wrong == []
     assert not [
-        *house.store.jobs.open_jobs(None, "queued"),
-        *house.store.jobs.open_jobs(None, "running"),
+        *house.database.jobs.open_jobs(None, "queued"),
+        *house.database.jobs.open_jobs(None, "running"),
     ]
 
 
@@ -242,9 +242,9 @@ async def test_a_classifier_on_trial_fails_nobody(house: House, failure: str) ->
 
 
 async def test_a_team_whose_policy_is_not_there_draws_nothing(house: House) -> None:
-    house.store.teams.set_team("plain", policy="gone")
+    house.database.teams.set_team("plain", policy="gone")
     refused = await house.draw("plain")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "moderation_unavailable")
     assert not house.blobs.blobs
-    house.store.teams.set_team("plain", policy="kids")
+    house.database.teams.set_team("plain", policy="kids")
     assert (await house.draw("plain")).status_code == 200

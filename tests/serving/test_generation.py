@@ -93,7 +93,7 @@ class RecordingThread(EngineThread):
 @dataclass
 class LocalPipeline:
     components: Components
-    store: Database
+    database: Database
     blobs: MemoryBlobStore
     safety: ScriptedSafety
     dispatcher: Dispatcher
@@ -126,7 +126,7 @@ class LocalPipeline:
 
     async def ask(self, steps: int = STEPS, preview_every: int = 0, drawn: int = 64) -> str:
         """A queued job for a picture of 64x64, drawn at ``drawn`` and enlarged."""
-        _, key = self.store.api_keys.create()
+        _, key = self.database.api_keys.create()
         request = GenerationRequest(
             new_id("job"),
             "a red circle",
@@ -143,7 +143,7 @@ class LocalPipeline:
             adapter_digests={},
             output={"format": "png", "compression": 100},
         )
-        self.store.jobs.create_job(
+        self.database.jobs.create_job(
             NewJob(
                 id=request.id,
                 team_id=key.team_id,
@@ -166,7 +166,7 @@ class LocalPipeline:
 
     async def ended(self, job_id: str) -> JobRecord:
         await self.dispatcher.wait(job_id, 60)
-        job = self.store.jobs.get_job(job_id)
+        job = self.database.jobs.get_job(job_id)
         assert job is not None and job.status == "succeeded", job
         return job
 
@@ -183,7 +183,7 @@ class LocalPipeline:
     async def checkpointed(self, job_id: str) -> str:
         """Waits for a checkpoint; its blob key."""
         for _ in range(2000):
-            left = self.store.intermediates.get_checkpoint(job_id)
+            left = self.database.intermediates.get_checkpoint(job_id)
             if left is not None and left.step > 2:
                 return left.blob_key
             await asyncio.sleep(0.01)
@@ -196,19 +196,19 @@ def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
 
 
 @pytest.fixture
-def store(tmp_path: pathlib.Path) -> Iterator[Database]:
-    store = Database.open(sqlite_url(tmp_path))
-    yield store
-    store.close()
+def database(tmp_path: pathlib.Path) -> Iterator[Database]:
+    database = Database.open(sqlite_url(tmp_path))
+    yield database
+    database.close()
 
 
 @pytest.fixture
-async def studio(components: Components, store: Database) -> AsyncIterator[LocalPipeline]:
+async def studio(components: Components, database: Database) -> AsyncIterator[LocalPipeline]:
     safety = ScriptedSafety()
     policy = DispatchPolicy(lease_seconds=4.0, sweep_seconds=0.05, max_attempts=20)
-    dispatcher = Dispatcher(store, safety, SystemClock(), policy, model="tiny")
+    dispatcher = Dispatcher(database, safety, SystemClock(), policy, model="tiny")
     await dispatcher.start()
-    yield LocalPipeline(components, store, MemoryBlobStore(), safety, dispatcher)
+    yield LocalPipeline(components, database, MemoryBlobStore(), safety, dispatcher)
     await dispatcher.stop()
 
 
@@ -250,7 +250,7 @@ async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: LocalPipeline)
     async with studio.working("first") as (line, dying):
         job_id = await studio.ask()
         await studio.checkpointed(job_id)
-        job = studio.store.jobs.get_job(job_id)
+        job = studio.database.jobs.get_job(job_id)
         assert job is not None
         await studio.dispatcher.release(job_id, job.fence)
         await studio.kill(line, dying)
@@ -266,7 +266,7 @@ async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(
     async with studio.working("only", concurrency=2, gate=gate) as (line, thread):
         line.deaf = True
         job_id = await studio.ask()
-        while (job := studio.store.jobs.get_job(job_id)) is None or job.fence < 2:
+        while (job := studio.database.jobs.get_job(job_id)) is None or job.fence < 2:
             await asyncio.sleep(0.02)
         line.deaf = False
         gate.set()
@@ -279,7 +279,7 @@ async def test_previews_are_judged_and_kept_in_their_order(studio: LocalPipeline
     async with studio.working("only"):
         job_id = await studio.ask(steps=40, preview_every=10)
         await studio.ended(job_id)
-    shown = studio.store.intermediates.list_previews(job_id)
+    shown = studio.database.intermediates.list_previews(job_id)
     assert [(p.partial_index, p.step >= 10 * (p.partial_index + 1)) for p in shown] == [
         (0, True),
         (1, True),
@@ -310,7 +310,7 @@ async def test_a_preview_that_does_not_pass_exists_nowhere(
     async with studio.working("only"):
         job_id = await studio.ask(steps=40, preview_every=10, drawn=32)
         job = await studio.ended(job_id)
-    assert studio.store.intermediates.list_previews(job_id) == []
+    assert studio.database.intermediates.list_previews(job_id) == []
     assert set(studio.blobs.blobs) == {i["blob_key"] for i in (job.output or {})["images"]}
     assert final
 

@@ -42,7 +42,7 @@ class House:
     client: httpx.AsyncClient
     blobs: MemoryBlobStore
     safety: ScriptedSafety
-    store: Database
+    database: Database
 
     async def draw(self, prompt: str = "a red circle", **body: Any) -> httpx.Response:
         wanted = {"prompt": prompt, "size": "64x64", "steps": 2, "seed": 7, **body}
@@ -51,8 +51,8 @@ class House:
 
     def open_jobs(self) -> list[Any]:
         return [
-            *self.store.jobs.open_jobs(None, "queued"),
-            *self.store.jobs.open_jobs(None, "running"),
+            *self.database.jobs.open_jobs(None, "queued"),
+            *self.database.jobs.open_jobs(None, "running"),
         ]
 
 
@@ -79,12 +79,12 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
         )
         for name, path in adapters.items()
     ]
-    store = Database.open(sqlite_url(tmp_path))
-    key, _ = store.api_keys.create()
+    database = Database.open(sqlite_url(tmp_path))
+    key, _ = database.api_keys.create()
     blobs = MemoryBlobStore()
     safety = ScriptedSafety(lambda text: decision("input"))
-    backend = LocalBackend(resource, loras, store, blobs, safety)
-    app = create_app(GatewaySettings(), store, blobs, backend, Catalog([resource], loras))
+    backend = LocalBackend(resource, loras, database, blobs, safety)
+    app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource], loras))
     headers = {"authorization": f"Bearer {key}"}
     async with (
         backend.running(),
@@ -92,8 +92,8 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
             transport=httpx.ASGITransport(app), base_url="http://test", headers=headers, timeout=60
         ) as client,
     ):
-        yield House(client, blobs, safety, store)
-    store.close()
+        yield House(client, blobs, safety, database)
+    database.close()
 
 
 def block_images(when: Callable[[Pixels], bool]) -> Callable[[Pixels], dict[str, Any]]:

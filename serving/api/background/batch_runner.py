@@ -43,7 +43,7 @@ _PAGE = 100
 
 class BatchRunner:
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway, self._store = gateway, gateway.store
+        self._gateway, self._database = gateway, gateway.database
 
     async def run(self, pause: float) -> None:
         """Works until it is cancelled."""
@@ -58,11 +58,11 @@ class BatchRunner:
 
     async def work_once(self, pause: float = 0.0) -> bool:
         """One round for one batch; False when none needs work."""
-        batch = await asyncio.to_thread(self._store.batches.claim_batch, _HOLD_SECONDS)
+        batch = await asyncio.to_thread(self._database.batches.claim_batch, _HOLD_SECONDS)
         if batch is None:
             return False
         await self._collect(batch)
-        late = self._store.clock.time() >= batch.deadline
+        late = self._database.clock.time() >= batch.deadline
         if batch.status == "cancelling" or late:
             await self._give_up(batch, late)
         else:
@@ -70,12 +70,12 @@ class BatchRunner:
         if await self._finished(batch):
             await self._finalize(batch, late)
         else:
-            await asyncio.to_thread(self._store.batches.rest_batch, batch.id, pause)
+            await asyncio.to_thread(self._database.batches.rest_batch, batch.id, pause)
         return True
 
     async def _collect(self, batch: BatchRecord) -> None:
         for line in await self._lines(batch, started=True, limit=OUTSTANDING * 2):
-            job = await asyncio.to_thread(self._store.jobs.get_job, line.job_id or "")
+            job = await asyncio.to_thread(self._database.jobs.get_job, line.job_id or "")
             if job is not None and not job.over:
                 continue
             good = job is not None and job.status == "succeeded"
@@ -119,7 +119,7 @@ class BatchRunner:
         body = parse_generation(wanted | {"priority": "low"}, settings.features, schema)
         if body.stream:
             raise InvalidRequest("stream is not possible in a batch.", param="stream")
-        left = max(60.0, batch.deadline - self._store.clock.time())
+        left = max(60.0, batch.deadline - self._database.clock.time())
         images = await recipe_images(gateway, batch.team_id, recipe)
         if images is None:
             images = await read_images(gateway, batch.team_id, body, left)
@@ -162,7 +162,7 @@ class BatchRunner:
         after = 0
         while True:
             page = await asyncio.to_thread(
-                self._store.batches.answered_lines, batch.id, after, _PAGE
+                self._database.batches.answered_lines, batch.id, after, _PAGE
             )
             if not page:
                 break
@@ -175,7 +175,7 @@ class BatchRunner:
         errors = await asyncio.to_thread(self._keep, batch, bytes(bad), "errors")
         end = "cancelled" if batch.status == "cancelling" else "expired" if late else "completed"
         await asyncio.to_thread(
-            lambda: self._store.batches.change_batch(
+            lambda: self._database.batches.change_batch(
                 batch.id, end, output_file_id=output, error_file_id=errors
             )
         )
@@ -184,7 +184,7 @@ class BatchRunner:
         answer: dict[str, Any] = dict(line.answer or {})
         error = None
         if answer.get("status_code") == 200:
-            job = await asyncio.to_thread(self._store.jobs.get_job, line.job_id or "")
+            job = await asyncio.to_thread(self._database.jobs.get_job, line.job_id or "")
             try:
                 if job is None:
                     raise Cancelled("The job is gone.")
@@ -213,17 +213,17 @@ class BatchRunner:
             purpose="batch_output",
             filename=f"{batch.id}_{name}.jsonl",
             content_type="application/jsonl",
-            expires=self._store.clock.time() + 30 * 86_400,
+            expires=self._database.clock.time() + 30 * 86_400,
         )
         return file.id
 
     async def _lines(self, batch: BatchRecord, *, started: bool, limit: int) -> list[BatchLine]:
         return await asyncio.to_thread(
-            lambda: self._store.batches.unanswered_lines(batch.id, started=started, limit=limit)
+            lambda: self._database.batches.unanswered_lines(batch.id, started=started, limit=limit)
         )
 
     def _set(self, line: BatchLine, **values: Any) -> None:
-        self._store.batches.set_line(line, **values)
+        self._database.batches.set_line(line, **values)
 
 
 def _failure(error: CalotypeError) -> dict[str, Any]:

@@ -24,16 +24,16 @@ def decide_held(
         Conflict: see `jobs.cases.Cases.decide_case`.
         NotFound: the picture is not held any more.
     """
-    store = gateway.store
+    database = gateway.database
     if verdict not in VERDICTS["review"] or case.status != "open" or case.held_by != reviewer:
-        return store.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
+        return database.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
     if verdict == "rejected":
-        return store.held_images.reject_held(case, reviewer, note)
-    held = store.held_images.get_held(case.subject)
+        return database.held_images.reject_held(case, reviewer, note)
+    held = database.held_images.get_held(case.subject)
     if held is None:
         raise NotFound(f"The picture '{case.subject}' is not held any more.")
     data = open_held(gateway, held)
     key = content_key(held.team_id, data, held.content_type.rpartition("/")[2])
     # Not a picture of anybody until the row names it; what no row names is swept.
     gateway.blobs.put(key, data)
-    return store.held_images.release_held(case, reviewer, note, key)
+    return database.held_images.release_held(case, reviewer, note, key)

@@ -46,7 +46,7 @@ async def background_tasks(app: FastAPI) -> AsyncIterator[None]:
 
     tasks: list[asyncio.Task[None]] = []
     if settings.webhook_seconds is not None:
-        sender = WebhookSender(gateway.store, gateway.outbound, describe)
+        sender = WebhookSender(gateway.database, gateway.outbound, describe)
         tasks.append(asyncio.create_task(sender.run(settings.webhook_seconds)))
     if settings.batch_seconds is not None:
         tasks.append(asyncio.create_task(BatchRunner(gateway).run(settings.batch_seconds)))
@@ -64,7 +64,7 @@ class Sweeper:
     """Removes what has expired."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway, self._store = gateway, gateway.store
+        self._gateway, self._database = gateway, gateway.database
         self._sweeps = 0
 
     async def run(self, pause: float) -> None:
@@ -77,17 +77,17 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One round; each step is a short transaction and may be repeated."""
-        store, now = self._store, self._store.clock.time()
-        for job_id in await asyncio.to_thread(store.retention.overdue_jobs, now - _LATE_SECONDS):
+        database, now = self._database, self._database.clock.time()
+        for job_id in await asyncio.to_thread(database.retention.overdue_jobs, now - _LATE_SECONDS):
             await self._gateway.waits.time_out(job_id)
         memory = self._gateway.settings.tombstone_seconds
         for kind, remove in (
-            ("job", store.retention.purge_jobs),
-            ("asset", store.files.expire_assets),
-            ("file", store.files.expire_files),
-            ("held", store.held_images.expire_held),
-            ("tombstone", lambda: store.retention.forget_jobs(now - memory)),
-            ("batch", lambda: store.retention.forget_batches(now - memory)),
+            ("job", database.retention.purge_jobs),
+            ("asset", database.files.expire_assets),
+            ("file", database.files.expire_files),
+            ("held", database.held_images.expire_held),
+            ("tombstone", lambda: database.retention.forget_jobs(now - memory)),
+            ("batch", lambda: database.retention.forget_batches(now - memory)),
         ):
             while removed := await asyncio.to_thread(remove):
                 metrics.SWEPT.labels(kind).inc(removed)
@@ -98,10 +98,10 @@ class Sweeper:
 
     async def _delete_garbage(self, now: float) -> None:
         before = now - self._gateway.settings.garbage_seconds
-        while keys := await asyncio.to_thread(self._store.files.garbage, before):
+        while keys := await asyncio.to_thread(self._database.files.garbage, before):
             for key in keys:
                 await asyncio.to_thread(self._gateway.blobs.delete, key)
-            await asyncio.to_thread(self._store.files.forget_garbage, keys)
+            await asyncio.to_thread(self._database.files.forget_garbage, keys)
             metrics.SWEPT.labels("blob").inc(len(keys))
 
     def note_orphans(self, now: float) -> int:
@@ -114,7 +114,7 @@ class Sweeper:
         old = [key for key, at in listed.entries() if at <= now - _ORPHAN_SECONDS]
         deleted = 0
         for start in range(0, len(old), _PAGE):
-            for key in self._store.files.unknown_blobs(old[start : start + _PAGE]):
+            for key in self._database.files.unknown_blobs(old[start : start + _PAGE]):
                 blobs.delete(key)
                 deleted += 1
         if deleted:

@@ -121,7 +121,7 @@ async def create_or_join(
         return joined
     if terms.recipe is None:  # what is drawn again is drawn by the same model
         plan = await _relieved(gateway, plan, body, origin, terms, team)
-    now = gateway.store.clock.time()
+    now = gateway.database.clock.time()
     request = plan.request.to_payload()
     forecast = await gateway.estimates.forecast(plan.model.name)
     estimate = gateway.estimates.estimate(forecast, request)
@@ -160,7 +160,7 @@ async def create_or_join(
             webhook=terms.webhook,
             batch_id=origin.batch_id,
         )
-        job, rate = await asyncio.to_thread(gateway.store.jobs.admit_job, new)
+        job, rate = await asyncio.to_thread(gateway.database.jobs.admit_job, new)
     except (QuotaExceeded, Overloaded) as error:
         metrics.LIMITED.labels(error.code).inc()
         state = None if team is None else rate_state(team, now)
@@ -223,9 +223,9 @@ async def _submit(gateway: Gateway, job_id: str) -> None:
             metrics.LIMITED.labels(error.code).inc()
             raise
         # The row is there: the dispatcher finds it when it is back.
-        log.warning("job %s waits in the store, the backend cannot be told: %s", job_id, error)
+        log.warning("job %s waits in the database, the backend cannot be told: %s", job_id, error)
     except OSError as error:
-        log.warning("job %s waits in the store, the backend cannot be told: %s", job_id, error)
+        log.warning("job %s waits in the database, the backend cannot be told: %s", job_id, error)
 
 
 def _idempotency(request: Request, key: KeyRecord) -> str | None:
@@ -245,23 +245,23 @@ def _look_up(
     gateway: Gateway, origin: Origin, digest: str
 ) -> tuple[TeamRecord | None, JobRecord | None]:
     """The team that asks, and the job that it repeats, if it does."""
-    return gateway.store.teams.get_team(origin.key.team_id), _find(gateway, origin, digest)
+    return gateway.database.teams.get_team(origin.key.team_id), _find(gateway, origin, digest)
 
 
 def _find(gateway: Gateway, origin: Origin, digest: str) -> JobRecord | None:
-    store, now = gateway.store, gateway.store.clock.time()
+    database, now = gateway.database, gateway.database.clock.time()
     if origin.idempotency is not None:
-        first = store.jobs.find_idempotent(origin.idempotency)
+        first = database.jobs.find_idempotent(origin.idempotency)
         if first is None:
             return None
         if now - first.created > _KEY_SECONDS or _worth_repeating(first):
-            store.jobs.forget_idempotency(first.id)
+            database.jobs.forget_idempotency(first.id)
             return None
         metrics.ATTACHED.labels("key").inc()
         return _same_body(first, digest)
     if not gateway.settings.attach_retries or not origin.retried:
         return None
-    first = store.jobs.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
+    first = database.jobs.find_same_body(origin.key.id, digest, now - _RETRY_SECONDS)
     if first is None or first.status in ("failed", "canceled"):
         return None
     metrics.ATTACHED.labels("sdk_retry").inc()

@@ -71,7 +71,7 @@ async def recipe_images(
         digest = part.get("sha256") if isinstance(part, Mapping) else None
         found = None
         if isinstance(digest, str):
-            found = await asyncio.to_thread(gateway.store.files.find_blob, team_id, digest)
+            found = await asyncio.to_thread(gateway.database.files.find_blob, team_id, digest)
         if found is None:
             raise NotFound(
                 f"The picture that {param} names is not kept any more; send it again.", param=param

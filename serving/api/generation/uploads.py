@@ -234,7 +234,7 @@ async def keep_images(
         )
     if mask is not None and first is not None:
         mask = await asyncio.to_thread(check_mask, mask, first)
-    expires = gateway.store.clock.time() + kept_seconds
+    expires = gateway.database.clock.time() + kept_seconds
     return await keep(gateway, team_id, expires, image=first, mask=mask, references=others)
 
 
@@ -267,7 +267,7 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
     """Puts the picture and notes that it is in use; its blob key."""
     key = content_key(team_id, upload.data, upload.kind)
     gateway.blobs.put(key, upload.data)
-    gateway.store.files.add_file(
+    gateway.database.files.add_file(
         FileRecord(
             id=new_id("file"),
             team_id=team_id,
@@ -277,7 +277,7 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
             size=len(upload.data),
             sha256=hashlib.sha256(upload.data).hexdigest(),
             blob_key=key,
-            created=gateway.store.clock.time(),
+            created=gateway.database.clock.time(),
             expires=expires,
         )
     )
@@ -285,7 +285,7 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
 
 
 async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:
-    file = await asyncio.to_thread(gateway.store.files.get_file, file_id, team_id)
+    file = await asyncio.to_thread(gateway.database.files.get_file, file_id, team_id)
     if file is None:
         raise NotFound(f"There is no file '{file_id[:80]}'.", param=where)
     return await asyncio.to_thread(gateway.blobs.get, file.blob_key)

@@ -33,11 +33,11 @@ def allowed(scope: str) -> Callable[[Request], Awaitable[KeyRecord]]:
     async def check(request: Request) -> KeyRecord:
         gateway, given = gateway_of(request), bearer(request)
         try:
-            key = await asyncio.to_thread(gateway.store.api_keys.authenticate, given)
+            key = await asyncio.to_thread(gateway.database.api_keys.authenticate, given)
         except Unauthenticated:
             if not await gateway.refresh():
                 raise
-            key = await asyncio.to_thread(gateway.store.api_keys.authenticate, given)
+            key = await asyncio.to_thread(gateway.database.api_keys.authenticate, given)
         if scope not in key.scopes and "admin" not in key.scopes:
             raise PermissionDenied(
                 f"This API key may not do this: it lacks the scope '{scope}' "

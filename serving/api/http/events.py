@@ -69,12 +69,12 @@ async def follow(
 
 
 def _look(gateway: Gateway, job_id: str) -> tuple[JobRecord, list[PreviewRecord]]:
-    job = gateway.store.jobs.get_job(job_id)
+    job = gateway.database.jobs.get_job(job_id)
     if job is None:
         raise NotFound(f"There is no job '{job_id}'.")
     # A job that was not asked for previews has none, and costs no second look.
     shown = job.request.get("preview_every") and job.status in ("running", "succeeded")
-    return job, gateway.store.intermediates.list_previews(job_id) if shown else []
+    return job, gateway.database.intermediates.list_previews(job_id) if shown else []
 
 
 async def job_stream(

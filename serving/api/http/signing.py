@@ -23,6 +23,6 @@ def content_url(gateway: Gateway, base: str, asset_id: str) -> str:
     Args:
         base: `Gateway.base_url`.
     """
-    expires = int(gateway.store.clock.time()) + gateway.settings.url_seconds
+    expires = int(gateway.database.clock.time()) + gateway.settings.url_seconds
     signed = signature(gateway.url_secret, asset_id, expires)
     return f"{base}/v1/assets/{asset_id}/content?expires={expires}&signature={signed}"

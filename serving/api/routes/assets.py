@@ -21,10 +21,10 @@ check_key = allowed("images")
 
 
 async def _find(gateway: Gateway, asset_id: str, team_id: str | None) -> AssetRecord:
-    asset = await asyncio.to_thread(gateway.store.files.get_asset, asset_id, team_id)
+    asset = await asyncio.to_thread(gateway.database.files.get_asset, asset_id, team_id)
     if asset is None:
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
-    if asset.expires is not None and asset.expires <= gateway.store.clock.time():
+    if asset.expires is not None and asset.expires <= gateway.database.clock.time():
         raise NotFound(f"The asset '{asset_id}' has expired.", code="expired")
     return asset
 
@@ -56,7 +56,7 @@ async def delete_asset(
 ) -> dict[str, Any]:
     """Forgets the picture: its addresses stop working at once."""
     gateway = gateway_of(request)
-    if not await asyncio.to_thread(gateway.store.files.delete_asset, asset_id, key.team_id):
+    if not await asyncio.to_thread(gateway.database.files.delete_asset, asset_id, key.team_id):
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
     return {"id": asset_id, "object": "asset", "deleted": True}
 
@@ -77,7 +77,7 @@ async def get_content(
     if not signature_fits(gateway.url_secret, asset_id, until, signature):
         # The same answer as for an asset that never was: a guess learns nothing.
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
-    if until <= gateway.store.clock.time():
+    if until <= gateway.database.clock.time():
         raise NotFound(
             "This address has expired; ask GET /v1/assets/{id} for a new one.", code="expired"
         )

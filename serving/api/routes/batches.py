@@ -55,7 +55,7 @@ async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
             param="input_file_id",
         )
     data = await asyncio.to_thread(gateway.blobs.get, file.blob_key)
-    now, batch_id = gateway.store.clock.time(), new_id("batch")
+    now, batch_id = gateway.database.clock.time(), new_id("batch")
     lines, errors = await asyncio.to_thread(_read_lines, batch_id, data, body.endpoint)
     status = "failed" if errors else "in_progress"
     batch = BatchRecord(
@@ -73,7 +73,7 @@ async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
         moments={status: now},
         deadline=now + WINDOW_SECONDS,
     )
-    await asyncio.to_thread(gateway.store.batches.add_batch, batch, [] if errors else lines)
+    await asyncio.to_thread(gateway.database.batches.add_batch, batch, [] if errors else lines)
     return await _described(request, batch)
 
 
@@ -85,11 +85,11 @@ async def list_batches(
     gateway = gateway_of(request)
     count = page_size(limit)
     page = await asyncio.to_thread(
-        lambda: gateway.store.batches.list_batches(key.team_id, limit=count + 1, after=after)
+        lambda: gateway.database.batches.list_batches(key.team_id, limit=count + 1, after=after)
     )
     shown = page[:count]
     counts = await asyncio.to_thread(
-        gateway.store.batches.batch_counts, [batch.id for batch in shown]
+        gateway.database.batches.batch_counts, [batch.id for batch in shown]
     )
     found = [batch_object(batch, counts.get(batch.id, (0, 0, 0))) for batch in shown]
     return list_object(found, len(page) > count)
@@ -97,19 +97,19 @@ async def list_batches(
 
 @router.get("/v1/batches/{batch_id}")
 async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
-    store = gateway_of(request).store
+    database = gateway_of(request).database
     return await _described(
-        request, await asyncio.to_thread(store.batches.get_batch, batch_id, key.team_id)
+        request, await asyncio.to_thread(database.batches.get_batch, batch_id, key.team_id)
     )
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
     """Ends the lines that are not over; answers that are there stay."""
-    store = gateway_of(request).store
-    await asyncio.to_thread(store.batches.get_batch, batch_id, key.team_id)
+    database = gateway_of(request).database
+    await asyncio.to_thread(database.batches.get_batch, batch_id, key.team_id)
     batch = await asyncio.to_thread(
-        lambda: store.batches.change_batch(
+        lambda: database.batches.change_batch(
             batch_id, "cancelling", only_from=WORKING[:1], claimed_until=None
         )
     )
@@ -117,7 +117,7 @@ async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str
 
 
 async def _described(request: Request, batch: BatchRecord) -> dict[str, Any]:
-    counts = await asyncio.to_thread(gateway_of(request).store.batches.batch_counts, [batch.id])
+    counts = await asyncio.to_thread(gateway_of(request).database.batches.batch_counts, [batch.id])
     return batch_object(batch, counts.get(batch.id, (0, 0, 0)))
 
 

@@ -35,18 +35,18 @@ async def case_image(
     """The picture of the case: a small blurred PNG. ``reveal`` gives the file to whoever has taken
     the case, and writes it down first."""
     gateway = gateway_of(request)
-    store = gateway.store
-    case = await asyncio.to_thread(store.cases.get_case, case_id)
-    held = await asyncio.to_thread(store.held_images.get_held, case.subject)
+    database = gateway.database
+    case = await asyncio.to_thread(database.cases.get_case, case_id)
+    held = await asyncio.to_thread(database.held_images.get_held, case.subject)
     asset: AssetRecord | HeldRecord | None = held
     if asset is None:
-        asset = await asyncio.to_thread(store.files.get_asset, case.subject)
+        asset = await asyncio.to_thread(database.files.get_asset, case.subject)
     if asset is None:
         raise NotFound(
             f"The case '{case.id}' has no picture: it is about a prompt, or the picture is gone."
         )
     if reveal:
-        mine = case.held_by == key.id and (case.held_until or 0.0) > store.clock.time()
+        mine = case.held_by == key.id and (case.held_until or 0.0) > database.clock.time()
         if not mine:
             raise Conflict(
                 f"The case '{case.id}' is not held by {key.id}: take it first. Pictures are only "
@@ -54,7 +54,7 @@ async def case_image(
                 code="case_conflict",
             )
         await asyncio.to_thread(
-            store.reviewer_audit.record_action,
+            database.reviewer_audit.record_action,
             key.id,
             "picture.revealed",
             case.id,

@@ -73,7 +73,7 @@ async def appeal(request: Request, key: Caller) -> Response:
             param="decision_id",
         )
     case = await asyncio.to_thread(
-        gateway.store.cases.open_case, "appeal", key.team_id, body.decision_id, body.reason
+        gateway.database.cases.open_case, "appeal", key.team_id, body.decision_id, body.reason
     )
     return JSONResponse(describe_case(case), 201)
 
@@ -83,10 +83,10 @@ async def report(request: Request, key: Caller) -> Response:
     """Reports a picture. Whoever knows its id may, whichever team drew it."""
     gateway = gateway_of(request)
     body = parse(ReportBody, await read_json(request, gateway.settings.max_body_bytes))
-    if await asyncio.to_thread(gateway.store.files.get_asset, body.asset_id) is None:
+    if await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id) is None:
         raise NotFound(f"There is no asset '{body.asset_id}'.", param="asset_id")
     case = await asyncio.to_thread(
-        gateway.store.cases.open_case, "report", key.team_id, body.asset_id, body.reason
+        gateway.database.cases.open_case, "report", key.team_id, body.asset_id, body.reason
     )
     return JSONResponse(describe_case(case), 201)
 
@@ -96,7 +96,7 @@ async def get_case(request: Request, case_id: str, key: Caller) -> dict[str, Any
     """A case of one's own team; a reviewer sees everybody's."""
     reviewer = bool({"moderation", "admin"} & set(key.scopes))
     team = None if reviewer else key.team_id
-    case = await asyncio.to_thread(gateway_of(request).store.cases.get_case, case_id, team)
+    case = await asyncio.to_thread(gateway_of(request).database.cases.get_case, case_id, team)
     return describe_case(case)
 
 
@@ -106,7 +106,7 @@ async def list_cases(
 ) -> dict[str, Any]:
     """The queue, the oldest first."""
     found = await asyncio.to_thread(
-        gateway_of(request).store.cases.list_cases, status, page_size(limit)
+        gateway_of(request).database.cases.list_cases, status, page_size(limit)
     )
     return list_object([describe_case(case) for case in found], has_more=False)
 
@@ -114,7 +114,7 @@ async def list_cases(
 @router.post("/v1/moderation/cases/take")
 async def take_case(request: Request, key: Reviewer) -> Response:
     """The oldest open case, for half an hour this key's alone; 204 when none waits."""
-    case = await asyncio.to_thread(gateway_of(request).store.cases.take_case, key.id)
+    case = await asyncio.to_thread(gateway_of(request).database.cases.take_case, key.id)
     return Response(status_code=204) if case is None else JSONResponse(describe_case(case))
 
 
@@ -123,18 +123,18 @@ async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str
     """Ends a case that this key took; what is taken down or rejected is gone at once."""
     gateway = gateway_of(request)
     body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
-    case = await asyncio.to_thread(gateway.store.cases.get_case, case_id)
+    case = await asyncio.to_thread(gateway.database.cases.get_case, case_id)
     if case.kind == "review":
         decide = functools.partial(decide_held, gateway, case, key.id)
     else:
-        decide = functools.partial(gateway.store.cases.decide_case, case_id, key.id)
+        decide = functools.partial(gateway.database.cases.decide_case, case_id, key.id)
     case = await asyncio.to_thread(decide, body.verdict, body.note)
     if case.status == "taken_down":
-        asset = await asyncio.to_thread(gateway.store.files.get_asset, case.subject)
+        asset = await asyncio.to_thread(gateway.database.files.get_asset, case.subject)
         if asset is not None:
             await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
     await asyncio.to_thread(
-        gateway.store.reviewer_audit.record_action,
+        gateway.database.reviewer_audit.record_action,
         key.id,
         "case.decided",
         case.id,

@@ -98,7 +98,7 @@ async def create_file(request: Request, key: Caller) -> dict[str, Any]:
         purpose=purpose,
         filename=upload.filename or "upload",
         content_type=content_type,
-        expires=_expires(form.fields, gateway.store.clock.time()),
+        expires=_expires(form.fields, gateway.database.clock.time()),
     )
     return file_object(file)
 
@@ -118,7 +118,7 @@ async def list_files(
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be asc or desc.", param="order")
     page = await asyncio.to_thread(
-        lambda: gateway.store.files.list_files(
+        lambda: gateway.database.files.list_files(
             key.team_id,
             limit=count + 1,
             after=after,
@@ -149,16 +149,16 @@ async def get_file_content(request: Request, file_id: str, key: Caller) -> Respo
 async def delete_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
     """Forgets the file; jobs that use it already go on."""
     gateway = gateway_of(request)
-    await asyncio.to_thread(gateway.store.files.delete_file, file_id, key.team_id)
+    await asyncio.to_thread(gateway.database.files.delete_file, file_id, key.team_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
 async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
     """Raises NotFound when the team has no such file, or it has expired."""
-    file = await asyncio.to_thread(gateway.store.files.get_file, file_id, team_id)
+    file = await asyncio.to_thread(gateway.database.files.get_file, file_id, team_id)
     if file is None:
         raise NotFound(f"There is no file '{file_id[:80]}'.")
-    if file.expires is not None and file.expires <= gateway.store.clock.time():
+    if file.expires is not None and file.expires <= gateway.database.clock.time():
         raise NotFound(f"The file '{file_id}' has expired.", code="expired")
     return file
 
@@ -186,10 +186,10 @@ def keep_file(
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         blob_key=key,
-        created=gateway.store.clock.time(),
+        created=gateway.database.clock.time(),
         expires=expires,
     )
-    gateway.store.files.add_file(file)
+    gateway.database.files.add_file(file)
     return file
 
 

@@ -115,7 +115,7 @@ async def list_jobs(
         raise InvalidRequest("created_after must be seconds since 1970.", param="created_after")
     count = page_size(limit)
     page = await asyncio.to_thread(
-        lambda: gateway.store.jobs.list_jobs(
+        lambda: gateway.database.jobs.list_jobs(
             key.team_id,
             limit=count + 1,  # one more than asked tells whether there is a next page
             after=after,
@@ -168,7 +168,7 @@ def _wanted_metadata(request: Request) -> dict[str, str]:
 
 
 async def _find(gateway: Gateway, job_id: str, key: KeyRecord) -> JobRecord:
-    job = await asyncio.to_thread(gateway.store.jobs.get_job, job_id, key.team_id)
+    job = await asyncio.to_thread(gateway.database.jobs.get_job, job_id, key.team_id)
     if job is None:
         raise NotFound(f"There is no job '{job_id[:80]}'.")
     if job.purged is not None:

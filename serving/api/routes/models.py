@@ -47,7 +47,7 @@ def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> d
 @router.get("/v1/models")
 async def list_models(request: Request, key: Caller) -> dict[str, Any]:
     gateway = gateway_of(request)
-    team = await asyncio.to_thread(gateway.store.teams.get_team, key.team_id)
+    team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
     models = [_describe(gateway, model, team) for model in gateway.catalog.models()]
     return {"object": "list", "data": models}
 
@@ -56,5 +56,5 @@ async def list_models(request: Request, key: Caller) -> dict[str, Any]:
 async def get_model(request: Request, name: str, key: Caller) -> dict[str, Any]:
     """One model, by name or alias; ``id`` is what was asked for."""
     gateway = gateway_of(request)
-    team = await asyncio.to_thread(gateway.store.teams.get_team, key.team_id)
+    team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
     return _describe(gateway, gateway.catalog.model(name), team) | {"id": name}

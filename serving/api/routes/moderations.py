@@ -49,7 +49,7 @@ async def moderate(
     if not isinstance(model, str):
         raise InvalidRequest("model must be a string.", code="invalid_type", param="model")
     texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
-    team = await asyncio.to_thread(gateway.store.teams.get_team, key.team_id)
+    team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
     scope = {"policies": [team.policy]} if team is not None and team.policy else None
     models = team.allowed_models if team is not None else None
     decisions = await gateway.backend.judge(texts, images, scope, models)

@@ -28,12 +28,12 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """200 when the store answers and at least one model draws."""
+    """200 when the database answers and at least one model draws."""
     gateway = gateway_of(request)
     reason = None
     statuses: list[ModelStatus] = []
     try:
-        await asyncio.to_thread(gateway.store.jobs.queued_job_ids, "")
+        await asyncio.to_thread(gateway.database.jobs.queued_job_ids, "")
         statuses = await gateway.backend.status()
     except (CalotypeError, OSError) as error:
         reason = str(error)
@@ -64,9 +64,9 @@ async def get_metrics(request: Request) -> Response:
     """Prometheus' text format. What cannot be asked right now keeps its last value."""
     gateway = gateway_of(request)
     try:
-        metrics.record_jobs(await asyncio.to_thread(gateway.store.jobs.count_jobs))
-        metrics.record_promises(await asyncio.to_thread(gateway.store.usage.promises))
-        metrics.record_cases(await asyncio.to_thread(gateway.store.cases.count_open_cases))
+        metrics.record_jobs(await asyncio.to_thread(gateway.database.jobs.count_jobs))
+        metrics.record_promises(await asyncio.to_thread(gateway.database.usage.promises))
+        metrics.record_cases(await asyncio.to_thread(gateway.database.cases.count_open_cases))
         statuses = await gateway.backend.status()
         metrics.record_models((s.name, s.replicas, s.queue_seconds) for s in statuses)
     except (CalotypeError, OSError) as error:

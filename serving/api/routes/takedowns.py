@@ -73,9 +73,9 @@ async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
     except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param="image") from error
     unsearched = await asyncio.to_thread(index_stored, gateway, keys)
-    matches = await asyncio.to_thread(gateway.store.takedowns.find_images, looked_for)
+    matches = await asyncio.to_thread(gateway.database.takedowns.find_images, looked_for)
     if body.asset_id is not None and all(m.asset.id != body.asset_id for m in matches):
-        named = await asyncio.to_thread(gateway.store.files.get_asset, body.asset_id)
+        named = await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id)
         matches += [] if named is None else [StoredMatch(named, "asset_id", None)]
     found = {
         "object": "moderation.takedown",
@@ -96,17 +96,17 @@ async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
 @router.get("/v1/moderation/takedowns")
 async def list_takedowns(request: Request, key: Reviewer) -> dict[str, Any]:
     """What is refused, the oldest first."""
-    found = await asyncio.to_thread(gateway_of(request).store.takedowns.list_takedowns)
+    found = await asyncio.to_thread(gateway_of(request).database.takedowns.list_takedowns)
     return list_object([_described(record) for record in found], has_more=False)
 
 
 @router.delete("/v1/moderation/takedowns/{takedown_id}")
 async def lift_takedown(request: Request, takedown_id: str, key: Reviewer) -> dict[str, Any]:
     """Lets the picture come again; what was deleted stays so."""
-    store = gateway_of(request).store
-    await asyncio.to_thread(store.takedowns.lift_takedown, takedown_id)
+    database = gateway_of(request).database
+    await asyncio.to_thread(database.takedowns.lift_takedown, takedown_id)
     await asyncio.to_thread(
-        store.reviewer_audit.record_action, key.id, "takedown.lifted", takedown_id
+        database.reviewer_audit.record_action, key.id, "takedown.lifted", takedown_id
     )
     return {"id": takedown_id, "object": "moderation.takedown", "deleted": True}
 
@@ -124,7 +124,7 @@ def take_down_asset(gateway: Gateway, asset: AssetRecord, reason: str, actor: st
     except (NotFound, ImageError):
         data, looked_for = b"", Fingerprint(None, None)
     index_stored(gateway, keys)
-    matches = gateway.store.takedowns.find_images(looked_for)
+    matches = gateway.database.takedowns.find_images(looked_for)
     if all(match.asset.id != asset.id for match in matches):
         matches.append(StoredMatch(asset, "report", None))
     remove(gateway, data, looked_for, matches, Category.HARASSMENT, reason, actor)
@@ -140,16 +140,16 @@ def remove(
     actor: str,
 ) -> tuple[TakedownRecord, int]:
     """Keeps a picture away, deletes its copies and writes it down; how many files were deleted."""
-    store = gateway.store
-    record = store.takedowns.take_down(found, category, reason, actor)
+    database = gateway.database
+    record = database.takedowns.take_down(found, category, reason, actor)
     ids = [match.asset.id for match in matches]
     same = {match.asset.sha256 for match in matches} | {hashlib.sha256(data).hexdigest()}
-    blobs = store.takedowns.remove_copies(ids, same)
+    blobs = database.takedowns.remove_copies(ids, same)
     for blob_key in blobs:
         gateway.blobs.delete(blob_key)
-    store.takedowns.forget_blobs(blobs)
+    database.takedowns.forget_blobs(blobs)
     done = {"assets": ids, "files_deleted": len(blobs), "category": category.value}
-    store.reviewer_audit.record_action(actor, "takedown.made", record.id, done)
+    database.reviewer_audit.record_action(actor, "takedown.made", record.id, done)
     return record, len(blobs)
 
 
@@ -181,15 +181,15 @@ def fingerprint(
 def index_stored(gateway: Gateway, keys: InstallationKeys | None) -> int:
     """Notes what stored pictures are recognised by; how many are left when the time is over."""
     end = time.monotonic() + INDEX_SECONDS
-    while pending := gateway.store.takedowns.unindexed_assets(_PAGE):
+    while pending := gateway.database.takedowns.unindexed_assets(_PAGE):
         for asset in pending:
             try:
                 found = fingerprint(gateway.blobs.get(asset.blob_key), keys, as_made=True)
             except (NotFound, ImageError):
                 found = Fingerprint(None, None)  # its file is gone: there is nothing to find
-            gateway.store.takedowns.index_image(asset.id, found)
+            gateway.database.takedowns.index_image(asset.id, found)
             if time.monotonic() > end:
-                return len(gateway.store.takedowns.unindexed_assets(SHOWN))
+                return len(gateway.database.takedowns.unindexed_assets(SHOWN))
     return 0
 
 
@@ -214,7 +214,7 @@ async def _image(gateway: Gateway, body: TakedownBody) -> bytes:
     if (body.image is None) == (body.asset_id is None):
         raise InvalidRequest("Give either image or asset_id.", param="image")
     if body.asset_id is not None:
-        asset = await asyncio.to_thread(gateway.store.files.get_asset, body.asset_id)
+        asset = await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id)
         if asset is None:
             raise NotFound(f"There is no asset '{body.asset_id}'.", param="asset_id")
         return await asyncio.to_thread(gateway.blobs.get, asset.blob_key)

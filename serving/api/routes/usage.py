@@ -35,8 +35,8 @@ async def get_usage(
 
     ``team=*`` is every team, for keys with the scope admin; then `group_by` may name team.
     """
-    store = gateway_of(request).store
-    today = datetime.fromtimestamp(store.clock.time(), UTC).date()
+    database = gateway_of(request).database
+    today = datetime.fromtimestamp(database.clock.time(), UTC).date()
     last = today if end is None else _day(end, "end")
     first = last - timedelta(days=29) if start is None else _day(start, "start")
     if not 0 <= (last - first).days < _MAX_DAYS:
@@ -58,7 +58,7 @@ async def get_usage(
             raise PermissionDenied("Only a key with the scope 'admin' sees other teams' usage.")
         team_id = None
     rows = await asyncio.to_thread(
-        store.usage.report, team_id, first.isoformat(), last.isoformat(), groups, _MAX_ROWS
+        database.usage.report, team_id, first.isoformat(), last.isoformat(), groups, _MAX_ROWS
     )
     return {
         "object": "usage",

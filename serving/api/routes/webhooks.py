@@ -66,8 +66,8 @@ async def list_event_types(request: Request, key: Caller) -> dict[str, Any]:
 @router.get("/v1/webhooks/default/secret")
 async def get_default_secret(request: Request, key: Caller) -> dict[str, str]:
     """What signs the webhooks that this team's jobs name themselves."""
-    store = gateway_of(request).store
-    return {"key": await asyncio.to_thread(store.secrets.webhook_secret, key.team_id)}
+    database = gateway_of(request).database
+    return {"key": await asyncio.to_thread(database.secrets.webhook_secret, key.team_id)}
 
 
 @router.post("/v1/webhook_endpoints", openapi_extra=json_body(EndpointBody))
@@ -76,13 +76,13 @@ async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
     gateway = gateway_of(request)
     body = parse(EndpointBody, await _read(request))
     check_url(body.url, gateway.outbound)
-    known = await asyncio.to_thread(gateway.store.webhooks.list_endpoints, key.team_id)
+    known = await asyncio.to_thread(gateway.database.webhooks.list_endpoints, key.team_id)
     if len(known) >= MAX_ENDPOINTS:
         raise InvalidRequest(
             f"A team may have {MAX_ENDPOINTS} webhook endpoints; delete one first.", param="url"
         )
     endpoint = await asyncio.to_thread(
-        gateway.store.webhooks.add_endpoint,
+        gateway.database.webhooks.add_endpoint,
         key.team_id,
         body.name,
         body.url,
@@ -93,16 +93,16 @@ async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
 
 @router.get("/v1/webhook_endpoints")
 async def list_endpoints(request: Request, key: Caller) -> dict[str, Any]:
-    store = gateway_of(request).store
-    found = await asyncio.to_thread(store.webhooks.list_endpoints, key.team_id)
+    database = gateway_of(request).database
+    found = await asyncio.to_thread(database.webhooks.list_endpoints, key.team_id)
     return list_object([endpoint_object(endpoint) for endpoint in found], False)
 
 
 @router.get("/v1/webhook_endpoints/{endpoint_id}")
 async def get_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
-    store = gateway_of(request).store
+    database = gateway_of(request).database
     return endpoint_object(
-        await asyncio.to_thread(store.webhooks.get_endpoint, endpoint_id, key.team_id)
+        await asyncio.to_thread(database.webhooks.get_endpoint, endpoint_id, key.team_id)
     )
 
 
@@ -117,9 +117,9 @@ async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
     if body.enabled is True:
         changes |= {"disabled": None, "disabled_reason": None}
     elif body.enabled is False:
-        changes |= {"disabled": gateway.store.clock.time(), "disabled_reason": "By its team."}
+        changes |= {"disabled": gateway.database.clock.time(), "disabled_reason": "By its team."}
     endpoint = await asyncio.to_thread(
-        lambda: gateway.store.webhooks.change_endpoint(endpoint_id, key.team_id, **changes)
+        lambda: gateway.database.webhooks.change_endpoint(endpoint_id, key.team_id, **changes)
     )
     return endpoint_object(endpoint)
 
@@ -127,8 +127,8 @@ async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
 @router.delete("/v1/webhook_endpoints/{endpoint_id}")
 async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
     """Forgets the address; what was on its way there is given up."""
-    store = gateway_of(request).store
-    await asyncio.to_thread(store.webhooks.delete_endpoint, endpoint_id, key.team_id)
+    database = gateway_of(request).database
+    await asyncio.to_thread(database.webhooks.delete_endpoint, endpoint_id, key.team_id)
     return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
 
 
@@ -137,10 +137,10 @@ async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
 )
 async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
     """Gives the endpoint a new secret; for a day the old one may sign beside it."""
-    store = gateway_of(request).store
+    database = gateway_of(request).database
     body = parse(RotationBody, await _read(request))
     endpoint = await asyncio.to_thread(
-        store.webhooks.rotate_endpoint,
+        database.webhooks.rotate_endpoint,
         endpoint_id,
         key.team_id,
         body.keep_old_secret_active_for_24_hours,
@@ -151,17 +151,22 @@ async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> dict
 @router.post("/v1/webhook_endpoints/{endpoint_id}/test", openapi_extra=json_body(TestBody))
 async def test_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
     """Sends an event that says nothing, signed like any other."""
-    store = gateway_of(request).store
+    database = gateway_of(request).database
     body = parse(TestBody, await _read(request))
     if body.event_type not in (TEST_EVENT, *EVENT_TYPES):
         raise InvalidRequest(
             f"event_type must be one of {', '.join((TEST_EVENT, *EVENT_TYPES))}.",
             param="event_type",
         )
-    endpoint = await asyncio.to_thread(store.webhooks.get_endpoint, endpoint_id, key.team_id)
-    text = event_body(body.event_type, store.clock.time(), {"id": "job_test", "test": True})
+    endpoint = await asyncio.to_thread(database.webhooks.get_endpoint, endpoint_id, key.team_id)
+    text = event_body(body.event_type, database.clock.time(), {"id": "job_test", "test": True})
     delivery = await asyncio.to_thread(
-        store.webhooks.add_delivery, key.team_id, endpoint.id, endpoint.url, body.event_type, text
+        database.webhooks.add_delivery,
+        key.team_id,
+        endpoint.id,
+        endpoint.url,
+        body.event_type,
+        text,
     )
     return delivery_object(delivery, [])
 
@@ -177,12 +182,12 @@ async def list_deliveries(
     status: str | None = None,
 ) -> dict[str, Any]:
     """What was sent or is on its way, newest first, with every attempt."""
-    store = gateway_of(request).store
+    database = gateway_of(request).database
     count = page_size(limit)
     if status is not None and status not in _STATES:
         raise InvalidRequest(f"status must be one of {', '.join(_STATES)}.", param="status")
     page = await asyncio.to_thread(
-        lambda: store.webhooks.list_deliveries(
+        lambda: database.webhooks.list_deliveries(
             key.team_id,
             limit=count + 1,
             after=after,
@@ -192,25 +197,27 @@ async def list_deliveries(
         )
     )
     shown = page[:count]
-    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [found.id for found in shown])
+    attempts = await asyncio.to_thread(
+        database.webhooks.list_attempts, [found.id for found in shown]
+    )
     found = [delivery_object(delivery, attempts.get(delivery.id, [])) for delivery in shown]
     return list_object(found, len(page) > count)
 
 
 @router.get("/v1/webhook_deliveries/{delivery_id}")
 async def get_delivery(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
-    store = gateway_of(request).store
-    delivery = await asyncio.to_thread(store.webhooks.get_delivery, delivery_id, key.team_id)
-    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [delivery.id])
+    database = gateway_of(request).database
+    delivery = await asyncio.to_thread(database.webhooks.get_delivery, delivery_id, key.team_id)
+    attempts = await asyncio.to_thread(database.webhooks.list_attempts, [delivery.id])
     return delivery_object(delivery, attempts.get(delivery.id, []))
 
 
 @router.post("/v1/webhook_deliveries/{delivery_id}/redeliver")
 async def redeliver(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
     """Sends it again: the same id and body, a new signature."""
-    store = gateway_of(request).store
-    delivery = await asyncio.to_thread(store.webhooks.redeliver, delivery_id, key.team_id)
-    attempts = await asyncio.to_thread(store.webhooks.list_attempts, [delivery.id])
+    database = gateway_of(request).database
+    delivery = await asyncio.to_thread(database.webhooks.redeliver, delivery_id, key.team_id)
+    attempts = await asyncio.to_thread(database.webhooks.list_attempts, [delivery.id])
     return delivery_object(delivery, attempts.get(delivery.id, []))
 
 

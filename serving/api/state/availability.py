@@ -28,11 +28,11 @@ def answer_for_absent_models(app: FastAPI) -> None:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """200 when the job store answers: then jobs can be accepted."""
+    """200 when the job database answers: then jobs can be accepted."""
     gateway = gateway_of(request)
     reason = None
     try:
-        await asyncio.to_thread(gateway.store.jobs.queued_job_ids, "")
+        await asyncio.to_thread(gateway.database.jobs.queued_job_ids, "")
     except (CalotypeError, OSError) as error:
         reason = str(error)
     body = {

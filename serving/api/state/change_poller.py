@@ -1,4 +1,4 @@
-"""One look at the store for all event streams of a gateway.
+"""One look at the database for all event streams of a gateway.
 
 A thousand open streams ask the database no more often than one: a single task looks at all the
 jobs that are watched and wakes the streams whose job has changed.
@@ -24,8 +24,8 @@ _SLICE = 400
 class ChangePoller:
     """Which jobs are watched in this process."""
 
-    def __init__(self, store: Database, pause: float) -> None:
-        self._store, self._pause = store, pause
+    def __init__(self, database: Database, pause: float) -> None:
+        self._database, self._pause = database, pause
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -55,14 +55,14 @@ class ChangePoller:
             try:
                 await self._look()
             except StorageFailed as error:
-                log.warning("event streams wait for the job store: %s", error)
+                log.warning("event streams wait for the job database: %s", error)
             await asyncio.sleep(self._pause)
 
     async def _look(self) -> None:
         watched = list(self._watchers)
         for start in range(0, len(watched), _SLICE):
             part = watched[start : start + _SLICE]
-            found = await asyncio.to_thread(self._store.intermediates.watch_jobs, part)
+            found = await asyncio.to_thread(self._database.intermediates.watch_jobs, part)
             for job_id in part:
                 now = found.get(job_id)
                 if now is None or self._seen.get(job_id) == now:

@@ -24,7 +24,7 @@ from calotype.serving.jobs.records import JobRecord
 log = logging.getLogger(__name__)
 
 _PAUSE = 0.25
-"""Seconds between looks at the store while the backend cannot be asked."""
+"""Seconds between looks at the database while the backend cannot be asked."""
 
 
 class ClientGone(Exception):
@@ -37,11 +37,11 @@ class ClientWaits:
     def __init__(
         self,
         settings: GatewaySettings,
-        store: Database,
+        database: Database,
         backend: GenerationBackend,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._settings, self._store, self._backend = settings, store, backend
+        self._settings, self._database, self._backend = settings, database, backend
         self._sleep = sleep
         self._present: Counter[str] = Counter()
         self._departures: dict[str, asyncio.Task[None]] = {}
@@ -88,17 +88,17 @@ class ClientWaits:
                     self._departures[job_id] = asyncio.create_task(self._depart(job_id))
 
     async def poll(self, job_id: str, seconds: float) -> JobRecord:
-        """Like `attend`, without a client. The store decides; the backend only saves asking."""
+        """Like `attend`, without a client. The database decides; the backend only saves asking."""
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         hasty = False
         while True:
             try:
-                job = await asyncio.to_thread(self._store.jobs.get_job, job_id)
+                job = await asyncio.to_thread(self._database.jobs.get_job, job_id)
             except StorageFailed:
                 if clock() >= end:
                     raise
-                log.warning("the job store does not answer; job %s is asked for again", job_id)
+                log.warning("the job database does not answer; job %s is asked for again", job_id)
             else:
                 if job is None:
                     raise NotFound(f"There is no job {job_id!r}.")
@@ -114,12 +114,12 @@ class ClientWaits:
         try:
             await self._backend.wait(job_id, min(self._settings.wait_slice, remaining))
         except (CalotypeError, OSError) as error:
-            # The job is in the store and outlives the backend; so does the waiting.
+            # The job is in the database and outlives the backend; so does the waiting.
             log.warning("waiting for job %s without the backend: %s", job_id, error)
 
     async def end(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends a job from here, so that it ends even when the backend is gone."""
-        ended = await asyncio.to_thread(self._store.jobs.finish_job, job_id, ending)
+        ended = await asyncio.to_thread(self._database.jobs.finish_job, job_id, ending)
         try:
             await self._backend.cancel(job_id)
         except (CalotypeError, OSError) as error:

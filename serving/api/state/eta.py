@@ -25,17 +25,17 @@ class JobEstimate:
 
 
 class Estimates:
-    """Forecasts from the store, each read at most every `hold_seconds`."""
+    """Forecasts from the database, each read at most every `hold_seconds`."""
 
-    def __init__(self, store: Database, hold_seconds: float) -> None:
-        self._store, self._hold = store, hold_seconds
+    def __init__(self, database: Database, hold_seconds: float) -> None:
+        self._database, self._hold = database, hold_seconds
         self._known: dict[str, tuple[float, Forecast]] = {}
 
     async def forecast(self, model: str) -> Forecast:
         now = asyncio.get_running_loop().time()
         known = self._known.get(model)
         if known is None or now - known[0] > self._hold:
-            known = (now, await asyncio.to_thread(self._store.forecasts.get_forecast, model))
+            known = (now, await asyncio.to_thread(self._database.forecasts.get_forecast, model))
             self._known[model] = known
         return known[1]
 
@@ -43,7 +43,7 @@ class Estimates:
         if job.over:
             return JobEstimate(None, None)
         forecast = await self.forecast(job.model)
-        now = self._store.clock.time()
+        now = self._database.clock.time()
         if not forecast.measured or now - forecast.updated > FRESH_SECONDS:
             return JobEstimate(None, None)
         position = forecast.positions.get(job.id) if job.status == "queued" else None
@@ -56,7 +56,7 @@ class Estimates:
 
     def estimate(self, forecast: Forecast, request: Mapping[str, Any]) -> float | None:
         """Seconds until a job that is made now is over; None when nothing was measured yet."""
-        fresh = self._store.clock.time() - forecast.updated <= FRESH_SECONDS
+        fresh = self._database.clock.time() - forecast.updated <= FRESH_SECONDS
         return forecast.new_job_seconds(request) if forecast.measured and fresh else None
 
 

@@ -27,7 +27,7 @@ async def _nothing_new() -> bool:
 @dataclass(frozen=True, slots=True)
 class Gateway:
     settings: GatewaySettings
-    store: Database
+    database: Database
     blobs: BlobStore
     backend: GenerationBackend
     catalog: Catalog

@@ -29,7 +29,7 @@ class GatewaySettings(BaseModel):
         15.0, ge=0, description="Seconds a job goes on after its client hung up."
     )
     wait_slice: float = Field(
-        10.0, gt=0, description="Seconds of one wait at the backend before the store is asked."
+        10.0, gt=0, description="Seconds of one wait at the backend before the database is asked."
     )
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
     asset_seconds: float = Field(

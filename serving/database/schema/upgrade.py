@@ -1,6 +1,6 @@
 """Brings the job database to the newest table layout.
 
-Every process that opens the store calls this first. It is safe when several do so at once: the
+Every process that opens the database calls this first. It is safe when several do so at once: the
 whole upgrade is one transaction behind the database's own lock, and who comes second finds
 nothing to do.
 """

@@ -1,4 +1,4 @@
-"""The dispatcher as a Ray Serve deployment: one replica per model, rebuilt from the store."""
+"""The dispatcher as a Ray Serve deployment: one replica per model, rebuilt from the database."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class DispatcherDeployment:
     async def drain(self, patience: float) -> int:
         """Grants no lease any more, and returns when none is held or after ``patience`` seconds.
 
-        Queued jobs stay in the store for the next dispatcher.
+        Queued jobs stay in the database for the next dispatcher.
 
         Returns:
             How many leases are still held.

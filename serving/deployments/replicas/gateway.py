@@ -32,14 +32,14 @@ class GatewayDeployment:
         self, data_dir: str, app: str, api_key: str | None, generator: DeploymentHandle
     ) -> None:
         folder = pathlib.Path(data_dir)
-        self._store = Database.open(sqlite_url(folder))
-        first = self._store.api_keys.ensure_first(api_key)
+        self._database = Database.open(sqlite_url(folder))
+        first = self._database.api_keys.ensure_first(api_key)
         if first is not None:
             # Into the log of the replica: with `serve run` there is no terminal of ours.
             print(f"calotype: your API key, shown this once: {first}", flush=True)
         self._blobs = FolderBlobStore(folder / "assets")
         self._app, self._catalog = app, Catalog([])
-        self._backend = RayBackend(self._store, {})
+        self._backend = RayBackend(self._database, {})
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         model = ImageModel.model_validate(config["model"])
@@ -49,4 +49,4 @@ class GatewayDeployment:
 
     def __serve_build_asgi_app__(self) -> Any:
         settings = GatewaySettings(set_request_id=False)
-        return create_app(settings, self._store, self._blobs, self._backend, self._catalog)
+        return create_app(settings, self._database, self._blobs, self._backend, self._catalog)

@@ -57,7 +57,7 @@ class Service:
 
     url: str
     key: str
-    store: Database
+    database: Database
     blobs: MemoryBlobStore
     backend: PaintingBackend
     catalog: Catalog
@@ -84,8 +84,8 @@ class Service:
         return self.http().post("/v1/images/generations", json=body)
 
     def jobs(self) -> list[JobRecord]:
-        team = self.store.teams.ensure_team("default")
-        return self.store.jobs.list_jobs(team.id, limit=100)
+        team = self.database.teams.ensure_team("default")
+        return self.database.jobs.list_jobs(team.id, limit=100)
 
 
 @functools.cache
@@ -108,28 +108,28 @@ def running(
     """A gateway over ``folder``; arguments replace the parts of the usual one."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(_empty_database(), folder / "calotype.db")
-    store = Database.connect(sqlite_url(folder))
+    database = Database.connect(sqlite_url(folder))
     safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
     quick = policy or DispatchPolicy(
         judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
     )
-    backend = PaintingBackend(store, blobs, safety, policy=quick, settings=painter)
+    backend = PaintingBackend(database, blobs, safety, policy=quick, settings=painter)
     catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
     app = create_app(
         settings or GatewaySettings(hangup_grace=0, **QUICK),
-        store,
+        database,
         blobs,
         wrap(backend),
         catalog,
         backend.lifespan,
     )
     with served(app) as url:
-        key, _ = store.api_keys.create()
-        service = Service(url, key, store, blobs, backend, catalog, safety, app)
+        key, _ = database.api_keys.create()
+        service = Service(url, key, database, blobs, backend, catalog, safety, app)
         yield service
         for client in service.clients:
             client.close()
-    store.close()
+    database.close()
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_file_is_kept_listed_read_and_forgotten(service: Any) -> None:
     assert [file.id for file in sdk.files.list(purpose="evals")] == [other.id]
     assert sdk.files.content(made.id).read() == b"hello"
     assert sdk.files.retrieve(made.id) == made
-    stranger, _ = service.store.api_keys.create(team="strangers")
+    stranger, _ = service.database.api_keys.create(team="strangers")
     for call in (service.sdk(stranger).files.retrieve, service.sdk(stranger).files.delete):
         with pytest.raises(openai.NotFoundError):
             call(made.id)
@@ -135,7 +135,7 @@ def test_a_canceled_batch_keeps_the_answers_that_it_has(service: Any) -> None:
 
 
 def test_a_batch_waits_for_its_teams_quota(service: Any) -> None:
-    service.store.teams.set_team("default", concurrent_jobs=1)
+    service.database.teams.set_team("default", concurrent_jobs=1)
     over = until_over(service, start(service, lines(*[{"prompt": "a dog"}] * 3)).id)
     assert (over.status, over.request_counts.completed) == ("completed", 3)
 

@@ -13,7 +13,7 @@ CASES = "/v1/moderation/cases"
 
 
 def key_of(service: Any, team: str, *scopes: str) -> str:
-    return service.store.api_keys.create(team=team, scopes=scopes)[0]
+    return service.database.api_keys.create(team=team, scopes=scopes)[0]
 
 
 def refused(service: Any, prompt: str = "a forbidden thing") -> str:
@@ -53,10 +53,10 @@ def test_an_appeal_is_taken_by_one_reviewer_and_answered(service: Any) -> None:
 
 def test_a_reviewer_who_goes_away_loses_the_case(service: Any) -> None:
     refused(service)
-    case = service.store.cases.open_case("appeal", service.jobs()[0].team_id, "d", "r")
-    assert service.store.cases.take_case("one", hold_seconds=-1.0).id == case.id
-    assert service.store.cases.take_case("two").held_by == "two"
-    assert service.store.cases.take_case("one") is None
+    case = service.database.cases.open_case("appeal", service.jobs()[0].team_id, "d", "r")
+    assert service.database.cases.take_case("one", hold_seconds=-1.0).id == case.id
+    assert service.database.cases.take_case("two").held_by == "two"
+    assert service.database.cases.take_case("one") is None
 
 
 def test_a_reported_picture_is_gone_when_it_is_taken_down(service: Any) -> None:

@@ -66,8 +66,8 @@ def drawn_by(answer: Any) -> str:
 
 def work_for(service: Any, name: str, seconds: float) -> None:
     """As its dispatcher says; the one of this service speaks for a model of another name."""
-    service.store.forecasts.save_forecast(
-        Forecast(name, service.store.clock.time(), queued=9, backlog_seconds=seconds)
+    service.database.forecasts.save_forecast(
+        Forecast(name, service.database.clock.time(), queued=9, backlog_seconds=seconds)
     )
 
 
@@ -117,7 +117,7 @@ def test_what_the_fallback_cannot_draw_waits_for_the_model(two_models: Any) -> N
 
 def test_a_team_that_may_not_use_the_fallback_waits(two_models: Any) -> None:
     two_models.ready["main"] = False
-    two_models.store.teams.set_team("default", allowed_models=["main"])
+    two_models.database.teams.set_team("default", allowed_models=["main"])
     job = two_models.http().post("/v1/jobs", json={"input": {"prompt": "a red circle"}})
     assert job.json()["model"] == "main"
 

@@ -24,7 +24,7 @@ def held(stage: str, *categories: str) -> dict[str, Any]:
 
 @pytest.fixture
 def reviewer(service: Any) -> Any:
-    return service.http(service.store.api_keys.create(team="safety", scopes=("moderation",))[0])
+    return service.http(service.database.api_keys.create(team="safety", scopes=("moderation",))[0])
 
 
 def hold_images(service: Any, *indices: int) -> None:
@@ -72,7 +72,7 @@ def test_one_picture_of_two_waits_and_is_released(service: Any, reviewer: Any) -
     assert http.get(asset).json()["job_id"] == answer.json()["job_id"]
     assert http.get(now["url"].removeprefix(service.url)).content.startswith(b"\x89PNG")
     assert 'calotype_moderation_cases{kind="review"} 0.0' in http.get("/metrics").text
-    other = service.http(service.store.api_keys.create(team="other")[0])
+    other = service.http(service.database.api_keys.create(team="other")[0])
     assert other.get(asset).status_code == 404
     assert reviewer.post(f"{CASES}/take").status_code == 204
 
@@ -101,12 +101,12 @@ def test_when_all_wait_the_job_says_so_and_the_picture_may_still_come(
 def test_a_rejected_picture_is_gone(service: Any, reviewer: Any) -> None:
     hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
-    (held_row,) = [service.store.held_images.get_held(told["asset_id"])]
+    (held_row,) = [service.database.held_images.get_held(told["asset_id"])]
     with taken(reviewer) as case:
         assert decided(reviewer, case, "rejected").json()["status"] == "rejected"
     assert service.http().get(f"/v1/assets/{told['asset_id']}").status_code == 404
-    assert service.store.held_images.get_held(told["asset_id"]) is None
-    assert service.store.files.garbage(service.store.clock.time()) == [held_row.blob_key]
+    assert service.database.held_images.get_held(told["asset_id"]) is None
+    assert service.database.files.garbage(service.database.clock.time()) == [held_row.blob_key]
     job = service.http().get(f"/v1/jobs/{service.jobs()[0].id}").json()
     assert job["moderation"]["held"][0]["status"] == "rejected"
     assert "url" not in job["moderation"]["held"][0]
@@ -115,7 +115,7 @@ def test_a_rejected_picture_is_gone(service: Any, reviewer: Any) -> None:
 def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, reviewer: Any) -> None:
     hold_images(service, 0)
     told = service.generate(prompt="a dog", seed=3).json()["error"]["moderation"]["held"][0]
-    row = service.store.held_images.get_held(told["asset_id"])
+    row = service.database.held_images.get_held(told["asset_id"])
     stored = service.blobs.get(row.blob_key)
     assert row.seal not in str(service.jobs()[0].request) and b"PNG" not in stored[:64]
     with pytest.raises(OSError), Image.open(io.BytesIO(stored)):
@@ -128,22 +128,22 @@ def test_the_file_is_sealed_and_shown_blurred_unless_on_record(service: Any, rev
         with Image.open(io.BytesIO(shown.content)) as whole:
             assert np.asarray(whole).shape == (row.height, row.width, 3)
         reviewer_actions = [
-            (d["action"], d["subject"]) for d in service.store.reviewer_audit.actions()
+            (d["action"], d["subject"]) for d in service.database.reviewer_audit.actions()
         ]
         assert reviewer_actions == [("picture.revealed", case["id"])]
         decided(reviewer, case, "rejected")
-    assert [d["action"] for d in service.store.reviewer_audit.actions()] == [
+    assert [d["action"] for d in service.database.reviewer_audit.actions()] == [
         "picture.revealed",
         "case.decided",
     ]
-    someone = service.http(service.store.api_keys.create(scopes=("images",))[0])
+    someone = service.http(service.database.api_keys.create(scopes=("images",))[0])
     assert someone.get(f"{CASES}/{case['id']}/picture").status_code == 403
 
 
 def test_a_changed_file_is_not_released(service: Any, reviewer: Any) -> None:
     hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
-    row = service.store.held_images.get_held(told["asset_id"])
+    row = service.database.held_images.get_held(told["asset_id"])
     data = bytearray(service.blobs.get(row.blob_key))
     data[20] ^= 1
     service.blobs.put(row.blob_key, bytes(data))
@@ -186,8 +186,8 @@ def test_only_whoever_took_a_case_decides_it_and_in_its_words(service: Any, revi
 def test_what_nobody_decides_on_is_rejected_in_time(service: Any, reviewer: Any) -> None:
     hold_images(service, 0)
     told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
-    assert service.store.held_images.expire_held() == 0
-    now = service.store.clock
+    assert service.database.held_images.expire_held() == 0
+    now = service.database.clock
 
     class Later:
         def time(self) -> float:
@@ -196,21 +196,21 @@ def test_what_nobody_decides_on_is_rejected_in_time(service: Any, reviewer: Any)
         def monotonic(self) -> float:
             return float(now.monotonic())
 
-    service.store.clock = Later()
-    assert service.store.held_images.expire_held() == 1
-    service.store.clock = now
-    assert service.store.held_images.get_held(told["asset_id"]) is None
-    assert service.store.cases.get_case(told["case_id"]).note == "Nobody decided in time."
+    service.database.clock = Later()
+    assert service.database.held_images.expire_held() == 1
+    service.database.clock = now
+    assert service.database.held_images.get_held(told["asset_id"]) is None
+    assert service.database.cases.get_case(told["case_id"]).note == "Nobody decided in time."
 
 
 def test_the_team_is_told_when_its_picture_is_released(service: Any, reviewer: Any) -> None:
-    team = service.store.teams.ensure_team("default")
-    service.store.webhooks.add_endpoint(
+    team = service.database.teams.ensure_team("default")
+    service.database.webhooks.add_endpoint(
         team.id, "hook", "https://127.0.0.1:9/hook", ["image.asset.released"]
     )
     hold_images(service, 0)
     service.generate(prompt="a dog")
     with taken(reviewer) as case:
         decided(reviewer, case, "approved")
-    told = service.store.webhooks.list_deliveries(team.id, limit=10)
+    told = service.database.webhooks.list_deliveries(team.id, limit=10)
     assert [delivery.event_type for delivery in told] == ["image.asset.released"]

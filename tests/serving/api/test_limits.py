@@ -20,7 +20,7 @@ from calotype.serving.testing.painter import PainterSettings
 
 
 def test_a_rate_limit_is_told_in_headers_and_then_enforced(service: Any) -> None:
-    service.store.teams.set_team("default", requests_per_minute=3)
+    service.database.teams.set_team("default", requests_per_minute=3)
     for remaining in ("2", "1", "0"):
         answer = service.generate(prompt="a dog")
         assert answer.status_code == 200
@@ -39,7 +39,7 @@ def test_a_rate_limit_is_told_in_headers_and_then_enforced(service: Any) -> None
 def test_a_spent_quota_is_not_retried_by_the_sdk(service: Any) -> None:
     for _ in range(2):
         service.generate(prompt="a dog")
-    service.store.teams.set_team("default", gpu_seconds_per_day=0.0)
+    service.database.teams.set_team("default", gpu_seconds_per_day=0.0)
     until_measured(service)
     with pytest.raises(openai.RateLimitError) as caught:
         service.sdk(max_retries=3).images.generate(prompt="a dog")
@@ -50,7 +50,7 @@ def test_a_spent_quota_is_not_retried_by_the_sdk(service: Any) -> None:
 
 def until_measured(service: Any) -> None:
     end = time.monotonic() + 20
-    while not service.store.forecasts.get_forecast("shapes").measured:
+    while not service.database.forecasts.get_forecast("shapes").measured:
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -146,16 +146,16 @@ def test_a_thousand_jobs_by_one_key_at_once_are_accepted_or_refused_and_none_is_
             assert answer.json()["error"]["code"] == "queue_full"
             assert 1 <= int(answer.headers["retry-after"]) <= 60
     end = time.monotonic() + 60
-    while service.store.jobs.count_jobs().get(("shapes", "succeeded"), 0) < len(accepted):
-        assert time.monotonic() < end, service.store.jobs.count_jobs()
+    while service.database.jobs.count_jobs().get(("shapes", "succeeded"), 0) < len(accepted):
+        assert time.monotonic() < end, service.database.jobs.count_jobs()
         time.sleep(0.05)
     for job_id in list(accepted)[:20]:
-        assert service.store.jobs.get_job(job_id).status == "succeeded"
+        assert service.database.jobs.get_job(job_id).status == "succeeded"
 
 
 def test_a_rotated_key_works_for_its_overlap_and_then_no_more(service: Any) -> None:
-    old, record = service.store.api_keys.create(name="ci")
-    new, _ = service.store.api_keys.rotate(record.id, overlap_seconds=1.0)
+    old, record = service.database.api_keys.create(name="ci")
+    new, _ = service.database.api_keys.rotate(record.id, overlap_seconds=1.0)
     for key in (old, new):
         assert service.http(key).get("/v1/models").status_code == 200
     end = time.monotonic() + 10
@@ -172,7 +172,7 @@ def test_usage_is_reported_by_day_model_and_adapter(service: Any) -> None:
     shown = client.get("/v1/usage", params={"group_by": "model,adapter"}).json()
     assert [(row["adapter"], row["images"]) for row in shown["data"]] == [("", 2), ("stripes", 1)]
     assert all(row["gpu_seconds"] > 0 for row in shown["data"])
-    own, _ = service.store.api_keys.create(team="strangers", scopes=["jobs"])
+    own, _ = service.database.api_keys.create(team="strangers", scopes=["jobs"])
     assert service.http(own).get("/v1/usage").json()["data"] == []
     assert service.http(own).get("/v1/usage", params={"team": "*"}).status_code == 403
     whole = client.get("/v1/usage", params={"team": "*", "group_by": "team"}).json()
@@ -209,26 +209,26 @@ def test_what_expires_is_removed_and_the_job_is_410_and_then_404(
     ).json()
     other = service.generate(prompt="other", seed=1).json()["job_id"]
     sweeper = Sweeper(service.gateway())
-    monkeypatch.setattr(service.store, "clock", Later(25))
+    monkeypatch.setattr(service.database, "clock", Later(25))
     asyncio.run(sweeper.sweep())
     for job_id in (*shared, other):
         assert client.get(f"/v1/jobs/{job_id}").status_code == 410
-        found = service.store.jobs.get_job(job_id)
+        found = service.database.jobs.get_job(job_id)
         assert "prompt" not in found.request and found.recipe is None
     assert len(service.blobs.blobs) == 2, "a file waits before it goes"
-    monkeypatch.setattr(service.store, "clock", Later(27))
+    monkeypatch.setattr(service.database, "clock", Later(27))
     asyncio.run(sweeper.sweep())
     assert len(service.blobs.blobs) == 1
     image = client.get(f"/v1/jobs/{kept['id']}").json()["output"]["images"][0]
     assert httpx.get(image["url"]).status_code == 200, "the last reference keeps the file"
-    monkeypatch.setattr(service.store, "clock", Later(24 * 60))
+    monkeypatch.setattr(service.database, "clock", Later(24 * 60))
     for _ in range(2):
         asyncio.run(sweeper.sweep())
     assert client.get(f"/v1/jobs/{other}").status_code == 404
-    monkeypatch.setattr(service.store, "clock", Later(24 * 60 + 2))
+    monkeypatch.setattr(service.database, "clock", Later(24 * 60 + 2))
     asyncio.run(sweeper.sweep())
     assert service.blobs.blobs == {}
-    assert service.store.usage.report(None, "2000-01-01", "2999-01-01", [])[0]["jobs"] == 4
+    assert service.database.usage.report(None, "2000-01-01", "2999-01-01", [])[0]["jobs"] == 4
 
 
 def test_files_that_a_killed_writer_left_are_found(service: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_deleted_picture_is_gone_for_everybody(service: Any) -> None:
     client = service.http()
     job = service.generate(prompt="a dog", response_format="url").json()
     [image] = client.get(f"/v1/jobs/{job['job_id']}").json()["output"]["images"]
-    stranger, _ = service.store.api_keys.create(team="strangers")
+    stranger, _ = service.database.api_keys.create(team="strangers")
     path = f"/v1/assets/{image['asset_id']}"
     assert service.http(stranger).delete(path).status_code == 404
     assert client.delete(path).json()["deleted"]

@@ -146,7 +146,7 @@ def test_an_odd_picture_is_refused_wherever_it_is_sent(
     edited = judged.http().post(
         EDITS, data={"prompt": "a fox"}, files={"image": ("a.png", data, "image/png")}
     )
-    key = judged.store.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = judged.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     body = {"image": encoded, "category": "sexual", "reason": "r"}
     taken = judged.http(key).post(TAKEDOWNS, json=body)
     for answer in (asked, edited, taken):

@@ -20,8 +20,8 @@ def scopes(service: Any) -> list[Any]:
 def test_a_team_is_judged_by_its_policy_too_everywhere(service: Any) -> None:
     assert service.generate(prompt="a dog").status_code == 200
     assert set(map(str, scopes(service))) == {"None"}
-    service.store.teams.set_team("kids", policy="kids-policy")
-    http = service.http(service.store.api_keys.create(team="kids")[0])
+    service.database.teams.set_team("kids", policy="kids-policy")
+    http = service.http(service.database.api_keys.create(team="kids")[0])
     drawn = http.post("/v1/images/generations", json={"prompt": "a dog"})
     assert drawn.status_code == 200, drawn.text
     judged = scopes(service)
@@ -38,8 +38,8 @@ def test_an_adapter_brings_its_policy(service: Any) -> None:
     )
     adapter = BUILT_IN_ADAPTER.model_copy(update={"spec": strict})
     service.catalog.replace([BUILT_IN_MODEL], [adapter])
-    service.store.teams.set_team("kids", policy="kids-policy")
-    http = service.http(service.store.api_keys.create(team="kids")[0])
+    service.database.teams.set_team("kids", policy="kids-policy")
+    http = service.http(service.database.api_keys.create(team="kids")[0])
     body = {"prompt": "a dog", "loras": [{"id": adapter.name, "scale": 0.5}]}
     assert http.post("/v1/images/generations", json=body).status_code == 200
     assert all(s == {"policies": ["kids-policy", "brand"]} for s in scopes(service))
@@ -48,8 +48,8 @@ def test_an_adapter_brings_its_policy(service: Any) -> None:
 
 
 def test_a_refused_team_may_read_but_not_draw(service: Any) -> None:
-    service.store.teams.ensure_team("kids")
-    http = service.http(service.store.api_keys.create(team="kids")[0])
+    service.database.teams.ensure_team("kids")
+    http = service.http(service.database.api_keys.create(team="kids")[0])
     job = http.post("/v1/images/generations", json={"prompt": "a dog"}).json()["job_id"]
     service.catalog.replace([BUILT_IN_MODEL], [], {"kids": "Its policy is laxer than the model's."})
     refused = http.post("/v1/images/generations", json={"prompt": "a dog"})

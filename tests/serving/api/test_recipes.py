@@ -88,7 +88,7 @@ def test_a_recipe_stands_alone(shared_service: Any) -> None:
 
 
 def test_a_file_carries_the_recipe_of_its_own_picture(service: Any) -> None:
-    service.store.teams.set_team("default", prompt_in_files=True)
+    service.database.teams.set_team("default", prompt_in_files=True)
     for output_format in ("png", "jpeg", "webp"):
         answer = draw(service, prompt="ünïcode", n=2, seed=40, output_format=output_format)
         carried = read_stamp(file_of(answer, 1))

@@ -23,13 +23,15 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(service: Any) -> Run:
     """`calotype moderation ...` as a team that draws."""
-    return runner(service, service.store.api_keys.create(team="shop", scopes=("images",))[0])
+    return runner(service, service.database.api_keys.create(team="shop", scopes=("images",))[0])
 
 
 @pytest.fixture
 def desk(service: Any) -> Run:
     """The same as a reviewer."""
-    return runner(service, service.store.api_keys.create(team="safety", scopes=("moderation",))[0])
+    return runner(
+        service, service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
+    )
 
 
 def runner(service: Any, key: str) -> Run:
@@ -77,17 +79,17 @@ def test_a_reported_picture_is_blurred_until_it_is_revealed_on_record(
     case_id = run("report", asset_id, "--reason", "That is me.").stdout.split()[0]
     seen, whole = tmp_path / "new" / "seen.png", tmp_path / "whole.png"
     assert desk("review", "picture", case_id, "-o", str(seen)).exit_code == 0
-    stored = service.blobs.get(service.store.files.get_asset(asset_id).blob_key)
+    stored = service.blobs.get(service.database.files.get_asset(asset_id).blob_key)
     assert seen.read_bytes() != stored
     untaken = desk("review", "picture", case_id, "-o", str(whole), "--reveal")
     assert untaken.exit_code == 2 and "take it first" in untaken.stderr
     assert not whole.exists()
-    assert list(service.store.reviewer_audit.actions()) == [], "nobody saw it"
+    assert list(service.database.reviewer_audit.actions()) == [], "nobody saw it"
     desk("review", "take")
     assert desk("review", "picture", case_id, "-o", str(whole), "--reveal").exit_code == 0
     assert whole.read_bytes() == stored
     assert desk("review", "decide", case_id, "taken_down").exit_code == 0
-    (revealed, taken, decided) = service.store.reviewer_audit.actions()
+    (revealed, taken, decided) = service.database.reviewer_audit.actions()
     assert (revealed["action"], revealed["subject"]) == ("picture.revealed", case_id)
     assert revealed["details"] == {"asset_id": asset_id}
     assert (taken["action"], taken["details"]["assets"]) == ("takedown.made", [asset_id])
@@ -104,9 +106,9 @@ def test_a_blurred_picture_tells_no_details(service: Any, run: Run, desk: Run) -
     stripes[:, ::4] = 255
     file = io.BytesIO()
     Image.fromarray(stripes).save(file, "PNG")
-    service.blobs.put(service.store.files.get_asset(asset_id).blob_key, file.getvalue())
+    service.blobs.put(service.database.files.get_asset(asset_id).blob_key, file.getvalue())
     case_id = run("report", asset_id, "--reason", "r").stdout.split()[0]
-    key = service.store.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     with Reviewer(service.url, key) as reviewer:
         shown = np.asarray(Image.open(io.BytesIO(reviewer.image(case_id))), dtype=np.int16)
         assert max(shown.shape[:2]) <= 256

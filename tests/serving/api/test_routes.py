@@ -190,7 +190,7 @@ def test_addresses_and_assets_expire(start_service: Any, monkeypatch: pytest.Mon
     service = start_service()
     url = service.generate(prompt="a dog", response_format="url").json()["data"][0]["url"]
     asset_id = urlsplit(url).path.split("/")[3]
-    now = service.store.clock.time()
+    now = service.database.clock.time()
 
     class Later:
         def __init__(self, hours: float) -> None:
@@ -202,11 +202,11 @@ def test_addresses_and_assets_expire(start_service: Any, monkeypatch: pytest.Mon
         def monotonic(self) -> float:
             return 0.0
 
-    monkeypatch.setattr(service.store, "clock", Later(2))
+    monkeypatch.setattr(service.database, "clock", Later(2))
     assert httpx.get(url).status_code == 410
     assert httpx.get(url).json()["error"]["code"] == "expired"
     assert service.http().get(f"/v1/assets/{asset_id}").status_code == 200
-    monkeypatch.setattr(service.store, "clock", Later(25))
+    monkeypatch.setattr(service.database, "clock", Later(25))
     assert service.http().get(f"/v1/assets/{asset_id}").status_code == 410
 
 
@@ -214,7 +214,7 @@ def test_another_teams_things_are_not_there(service: Any) -> None:
     job_id = service.generate(prompt="a dog", response_format="url").json()["job_id"]
     job = service.http().get(f"/v1/jobs/{job_id}").json()
     asset_id = job["output"]["images"][0]["asset_id"]
-    stranger, _ = service.store.api_keys.create(team="strangers")
+    stranger, _ = service.database.api_keys.create(team="strangers")
     client = service.http(stranger)
     for path in (
         f"/v1/jobs/{job_id}",
@@ -231,7 +231,7 @@ def test_another_teams_things_are_not_there(service: Any) -> None:
 
 
 def test_a_key_may_do_what_its_scopes_say(service: Any) -> None:
-    plain, _ = service.store.api_keys.create(scopes=["images"])
+    plain, _ = service.database.api_keys.create(scopes=["images"])
     client = service.http(plain)
     assert client.get("/v1/models").status_code == 200
     answer = client.get("/v1/jobs")

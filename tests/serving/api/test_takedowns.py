@@ -32,7 +32,7 @@ WANTED, OTHER = texture(11, 256), texture(12, 256)
 
 @pytest.fixture
 def run(service: Any) -> Callable[..., Result]:
-    key = service.store.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     environment = {"CALOTYPE_URL": service.url, "CALOTYPE_API_KEY": key}
 
     def run(*words: str) -> Result:
@@ -46,7 +46,7 @@ def stored(service: Any, pixels: Any, kind: str = "png", seed: int = 1) -> str:
     drawn = service.generate(prompt="a fox", seed=seed, response_format="url").json()
     asset_id = str(drawn["data"][0]["url"].split("/assets/")[1].split("/")[0])
     data = encode_image(pixels, kind, None)
-    service.blobs.put(service.store.files.get_asset(asset_id).blob_key, data)
+    service.blobs.put(service.database.files.get_asset(asset_id).blob_key, data)
     return asset_id
 
 
@@ -63,7 +63,7 @@ def judge(service: Any) -> Moderator:
         Policy.default(),
         text_classifiers=[],
         image_classifiers=[FixedImageClassifier({"sexual": 0.0})],
-        known=[TakenDown(service.store.takedowns)],
+        known=[TakenDown(service.database.takedowns)],
         fingerprint=payload_fingerprint,
     )
 
@@ -81,17 +81,17 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     looked = run(str(found))
     assert looked.exit_code == 0, looked.output
     assert first in looked.stdout and copy in looked.stdout and other not in looked.stdout
-    assert service.store.files.get_asset(first) is not None, "only looked for"
-    assert list(service.store.reviewer_audit.actions()) == []
+    assert service.database.files.get_asset(first) is not None, "only looked for"
+    assert list(service.database.reviewer_audit.actions()) == []
 
-    blobs = [service.store.files.get_asset(name).blob_key for name in (first, copy)]
+    blobs = [service.database.files.get_asset(name).blob_key for name in (first, copy)]
     done = run(str(found), "--reason", "That is me.", "--yes")
     assert done.exit_code == 0 and "2 files deleted" in done.stdout, done.output
-    assert [service.store.files.get_asset(name) is None for name in (first, copy, other)] == [
+    assert [service.database.files.get_asset(name) is None for name in (first, copy, other)] == [
         True, True, False,
     ]  # fmt: skip
     assert not set(blobs) & set(service.blobs.blobs), "at once, not with the next sweep"
-    (deed,) = service.store.reviewer_audit.actions()
+    (deed,) = service.database.reviewer_audit.actions()
     assert deed["action"] == "takedown.made" and sorted(deed["details"]["assets"]) == sorted(
         [first, copy]
     )
@@ -105,7 +105,7 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     assert "That is me." in run("--list").stdout
     assert run("--lift", deed["subject"]).exit_code == 0
     assert moderator.judge_image(WANTED).verdict is Verdict.ALLOW
-    assert [row["action"] for row in service.store.reviewer_audit.actions()] == [
+    assert [row["action"] for row in service.database.reviewer_audit.actions()] == [
         "takedown.made",
         "takedown.lifted",
     ]
@@ -122,7 +122,7 @@ def test_a_flat_drawing_is_known_by_its_mark_and_not_drawn_again(
     answer = json.loads(done.stdout)
     assert answer["pdq"] is None and answer["watermark"]
     assert answer["matches"][0]["by"] == "watermark"
-    assert service.store.files.get_asset(asset_id) is None
+    assert service.database.files.get_asset(asset_id) is None
     moderator = judge(service)
     assert moderator.judge_image(image).findings[0].classifier == "fingerprint"
     assert moderator.judge_image(drawing(5, 256)).verdict is Verdict.ALLOW
@@ -135,23 +135,23 @@ def test_nothing_is_done_before_every_stored_picture_was_looked_at(
     monkeypatch.setattr(takedowns, "INDEX_SECONDS", -1.0)  # one picture a call
     found = [stored(service, WANTED, seed=seed) for seed in range(3)]
     encoded = base64.b64encode(as_found(WANTED)).decode()
-    key = service.store.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     body = {"image": encoded, "category": "sexual", "reason": "r"}
     first = service.http(key).post(TAKEDOWNS, json=body).json()
     assert (first["id"], first["deleted"], first["unsearched"]) == (None, 0, 2)
-    assert service.store.takedowns.list_takedowns() == []
+    assert service.database.takedowns.list_takedowns() == []
     done = run("--asset", found[0], "--reason", "r", "--yes")
     assert done.exit_code == 0 and "3 files deleted" in done.stdout, done.output
-    assert [service.store.files.get_asset(name) for name in found] == [None] * 3
+    assert [service.database.files.get_asset(name) for name in found] == [None] * 3
 
 
 def test_without_the_list_nothing_is_shown(service: Any) -> None:
     moderator = judge(service)
-    with service.store.engine.begin() as connection:
+    with service.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE taken_down RENAME TO away"))
     decision = moderator.judge_image(OTHER)
     assert decision.verdict is Verdict.ERROR and "taken down" in (decision.reason or "")
-    with service.store.engine.begin() as connection:
+    with service.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO taken_down"))
     assert moderator.judge_image(OTHER).verdict is Verdict.ALLOW
 
@@ -161,14 +161,17 @@ def test_a_reported_picture_takes_its_copies_along(service: Any) -> None:
     case = service.http().post(
         "/v1/moderation/reports", json={"asset_id": first, "reason": "Mine."}
     )
-    reviewer = service.http(service.store.api_keys.create(team="safety", scopes=("moderation",))[0])
+    reviewer = service.http(
+        service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
+    )
     reviewer.post("/v1/moderation/cases/take")
     done = reviewer.post(
         f"/v1/moderation/cases/{case.json()['id']}/decide", json={"verdict": "taken_down"}
     )
     assert done.status_code == 200
     assert (
-        service.store.files.get_asset(first) is None and service.store.files.get_asset(copy) is None
+        service.database.files.get_asset(first) is None
+        and service.database.files.get_asset(copy) is None
     )
     assert judge(service).judge_image(WANTED).verdict is Verdict.BLOCK
 
@@ -186,11 +189,11 @@ def test_a_reported_picture_takes_its_copies_along(service: Any) -> None:
 def test_what_cannot_be_taken_down_is_said(
     shared_service: Any, body: dict[str, Any], param: str, told: str
 ) -> None:
-    key = shared_service.store.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = shared_service.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     whole = {"category": "sexual", "reason": "r"} | body
     answer = shared_service.http(key).post(TAKEDOWNS, json=whole)
     assert answer.status_code in (400, 404)
     error = answer.json()["error"]
     assert error["param"] == param and told in error["message"]
-    images = shared_service.store.api_keys.create(team="shop", scopes=("images",))[0]
+    images = shared_service.database.api_keys.create(team="shop", scopes=("images",))[0]
     assert shared_service.http(images).post(TAKEDOWNS, json=whole).status_code == 403

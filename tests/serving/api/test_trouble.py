@@ -227,7 +227,7 @@ def test_a_job_that_cannot_be_recorded_is_refused_and_does_not_exist(
         raise StorageFailed("The job database cannot be written: database or disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.store, "admit_job", full)
+        patch.setattr(service.database.jobs, "admit_job", full)
         answer = service.generate(prompt="a dog")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "storage_unavailable"
@@ -240,14 +240,14 @@ def test_a_store_that_cannot_be_read_for_a_moment_is_asked_again(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = [StorageFailed("The job database cannot be read: locked.")] * 4
-    get_job = service.store.jobs.get_job
+    get_job = service.database.jobs.get_job
 
     def sometimes(*arguments: Any) -> Any:
         if faults:
             raise faults.pop()
         return get_job(*arguments)
 
-    monkeypatch.setattr(service.store, "get_job", sometimes)
+    monkeypatch.setattr(service.database.jobs, "get_job", sometimes)
     assert service.generate(prompt="a dog").status_code == 200
     assert not faults
 
@@ -259,7 +259,7 @@ def test_a_bug_is_a_500_that_says_nothing_and_is_not_repeated(
         raise ZeroDivisionError("secret internals")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.store, "admit_job", bug)
+        patch.setattr(service.database.jobs, "admit_job", bug)
         answer = service.generate(prompt="a dog")
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

@@ -284,7 +284,7 @@ def test_another_teams_hooks_are_not_there(hooked: Any, receiver: Receiver) -> N
     endpoint = register(hooked, receiver, "image.job.succeeded")
     submit(hooked)
     [delivery] = settled(hooked, "delivered")
-    stranger, _ = hooked.store.api_keys.create(team="strangers")
+    stranger, _ = hooked.database.api_keys.create(team="strangers")
     client = hooked.http(stranger)
     path = f"{ENDPOINTS}/{endpoint['id']}"
     calls = [

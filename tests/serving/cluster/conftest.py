@@ -22,7 +22,7 @@ from serving_on_loopback import served
 
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster import config_sync
-from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway, open_store
+from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway, open_database
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.config.environment import ClusterEnvironment
@@ -280,14 +280,14 @@ class House:
     @contextlib.contextmanager
     def model_app(self) -> Iterator[PaintingBackend]:
         """The model is there."""
-        store = Database.connect(self.environment.database_url)
+        database = Database.connect(self.environment.database_url)
         safety = ScriptedSafety(judge_text, judge_image)
-        backend = PaintingBackend(store, open_blobs(self.environment.blob_url), safety)
+        backend = PaintingBackend(database, open_blobs(self.environment.blob_url), safety)
         app = build_ingress(PaintingApp(backend), TOKEN)
         app.router.lifespan_context = backend.lifespan
         with served(app, self.app_port):
             yield backend
-        store.close()
+        database.close()
 
 
 @pytest.fixture
@@ -301,12 +301,12 @@ def house(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[H
     )
     house = House(tmp_path, environment, port)
     house.configure(house.document())
-    store = open_store(environment.database_url, house.said.append)
+    database = open_database(environment.database_url, house.said.append)
     settings = GatewaySettings(hangup_grace=0, wait_slice=1)
     options = GatewayOptions(
         house.config, "127.0.0.1", 0, environment, settings, say=house.said.append
     )
-    with served(build_gateway(options, store)) as url:
-        house.url, house.key = url, store.api_keys.create()[0]
+    with served(build_gateway(options, database)) as url:
+        house.url, house.key = url, database.api_keys.create()[0]
         yield house
-    store.close()
+    database.close()

@@ -84,9 +84,9 @@ async def test_the_api_server_is_believed_and_the_file_is_for_when_it_never_answ
     with_one = house.document()["adapters"]
     file, server, catalog = tmp_path / "mounted.json", Server(), Catalog([])
     file.write_bytes(document([]))
-    store = Database.connect(house.environment.database_url)
+    database = Database.connect(house.environment.database_url)
     follower = ConfigFollower(
-        *(file, catalog, RemoteBackend(store, "internal-token"), store, house.said.append),
+        *(file, catalog, RemoteBackend(database, "internal-token"), database, house.said.append),
         newest=cast(ConfigMapReader, server),
     )
     await follower.look()
@@ -97,4 +97,4 @@ async def test_the_api_server_is_believed_and_the_file_is_for_when_it_never_answ
     server.content = None  # it is away, and the file is behind
     await follower.look()
     assert catalog.adapters("shapes")
-    store.close()
+    database.close()

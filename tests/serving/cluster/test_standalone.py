@@ -11,7 +11,7 @@ import pytest
 from calotype.serving.cluster.gateway_process import (
     GatewayOptions,
     build_gateway,
-    open_store,
+    open_database,
     read_settings,
 )
 from calotype.serving.config.environment import ClusterEnvironment
@@ -57,10 +57,10 @@ def test_the_secret_of_signed_addresses_is_the_given_one(tmp_path: pathlib.Path)
         tmp_path / "gateway.json", "127.0.0.1", 0, environment, signing_secret="one for all"
     )
     assert "one for all" not in repr(options) and TOKEN not in repr(options)
-    store = open_store(environment.database_url, print)
-    app = build_gateway(options, store)
+    database = open_database(environment.database_url, print)
+    app = build_gateway(options, database)
     assert app.state.gateway.url_secret == b"one for all"
-    store.close()
+    database.close()
 
 
 def test_a_database_that_starts_late_is_waited_for(tmp_path: pathlib.Path) -> None:
@@ -70,11 +70,11 @@ def test_a_database_that_starts_late_is_waited_for(tmp_path: pathlib.Path) -> No
     def sleep(seconds: float) -> None:
         folder.unlink(missing_ok=True)
 
-    open_store(f"sqlite:///{folder}/calotype.db", said.append, sleep=sleep).close()
+    open_database(f"sqlite:///{folder}/calotype.db", said.append, sleep=sleep).close()
     assert said and "Waiting for the job database" in said[0]
     (tmp_path / "never").write_text("in the way")
     with pytest.raises(StorageFailed):
-        open_store(f"sqlite:///{tmp_path}/never/calotype.db", said.append, patience=0)
+        open_database(f"sqlite:///{tmp_path}/never/calotype.db", said.append, patience=0)
 
 
 def test_the_gateway_s_process_imports_neither_torch_nor_ray() -> None:

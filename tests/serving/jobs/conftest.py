@@ -1,4 +1,4 @@
-"""A dispatcher over a fresh store, on SQLite and on PostgreSQL, with a clock that stands still."""
+"""A dispatcher over a fresh database (SQLite, PostgreSQL) with a clock that stands still."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def new_database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Call
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> str:
+def database_url(request: pytest.FixtureRequest) -> str:
     """The address of a database with tables and without rows."""
     if request.param == "sqlite":
         return str(request.getfixturevalue("sqlite_database"))
@@ -79,26 +79,26 @@ def sqlite_database(tmp_path: pathlib.Path, empty_database: pathlib.Path) -> str
 
 
 @pytest.fixture
-def store(database: str, clock: ManualClock) -> Iterator[Database]:
-    store = Database.connect(database, clock)
-    yield store
-    store.close()
+def database(database_url: str, clock: ManualClock) -> Iterator[Database]:
+    database = Database.connect(database_url, clock)
+    yield database
+    database.close()
 
 
 @pytest.fixture
-def file_store(sqlite_database: str, clock: ManualClock) -> Iterator[Database]:
-    store = Database.connect(sqlite_database, clock)
-    yield store
-    store.close()
+def file_database(sqlite_database: str, clock: ManualClock) -> Iterator[Database]:
+    database = Database.connect(sqlite_database, clock)
+    yield database
+    database.close()
 
 
 @pytest.fixture
-def add_job(store: Database) -> Callable[..., JobRecord]:
+def add_job(database: Database) -> Callable[..., JobRecord]:
     """Makes queued jobs in ``store``; ``team`` is a name."""
-    return job_maker(store)
+    return job_maker(database)
 
 
-def job_maker(store: Database) -> Callable[..., JobRecord]:
+def job_maker(database: Database) -> Callable[..., JobRecord]:
     def add(
         prompt: str = "a dog",
         *,
@@ -121,10 +121,10 @@ def job_maker(store: Database) -> Callable[..., JobRecord]:
             "n": n,
             "loras": [],
         }
-        return store.jobs.create_job(
+        return database.jobs.create_job(
             NewJob(
                 id=job_id,
-                team_id=store.teams.ensure_team(team).id,
+                team_id=database.teams.ensure_team(team).id,
                 model="shapes",
                 input={"request_id": "req_1", "output_format": "png"},
                 request=request,
@@ -138,8 +138,8 @@ def job_maker(store: Database) -> Callable[..., JobRecord]:
 
 
 @pytest.fixture
-def add_to_file(file_store: Database) -> Callable[..., JobRecord]:
-    return job_maker(file_store)
+def add_to_file(file_database: Database) -> Callable[..., JobRecord]:
+    return job_maker(file_database)
 
 
 @pytest.fixture
@@ -149,12 +149,12 @@ def safety() -> ScriptedSafety:
 
 @pytest.fixture
 async def dispatcher(
-    store: Database, safety: ScriptedSafety, clock: ManualClock
+    database: Database, safety: ScriptedSafety, clock: ManualClock
 ) -> AsyncIterator[Dispatcher]:
     """Sweeps only when it is told to, and takes five jobs."""
     judging = JudgingPolicy(delays=(0.0, 0.0, 0.0))
     policy = DispatchPolicy(sweep_seconds=None, max_queue=5, judging=judging)
-    dispatcher = Dispatcher(store, safety, clock, policy)
+    dispatcher = Dispatcher(database, safety, clock, policy)
     await dispatcher.start()
     yield dispatcher
     await dispatcher.stop()

@@ -31,9 +31,9 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-async def dispatcher(store: Database, clock: SetClock) -> AsyncIterator[Dispatcher]:
+async def dispatcher(database: Database, clock: SetClock) -> AsyncIterator[Dispatcher]:
     policy = DispatchPolicy(sweep_seconds=None)
-    dispatcher = Dispatcher(store, ScriptedSafety(), clock, policy)
+    dispatcher = Dispatcher(database, ScriptedSafety(), clock, policy)
     await dispatcher.start()
     yield dispatcher
     await dispatcher.stop()
@@ -41,7 +41,7 @@ async def dispatcher(store: Database, clock: SetClock) -> AsyncIterator[Dispatch
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
 async def test_a_running_job_keeps_its_lease_and_ends_once(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock, jump: float
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: SetClock, jump: float
 ) -> None:
     running, waiting = add_job(), add_job()
     for job in (running, waiting):
@@ -56,12 +56,12 @@ async def test_a_running_job_keeps_its_lease_and_ends_once(
     [other] = await dispatcher.lease("r2", 1, 5)
     assert {lease.job_id, other.job_id} == {running.id, waiting.id}
     assert await dispatcher.complete(other.job_id, other.fence, drawn_result(other))
-    assert store.jobs.count_jobs() == {("shapes", "succeeded"): 2}
+    assert database.jobs.count_jobs() == {("shapes", "succeeded"): 2}
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["forward", "back"])
 async def test_a_silent_replica_loses_its_lease_all_the_same(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock, jump: float
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: SetClock, jump: float
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -74,7 +74,7 @@ async def test_a_silent_replica_loses_its_lease_all_the_same(
 
 
 async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: SetClock
 ) -> None:
     jobs = [add_job() for _ in range(3)]
     for job in jobs:
@@ -82,7 +82,7 @@ async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
     await dispatcher.lease("r1", 1, 5)
     await dispatcher.stop()
     clock.offset = -DAY  # the lease in the row now seems to last for a day
-    successor = Dispatcher(store, ScriptedSafety(), clock, DispatchPolicy(sweep_seconds=None))
+    successor = Dispatcher(database, ScriptedSafety(), clock, DispatchPolicy(sweep_seconds=None))
     await successor.start()
     clock.advance(successor.policy.lease_seconds + 1)
     await successor.sweep()
@@ -92,12 +92,12 @@ async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
 
 
 async def test_a_deadline_that_a_jump_passes_is_a_typed_end(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: SetClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: SetClock
 ) -> None:
     job = add_job(deadline=clock.time() + 60)
     await dispatcher.submit(job.id)
     clock.offset = DAY
     await dispatcher.sweep()
-    ended = store.jobs.get_job(job.id)
+    ended = database.jobs.get_job(job.id)
     assert ended is not None and ended.status == "failed"
     assert (ended.error or {})["code"] == "generation_timeout"

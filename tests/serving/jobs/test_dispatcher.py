@@ -24,20 +24,20 @@ async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> L
     return lease
 
 
-def status(store: Database, job: JobRecord) -> str:
-    found = store.jobs.get_job(job.id)
+def status(database: Database, job: JobRecord) -> str:
+    found = database.jobs.get_job(job.id)
     assert found is not None
     return found.status
 
 
-def error(store: Database, job: JobRecord) -> dict[str, Any]:
-    found = store.jobs.get_job(job.id)
+def error(database: Database, job: JobRecord) -> dict[str, Any]:
+    found = database.jobs.get_job(job.id)
     assert found is not None and found.error is not None
     return found.error
 
 
 async def test_a_job_is_leased_drawn_and_over(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -45,16 +45,16 @@ async def test_a_job_is_leased_drawn_and_over(
     lease = await take(dispatcher)
     assert lease.request["prompt"] == "a dog"
     assert Lease.from_payload(lease.to_payload()) == lease
-    running = store.jobs.get_job(job.id)
+    running = database.jobs.get_job(job.id)
     assert running is not None
     assert (running.status, running.attempts, running.fence) == ("running", 1, lease.fence)
     assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
-    over = store.jobs.get_job(job.id)
+    over = database.jobs.get_job(job.id)
     assert over is not None and over.status == "succeeded" and over.metrics is not None
     assert over.metrics["queue_ms"] == 2000
     assert over.metrics["gpu_seconds"] == 0.5
     assert over.progress == 100
-    asset = store.files.get_asset(f"asset_{job.id}_{lease.fence}")
+    asset = database.files.get_asset(f"asset_{job.id}_{lease.fence}")
     assert asset is not None and asset.team_id == job.team_id
     assert dispatcher.backlog_seconds() == 0
 
@@ -76,14 +76,14 @@ async def test_a_waiting_replica_is_woken_by_a_submission(
 
 
 async def test_a_silent_replica_loses_its_lease_and_its_late_word_is_refused(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
     zombie = await take(dispatcher, "r1")
     clock.advance(dispatcher.policy.lease_seconds + 1)
     await dispatcher.sweep()
-    assert status(store, job) == "queued"
+    assert status(database, job) == "queued"
     assert not await dispatcher.complete(job.id, zombie.fence, drawn_result(zombie))
     second = await take(dispatcher, "r2")
     assert second.fence > zombie.fence
@@ -92,12 +92,12 @@ async def test_a_silent_replica_loses_its_lease_and_its_late_word_is_refused(
     assert not await dispatcher.fail(job.id, zombie.fence, {"message": "late"})
     assert not await dispatcher.release(job.id, zombie.fence)
     assert await dispatcher.complete(job.id, second.fence, drawn_result(second))
-    assert store.files.get_asset(f"asset_{job.id}_{zombie.fence}") is None
-    assert status(store, job) == "succeeded"
+    assert database.files.get_asset(f"asset_{job.id}_{zombie.fence}") is None
+    assert status(database, job) == "succeeded"
 
 
 async def test_a_heartbeat_keeps_the_lease_and_records_progress(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -106,13 +106,13 @@ async def test_a_heartbeat_keeps_the_lease_and_records_progress(
         clock.advance(dispatcher.policy.lease_seconds - 1)
         assert await dispatcher.heartbeat("r1", {job.id: [lease.fence, step, 20]}) == []
         await dispatcher.sweep()
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None and (found.status, found.progress) == ("running", 75)
     assert await dispatcher.heartbeat("r2", {job.id: [lease.fence, 16, 20]}) == [job.id]
 
 
 async def test_a_job_over_which_two_replicas_died_is_given_up(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     job, other = add_job(), add_job()
     await dispatcher.submit(job.id)
@@ -120,27 +120,27 @@ async def test_a_job_over_which_two_replicas_died_is_given_up(
         await take(dispatcher, replica)
         clock.advance(dispatcher.policy.lease_seconds + 1)
         await dispatcher.sweep()
-    assert error(store, job)["class"] == "EngineError"
-    assert error(store, job)["details"] == {"reason": "worker_died", "attempts": 2}
+    assert error(database, job)["class"] == "EngineError"
+    assert error(database, job)["details"] == {"reason": "worker_died", "attempts": 2}
     await dispatcher.submit(other.id)
     lease = await take(dispatcher, "r3")
     assert lease.job_id == other.id
 
 
 async def test_a_draining_replica_gives_jobs_back_without_a_death(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
     for _ in range(4):
         lease = await take(dispatcher)
         assert await dispatcher.release(job.id, lease.fence)
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None and (found.status, found.attempts) == ("queued", 0)
 
 
 async def test_completing_twice_says_true_twice_and_ends_once(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -149,11 +149,11 @@ async def test_completing_twice_says_true_twice_and_ends_once(
     assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     assert not await dispatcher.fail(job.id, lease.fence, {"message": "no"})
     assert not await dispatcher.cancel(job.id)
-    assert status(store, job) == "succeeded"
+    assert status(database, job) == "succeeded"
 
 
 async def test_every_way_to_end_at_once_ends_a_job_once(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     for _ in range(5):
         job = add_job()
@@ -166,11 +166,11 @@ async def test_every_way_to_end_at_once_ends_a_job_once(
             dispatcher.cancel(job.id),
         )
         assert sum(ended) == 1
-        assert status(store, job) in ("canceled", "succeeded", "failed")
+        assert status(database, job) in ("canceled", "succeeded", "failed")
 
 
 async def test_a_canceled_job_is_not_leased_and_a_running_one_is_called_back(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     queued, running = add_job(), add_job()
     await dispatcher.submit(running.id)
@@ -181,11 +181,11 @@ async def test_a_canceled_job_is_not_leased_and_a_running_one_is_called_back(
     assert await dispatcher.lease("r2", 1, 0.05) == []
     assert await dispatcher.heartbeat("r1", {running.id: [lease.fence, 1, 20]}) == [running.id]
     assert not await dispatcher.complete(running.id, lease.fence, drawn_result(lease))
-    assert status(store, running) == status(store, queued) == "canceled"
+    assert status(database, running) == status(database, queued) == "canceled"
 
 
 async def test_a_full_queue_refuses_and_the_refused_job_is_over(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     for _ in range(dispatcher.policy.max_queue):
         await dispatcher.submit(add_job().id)
@@ -193,19 +193,19 @@ async def test_a_full_queue_refuses_and_the_refused_job_is_over(
     with pytest.raises(Overloaded) as caught:
         await dispatcher.submit(job.id)
     assert caught.value.code == "queue_full"
-    assert error(store, job)["code"] == "queue_full"
+    assert error(database, job)["code"] == "queue_full"
 
 
 @pytest.mark.parametrize("leased", [False, True], ids=["queued", "running"])
 async def test_a_job_past_its_deadline_ends_as_such(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock, leased: bool
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock, leased: bool
 ) -> None:
     job = add_job(deadline=clock.time() + 10)
     await dispatcher.submit(job.id)
     lease = await take(dispatcher) if leased else None
     clock.advance(11)
     await dispatcher.sweep()
-    assert error(store, job)["code"] == "generation_timeout"
+    assert error(database, job)["code"] == "generation_timeout"
     assert await dispatcher.lease("r2", 1, 0.05) == []
     if lease:
         assert not await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
@@ -244,8 +244,8 @@ async def test_a_rescan_finds_jobs_that_nobody_announced(
     assert (await take(dispatcher)).job_id == job.id
 
 
-async def test_a_new_dispatcher_takes_over_what_the_store_holds(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+async def test_a_new_dispatcher_takes_over_what_the_database_holds(
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     alive, dead, queued = add_job("alive"), add_job("dead"), add_job("queued")
     await dispatcher.submit(dead.id)
@@ -258,7 +258,7 @@ async def test_a_new_dispatcher_takes_over_what_the_store_holds(
 
     calls: list[str] = []
     safety = ScriptedSafety(lambda text: calls.append(text) or decision("input"))  # type: ignore[func-returns-value]
-    second = Dispatcher(store, safety, clock, dispatcher.policy)
+    second = Dispatcher(database, safety, clock, dispatcher.policy)
     await second.start()
     try:
         assert await second.heartbeat("r-alive", {alive.id: [alive_lease.fence, 9, 20]}) == []
@@ -273,7 +273,7 @@ async def test_a_new_dispatcher_takes_over_what_the_store_holds(
 
 
 async def test_a_lease_call_that_is_abandoned_gives_its_jobs_back(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
@@ -285,15 +285,15 @@ async def test_a_lease_call_that_is_abandoned_gives_its_jobs_back(
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     lease = await take(dispatcher, "r2")
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None and (lease.job_id, found.attempts) == (job.id, 1)
 
 
 async def test_two_teams_share_whatever_one_of_them_has_queued(
-    store: Database, safety: ScriptedSafety, clock: ManualClock, add_job: AddJob
+    database: Database, safety: ScriptedSafety, clock: ManualClock, add_job: AddJob
 ) -> None:
     policy = DispatchPolicy(sweep_seconds=None)
-    dispatcher = Dispatcher(store, safety, clock, policy)
+    dispatcher = Dispatcher(database, safety, clock, policy)
     first = [add_job(team="a") for _ in range(8)]
     for job in first:
         await dispatcher.submit(job.id)

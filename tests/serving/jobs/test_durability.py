@@ -26,10 +26,10 @@ AddJob = Callable[..., JobRecord]
 
 
 @pytest.fixture
-def store(sqlite_database: str, clock: Any) -> Any:
-    store = Database.connect(sqlite_database, clock)
-    yield store
-    store.close()
+def database(sqlite_database: str, clock: Any) -> Any:
+    database = Database.connect(sqlite_database, clock)
+    yield database
+    database.close()
 
 
 class Disk:
@@ -67,11 +67,11 @@ def disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_an_accepted_job_and_its_end_survive_a_power_cut(
-    store: Database, add_job: AddJob, disk: Disk
+    database: Database, add_job: AddJob, disk: Disk
 ) -> None:
     first, second = add_job(), add_job()
-    assert store.jobs.finish_job(first.id, Ending("canceled")) is not None
-    _, key = store.api_keys.create(team="a")
+    assert database.jobs.finish_job(first.id, Ending("canceled")) is not None
+    _, key = database.api_keys.create(team="a")
     left = disk.after_the_power_cut()
     found = {
         job.id: job.status
@@ -84,14 +84,14 @@ def test_an_accepted_job_and_its_end_survive_a_power_cut(
 
 
 def test_many_at_once_share_a_flush_and_nobody_is_told_before_it(
-    store: Database, add_job: AddJob, disk: Disk
+    database: Database, add_job: AddJob, disk: Disk
 ) -> None:
     told: list[str] = []
     disk.open.clear()
     threads = [threading.Thread(target=lambda: told.append(add_job().id)) for _ in range(8)]
     for thread in threads:
         thread.start()
-    while sum(store.jobs.count_jobs().values()) < 8:
+    while sum(database.jobs.count_jobs().values()) < 8:
         assert any(thread.is_alive() for thread in threads)
     assert told == []
     disk.open.set()
@@ -102,7 +102,7 @@ def test_many_at_once_share_a_flush_and_nobody_is_told_before_it(
 
 
 def test_a_disk_that_does_not_take_it_is_a_typed_fault(
-    store: Database, add_job: AddJob, disk: Disk
+    database: Database, add_job: AddJob, disk: Disk
 ) -> None:
     disk.broken = True
     with pytest.raises(StorageFailed, match="Input/output error"):
@@ -112,7 +112,7 @@ def test_a_disk_that_does_not_take_it_is_a_typed_fault(
 
 
 def test_who_repeats_a_request_is_not_told_before_the_first_is_safe(
-    store: Database, add_job: AddJob, disk: Disk
+    database: Database, add_job: AddJob, disk: Disk
 ) -> None:
     first = add_job(idempotency="key")
     told = disk.flushes

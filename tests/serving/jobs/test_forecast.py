@@ -22,9 +22,9 @@ SECONDS = {1: 2.0, 2: 4.5, 4: 8.0}
 
 
 @pytest.fixture
-async def dispatcher(store: Database, clock: ManualClock) -> AsyncIterator[Dispatcher]:
+async def dispatcher(database: Database, clock: ManualClock) -> AsyncIterator[Dispatcher]:
     policy = DispatchPolicy(sweep_seconds=None, max_queue=1000, lease_seconds=1e6)
-    dispatcher = Dispatcher(store, ScriptedSafety(), clock, policy, model="shapes")
+    dispatcher = Dispatcher(database, ScriptedSafety(), clock, policy, model="shapes")
     await dispatcher.start()
     yield dispatcher
     await dispatcher.stop()
@@ -63,14 +63,14 @@ async def learn(dispatcher: Dispatcher, add_job: AddJob, clock: ManualClock) -> 
 
 
 async def test_positions_and_estimates_are_true_within_a_quarter(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     sizes = [1, 2, 4, 1, 1, 2, 4, 4, 1, 2, 1, 4]
     jobs = [add_job(n=n, team="ab"[i % 2]) for i, n in enumerate(sizes)]
     await submit(dispatcher, *jobs)
     await dispatcher.sweep()
-    told, began = store.forecasts.get_forecast("shapes"), clock.time()
+    told, began = database.forecasts.get_forecast("shapes"), clock.time()
     assert told.measured and told.queued == len(jobs)
     order: list[str] = []
     while len(order) < len(jobs):
@@ -80,18 +80,18 @@ async def test_positions_and_estimates_are_true_within_a_quarter(
             assert told.ends[lease.job_id] == pytest.approx(took, rel=0.25)
             order.append(lease.job_id)
     await dispatcher.sweep()
-    assert store.forecasts.get_forecast("shapes").backlog_seconds == 0
+    assert database.forecasts.get_forecast("shapes").backlog_seconds == 0
 
 
 async def test_estimates_hold_when_jobs_share_a_device(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     jobs = [add_job(n=2) for _ in range(24)]
     await submit(dispatcher, *jobs)
     await draw(dispatcher, clock, slots=4)
     await dispatcher.sweep()
-    told, began = store.forecasts.get_forecast("shapes"), clock.time()
+    told, began = database.forecasts.get_forecast("shapes"), clock.time()
     while dispatcher.snapshot()["queued"]:
         leases = await draw(dispatcher, clock, slots=4)
         took = clock.time() - began
@@ -101,19 +101,19 @@ async def test_estimates_hold_when_jobs_share_a_device(
 
 
 async def test_a_new_job_stands_behind_the_backlog(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     await submit(dispatcher, *[add_job(n=1) for _ in range(10)])
     await dispatcher.sweep()
-    told = store.forecasts.get_forecast("shapes")
+    told = database.forecasts.get_forecast("shapes")
     request: dict[str, Any] = add_job(n=4).request
     assert told.device_seconds(request) == pytest.approx(8.0, rel=0.1)
     assert told.new_job_seconds(request) == pytest.approx(1.2 * (10 * 2.0 + 8.0), rel=0.25)
 
 
 async def test_work_that_is_half_done_counts_half(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     await learn(dispatcher, add_job, clock)
     job = add_job(n=4)
@@ -121,11 +121,13 @@ async def test_work_that_is_half_done_counts_half(
     [lease] = await dispatcher.lease("r1", 1, 1)
     await dispatcher.heartbeat("r1", {job.id: [lease.fence, 10, 20]})
     await dispatcher.sweep()
-    assert store.forecasts.get_forecast("shapes").ends[job.id] == pytest.approx(1.2 * 4.0, rel=0.25)
+    assert database.forecasts.get_forecast("shapes").ends[job.id] == pytest.approx(
+        1.2 * 4.0, rel=0.25
+    )
 
 
-async def test_an_unmeasured_model_says_so(store: Database) -> None:
-    assert not store.forecasts.get_forecast("never served").measured
+async def test_an_unmeasured_model_says_so(database: Database) -> None:
+    assert not database.forecasts.get_forecast("never served").measured
     assert Forecast("x").seconds_left("job_1", 0.0) is None
 
 

@@ -33,17 +33,17 @@ def held_image(job: JobRecord, index: int = 0) -> HeldImage:
     )
 
 
-def sealed_job(store: Database, add_job: AddJob, **more: Any) -> JobRecord:
+def sealed_job(database: Database, add_job: AddJob, **more: Any) -> JobRecord:
     """A job as the gateway makes it: its pictures can be held."""
     job = add_job(**more)
     given = job.input | {"seal": make_seal()}
-    with writing(store.engine) as connection:
+    with writing(database.engine) as connection:
         connection.execute(update(jobs).where(jobs.c.id == job.id).values(input=given))
     return replace(job, input=given)
 
 
 async def ended(
-    dispatcher: Dispatcher, store: Database, job: JobRecord, indices: Sequence[int] = (0,)
+    dispatcher: Dispatcher, database: Database, job: JobRecord, indices: Sequence[int] = (0,)
 ) -> tuple[JobRecord, list[CaseRecord]]:
     """The job, whose pictures of these numbers are held, and the cases about them."""
     await dispatcher.submit(job.id)
@@ -52,104 +52,106 @@ async def ended(
     result = GenerationResult([], metrics={"gpu_seconds": 0.5}, held=held).to_payload()
     assert await dispatcher.complete(job.id, lease.fence, result)
     assert not await dispatcher.complete(job.id, lease.fence, result), "a job ends once"
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None
-    return found, store.cases.list_cases()
+    return found, database.cases.list_cases()
 
 
 async def test_the_end_of_a_job_opens_a_case_for_each_held_picture(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
-    job, cases = await ended(dispatcher, store, sealed_job(store, add_job, n=2), (0, 1))
+    job, cases = await ended(dispatcher, database, sealed_job(database, add_job, n=2), (0, 1))
     assert (job.status, (job.error or {})["code"]) == ("failed", "held_for_review")
     assert {case.kind for case in cases} == {"review"} and len(cases) == 2
     told = (job.moderation or {})["held"]
     assert {entry["case_id"] for entry in told} == {case.id for case in cases}
     for entry in told:
-        held = store.held_images.get_held(entry["asset_id"])
+        held = database.held_images.get_held(entry["asset_id"])
         assert held is not None and held.seal == job.input["seal"]
     keys = [held_image(job, index).blob_key for index in (0, 1)]
-    assert store.files.unknown_blobs(keys) == [], "no sweeper takes them away"
+    assert database.files.unknown_blobs(keys) == [], "no sweeper takes them away"
 
 
 @pytest.mark.parametrize("approved", [True, False])
 async def test_a_case_is_decided_once_by_whoever_holds_it(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, approved: bool
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, approved: bool
 ) -> None:
-    job, (case,) = await ended(dispatcher, store, sealed_job(store, add_job))
+    job, (case,) = await ended(dispatcher, database, sealed_job(database, add_job))
 
     def decide(reviewer: str) -> str:
         try:
             if approved:
-                store.held_images.release_held(case, reviewer, "", f"{job.team_id}/ab/picture.png")
+                database.held_images.release_held(
+                    case, reviewer, "", f"{job.team_id}/ab/picture.png"
+                )
             else:
-                store.held_images.reject_held(case, reviewer, "")
+                database.held_images.reject_held(case, reviewer, "")
         except (Conflict, NotFound) as error:
             return type(error).__name__
         return "done"
 
     assert decide("nobody") == "Conflict"
-    assert store.held_images.get_held(case.subject) is not None, "nothing happened"
-    assert store.cases.take_case("anna") is not None
+    assert database.held_images.get_held(case.subject) is not None, "nothing happened"
+    assert database.cases.take_case("anna") is not None
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         outcomes = list(pool.map(decide, ["anna"] * 4 + ["berta"] * 2))
     assert sorted(outcomes) == ["Conflict"] * 5 + ["done"]
-    assert store.held_images.get_held(case.subject) is None
-    asset = store.files.get_asset(case.subject, job.team_id)
+    assert database.held_images.get_held(case.subject) is None
+    asset = database.files.get_asset(case.subject, job.team_id)
     assert (asset is not None) is approved
-    now = store.jobs.get_job(job.id)
+    now = database.jobs.get_job(job.id)
     assert now is not None and now.status == "failed"
     assert (now.moderation or {})["held"][0]["status"] == ("released" if approved else "rejected")
     sealed = held_image(job).blob_key
-    assert store.files.garbage(store.clock.time()) == [sealed]
+    assert database.files.garbage(database.clock.time()) == [sealed]
 
 
 async def test_a_released_picture_lives_as_long_as_others_also_after_its_job(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    made = sealed_job(store, add_job, expires=clock.time() + 3600)
-    job, (case,) = await ended(dispatcher, store, made)
+    made = sealed_job(database, add_job, expires=clock.time() + 3600)
+    job, (case,) = await ended(dispatcher, database, made)
     clock.advance(7200)
-    assert store.retention.purge_jobs() == 1
-    assert store.cases.take_case("anna") is not None
-    store.held_images.release_held(case, "anna", "", f"{job.team_id}/ab/picture.png")
-    asset = store.files.get_asset(case.subject)
+    assert database.retention.purge_jobs() == 1
+    assert database.cases.take_case("anna") is not None
+    database.held_images.release_held(case, "anna", "", f"{job.team_id}/ab/picture.png")
+    asset = database.files.get_asset(case.subject)
     assert asset is not None and asset.expires == pytest.approx(clock.time() + 3600, abs=1)
-    assert store.files.expire_assets() == 0
+    assert database.files.expire_assets() == 0
 
 
 async def test_what_nobody_decides_on_ends_in_time(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob, clock: ManualClock
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    job, (case,) = await ended(dispatcher, store, sealed_job(store, add_job))
+    job, (case,) = await ended(dispatcher, database, sealed_job(database, add_job))
     clock.advance(HELD_SECONDS - 60)
-    assert store.held_images.expire_held() == 0
+    assert database.held_images.expire_held() == 0
     clock.advance(120)
-    assert (store.held_images.expire_held(), store.held_images.expire_held()) == (1, 0)
-    assert store.cases.get_case(case.id).status == "rejected"
-    assert store.cases.take_case("anna") is None
-    now = store.jobs.get_job(job.id)
+    assert (database.held_images.expire_held(), database.held_images.expire_held()) == (1, 0)
+    assert database.cases.get_case(case.id).status == "rejected"
+    assert database.cases.take_case("anna") is None
+    now = database.jobs.get_job(job.id)
     assert now is not None and (now.moderation or {})["held"][0]["status"] == "rejected"
 
 
 async def test_a_prompt_that_is_held_is_leased_with_the_reason(
-    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
     safety.prompt = lambda text: review
-    job = sealed_job(store, add_job)
+    job = sealed_job(database, add_job)
     await dispatcher.submit(job.id)
     (lease,) = await dispatcher.lease("one", 1, 10)
     assert lease.hold == ["public_figure"]
 
 
 async def test_a_job_of_before_seals_is_refused_instead(
-    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
     safety.prompt = lambda text: review
     job = add_job()
     await dispatcher.submit(job.id)
     await dispatcher.wait(job.id, 10)
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None and (found.error or {})["code"] == "moderation_blocked"

@@ -27,26 +27,26 @@ async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> L
     return lease
 
 
-def status(store: Database, job: JobRecord) -> str:
-    found = store.jobs.get_job(job.id)
+def status(database: Database, job: JobRecord) -> str:
+    found = database.jobs.get_job(job.id)
     assert found is not None
     return found.status
 
 
-def error(store: Database, job: JobRecord) -> dict[str, Any]:
-    found = store.jobs.get_job(job.id)
+def error(database: Database, job: JobRecord) -> dict[str, Any]:
+    found = database.jobs.get_job(job.id)
     assert found is not None and found.error is not None
     return found.error
 
 
 async def test_a_blocked_prompt_is_never_leased(
-    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     safety.prompt = lambda text: decision("input", blocked=["sexual", "hate"])
     job = add_job()
     await dispatcher.submit(job.id)
     await dispatcher.wait(job.id, 10)
-    payload = error(store, job)
+    payload = error(database, job)
     assert payload["class"] == "ContentBlocked"
     assert payload["code"] == "moderation_blocked"
     assert payload["details"]["moderation_details"] == {
@@ -54,7 +54,7 @@ async def test_a_blocked_prompt_is_never_leased(
         "categories": ["hate", "sexual"],
     }
     assert "request ID req_1. safety_violations=[hate,sexual]." in payload["message"]
-    found = store.jobs.get_job(job.id)
+    found = database.jobs.get_job(job.id)
     assert found is not None and found.moderation is not None
     assert found.moderation["input"]["verdict"] == "BLOCK"
     assert found.attempts == 0
@@ -89,7 +89,7 @@ async def test_judging_is_repeated_while_the_moderator_is_restarted(
     ids=["connection", "unavailable", "bug", "final", "error-verdict", "no-decision"],
 )
 async def test_what_cannot_be_judged_fails_closed(
-    dispatcher: Dispatcher, store: Database, safety: ScriptedSafety, add_job: AddJob, broken: Any
+    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob, broken: Any
 ) -> None:
     def prompt(text: str) -> dict[str, Any]:
         if isinstance(broken, Exception):
@@ -100,7 +100,7 @@ async def test_what_cannot_be_judged_fails_closed(
     job = add_job()
     await dispatcher.submit(job.id)
     await dispatcher.wait(job.id, 10)
-    assert error(store, job)["class"] == "ModerationUnavailable"
+    assert error(database, job)["class"] == "ModerationUnavailable"
 
 
 async def test_slow_judging_of_one_job_does_not_hold_up_another(
@@ -128,14 +128,14 @@ async def test_slow_judging_of_one_job_does_not_hold_up_another(
 
 
 async def test_a_wholly_blocked_batch_ends_as_blocked(
-    dispatcher: Dispatcher, store: Database, add_job: AddJob
+    dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
     lease = await take(dispatcher)
     result = GenerationResult([], [BlockedImage(0, ["sexual"], "dec_1", "default@1")])
     assert await dispatcher.complete(job.id, lease.fence, result.to_payload())
-    details = error(store, job)["details"]
+    details = error(database, job)["details"]
     assert details["moderation_details"]["moderation_stage"] == "output"
     assert details["moderation"] == {
         "decision_id": "dec_1",

@@ -26,11 +26,11 @@ def test_keys_are_long_and_different() -> None:
 
 
 def test_a_key_opens_and_stands_nowhere_in_the_database(
-    file_store: Database, tmp_path: pathlib.Path
+    file_database: Database, tmp_path: pathlib.Path
 ) -> None:
-    store = file_store
-    plain, record = store.api_keys.create(name="ci", scopes=["images"])
-    found = store.api_keys.authenticate(plain)
+    database = file_database
+    plain, record = database.api_keys.create(name="ci", scopes=["images"])
+    found = database.api_keys.authenticate(plain)
     assert found == record
     assert found.scopes == ["images"]
     secret = plain.removeprefix(KEY_PREFIX)
@@ -41,46 +41,46 @@ def test_a_key_opens_and_stands_nowhere_in_the_database(
 
 
 @pytest.mark.parametrize("wrong", ["", "ct_live_", "x" * 10_000, "ct_live_\udcff", "schlüssel"])
-def test_a_wrong_key_is_refused(store: Database, wrong: str) -> None:
-    store.api_keys.create()
+def test_a_wrong_key_is_refused(database: Database, wrong: str) -> None:
+    database.api_keys.create()
     with pytest.raises(Unauthenticated):
-        store.api_keys.authenticate(wrong)
+        database.api_keys.authenticate(wrong)
 
 
-def test_a_revoked_key_is_refused(store: Database) -> None:
-    plain, record = store.api_keys.create()
-    assert store.api_keys.revoke_key(record.id)
-    assert not store.api_keys.revoke_key(record.id)
+def test_a_revoked_key_is_refused(database: Database) -> None:
+    plain, record = database.api_keys.create()
+    assert database.api_keys.revoke_key(record.id)
+    assert not database.api_keys.revoke_key(record.id)
     with pytest.raises(Unauthenticated, match="revoked"):
-        store.api_keys.authenticate(plain)
+        database.api_keys.authenticate(plain)
 
 
-def test_the_first_key_is_made_and_told_once(store: Database) -> None:
-    plain = store.api_keys.ensure_first()
+def test_the_first_key_is_made_and_told_once(database: Database) -> None:
+    plain = database.api_keys.ensure_first()
     assert plain is not None
-    assert store.api_keys.authenticate(plain).scopes == list(SCOPES)
-    assert store.api_keys.ensure_first() is None
-    assert len(store.api_keys.list_keys()) == 1
+    assert database.api_keys.authenticate(plain).scopes == list(SCOPES)
+    assert database.api_keys.ensure_first() is None
+    assert len(database.api_keys.list_keys()) == 1
 
 
 def test_the_environments_key_is_taken_and_never_told(
-    file_store: Database, tmp_path: pathlib.Path
+    file_database: Database, tmp_path: pathlib.Path
 ) -> None:
-    store = file_store
+    database = file_database
     given = "chosen-by-the-operator"
-    assert store.api_keys.ensure_first(given) is None
-    assert store.api_keys.ensure_first(given) is None
-    store.api_keys.authenticate(given)
-    assert len(store.api_keys.list_keys()) == 1
+    assert database.api_keys.ensure_first(given) is None
+    assert database.api_keys.ensure_first(given) is None
+    database.api_keys.authenticate(given)
+    assert len(database.api_keys.list_keys()) == 1
     assert given.encode() not in database_bytes(tmp_path)
     assert b"chosen-by" not in database_bytes(tmp_path)
 
 
-def test_an_unknown_scope_or_a_short_key_is_refused(store: Database) -> None:
+def test_an_unknown_scope_or_a_short_key_is_refused(database: Database) -> None:
     with pytest.raises(InvalidRequest, match="Unknown scope 'pictures'"):
-        store.api_keys.create(scopes=["pictures"])
+        database.api_keys.create(scopes=["pictures"])
     with pytest.raises(InvalidRequest, match="has 3"):
-        store.api_keys.create(key="abc")
-    store.api_keys.create(key="long enough")
+        database.api_keys.create(key="abc")
+    database.api_keys.create(key="long enough")
     with pytest.raises(InvalidRequest, match="exists already"):
-        store.api_keys.create(key="long enough")
+        database.api_keys.create(key="long enough")

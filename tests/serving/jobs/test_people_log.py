@@ -14,37 +14,37 @@ from calotype.serving.database.schema.tables import people_log
 
 
 @pytest.fixture
-def store(new_database: Callable[[], str]) -> Iterator[Database]:
-    store = Database.open(new_database())
-    yield store
-    store.close()
+def database(new_database: Callable[[], str]) -> Iterator[Database]:
+    database = Database.open(new_database())
+    yield database
+    database.close()
 
 
-def test_writers_at_the_same_time_make_one_chain(store: Database) -> None:
+def test_writers_at_the_same_time_make_one_chain(database: Database) -> None:
     with ThreadPoolExecutor(8) as pool:
         seals = list(
             pool.map(
-                lambda n: store.reviewer_audit.record_action("key_1", "seen", f"case_{n}"),
+                lambda n: database.reviewer_audit.record_action("key_1", "seen", f"case_{n}"),
                 range(24),
             )
         )
-    found = list(store.reviewer_audit.actions())
+    found = list(database.reviewer_audit.actions())
     assert [row["number"] for row in found] == list(range(1, 25))
     assert {row["hash"] for row in found} == set(seals)
     assert {row["subject"] for row in found} == {f"case_{n}" for n in range(24)}
 
 
-def test_a_changed_or_missing_row_is_named(store: Database) -> None:
+def test_a_changed_or_missing_row_is_named(database: Database) -> None:
     for n in range(4):
-        store.reviewer_audit.record_action(
+        database.reviewer_audit.record_action(
             "key_1", "picture.revealed", f"case_{n}", {"asset_id": "a", "n": n / 3}
         )
-    assert len(list(store.reviewer_audit.actions())) == 4
-    with store.engine.begin() as connection:
+    assert len(list(database.reviewer_audit.actions())) == 4
+    with database.engine.begin() as connection:
         connection.execute(update(people_log).where(people_log.c.number == 3).values(actor="key_2"))
     with pytest.raises(AuditError, match="row 3"):
-        list(store.reviewer_audit.actions())
-    with store.engine.begin() as connection:
+        list(database.reviewer_audit.actions())
+    with database.engine.begin() as connection:
         connection.execute(delete(people_log).where(people_log.c.number == 2))
     with pytest.raises(AuditError, match="row 2"):
-        list(store.reviewer_audit.actions())
+        list(database.reviewer_audit.actions())

@@ -18,9 +18,9 @@ from calotype.serving.testing.in_memory import ManualClock
 AddJob = Callable[..., JobRecord]
 
 
-def taken(store: Database) -> tuple[float, float, float]:
+def taken(database: Database) -> tuple[float, float, float]:
     """(reserved, used, cost) of all days."""
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         rows = connection.execute(team_days.select()).mappings().all()
     return (
         sum(row["reserved_seconds"] for row in rows),
@@ -29,37 +29,37 @@ def taken(store: Database) -> tuple[float, float, float]:
     )
 
 
-def finish(store: Database, job: JobRecord, seconds: float) -> None:
-    leased = store.jobs.start_job(job.id, "r1", 0.0)
+def finish(database: Database, job: JobRecord, seconds: float) -> None:
+    leased = database.jobs.start_job(job.id, "r1", 0.0)
     assert leased is not None
     metrics = {"gpu_seconds": seconds, "megapixels": 0.5}
     output: dict[str, Any] = {"images": [{}], "blocked": []}
     usage = {"input_tokens": 3, "output_tokens": 64}
-    assert store.jobs.finish_job(
+    assert database.jobs.finish_job(
         job.id, Ending("succeeded", fence=leased.fence, metrics=metrics, output=output, usage=usage)
     )
 
 
-def test_a_quota_is_reserved_settled_and_released(store: Database, add_job: AddJob) -> None:
-    store.teams.set_team("default", gpu_seconds_per_day=10.0)
+def test_a_quota_is_reserved_settled_and_released(database: Database, add_job: AddJob) -> None:
+    database.teams.set_team("default", gpu_seconds_per_day=10.0)
     first = add_job(reserved_seconds=6.0, price=0.5)
-    assert taken(store) == (6.0, 0.0, 0.0)
+    assert taken(database) == (6.0, 0.0, 0.0)
     with pytest.raises(QuotaExceeded, match=r"6\.0 of its 10 GPU-seconds") as caught:
         add_job(reserved_seconds=6.0)
     assert caught.value.code == "insufficient_quota"
-    finish(store, first, 2.0)
-    assert taken(store) == (0.0, 2.0, 1.0)
+    finish(database, first, 2.0)
+    assert taken(database) == (0.0, 2.0, 1.0)
     second = add_job(reserved_seconds=6.0, price=0.5)
-    assert store.jobs.finish_job(second.id, Ending("failed", error={"message": "x"}))
-    assert taken(store) == (0.0, 2.0, 1.0), "what failed before it ran costs nothing"
+    assert database.jobs.finish_job(second.id, Ending("failed", error={"message": "x"}))
+    assert taken(database) == (0.0, 2.0, 1.0), "what failed before it ran costs nothing"
     third = add_job(reserved_seconds=8.0)
-    assert store.jobs.finish_job(third.id, Ending("canceled"))
-    assert store.jobs.finish_job(third.id, Ending("canceled")) is None
-    assert taken(store) == (0.0, 2.0, 1.0), "a release happens once"
+    assert database.jobs.finish_job(third.id, Ending("canceled"))
+    assert database.jobs.finish_job(third.id, Ending("canceled")) is None
+    assert taken(database) == (0.0, 2.0, 1.0), "a release happens once"
 
 
-def test_a_new_day_has_a_new_quota(store: Database, add_job: AddJob, clock: ManualClock) -> None:
-    store.teams.set_team("default", gpu_seconds_per_day=10.0)
+def test_a_new_day_has_a_new_quota(database: Database, add_job: AddJob, clock: ManualClock) -> None:
+    database.teams.set_team("default", gpu_seconds_per_day=10.0)
     add_job(reserved_seconds=10.0)
     with pytest.raises(QuotaExceeded):
         add_job(reserved_seconds=0.5)
@@ -68,10 +68,10 @@ def test_a_new_day_has_a_new_quota(store: Database, add_job: AddJob, clock: Manu
 
 
 def test_a_budget_counts_money_and_lasts_a_month(
-    store: Database, add_job: AddJob, clock: ManualClock
+    database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    store.teams.set_team("default", budget_per_month=1.0)
-    finish(store, add_job(reserved_seconds=1.0, price=0.4), 2.0)
+    database.teams.set_team("default", budget_per_month=1.0)
+    finish(database, add_job(reserved_seconds=1.0, price=0.4), 2.0)
     with pytest.raises(QuotaExceeded, match=r"spent 0\.80 of its budget of 1"):
         add_job(reserved_seconds=1.0, price=0.4)
     add_job(reserved_seconds=0.25, price=0.4)
@@ -79,21 +79,21 @@ def test_a_budget_counts_money_and_lasts_a_month(
     add_job(reserved_seconds=2.0, price=0.4)
 
 
-def test_open_jobs_are_bounded(store: Database, add_job: AddJob) -> None:
-    store.teams.set_team("default", concurrent_jobs=2)
+def test_open_jobs_are_bounded(database: Database, add_job: AddJob) -> None:
+    database.teams.set_team("default", concurrent_jobs=2)
     first = add_job()
     add_job()
     with pytest.raises(QuotaExceeded, match="2 open jobs"):
         add_job()
     add_job(team="other")
-    store.jobs.finish_job(first.id, Ending("canceled"))
+    database.jobs.finish_job(first.id, Ending("canceled"))
     add_job()
 
 
 def test_a_rate_is_a_bucket_that_fills(
-    store: Database, add_job: AddJob, clock: ManualClock
+    database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    store.teams.set_team("default", requests_per_minute=3)
+    database.teams.set_team("default", requests_per_minute=3)
     for _ in range(3):
         add_job()
     with pytest.raises(QuotaExceeded, match="3 requests a minute") as caught:
@@ -107,9 +107,9 @@ def test_a_rate_is_a_bucket_that_fills(
 
 
 def test_a_clock_that_jumps_back_gives_nothing_and_takes_nothing(
-    store: Database, add_job: AddJob, clock: ManualClock
+    database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    store.teams.set_team("default", requests_per_minute=2)
+    database.teams.set_team("default", requests_per_minute=2)
     add_job()
     clock.advance(-3600)
     add_job()
@@ -119,8 +119,8 @@ def test_a_clock_that_jumps_back_gives_nothing_and_takes_nothing(
     add_job()
 
 
-def test_racing_requests_cannot_overdraw(store: Database, add_job: AddJob) -> None:
-    store.teams.set_team("default", requests_per_minute=5, gpu_seconds_per_day=100.0)
+def test_racing_requests_cannot_overdraw(database: Database, add_job: AddJob) -> None:
+    database.teams.set_team("default", requests_per_minute=5, gpu_seconds_per_day=100.0)
     made: list[JobRecord] = []
     refused: list[QuotaExceeded] = []
 
@@ -136,20 +136,20 @@ def test_racing_requests_cannot_overdraw(store: Database, add_job: AddJob) -> No
     for thread in threads:
         thread.join()
     assert (len(made), len(refused)) == (5, 7)
-    assert taken(store)[0] == 5.0
+    assert taken(database)[0] == 5.0
 
 
-def test_a_repeated_idempotency_key_reserves_once(store: Database, add_job: AddJob) -> None:
+def test_a_repeated_idempotency_key_reserves_once(database: Database, add_job: AddJob) -> None:
     first = add_job(idempotency="k" * 64, reserved_seconds=3.0)
     assert add_job(idempotency="k" * 64, reserved_seconds=3.0).id == first.id
-    assert taken(store)[0] == 3.0
+    assert taken(database)[0] == 3.0
 
 
-def test_a_team_may_be_kept_to_some_models(store: Database, add_job: AddJob) -> None:
-    store.teams.set_team("default", allowed_models=["flux-2-dev"])
+def test_a_team_may_be_kept_to_some_models(database: Database, add_job: AddJob) -> None:
+    database.teams.set_team("default", allowed_models=["flux-2-dev"])
     with pytest.raises(PermissionDenied, match="may use: flux-2-dev"):
         add_job()
-    store.teams.set_team("default", allowed_models=None)
+    database.teams.set_team("default", allowed_models=None)
     add_job()
 
 
@@ -158,28 +158,28 @@ def test_a_team_may_be_kept_to_some_models(store: Database, add_job: AddJob) -> 
     [("requests_per_minute", -1), ("requests_per_minute", 1.5), ("weight", 0), ("weight", None),
      ("budget_per_month", float("nan")), ("concurrent_jobs", True), ("colour", 1)],
 )  # fmt: skip
-def test_a_limit_that_is_none_is_named(store: Database, field: str, value: Any) -> None:
+def test_a_limit_that_is_none_is_named(database: Database, field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        store.teams.set_team("default", **{field: value})
+        database.teams.set_team("default", **{field: value})
     assert caught.value.param == field
 
 
 def test_usage_is_one_row_for_each_job_that_ended(
-    store: Database, add_job: AddJob, clock: ManualClock
+    database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     now = clock.time()
     kept, broken = add_job(price=2.0, promised=now + 10), add_job(promised=now + 1)
     other = add_job(team="other")
     clock.advance(5)
-    finish(store, kept, 1.5)
-    finish(store, broken, 0.5)
-    store.jobs.finish_job(other.id, Ending("canceled"))
-    assert store.jobs.finish_job(kept.id, Ending("failed")) is None
-    with store.engine.connect() as connection:
+    finish(database, kept, 1.5)
+    finish(database, broken, 0.5)
+    database.jobs.finish_job(other.id, Ending("canceled"))
+    assert database.jobs.finish_job(kept.id, Ending("failed")) is None
+    with database.engine.connect() as connection:
         rows = connection.execute(usage_records.select()).mappings().all()
     assert len(rows) == 3
     day = rows[0]["day"]
-    mine = store.usage.report(kept.team_id, day, day, ["team", "model", "adapter", "day"])
+    mine = database.usage.report(kept.team_id, day, day, ["team", "model", "adapter", "day"])
     assert mine == [
         {
             **{"team": "default", "model": "shapes", "adapter": "", "day": day},
@@ -187,9 +187,9 @@ def test_usage_is_one_row_for_each_job_that_ended(
             **{"cost": 3.0, "input_tokens": 6, "output_tokens": 128},
         }
     ]
-    assert [row["team"] for row in store.usage.report(None, day, day, ["team"])] == [
+    assert [row["team"] for row in database.usage.report(None, day, day, ["team"])] == [
         "default",
         "other",
     ]
-    assert store.usage.report(None, "2001-01-01", "2001-01-02") == []
-    assert store.usage.promises() == [("shapes", 1, 1)]
+    assert database.usage.report(None, "2001-01-01", "2001-01-02") == []
+    assert database.usage.promises() == [("shapes", 1, 1)]

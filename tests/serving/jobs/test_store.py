@@ -31,12 +31,12 @@ def test_a_terminal_state_has_no_successor_and_every_state_can_end() -> None:
     assert sources("canceled") == {"queued", "running"}
 
 
-def test_a_queued_job_cannot_succeed(store: Database, add_job: AddJob) -> None:
-    assert store.jobs.finish_job(add_job().id, Ending("succeeded")) is None
+def test_a_queued_job_cannot_succeed(database: Database, add_job: AddJob) -> None:
+    assert database.jobs.finish_job(add_job().id, Ending("succeeded")) is None
 
 
 def test_exactly_one_of_many_threads_starts_and_ends_a_job(
-    store: Database, add_job: AddJob
+    database: Database, add_job: AddJob
 ) -> None:
     job = add_job()
 
@@ -52,51 +52,51 @@ def test_exactly_one_of_many_threads_starts_and_ends_a_job(
             thread.join()
         return sum(result is not None for result in results)
 
-    assert race(lambda i: store.jobs.start_job(job.id, f"r{i}", 0.0)) == 1
-    assert race(lambda i: store.jobs.finish_job(job.id, Ending("failed", error={"n": i}))) == 1
+    assert race(lambda i: database.jobs.start_job(job.id, f"r{i}", 0.0)) == 1
+    assert race(lambda i: database.jobs.finish_job(job.id, Ending("failed", error={"n": i}))) == 1
 
 
 def test_jobs_are_listed_newest_first_in_pages_of_one_team(
-    store: Database, add_job: AddJob, clock: ManualClock
+    database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
     made = []
     for _ in range(5):
         made.append(add_job().id)
         clock.advance(1)
     add_job(team="other")
-    team = store.teams.ensure_team("default").id
-    first = store.jobs.list_jobs(team, limit=2)
-    rest = store.jobs.list_jobs(team, limit=10, after=first[-1].id)
+    team = database.teams.ensure_team("default").id
+    first = database.jobs.list_jobs(team, limit=2)
+    rest = database.jobs.list_jobs(team, limit=10, after=first[-1].id)
     assert [job.id for job in first + rest] == made[::-1]
-    assert store.jobs.list_jobs(team, status="running") == []
-    assert len(store.jobs.list_jobs(team, created_after=clock.time() - 2.5)) == 2
+    assert database.jobs.list_jobs(team, status="running") == []
+    assert len(database.jobs.list_jobs(team, created_after=clock.time() - 2.5)) == 2
     with pytest.raises(InvalidRequest, match="names no job"):
-        store.jobs.list_jobs(team, after="job_none")
+        database.jobs.list_jobs(team, after="job_none")
 
 
-def test_another_teams_job_is_not_there(store: Database, add_job: AddJob) -> None:
+def test_another_teams_job_is_not_there(database: Database, add_job: AddJob) -> None:
     job = add_job()
-    assert store.jobs.get_job(job.id, "team_other") is None
-    assert store.jobs.get_job(job.id, job.team_id) is not None
+    assert database.jobs.get_job(job.id, "team_other") is None
+    assert database.jobs.get_job(job.id, job.team_id) is not None
 
 
-def test_two_jobs_of_one_idempotency_are_one(store: Database, add_job: AddJob) -> None:
+def test_two_jobs_of_one_idempotency_are_one(database: Database, add_job: AddJob) -> None:
     first = add_job(idempotency="k" * 64)
     assert add_job(idempotency="k" * 64).id == first.id
-    store.jobs.forget_idempotency(first.id)
+    database.jobs.forget_idempotency(first.id)
     assert add_job(idempotency="k" * 64).id != first.id
 
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for(
-    file_store: Database, add_to_file: AddJob, tmp_path: pathlib.Path
+    file_database: Database, add_to_file: AddJob, tmp_path: pathlib.Path
 ) -> None:
-    file_store.teams.ensure_team("default")
+    file_database.teams.ensure_team("default")
     other = sqlite3.connect(tmp_path / "calotype.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     made: list[JobRecord] = []
     writer = threading.Thread(target=lambda: made.append(add_to_file()))
     writer.start()
-    assert file_store.jobs.count_jobs() == {}, "reading goes on meanwhile"
+    assert file_database.jobs.count_jobs() == {}, "reading goes on meanwhile"
     other.execute("COMMIT")
     writer.join(10)
     other.close()
@@ -104,23 +104,23 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(
 
 
 def test_a_full_disk_is_a_typed_error_and_the_next_write_works(
-    file_store: Database, add_to_file: AddJob
+    file_database: Database, add_to_file: AddJob
 ) -> None:
     kept = add_to_file()
-    with file_store.engine.connect() as connection:
+    with file_database.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
 
     def limit_pages(connection: Any, record: Any) -> None:
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    sqlalchemy.event.listen(file_store.engine, "connect", limit_pages)
-    file_store.engine.dispose()
+    sqlalchemy.event.listen(file_database.engine, "connect", limit_pages)
+    file_database.engine.dispose()
     with pytest.raises(StorageFailed, match="full"):
         add_to_file("x" * 200_000)
-    sqlalchemy.event.remove(file_store.engine, "connect", limit_pages)
-    file_store.engine.dispose()
+    sqlalchemy.event.remove(file_database.engine, "connect", limit_pages)
+    file_database.engine.dispose()
     assert add_to_file("x" * 200_000).status == "queued"
-    assert file_store.jobs.get_job(kept.id) is not None
+    assert file_database.jobs.get_job(kept.id) is not None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a place that only root may not write: /proc")
@@ -141,7 +141,7 @@ def test_a_database_url_that_cannot_be_used_is_named(url: str) -> None:
         Database.open(url)
 
 
-def test_a_service_secret_is_made_once(store: Database) -> None:
-    assert len(store.secrets.service_secret("urls")) == 32
-    assert store.secrets.service_secret("urls") == store.secrets.service_secret("urls")
-    assert store.secrets.service_secret("urls") != store.secrets.service_secret("other")
+def test_a_service_secret_is_made_once(database: Database) -> None:
+    assert len(database.secrets.service_secret("urls")) == 32
+    assert database.secrets.service_secret("urls") == database.secrets.service_secret("urls")
+    assert database.secrets.service_secret("urls") != database.secrets.service_secret("other")

@@ -53,9 +53,9 @@ def test_every_migration_goes_down_and_up_again_with_rows_in_the_tables(
         upgrade_database(url, newer)
         downgrade_database(url, older)
         upgrade_database(url, newer)
-    store = Database.connect(url)
-    job = store.jobs.get_job("job_1", "team_1")
-    store.close()
+    database = Database.connect(url)
+    job = database.jobs.get_job("job_1", "team_1")
+    database.close()
     assert job is not None and (job.status, job.reserved_seconds, job.recipe) == ("queued", 0, None)
 
 
@@ -78,8 +78,8 @@ def _insert_a_job(url: str) -> None:
     engine.dispose()
 
 
-def test_the_migrations_make_what_the_code_expects(database: str) -> None:
-    engine = create_database_engine(database)
+def test_the_migrations_make_what_the_code_expects(database_url: str) -> None:
+    engine = create_database_engine(database_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences = compare_metadata(context, metadata)
