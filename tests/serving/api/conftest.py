@@ -23,7 +23,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
-from calotype.serving.core.protocols import GenerationBackend
+from calotype.serving.core.protocols import GenerationBackend, SystemClock
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.upgrade import upgrade_database
@@ -51,6 +51,19 @@ def judge_text(text: str) -> dict[str, Any]:
     return decision("input", blocked=["sexual"] if "forbidden" in text else [])
 
 
+class ShiftedClock(SystemClock):
+    """The machine's clock, set forward by what was added with `advance`."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self._ahead
+
+    def advance(self, *, hours: float = 0.0, seconds: float = 0.0) -> None:
+        self._ahead += hours * 3600 + seconds
+
+
 @dataclass
 class Service:
     """A running gateway and everything behind it."""
@@ -62,6 +75,7 @@ class Service:
     backend: PaintingBackend
     catalog: Catalog
     safety: ScriptedSafety
+    clock: ShiftedClock
     app: Any = None
     clients: list[httpx.Client] = field(default_factory=list)
 
@@ -108,7 +122,8 @@ def running(
     """A gateway over ``folder``; arguments replace the parts of the usual one."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(_empty_database(), folder / "calotype.db")
-    database = Database.connect(sqlite_url(folder))
+    clock = ShiftedClock()
+    database = Database.connect(sqlite_url(folder), clock)
     safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
     quick = policy or DispatchPolicy(
         judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
@@ -125,7 +140,7 @@ def running(
     )
     with served(app) as url:
         key, _ = database.api_keys.create()
-        service = Service(url, key, database, blobs, backend, catalog, safety, app)
+        service = Service(url, key, database, blobs, backend, catalog, safety, clock, app)
         yield service
         for client in service.clients:
             client.close()

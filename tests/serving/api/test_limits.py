@@ -182,21 +182,8 @@ def test_usage_is_reported_by_day_model_and_adapter(service: Any) -> None:
         assert client.get("/v1/usage", params=query).status_code == 400, query
 
 
-class Later:
-    """The machine's clock, some hours on."""
-
-    def __init__(self, hours: float) -> None:
-        self.hours = hours
-
-    def time(self) -> float:
-        return time.time() + self.hours * 3600
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-
 def test_what_expires_is_removed_and_the_job_is_410_and_then_404(
-    start_service: Callable[..., Any], quick: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:
     service = start_service(settings=quick(sweep_seconds=None, garbage_seconds=3600))
     client = service.http()
@@ -209,23 +196,23 @@ def test_what_expires_is_removed_and_the_job_is_410_and_then_404(
     ).json()
     other = service.generate(prompt="other", seed=1).json()["job_id"]
     sweeper = Sweeper(service.gateway())
-    monkeypatch.setattr(service.database, "clock", Later(25))
+    service.clock.advance(hours=25)
     asyncio.run(sweeper.sweep())
     for job_id in (*shared, other):
         assert client.get(f"/v1/jobs/{job_id}").status_code == 410
         found = service.database.jobs.get_job(job_id)
         assert "prompt" not in found.request and found.recipe is None
     assert len(service.blobs.blobs) == 2, "a file waits before it goes"
-    monkeypatch.setattr(service.database, "clock", Later(27))
+    service.clock.advance(hours=2)
     asyncio.run(sweeper.sweep())
     assert len(service.blobs.blobs) == 1
     image = client.get(f"/v1/jobs/{kept['id']}").json()["output"]["images"][0]
     assert httpx.get(image["url"]).status_code == 200, "the last reference keeps the file"
-    monkeypatch.setattr(service.database, "clock", Later(24 * 60))
+    service.clock.advance(hours=1413)
     for _ in range(2):
         asyncio.run(sweeper.sweep())
     assert client.get(f"/v1/jobs/{other}").status_code == 404
-    monkeypatch.setattr(service.database, "clock", Later(24 * 60 + 2))
+    service.clock.advance(hours=2)
     asyncio.run(sweeper.sweep())
     assert service.blobs.blobs == {}
     assert service.database.usage.report(None, "2000-01-01", "2999-01-01", [])[0]["jobs"] == 4

@@ -186,27 +186,15 @@ def test_a_changed_or_old_address_gives_nothing(service: Any) -> None:
     assert httpx.get(without).status_code == 401
 
 
-def test_addresses_and_assets_expire(start_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_and_assets_expire(start_service: Any) -> None:
     service = start_service()
     url = service.generate(prompt="a dog", response_format="url").json()["data"][0]["url"]
     asset_id = urlsplit(url).path.split("/")[3]
-    now = service.database.clock.time()
-
-    class Later:
-        def __init__(self, hours: float) -> None:
-            self.hours = hours
-
-        def time(self) -> float:
-            return float(now + self.hours * 3600)
-
-        def monotonic(self) -> float:
-            return 0.0
-
-    monkeypatch.setattr(service.database, "clock", Later(2))
+    service.clock.advance(hours=2)
     assert httpx.get(url).status_code == 410
     assert httpx.get(url).json()["error"]["code"] == "expired"
     assert service.http().get(f"/v1/assets/{asset_id}").status_code == 200
-    monkeypatch.setattr(service.database, "clock", Later(25))
+    service.clock.advance(hours=23)
     assert service.http().get(f"/v1/assets/{asset_id}").status_code == 410
 
 
