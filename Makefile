@@ -5,7 +5,11 @@ STAMP := .venv/.calotype-setup
 # The oldest and the newest client of OpenAI's second major version; the tests drive both.
 OPENAI_CLIENTS := 2.0.0 2.54.0
 
-.PHONY: setup demo test test-cluster controlplane lint serve bench constraints clean
+# Test files run side by side; many of them wait more than they compute.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+.PHONY: setup demo test test-fast test-cluster controlplane lint serve bench constraints clean
 
 setup: $(STAMP)
 
@@ -21,10 +25,15 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 demo: setup
 	$(BIN)/python -m calotype.serving.commands.demo
 
+# Everything that needs no Kubernetes control plane.
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not cluster" --cov --cov-report=term
 
-# The tests that need a Kubernetes control plane. `make test` runs them too where it is built.
+# What answers within two minutes: no service is started, no large model is drawn with.
+test-fast: setup
+	$(PYTEST) -m "not cluster and not slow"
+
+# The tests that need a Kubernetes control plane.
 test-cluster: setup controlplane
 	$(BIN)/python -m pytest -m cluster
 

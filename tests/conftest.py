@@ -9,12 +9,23 @@ import pytest
 PROVENANCE_DIR = "CALOTYPE_PROVENANCE_DIR"
 MADE = pytest.StashKey[str]()
 
+# Tests run side by side (`make test`): a pool of threads in each of them would only take turns.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """One folder of keys for the whole run: every process that a test starts marks alike."""
     if PROVENANCE_DIR not in os.environ:
         os.environ[PROVENANCE_DIR] = tempfile.mkdtemp(prefix="calotype-marks-")
         config.stash[MADE] = os.environ[PROVENANCE_DIR]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay on one worker, with what they share, unless they name another group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
