@@ -1,5 +1,5 @@
-"""calotype.moderation: judges every prompt and every picture. Imports nothing of serving.
+"""calotype.moderation: checks every prompt and every image. Imports nothing of serving.
 
-`moderator.Moderator` is the entrance, `policy.Policy` what it goes by, `decision.Decision` what it
-says. Import those modules by name: this one imports nothing, so that reading a policy stays cheap.
+`moderator.Moderator` is the public class, `policy.policy.Policy` its configuration and
+`decision.Decision` its result. This module imports nothing, so that reading a policy stays cheap.
 """

@@ -1,8 +1,8 @@
-"""The seam at which classifiers plug in, and the guard that none of them can get around.
+"""The interfaces of classifiers, and the guard that bounds their failures.
 
 A classifier only measures: it returns a score from 0 to 1 per category, and the policy decides what
 the score means. It may be missing, raise, hang or answer nonsense; `Guard` turns each of these into
-`ClassifierUnavailable`, in bounded time, and tries afresh with the next judgement.
+`ClassifierUnavailable`, in bounded time, and builds the classifier anew for the next check.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextClassifier(Protocol):
 
 
 class ImageClassifier(Protocol):
-    """Scores pictures, whole ones and tiles of them, as height x width x 3 of uint8."""
+    """Scores images, whole ones and tiles of them, as height x width x 3 of uint8."""
 
     @property
     def name(self) -> str: ...
@@ -46,7 +46,7 @@ Input = TypeVar("Input")
 
 
 class Call(Generic[Input]):
-    """One call on a thread of its own, which may outlive the caller's patience."""
+    """One call on a thread of its own, which may run on after the caller timed out."""
 
     def __init__(self, guard: Guard[Input], inputs: Sequence[Input]) -> None:
         self._guard = guard
@@ -90,7 +90,7 @@ class Call(Generic[Input]):
 
 
 class Guard(Generic[Input]):
-    """Runs one classifier so that it answers well or not at all.
+    """Runs one classifier; an error, a time-out or an invalid score raises.
 
     Args:
         name: what a failure is called.

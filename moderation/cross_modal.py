@@ -1,6 +1,6 @@
-"""Rules over more than one thing: what a picture shows, and what it was asked with.
+"""Rules that combine what an image shows with what it was requested with.
 
-Each half is harmless or merely suspicious alone: the prompt names a child, a given picture shows a
+Each half is harmless or merely suspicious alone: the prompt names a child, a given image shows a
 face, the drawn one is somewhat sexual. Together they are refused, whatever the thresholds for each.
 """
 
@@ -19,12 +19,12 @@ LEAST = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a picture was asked with."""
+    """What an image was requested with."""
 
     names_minor: bool = False
     """The prompt names somebody under age."""
     shows_face: bool = False
-    """A given picture shows a face."""
+    """A given image shows a face."""
     asks_to_undress: bool = False
     """The prompt is about somebody's body: `matching.TermMatcher.asks_to_undress`."""
 
@@ -32,7 +32,7 @@ class Context:
         """What is refused for the combination."""
         found = []
         if self.shows_face and self.asks_to_undress:
-            # Whatever was drawn: whose face it is nobody knows here.
+            # Whatever the image shows: faces are detected, not recognised.
             category = Category.REAL_PERSON_INTIMATE
             rule = "cross-modal.face-and-undressing"
             found.append(Finding(category, Verdict.BLOCK, 1.0, 1.0, rule, "lists", "prompt"))

@@ -1,4 +1,4 @@
-"""The answer of the safety stage: what was found, by which rule, under which policy."""
+"""The result of the safety stage: the verdict, the rules that fired, and the policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
     """Where the rule stands: ``sexual.text.block``, or ``lists.minors.minor-near-sexual``."""
     classifier: str
     where: str
-    """The view of the prompt (``raw``, ``base64``, ...) or part of the picture that fired."""
+    """The view of the prompt (``raw``, ``base64``, ...) or part of the image that fired."""
 
     def to_payload(self) -> dict[str, Any]:
         return {
@@ -45,8 +45,8 @@ Measured = tuple[Category, Modality, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a policy's rules found in one prompt or picture."""
+class CheckResult:
+    """What the lists and classifiers found in one prompt or image."""
 
     findings: Sequence[Finding]
     scores: Mapping[Category, float]
@@ -57,7 +57,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One judgement of one prompt (stage input) or picture (stage output)."""
+    """The result for one prompt (stage input) or image (stage output)."""
 
     id: str
     stage: Stage
@@ -69,22 +69,22 @@ class Decision:
     peaks: tuple[Measured, ...] = ()
     unavailable: bool = False
     reason: str | None = None
-    """Why nothing could be judged: a sentence that names the classifier."""
+    """Why nothing could be checked: a sentence that names the classifier."""
     message: str | None = None
-    """What the policy says to the person whose prompt or picture is refused."""
+    """What the policy says to the person whose prompt or image is refused."""
     asked: str | None = None
     """The level that the caller asked for: ``low``, or ``0`` to ``6``."""
     preset: str | None = None
-    """The preset that was judged by then; ``auto`` is the policy itself."""
+    """The preset that was applied; ``auto`` is the policy itself."""
     granted: bool = True
     """Whether it is what the caller asked for."""
     privacy: Privacy = field(default_factory=Privacy)
-    """What may be kept of what was judged; no part of the JSON form."""
+    """What may be kept of what was checked; no part of the JSON form."""
     milliseconds: float = 0.0
 
     @property
     def served(self) -> bool:
-        """Whether what was judged may be shown; REVIEW and BLUR are held, ERROR is refused."""
+        """Whether what was checked may be shown; REVIEW and BLUR are held, ERROR is refused."""
         return self.verdict.served
 
     @property
@@ -143,14 +143,14 @@ def new_decision_id() -> str:
 def decide(
     applying: Applying,
     stage: Stage,
-    judgement: Judgement,
+    result: CheckResult,
     milliseconds: float,
     asked: str | None = None,
 ) -> Decision:
     """The most severe finding wins; no finding means ALLOW."""
     policy = applying.policy
     ranked = sorted(
-        judgement.findings, key=lambda finding: (-finding.verdict.severity, -finding.score)
+        result.findings, key=lambda finding: (-finding.verdict.severity, -finding.score)
     )
     verdict = ranked[0].verdict if ranked else Verdict.ALLOW
     message = None
@@ -163,8 +163,8 @@ def decide(
         policy_sha256=policy.sha256,
         verdict=verdict,
         findings=tuple(ranked),
-        scores=dict(judgement.scores),
-        peaks=judgement.peaks,
+        scores=dict(result.scores),
+        peaks=result.peaks,
         message=message,
         asked=asked,
         preset=applying.preset,
@@ -175,7 +175,7 @@ def decide(
 
 
 def failed(policy: Policy, stage: Stage, reason: str, milliseconds: float) -> Decision:
-    """Nothing passes that could not be judged."""
+    """The decision where a classifier failed: refused, or held where the policy says so."""
     return Decision(
         id=new_decision_id(),
         stage=stage,

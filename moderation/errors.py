@@ -3,9 +3,9 @@
 * ModerationError
   - PolicyError             a policy document is wrong; names the file and the field
   - EvaluationError         an evaluation data set is wrong; names the file and the column
-  - ImageError            what should be judged is no picture
+  - ImageError            what was given is not an image
   - ClassifierUnavailable   a classifier is missing, failed, hung or answered nonsense
-  - ProvenanceError         a picture cannot be marked, or its marks cannot be read
+  - ProvenanceError         an image cannot be marked, or its marks cannot be read
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EvaluationError(ModerationError):
 
 
 class ImageError(ModerationError):
-    """The pixels cannot be judged: wrong type, shape or size."""
+    """The pixels cannot be checked: wrong type, shape or size."""
 
 
 class ClassifierUnavailable(ModerationError):
@@ -43,4 +43,4 @@ class AuditError(ModerationError):
 
 
 class ProvenanceError(ModerationError):
-    """A picture cannot be marked, or its marks cannot be read."""
+    """An image cannot be marked, or its marks cannot be read."""

@@ -1,8 +1,8 @@
-"""The safety stage: one object that judges prompts and pictures, and never lets a failure pass.
+"""The safety stage: checks prompts and images; what cannot be checked is refused.
 
-Synchronous and thread-safe. Classifiers are loaded at the first judgement (or by `warm_up`); one
+Synchronous and thread-safe. Classifiers are loaded at the first check (or by `warm_up`); one
 that is missing, raises, hangs or answers nonsense makes the decision ERROR, which is not served,
-and is tried afresh with the next judgement.
+and is tried afresh with the next check.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
 from calotype.moderation.cross_modal import Context
-from calotype.moderation.decision import Decision, Judgement, Stage, decide, failed
+from calotype.moderation.decision import CheckResult, Decision, Stage, decide, failed
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.evaluation.shadow import Shadows
 from calotype.moderation.images import images
@@ -43,7 +43,7 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one policy brings with it."""
+    """One policy with its compiled lists and its classifiers."""
 
     rules: PromptRules
     judges: list[Guard[str]]
@@ -53,20 +53,20 @@ class _Stage:
 
 @dataclass(frozen=True, slots=True)
 class _Policies:
-    """Those of one moment, and what was compiled for each."""
+    """The current policies, and what was compiled for each."""
 
     rulebook: Rulebook
     stages: dict[Scope | str, _Stage] = field(default_factory=dict)
 
 
 class Moderator:
-    """Judges under the policies of one moment.
+    """Checks prompts and images under the current policies.
 
     Args:
-        policy: what may pass; policies that a judgement's scope names make it stricter.
+        policy: what may pass; policies that a check's scope names make it stricter.
         text_classifiers: instead of the embedded ones.
         image_classifiers: instead of the embedded ones.
-        known: lists of known pictures that hold under every policy.
+        known: lists of known images that hold under every policy.
         fingerprint: see `KnownImages`.
     """
 
@@ -83,7 +83,7 @@ class Moderator:
         self._faces = _image_guard("yunet", YuNet)
         self._lock = threading.Lock()
         self.shadows: Shadows | None = None
-        """Who asks the classifiers on trial that a policy names; None = nobody does."""
+        """Runs the shadow classifiers that a policy names; None = they are not run."""
         self._judges: dict[JudgeRules, Guard[str]] = {}
         self._models: dict[tuple[str, str], images.Scan] = {}
         if text_classifiers is None:
@@ -115,20 +115,20 @@ class Moderator:
 
     @property
     def policy(self) -> Policy:
-        """The model's policy, that the next judgement will be made under."""
+        """The model's policy, that the next check will be made under."""
         return self._current.rulebook.policy
 
     def reconfigure(self, policy: Policy, named: Mapping[str, Policy] | None = None) -> None:
-        """Switches the policies. Judgements under way end under those they began with.
+        """Switches the policies. Checks under way end under those they began with.
 
         Args:
-            named: those that the scope of a judgement may name.
+            named: those that the scope of a check may name.
         """
-        # One assignment: a judgement sees everything of one moment.
+        # One assignment: a check never sees half of a switch.
         self._current = self._ready(Rulebook(policy, named))
 
     def applying(self, scope: Scope) -> Policy:
-        """The policy of the next judgement in a scope. Raises PolicyError."""
+        """The policy of the next check in a scope. Raises PolicyError."""
         return self._current.rulebook.applying(scope).policy
 
     def _ready(self, rulebook: Rulebook) -> _Policies:
@@ -138,7 +138,7 @@ class Moderator:
 
     def _stage(self, policies: _Policies, scope: Scope, applying: Applying) -> _Stage:
         # Policies at a preset have the digest of their document, so the scope tells them apart.
-        key = scope if scope.wish is not None else applying.policy.sha256
+        key = scope if scope.requested_level is not None else applying.policy.sha256
         with self._lock:
             found = policies.stages.get(key)
         if found is None:
@@ -166,28 +166,28 @@ class Moderator:
         return _Stage(PromptRules(policy), judges, known, models)
 
     def warm_up(self) -> list[str]:
-        """Loads every classifier; returns a sentence for each that cannot judge now."""
+        """Loads every classifier; returns a sentence for each that failed."""
         grey = np.zeros((64, 64, 3), dtype=np.uint8)
         grey[:32] = 200
         problems = []
-        for decision in (self.judge_prompt("a red circle"), self.judge_image(grey)):
+        for decision in (self.check_prompt("a red circle"), self.check_image(grey)):
             if decision.unavailable:
                 problems.append(decision.reason or "")
         return problems
 
-    def judge_prompt(self, text: str, scope: Scope = EVERYBODY) -> Decision:
-        """Judges any text: a prompt, a negative prompt, an edit instruction, trigger words.
+    def check_prompt(self, text: str, scope: Scope = EVERYBODY) -> Decision:
+        """Checks any text: a prompt, a negative prompt, an edit instruction, trigger words.
 
         Args:
             scope: for whom: policies that apply beside the model's, and what the caller asked for.
         """
 
-        def judge(stage: _Stage, deadline: float) -> Judgement:
-            return stage.rules.judge(text, self._text, deadline, stage.judges)
+        def check(stage: _Stage, deadline: float) -> CheckResult:
+            return stage.rules.check(text, self._text, deadline, stage.judges)
 
-        return self._decided("input", scope, text, judge)
+        return self._decided("input", scope, text, check)
 
-    def judge_image(
+    def check_image(
         self,
         pixels: NDArray[np.uint8],
         *,
@@ -195,15 +195,15 @@ class Moderator:
         references: Sequence[Pixels] = (),
         scope: Scope = EVERYBODY,
     ) -> Decision:
-        """Judges the very pixels that would be served: height x width x 3 of uint8.
+        """Checks the very pixels that would be served: height x width x 3 of uint8.
 
         Args:
-            prompt: what the picture was drawn for; a minor in it makes the rules stricter.
-            references: pictures that it was drawn from; a face in one makes them stricter.
-            scope: as of `judge_prompt`.
+            prompt: what the image was drawn for; a minor in it makes the rules stricter.
+            references: images that it was drawn from; a face in one makes them stricter.
+            scope: as of `check_prompt`.
         """
 
-        def judge(stage: _Stage, deadline: float) -> Judgement:
+        def check(stage: _Stage, deadline: float) -> CheckResult:
             rules = stage.rules
             context = Context(
                 names_minor=bool(prompt) and rules.names_minor(prompt),
@@ -211,16 +211,16 @@ class Moderator:
                 asks_to_undress=bool(references) and rules.asks_to_undress(prompt),
             )
             scans = [*self._image, *stage.more_scans]
-            return images.judge(pixels, rules.policy, scans, deadline, stage.known, context)
+            return images.check(pixels, rules.policy, scans, deadline, stage.known, context)
 
-        return self._decided("output", scope, pixels, judge)
+        return self._decided("output", scope, pixels, check)
 
     def _decided(
         self,
         kind: Stage,
         scope: Scope,
         content: str | Pixels,
-        judge: Callable[[_Stage, float], Judgement],
+        check: Callable[[_Stage, float], CheckResult],
     ) -> Decision:
         start = time.monotonic()
         policies = self._current
@@ -228,14 +228,14 @@ class Moderator:
         try:
             applying = policies.rulebook.applying(scope)
             stage = self._stage(policies, scope, applying)
-            judgement = judge(stage, time.monotonic() + applying.policy.timeout_seconds)
+            result = check(stage, time.monotonic() + applying.policy.timeout_seconds)
         except ModerationError as error:
             reason = str(error)
-        except Exception as error:  # the last line: what no one foresaw must not pass either
+        except Exception as error:  # fail closed: an unexpected error must not let anything pass
             reason = f"The safety stage failed: {type(error).__name__}: {error}"
         else:
             elapsed = 1000 * (time.monotonic() - start)
-            decision = decide(applying, kind, judgement, elapsed, scope.wish)
+            decision = decide(applying, kind, result, elapsed, scope.requested_level)
             if self.shadows is not None:
                 self.shadows.offer(applying.policy, decision, content)
             return decision
@@ -243,7 +243,7 @@ class Moderator:
         return failed(applying.policy, kind, reason, elapsed)
 
     def _shows_face(self, pictures: Sequence[Pixels], deadline: float) -> bool:
-        given = [images.checked(image) for image in pictures]
+        given = [images.validated(image) for image in pictures]
         scores = self._faces.score(given, deadline - time.monotonic())
         return any(max(row.values(), default=0.0) >= SURE for row in scores)
 

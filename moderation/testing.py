@@ -1,4 +1,4 @@
-"""Scripted classifiers: the unsafe side of every path, without unsafe content."""
+"""Scripted classifiers for tests: refusals and failures without unsafe content."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class FixedTextClassifier:
 
 
 class FixedImageClassifier:
-    """Gives every picture the same scores, or only those mostly of one colour.
+    """Gives every image the same scores, or only those mostly of one colour.
 
     Args:
         scores: per category.
         colour: the marked colour, red, green, blue.
-        cover: the part of a picture that must have the colour.
+        cover: the part of an image that must have the colour.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ def openai_result(decision: Decision) -> dict[str, Any]:
 def openai_result_of_payload(payload: dict[str, Any]) -> dict[str, Any]:
     """The same from `Decision.to_payload`, which is what crosses process boundaries.
 
-    A category is true when the policy does not let it pass or flags it. Nothing is known of a
-    picture's or prompt's categories when the stage was unavailable: ask ``payload["unavailable"]``.
+    A category is true when the policy does not let it pass or flags it. Nothing is known of an
+    image's or prompt's categories when the stage was unavailable: ask ``payload["unavailable"]``.
     """
     kind = "text" if payload["stage"] == "input" else "image"
     found = set(payload["flagged_categories"])

@@ -1,4 +1,4 @@
-"""How far classifiers on trial agree with what was decided, from the log of `shadow.Shadows`."""
+"""Agreement of shadow classifiers with the decisions, from the log of `shadow.Shadows`."""
 
 from __future__ import annotations
 

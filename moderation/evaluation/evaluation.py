@@ -1,4 +1,4 @@
-"""How well the stage does on somebody's own prompts: ``calotype moderation evaluate``.
+"""Evaluates the text stage on labelled prompts: ``calotype moderation evaluate``.
 
 The data set is a CSV with the columns ``text`` and ``label``, and perhaps ``language``. ``benign``
 is the label of what must pass; every other label, whether or not a policy knows it, is a kind of
@@ -24,10 +24,10 @@ RESAMPLES = 1000
 SEED = 0
 
 
-class PromptJudge(Protocol):
+class PromptChecker(Protocol):
     """What is evaluated; `moderator.Moderator` is one."""
 
-    def judge_prompt(self, text: str) -> Decision: ...
+    def check_prompt(self, text: str) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class LabelReport:
     flagged: int
     """Served, but marked; what is blocked is not counted again."""
     unavailable: int
-    """Blocked because nothing could be judged; counted in ``blocked`` too."""
+    """Blocked because nothing could be checked; counted in ``blocked`` too."""
     rate: float
     """Blocked of all."""
     low: float
@@ -148,35 +148,35 @@ class Report:
 
 def evaluate(
     path: str | pathlib.Path,
-    moderator: PromptJudge,
+    moderator: PromptChecker,
     progress: Callable[[int, int], None] | None = None,
     *,
     evasions: bool = False,
 ) -> Report:
-    """Judges every row. Raises EvaluationError for a file that is no such data set.
+    """Checks every row. Raises EvaluationError for a file that is no such data set.
 
     Args:
         path: CSV with a header; columns text and label, others are ignored.
         moderator: who judges.
-        progress: told how many of how many prompts are judged.
+        progress: told how many of how many prompts are checked.
         evasions: writes what was refused in every family of `evasions.FAMILIES` as well.
     """
     rows = read(pathlib.Path(path))
     decisions: list[Decision] = []
     for number, row in enumerate(rows, start=1):
-        decisions.append(moderator.judge_prompt(row.text))
+        decisions.append(moderator.check_prompt(row.text))
         if progress is not None:
             progress(number, len(rows))
-    judged = list(zip(rows, decisions, strict=True))
+    decided = list(zip(rows, decisions, strict=True))
     languages = sorted({row.language for row in rows if row.language})
-    refused = [row.text for row, decision in judged if decision.blocked and row.label != BENIGN]
+    refused = [row.text for row, decision in decided if decision.blocked and row.label != BENIGN]
     return Report(
         dataset=str(path),
         policy=decisions[0].policy,
         policy_sha256=decisions[0].policy_sha256,
-        labels=_label_reports(judged),
+        labels=_label_reports(decided),
         languages=tuple(
-            (name, _label_reports([pair for pair in judged if pair[0].language == name]))
+            (name, _label_reports([pair for pair in decided if pair[0].language == name]))
             for name in languages
         ),
         evasions=tuple(_evaded(moderator, refused, progress)) if evasions else (),
@@ -184,10 +184,10 @@ def evaluate(
 
 
 def _evaded(
-    moderator: PromptJudge, refused: Sequence[str], progress: Callable[[int, int], None] | None
+    moderator: PromptChecker, refused: Sequence[str], progress: Callable[[int, int], None] | None
 ) -> Iterator[Evasion]:
     for number, (family, rewrite) in enumerate(FAMILIES.items(), start=1):
-        still = sum(moderator.judge_prompt(rewrite(text)).blocked for text in refused)
+        still = sum(moderator.check_prompt(rewrite(text)).blocked for text in refused)
         if progress is not None:
             progress(number, len(FAMILIES))
         yield Evasion(family, len(refused), still)
@@ -224,10 +224,10 @@ def read(path: pathlib.Path) -> list[Row]:
     return [Row(text, label.strip(), language.strip()) for text, label, language, _ in rows]
 
 
-def _label_reports(judged: Sequence[tuple[Row, Decision]]) -> tuple[LabelReport, ...]:
+def _label_reports(decided: Sequence[tuple[Row, Decision]]) -> tuple[LabelReport, ...]:
     """One per label, what must pass first."""
     outcomes: dict[str, list[Decision]] = {}
-    for row, decision in judged:
+    for row, decision in decided:
         outcomes.setdefault(row.label, []).append(decision)
     labels = sorted(outcomes, key=lambda label: (label != BENIGN, label))
     return tuple(_label_report(label, outcomes[label]) for label in labels)

@@ -1,7 +1,7 @@
-"""Twelve ways in which people hide a prompt from a filter, for measuring what they are worth.
+"""Twelve ways of hiding a prompt from a filter, to measure how well each is caught.
 
 Each family rewrites a plain prompt the same way every time. The first nine change how it is spelt,
-the last three what surrounds it; `views` is what stands against them.
+the last three what surrounds it; `text.views` undoes them.
 """
 
 from __future__ import annotations

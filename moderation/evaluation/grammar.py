@@ -24,7 +24,9 @@ _KINDS: tuple[tuple[Category | None, str, str], ...] = (
 )
 
 
-def drawn(seed: int, per_state: int = 10, per_phrase: int = 6) -> Iterator[tuple[str, str]]:
+def sampled_prompts(
+    seed: int, per_state: int = 10, per_phrase: int = 6
+) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
     grammar: dict[str, Any] = {}
     for path in sorted(HEADS.glob("grammar*.yaml")):

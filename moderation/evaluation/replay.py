@@ -1,7 +1,7 @@
-"""What another policy would have decided: logged measurements judged again, nothing else asked.
+"""What another policy would have decided, computed from the logged scores.
 
-The audit log keeps what every classifier measured, so a new version can be tried on real traffic
-before anybody meets it. Prompts and pictures are not needed, and are not there.
+The audit log keeps every classifier's scores, so a new version can be tried on real traffic before
+it is used. Prompts and images are not needed, and are not in the log.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Replay:
 
     policy: str
     policy_sha256: str
-    judged: int = 0
+    compared: int = 0
     skipped: int = 0
-    """Could not be judged then, or logged without measurements."""
+    """Could not be checked then, or logged without measurements."""
     before: Counter[str] = field(default_factory=Counter)
     after: Counter[str] = field(default_factory=Counter)
     newly_refused: dict[str, list[str]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Replay:
         return {
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
-            "judged": self.judged,
+            "judged": self.compared,
             "skipped": self.skipped,
             "before": dict(self.before),
             "after": dict(self.after),
@@ -52,7 +52,7 @@ class Replay:
     def lines(self) -> list[str]:
         """For a terminal."""
         shown = [
-            f"{self.judged} decisions again under {self.policy}"
+            f"{self.compared} decisions again under {self.policy}"
             + (f" ({self.skipped} have no measurements)" if self.skipped else ""),
             f"{'verdict':<8} {'then':>7} {'now':>7}",
         ]
@@ -74,7 +74,7 @@ class Replay:
 
 
 def replay(where: pathlib.Path, policy: Policy) -> Replay:
-    """Judges the decisions of an audit log, or of a folder of them, again.
+    """Applies a policy to the decisions of an audit log, or of a folder of them.
 
     Raises:
         AuditError: there is no log, or a line of it cannot be read.
@@ -86,7 +86,7 @@ def replay(where: pathlib.Path, policy: Policy) -> Replay:
             continue
         then = Verdict(decision["verdict"])
         now, category = _again(decision, policy)
-        found.judged += 1
+        found.compared += 1
         found.before[then] += 1
         found.after[now] += 1
         if then.served and not now.served:

@@ -1,8 +1,7 @@
-"""Classifiers on trial: they are asked beside the others about a share of what is judged.
+"""Shadow classifiers: run beside the others on a sample of the decisions, to compare them.
 
-A shadow never decides, never delays an answer and never fails one: it runs on a thread of its own,
-after the decision, and what it thinks goes into a log beside the audit. When more is offered than
-it can look at, the rest is passed over and counted.
+A shadow decides nothing and delays no response: it runs on a thread of its own after the decision
+and logs its verdict beside the audit log. When its queue is full, inputs are skipped and counted.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from calotype.moderation.policy.rules import JudgeRules, ShadowRules
 log = logging.getLogger(__name__)
 
 WAITING = 16
-"""What may wait for the shadows; a full queue passes the next one over."""
+"""Inputs that may wait for the shadows; with a full queue the next one is skipped."""
 
 Content = str | Pixels
 Load = Callable[[ShadowRules], Callable[[Sequence[Any]], Sequence[Scores]]]
-Heard = Callable[[str, str], None]
-"""Is told (classifier, what became of it): see `RESULTS`."""
+OnResult = Callable[[str, str], None]
+"""Called with the classifier and one of `RESULTS`."""
 
 RESULTS = ("agreed", "would_refuse", "would_serve", "failed", "passed_over")
 
@@ -51,60 +50,60 @@ class Shadows:
     """The classifiers on trial of one moderator.
 
     Args:
-        path: the log; JSON lines without prompts and pictures.
-        heard: for metrics.
+        path: the log; JSON lines without prompts and images.
+        on_result: for metrics.
         load: builds a classifier (tests put their own in).
     """
 
     def __init__(
         self,
         path: pathlib.Path,
-        heard: Heard = lambda classifier, result: None,
+        on_result: OnResult = lambda classifier, result: None,
         load: Load | None = None,
     ) -> None:
-        self._path, self._heard, self._load = path, heard, load or load_shadow
+        self._path, self._on_result, self._load = path, on_result, load or load_shadow
         self._offers: queue.Queue[_Offer] = queue.Queue(WAITING)
         self._guards: dict[ShadowRules, Guard[Any]] = {}
         self._thread: threading.Thread | None = None
-        self._told: dict[ShadowRules, str] = {}
+        self._logged: dict[ShadowRules, str] = {}
 
     def offer(self, policy: Policy, decision: Decision, content: Content) -> None:
-        """Lets the shadows of a policy look at what was decided; returns at once.
+        """Queues a decision for the shadows of its policy; returns at once.
 
-        What nobody could judge is not shown to them: there is nothing to agree with.
+        Decisions without a verdict are left out: there is nothing to compare with.
         """
         if decision.unavailable:
             return
         for rules in policy.shadow:
-            if reads(rules, content) and _drawn(decision.id, rules):
+            if reads(rules, content) and _sampled(decision.id, rules):
                 self._start()
                 try:
                     self._offers.put_nowait(_Offer(rules, policy, decision, content))
                 except queue.Full:
-                    self._heard(rules.classifier, "passed_over")
+                    self._on_result(rules.classifier, "passed_over")
 
     def wait(self) -> None:
-        """Until everything that was offered has been looked at."""
+        """Blocks until everything queued is done."""
         self._offers.join()
 
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._look_for_ever, name="moderation-shadows", daemon=True
+                target=self._run, name="moderation-shadows", daemon=True
             )
             self._thread.start()
 
-    def _look_for_ever(self) -> None:
+    def _run(self) -> None:
         while True:
             offer = self._offers.get()
             try:
-                self._look(offer)
-            except Exception:  # of a shadow nothing may reach a request, not even the next one
+                self._compare(offer)
+            except Exception:  # a shadow's error must not stop the thread
                 log.exception("a classifier on trial could not be asked")
             finally:
                 self._offers.task_done()
 
-    def _look(self, offer: _Offer) -> None:
+    def _compare(self, offer: _Offer) -> None:
         rules, decision = offer.rules, offer.decision
         guard = self._guards.setdefault(rules, Guard(rules.classifier, lambda: self._load(rules)))
         entry: dict[str, Any] = {
@@ -119,7 +118,7 @@ class Shadows:
             (scores,) = guard.score([offer.content], offer.policy.timeout_seconds)
         except ModerationError as error:
             entry["error"], result = str(error), "failed"
-            self._tell(rules, str(error))
+            self._log_once(rules, str(error))
         else:
             would = would_be(offer.policy, scores, decision.stage)
             entry["scores"] = {
@@ -127,24 +126,24 @@ class Shadows:
             }
             entry["would"] = would.value
             result = _result(decision.verdict, would)
-            self._told.pop(rules, None)
+            self._logged.pop(rules, None)
         self._append(entry)
-        self._heard(rules.classifier, result)
+        self._on_result(rules.classifier, result)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
 
-    def _tell(self, rules: ShadowRules, problem: str) -> None:
+    def _log_once(self, rules: ShadowRules, problem: str) -> None:
         """Once for each problem: a missing model fails again with every request."""
-        if self._told.get(rules) != problem:
-            self._told[rules] = problem
+        if self._logged.get(rules) != problem:
+            self._logged[rules] = problem
             log.error("the classifier on trial %s does not answer: %s", rules.classifier, problem)
 
 
 def reads(rules: ShadowRules, content: Content) -> bool:
-    """Whether a shadow is one of such content: judges read prompts, the others see pictures."""
+    """Whether a shadow takes such content: judges take prompts, the others images."""
     return isinstance(content, str) is (rules.classifier not in IMAGE_MODELS)
 
 
@@ -174,7 +173,7 @@ def load_shadow(rules: ShadowRules) -> Callable[[Sequence[Any]], Sequence[Scores
     return Judge(judge).score
 
 
-def _drawn(decision: str, rules: ShadowRules) -> bool:
+def _sampled(decision: str, rules: ShadowRules) -> bool:
     """Whether a decision is in the sample; by its id, so that replicas agree."""
     digest = hashlib.sha256(f"{decision} {rules.classifier} {rules.model}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < rules.sample * 2**64

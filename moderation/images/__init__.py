@@ -1,1 +1,1 @@
-"""Judging images: decoding, classifiers, faces, known images."""
+"""Checking images: decoding, classifiers, face detection, lists of known images."""

@@ -1,8 +1,8 @@
-"""A picture file to the pixels that are judged: orientation, transparency, palettes, 16 bit.
+"""Decodes an image file to the pixels to check: orientation, transparency, palettes, 16 bit.
 
-Whatever a viewer could show of a file is judged: transparent parts on white and on black, every
+Whatever a viewer could show of a file is checked: transparent parts on white and on black, every
 frame of an animation, the colours with and without its profile, 16 bits cut and stretched. What
-is no picture, has too many pixels or too many frames is refused.
+is not an image, has too many pixels or too many frames is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from calotype.moderation.errors import ImageError
 MAX_PIXELS = 50_000_000
 """Of all frames together."""
 MAX_FRAMES = 8
-"""Frames are not sampled: the one that was left out would be the one to look at."""
+"""Frames are not sampled: unsafe content could be in the one left out."""
 MAX_PROFILE_BYTES = 4 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What browsers show, and TIFF. Pillow knows others; for one of them it starts a program."""
@@ -28,10 +28,10 @@ Pixels = NDArray[np.uint8]
 
 
 def decode_image(data: bytes, name: str = "the picture") -> list[Pixels]:
-    """Every view of a picture that somebody could see, first the plain one.
+    """Every view of an image that somebody could see, first the plain one.
 
     Raises:
-        ImageError: no picture, a damaged one, more than MAX_PIXELS or MAX_FRAMES.
+        ImageError: no image, a damaged one, more than MAX_PIXELS or MAX_FRAMES.
     """
     try:
         with warnings.catch_warnings():
@@ -52,7 +52,7 @@ def decode_image(data: bytes, name: str = "the picture") -> list[Pixels]:
 
 
 def blur(pixels: Pixels) -> Pixels:
-    """The picture made unrecognisable: what a BLUR verdict serves, and what reviewers see first."""
+    """The image made unrecognisable: what a BLUR verdict serves, and what reviewers see first."""
     radius = max(4.0, min(pixels.shape[:2]) / 12)
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
@@ -90,7 +90,7 @@ def _views(frame: Image.Image) -> list[Pixels]:
 
 
 def _from_deep(frame: Image.Image) -> list[Pixels]:
-    """16 bit and float pictures: as wide as their numbers reach, and cut to 8 bits."""
+    """16 bit and float images: as wide as their numbers reach, and cut to 8 bits."""
     deep = np.nan_to_num(np.asarray(frame, dtype=np.float64))
     low, high = float(deep.min()), float(deep.max())
     stretched = (deep - low) * (255.0 / max(high - low, 1e-9))
@@ -103,7 +103,7 @@ def _from_deep(frame: Image.Image) -> list[Pixels]:
 
 
 def _with_profile(frame: Image.Image) -> Image.Image | None:
-    """The picture as a viewer shows it that heeds its colour profile; None without one."""
+    """The image as a viewer shows it that heeds its colour profile; None without one."""
     profile = frame.info.get("icc_profile")
     if not isinstance(profile, bytes) or not 0 < len(profile) <= MAX_PROFILE_BYTES:
         return None

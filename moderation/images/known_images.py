@@ -1,8 +1,8 @@
-"""Lists of known pictures that are refused wherever they turn up: given, drawn or turned.
+"""Lists of known images that are refused as input or output, in any orientation.
 
-A list is a text file with a line for each picture: its PDQ in 64 hexadecimal digits, the category
+A list is a text file with a line for each image: its PDQ in 64 hexadecimal digits, the category
 it is refused for, and a note of one's own. ``#`` begins a comment. A list is read again when it
-changes, so that a takedown needs no restart; one that cannot be read refuses every picture.
+changes, so that a takedown needs no restart; one that cannot be read refuses every image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLASSIFIER = "pdq"
 
 @dataclass(frozen=True, slots=True)
 class KnownList:
-    """Pictures that are refused, from one place."""
+    """Images that are refused, from one place."""
 
     name: str
     hashes: Words
@@ -35,7 +35,7 @@ class KnownList:
     labels: tuple[str, ...]
     """[n] what a finding calls each: a line's number, a takedown's id."""
     exact: Mapping[str, tuple[Category, str]] = field(default_factory=dict)
-    """Fingerprint of the very pixels -> category and label; of flat pictures too."""
+    """Fingerprint of the very pixels -> category and label; of flat images too."""
 
 
 KnownSource = Callable[[], KnownList]
@@ -47,7 +47,7 @@ class KnownImages:
 
     Args:
         paths: files; none means that nothing is known.
-        sources: further lists, asked at every picture.
+        sources: further lists, asked at every image.
         fingerprint: of the very pixels, as `KnownList.exact` has it; None = nothing is compared so.
     """
 
@@ -63,7 +63,7 @@ class KnownImages:
         self._lock = threading.Lock()
 
     def findings(self, pixels: Pixels) -> list[Finding]:
-        """The best match of each list, in any of the eight ways of turning the picture.
+        """The best match of each list, in any of the eight ways of turning the image.
 
         Raises:
             ClassifierUnavailable: a list is missing or wrong; names the file and the line.

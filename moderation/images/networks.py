@@ -25,7 +25,7 @@ def onnx_session(name: str, path: pathlib.Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # One thread: its spinning workers would take the cores from the picture being drawn.
+    # One thread: its spinning workers would take the cores from the image being drawn.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

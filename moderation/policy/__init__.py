@@ -1,1 +1,1 @@
-"""What may pass: policies, their rules and presets, and what a refused caller is told."""
+"""Policies, their rules and presets, and the messages of refusals."""

@@ -1,4 +1,4 @@
-"""The words of the safety stage: categories, verdicts, and what a score is measured on."""
+"""The enumerations of the safety stage: categories, verdicts and modalities."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPENAI_CATEGORIES: tuple[Category, ...] = tuple(Category)[:13]
 
 
 class Verdict(enum.StrEnum):
-    """What happens to a prompt or a picture. REVIEW holds it for a person: it is not served."""
+    """What happens to a prompt or an image. REVIEW holds it for a person: it is not served."""
 
     ALLOW = "ALLOW"
     FLAG = "FLAG"
@@ -49,7 +49,7 @@ class Verdict(enum.StrEnum):
 
     @property
     def served(self) -> bool:
-        """Whether the caller gets what was judged."""
+        """Whether the caller gets what was checked."""
         return self in (Verdict.ALLOW, Verdict.FLAG)
 
 

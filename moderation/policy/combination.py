@@ -1,7 +1,7 @@
 """The strictest of several policies: the model's, the team's, those of the adapters.
 
-Where one of them is at least as strict as all others it alone is judged by, and named. Else their
-rules are put together: of every threshold the lowest, of lists and terms all.
+Where one of them is at least as strict as all others, it applies alone. Else their rules are
+combined: the lowest of every threshold, and all lists and terms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from calotype.moderation.policy.strictness import laxer_at
 
 
 class AppliedPolicy(Policy):
-    """What is judged by where that is not one document as it was written."""
+    """The policy in force where that is not one document as it was written."""
 
     identities: tuple[str, ...]
     digest: str
@@ -49,8 +49,8 @@ def strictest(policies: Sequence[Policy]) -> Policy:
     """What is refused by all of ``policies`` together.
 
     Args:
-        policies: the most specific one first: what is no matter of strictness (privacy, messages,
-            names of known pictures' folders) is taken from there.
+        policies: the most specific one first: what has nothing to do with strictness (privacy,
+            messages) is taken from there.
     """
     unique = list({policy.sha256 + policy.identity: policy for policy in policies}.values())
     for candidate in unique:

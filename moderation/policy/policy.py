@@ -1,4 +1,4 @@
-"""What may pass: categories, thresholds and actions, as one versioned document.
+"""A policy: categories, thresholds and actions, as one versioned document.
 
 A policy is the spec of a ModerationPolicy manifest and, word for word, a YAML file such as
 ``builtin/default.yaml``. It is immutable: a decision names the version it was made under, and a
@@ -84,7 +84,7 @@ class Policy(PolicySpec):
 
     @classmethod
     def from_spec(cls, name: str, spec: Mapping[str, Any]) -> Policy:
-        """The policy of a ModerationPolicy manifest that somebody else has read."""
+        """The policy of a ModerationPolicy manifest, already parsed."""
         return _validated(f"ModerationPolicy {name}", {**spec, "name": name})
 
     @classmethod

@@ -20,20 +20,20 @@ LOW = "low"
 """The preset of ``moderation: low``, and how a caller's wish for it is written."""
 
 
-def is_wish(text: str) -> bool:
+def is_level(text: str) -> bool:
     """Whether a caller may ask so: ``low``, or ``0`` to ``6``."""
     return text == LOW or text in {str(level) for level in range(MOST + 1)}
 
 
-def granted(policy: PolicySpec, wish: str) -> tuple[str | None, bool]:
+def granted(policy: PolicySpec, requested: str) -> tuple[str | None, bool]:
     """The preset that a wish gets (None = the policy itself), and whether it is what was asked for.
 
     Args:
-        wish: see `is_wish`.
+        requested: see `is_level`.
     """
-    if wish == LOW:
+    if requested == LOW:
         return (LOW, True) if policy.presets.low is not None else (None, False)
-    level = int(wish)
+    level = int(requested)
     if level == OWN:
         return None, True
     levels = {

@@ -1,4 +1,4 @@
-"""What somebody is told whose prompt or picture is refused, in their own language.
+"""The messages of refused prompts and images, in several languages.
 
 The sentences stand in ``refusals.yaml``. The wording of an API's error stays English, since clients
 recognise it; this is the sentence to show to a person.
@@ -55,11 +55,13 @@ def preferred_language(header: str) -> str:
 
 
 def held_message(language: str = DEFAULT) -> str:
-    """The sentence for pictures that a person looks at before anybody sees them."""
+    """The sentence for images that a person looks at before anybody sees them."""
     return sentences()[HELD][language]
 
 
-def told(categories: Sequence[str], own: str | None = None, language: str = DEFAULT) -> str:
+def refusal_message(
+    categories: Sequence[str], own: str | None = None, language: str = DEFAULT
+) -> str:
     """The sentence for a refusal.
 
     Args:

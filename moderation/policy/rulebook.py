@@ -1,4 +1,4 @@
-"""The policies of one moment: the model's, and those that teams and adapters name beside it."""
+"""The policies in force: the model's, and those that teams and adapters add."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.combination import at, strictest
 from calotype.moderation.policy.policy import Policy
-from calotype.moderation.policy.presets import granted, is_wish
+from calotype.moderation.policy.presets import granted, is_level
 
 REMEMBERED = 256
 """Combinations that are kept ready; teams and adapters of one model rarely make more."""
@@ -18,21 +18,21 @@ REMEMBERED = 256
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """For whom something is judged."""
+    """The additional policies and the level that apply to one check."""
 
     policies: tuple[str, ...] = ()
     """Names of the policies that apply beside the model's, the most specific one first."""
-    wish: str | None = None
-    """What the caller asked for (`presets.is_wish`); None = nothing."""
+    requested_level: str | None = None
+    """What the caller asked for (`presets.is_level`); None = nothing."""
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any] | None) -> Scope:
-        """Raises PolicyError for what no caller may ask for."""
+        """Raises PolicyError for a level that does not exist."""
         given = payload or {}
-        wish = given.get("wish")
-        if wish is not None and not is_wish(str(wish)):
-            raise PolicyError(f"{wish!r} is no level: low, or 0 to 6.")
-        return cls(tuple(given.get("policies", ())), None if wish is None else str(wish))
+        level = given.get("wish")
+        if level is not None and not is_level(str(level)):
+            raise PolicyError(f"{level!r} is no level: low, or 0 to 6.")
+        return cls(tuple(given.get("policies", ())), None if level is None else str(level))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Applying:
 
 
 class Rulebook:
-    """Thread-safe and immutable but for what it remembers.
+    """The policies and a cache of their combinations. Thread-safe.
 
     Args:
         policy: the model's.
@@ -87,9 +87,9 @@ class Rulebook:
                 )
             policies.append(self._named[name])
         policies.append(self.policy)
-        if scope.wish is None:
+        if scope.requested_level is None:
             return Applying(strictest(policies))
-        answers = [granted(policy, scope.wish) for policy in policies]
+        answers = [granted(policy, scope.requested_level) for policy in policies]
         levelled = [
             policy if preset is None else at(policy, preset)
             for policy, (preset, _) in zip(policies, answers, strict=True)

@@ -1,8 +1,8 @@
 """Content Credentials: a C2PA manifest in a png, jpeg or webp file that says how it was made.
 
 c2pa-python writes and reads it, without network, thumbnail or time stamp. What it draws at random
-(the salts of the assertions) is replaced by what follows from the picture, and the claim is signed
-anew: the same picture signed by the same signer is the same file.
+(the salts of the assertions) is replaced by what follows from the image, and the claim is signed
+anew: the same image signed by the same signer is the same file.
 
 The manifest binds every byte of the file. Whatever is written into it afterwards breaks it, so a
 recipe must be in the file before.
@@ -82,7 +82,7 @@ def sign(
         data: the file, with everything else already in it.
         kind: ``png``, ``jpeg`` or ``webp``.
         source_type: IPTC's digital source type, as an address.
-        generator: name and version of what made the picture.
+        generator: name and version of what made the image.
         watermark: payload of the invisible mark, in hexadecimal.
 
     Raises:
@@ -175,7 +175,7 @@ def _manifest(
 def _repeatable(
     data: bytes, kind: str, digest: bytes, claimed: bytes, signature: bytes, signer: Signer
 ) -> bytes:
-    """The signed file with salts that follow from the picture instead of random ones.
+    """The signed file with salts that follow from the image instead of random ones.
 
     Args:
         claimed: the bytes that were signed; the claim stands in them as it does in the file.

@@ -1,4 +1,4 @@
-"""The secrets of an installation that its marks are made with.
+"""The keys of an installation: for its watermark and for its signatures.
 
 They lie in a folder (``watermark.key``, ``signer.key`` with ``signer.pem``), made at the first use,
 or follow from a secret that all processes of a cluster share. Whoever has the watermark's key can

@@ -1,11 +1,11 @@
-"""Marks that say: an AI model made this picture. Three layers, each for another reader.
+"""Marks that say that an AI model made an image, in three layers.
 
 * IPTC's digital source type in XMP (Iptc4xmpExt 2023.1): plain metadata, read by every common
   viewer, easily stripped.
 * Content Credentials: signed, so a change is noticed; stripped as easily.
 * The watermark: in the pixels, so it is there when the metadata is gone; read by this installation.
 
-`Marks` writes them and `check` reads them. The same picture gets the same bytes.
+`Marks` writes them and `check` reads them. The same image gets the same bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def digital_source_xmp(source_type: str = TRAINED_ALGORITHMIC_MEDIA) -> bytes:
 
 
 class Marks:
-    """What this installation writes into every picture.
+    """What this installation writes into every image.
 
     Args:
         keys: its secrets; None for layers that need none.
@@ -93,7 +93,7 @@ class Marks:
         return digital_source_xmp() if "xmp" in self._layers else None
 
     def in_pixels(self, pixels: Pixels, *, strong: bool = False) -> tuple[Pixels, str | None]:
-        """The picture with the watermark, and its payload; None where there is no room for one.
+        """The image with the watermark, and its payload; None where there is no room for one.
 
         Args:
             strong: the file will be saved at a quality that somebody chose, perhaps a low one.
@@ -153,13 +153,13 @@ class Provenance:
 
 
 def check(data: bytes, keys: InstallationKeys | None, name: str = "the picture") -> Provenance:
-    """What the marks of a picture file say.
+    """What the marks of an image file say.
 
     Args:
         keys: of the installation that asks; None if it has none.
 
     Raises:
-        ImageError: it is no picture that can be read.
+        ImageError: it is no image that can be read.
         ProvenanceError: the signer of this installation cannot be read.
     """
     pixels = decode_image(data, name)[0]

@@ -1,7 +1,7 @@
-"""Who signs pictures: a chain of certificates and the key of its first one.
+"""Who signs images: a chain of certificates and the key of its first one.
 
 `Signer.derived` makes both from a secret, so that every process of an installation signs alike and
-the same picture gets the same bytes. Readers call such a signature valid and its signer unknown;
+the same image gets the same bytes. Readers call such a signature valid and its signer unknown;
 `Signer.load` takes a chain and a key of the organisation's own, from an authority that they know.
 """
 
@@ -142,7 +142,7 @@ def _signing(
         size = -(-key.key_size // 8)
 
         def sign(data: bytes) -> bytes:
-            # RFC 6979: no random number, so the same picture keeps the same bytes.
+            # RFC 6979: no random number, so the same image keeps the same bytes.
             der = curve.sign(data, ec.ECDSA(digest, deterministic_signing=True))
             return b"".join(part.to_bytes(size, "big") for part in decode_dss_signature(der))
 

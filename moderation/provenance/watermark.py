@@ -1,15 +1,15 @@
-"""An invisible mark in the pixels: 48 bits under a secret key, found again in changed copies.
+"""An invisible watermark: 48 bits under a secret key, detectable in changed copies.
 
-A pattern of 64x64 pixels is repeated over the brightness of the picture, so that a crop is only a
+A pattern of 64x64 pixels is repeated over the brightness of the image, so that a crop is only a
 shift of it. The pattern is made of waves of 4 to 20 pixels: long enough for JPEG and for half the
-size. A third of the waves is the same in every picture of a key and tells size, shift and flip;
+size. A third of the waves is the same in every image of a key and tells size, shift and flip;
 the others carry 48 bits and 24 check bits in a convolutional code. Embedding looks at what the
-detector will see of this very picture and strengthens what would be misread (informed embedding;
+detector will see of this very image and strengthens what would be misread (informed embedding;
 Cox, Miller, Bloom, Digital Watermarking, chapter 5). Nothing in it is random: the same pixels and
 the same key give the same marked pixels.
 
 Without the key the mark can be neither read nor told from noise. It tells nothing about who asked
-for the picture.
+for the image.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from PIL import Image
 from calotype.moderation.provenance import convolution
 
 TILE = 64
-"""Period of the pattern in pixels; smaller pictures are not marked."""
+"""Period of the pattern in pixels; smaller images are not marked."""
 PAYLOAD_BITS = 48
 CHECK_BITS = 24
 """Of noise one reading in 2**24 passes for a mark."""
 PSNR_DB = 40.5
-"""How near the marked picture is to the unmarked one."""
+"""How near the marked image is to the unmarked one."""
 FAINT_DB = 43.5
-"""The same where less is enough: the mark repeats often, or nothing in the picture speaks against
+"""The same where less is enough: the mark repeats often, or nothing in the image speaks against
 it. There the eye would also see it first."""
 FAINT_FROM = 64
 """Repetitions of the pattern."""
@@ -61,7 +61,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _MAX_PIXELS = 16_000_000
 _SCALES = (1.0, 0.5, 0.75, 2 / 3, 2.0, 0.25, 1.5, 0.9, 0.8, 0.6, 1 / 3, 1.25, 4 / 3)
 _SIDES = (128, 256, 512, 768, 1024, 1536, 1792, 2048)
-"""Sides that pictures are made with; a copy of any size is tried at these too."""
+"""Sides that images are made with; a copy of any size is tried at these too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class Found:
     agreement: float
     """The part of the coded bits that were read as they were written, 0.5 to 1."""
     scale: float
-    """Size of the picture in relation to the marked one."""
+    """Size of the image in relation to the marked one."""
     turned: str
-    """"" or how the picture was turned: ``flipped``, ``rotated 90`` ..."""
+    """"" or how the image was turned: ``flipped``, ``rotated 90`` ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class _Waves:
     phases: NDArray[np.complex64]
     """What each carrier is multiplied with, of size 1."""
     sync: NDArray[np.intp]
-    """Which carriers are the same in every picture."""
+    """Which carriers are the same in every image."""
     data: NDArray[np.intp]
     bits: NDArray[np.intp]
     """[len(data)] the coded bit of each of them."""
@@ -100,7 +100,7 @@ class _Waves:
 def _waves(key: bytes) -> _Waves:
     rows, columns = np.meshgrid(np.fft.fftfreq(TILE, 1 / TILE), np.arange(TILE // 2), indexing="ij")
     radius = np.hypot(rows, columns)
-    # Of a wave and its mirror image only one is free: the spectrum of a real picture.
+    # Of a wave and its mirror image only one is free: the spectrum of a real image.
     half = (columns > 0) | (rows > 0)
     row, column = np.nonzero((radius >= _LONGEST) & (radius <= _SHORTEST) & half)
     seed = hashlib.blake2b(b"waves", key=key, digest_size=32).digest()
@@ -121,7 +121,7 @@ def _waves(key: bytes) -> _Waves:
 
 
 def payload_of(pixels: Pixels, key: bytes) -> bytes:
-    """48 bits that follow from the picture, so that the same picture gets the same mark."""
+    """48 bits that follow from the image, so that the same image gets the same mark."""
     digest = hashlib.blake2b(digest_size=PAYLOAD_BITS // 8, key=key, person=b"calotype payload")
     digest.update(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
@@ -129,7 +129,7 @@ def payload_of(pixels: Pixels, key: bytes) -> bytes:
 
 
 def embed(pixels: Pixels, key: bytes, payload: bytes, *, strong: bool = False) -> Pixels:
-    """The marked picture; the picture itself if it is smaller than a tile.
+    """The marked image; the image itself if it is smaller than a tile.
 
     Args:
         pixels: uint8 [height, width, 3].
@@ -145,7 +145,7 @@ def embed(pixels: Pixels, key: bytes, payload: bytes, *, strong: bool = False) -
     signs[waves.data] = coded[waves.bits]
     wanted = waves.phases * signs
     level = 255 * 10 ** (-(PSNR_DB if strong or not _may_be_faint(pixels) else FAINT_DB) / 20)
-    # Marked evenly first, to see what the picture itself says against it and how much gets through.
+    # Marked evenly first, to see what the image itself says against it and how much gets through.
     host, _ = _along(pixels, waves, wanted)
     even = _change(wanted, height, width, waves, level)
     evenly, divisor = _along(_added(pixels, even), waves, wanted)
@@ -167,7 +167,7 @@ def _strengths(host: Floats, gain: Floats, coded: Floats, waves: _Waves) -> Floa
     """How strong each carrier must be for the decoder to prefer these bits by a margin.
 
     Args:
-        host: per carrier, how much the picture itself says what is wanted.
+        host: per carrier, how much the image itself says what is wanted.
         gain: what a carrier of strength 1 adds to that.
     """
     strength = np.ones(len(host), dtype=np.float32)
@@ -188,7 +188,7 @@ def _strengths(host: Floats, gain: Floats, coded: Floats, waves: _Waves) -> Floa
 
 
 def _along(pixels: Pixels, waves: _Waves, wanted: Spectrum) -> tuple[Floats, Floats]:
-    """Per carrier: how much a picture says what is wanted, and what the detector divides it by."""
+    """Per carrier: how much an image says what is wanted, and what the detector divides it by."""
     spectrum = np.fft.rfft2(_folded(_luma(pixels)))
     divisor = _divisor(spectrum)[waves.rows, waves.columns]
     return (spectrum[waves.rows, waves.columns] * np.conj(wanted)).real, divisor
@@ -236,7 +236,7 @@ def _nine(plane: Floats) -> Floats:
 
 
 def _folded(luma: Floats) -> Floats:
-    """The mean tile of a plane, after what the picture itself shows has been damped."""
+    """The mean tile of a plane, after what the image itself shows has been damped."""
     residual = luma - _blurred(luma)
     limit = max(_LIMIT, 1.5 * float(np.median(np.abs(residual[::3, ::3]))))
     np.clip(residual, -limit, limit, out=residual)
@@ -256,17 +256,17 @@ def _counts(length: int, tiles: int) -> Floats:
 
 
 def _divisor(spectrum: Spectrum) -> Floats:
-    """What makes strong and weak waves of a picture count about alike."""
+    """What makes strong and weak waves of an image count about alike."""
     size: Floats = np.abs(spectrum)
     return size + float(np.median(size)) + 1e-9
 
 
 def detect(pixels: Pixels, key: bytes, *, as_made: bool = False) -> Found | None:
-    """The mark of this key in a picture, also a resized, cropped, flipped or rotated one.
+    """The mark of this key in an image, also a resized, cropped, flipped or rotated one.
 
     Args:
         pixels: uint8 [height, width, 3].
-        as_made: the picture is as it was made, or cropped: nothing else is tried, which takes a
+        as_made: the image is as it was made, or cropped: nothing else is tried, which takes a
             hundredth of the time where there is no mark.
     """
     waves = _waves(key)
@@ -288,7 +288,7 @@ def _read(seen: Spectrum, waves: _Waves, key: bytes) -> tuple[bytes, float] | No
     Args:
         seen: per carrier, turned back by its phase.
     """
-    # Twice as fine as pixels: a picture that was made smaller has its grid between them.
+    # Twice as fine as pixels: an image that was made smaller has its grid between them.
     fine = 2 * TILE
     plane = np.zeros((fine, TILE + 1), dtype=np.complex64)
     plane[waves.waves_down[waves.sync], waves.columns[waves.sync]] = seen[waves.sync]
@@ -309,7 +309,7 @@ def _read(seen: Spectrum, waves: _Waves, key: bytes) -> tuple[bytes, float] | No
 
 
 def _turns(tile: Floats) -> Iterator[tuple[str, Floats]]:
-    """The eight ways in which a picture may have been turned."""
+    """The eight ways in which an image may have been turned."""
     for flipped in ("", "flipped"):
         for degrees in (0, 90, 180, 270):
             turned = np.rot90(tile[:, ::-1] if flipped else tile, degrees // 90)
@@ -317,7 +317,7 @@ def _turns(tile: Floats) -> Iterator[tuple[str, Floats]]:
 
 
 def _planes(luma: Floats) -> Iterator[tuple[float, Floats]]:
-    """The picture at the sizes that it may have been marked at, the likely ones first.
+    """The image at the sizes that it may have been marked at, the likely ones first.
 
     A wave fits as long as it is out of step by less than half of itself at the far side.
     """

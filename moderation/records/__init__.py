@@ -1,1 +1,1 @@
-"""What was decided, kept: audit log, vault, export."""
+"""Records of decisions: audit log, prompt vault, export."""

@@ -1,6 +1,6 @@
-"""The audit log: a line for every decision, each sealed by the hash of the one before.
+"""The audit log: one line per decision, hash-chained.
 
-Append-only JSON lines. It holds what was decided and why, never a prompt or a picture. Whoever
+Append-only JSON lines. It holds what was decided and why, never a prompt or an image. Whoever
 changes, removes or reorders a line breaks the chain from there on, which `verify` tells.
 """
 
@@ -39,7 +39,7 @@ class AuditLog:
         """Records a decision's payload and returns the line's hash. Raises OSError.
 
         Args:
-            digest: keyed digest of what was judged (`vault.PromptVault.digest`).
+            digest: keyed digest of what was checked (`vault.PromptVault.digest`).
         """
         kept = {name: decision[name] for name in KEPT if name in decision}
         with self._lock:

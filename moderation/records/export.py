@@ -1,10 +1,10 @@
-"""An account of a period for a regulator: decisions, people's deeds, policies, and their proof.
+"""An export of a period for a regulator: decisions, reviewers' actions, policies and proofs.
 
 A folder with
 
 * ``decisions.jsonl``: every decision of the period, as the audit log has it, with its hash and the
   hash of the one before, so that the chain can be recomputed; no prompt, unless it is unsealed;
-* ``people.jsonl``: what reviewers did: pictures revealed, cases decided, takedowns;
+* ``people.jsonl``: what reviewers did: images revealed, cases decided, takedowns;
 * ``policies/``: the documents of the policies that were in force, as far as they are at hand;
 * ``summary.json``: counts, the policies with when each was in force, each log's length, first and
   last hash, and the digests of all these files;
@@ -61,7 +61,7 @@ def write(
     Args:
         folder: made; must not be there yet, or be empty.
         logs: folder with the audit logs of the moderators.
-        deeds: the checked rows of the people log (`serving.jobs.people_log`).
+        reviewer_actions: the verified rows of the reviewer audit (`serving.database`).
         policies: whose documents are put in if decisions of the period name their digest.
         signer: of the installation; None leaves the account unsigned.
         unseal: opens prompts, which are then in it in clear.
@@ -102,10 +102,10 @@ def write(
             proofs.append(proof)
     acts: Counter[str] = Counter()
     with (folder / PEOPLE).open("w", encoding="utf-8") as file:
-        for deed in reviewer_actions:
-            if deed["time"] in period:
-                acts[str(deed["action"])] += 1
-                file.write(json.dumps(dict(deed), sort_keys=True) + "\n")
+        for action in reviewer_actions:
+            if action["time"] in period:
+                acts[str(action["action"])] += 1
+                file.write(json.dumps(dict(action), sort_keys=True) + "\n")
     kept = _keep_policies(folder, policies, forces)
     names = [DECISIONS, PEOPLE, *kept]
     summary: dict[str, Any] = {

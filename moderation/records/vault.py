@@ -1,4 +1,4 @@
-"""What people wrote, kept for a while and readable only here: copies that end with their key.
+"""Encrypted copies of prompts, readable until their key is deleted.
 
 A decision's prompt is kept sealed (AES-GCM) in a file of its day, beside the audit log, which only
 holds a keyed digest of it. Every day has a key of its own; when its time is over key and file are

@@ -1,1 +1,1 @@
-"""Judging prompts: readings of a text, term lists, classifiers."""
+"""Checking prompts: views of a text, term lists, classifiers, guard models."""

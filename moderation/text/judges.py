@@ -1,11 +1,11 @@
 """Judges: guard models and plain chat models that read a whole prompt and answer in a few words.
 
-A judge is stepped up to where the policy says so. It never writes freely: every answer that its
-format knows is scored by its likelihood after the prompt, and the softmax over them is the judge's
-opinion. So there is nothing to parse, nothing that a prompt could make it say instead, and one
-forward pass per question. Model cards of the formats: Qwen3Guard-Gen, Llama Guard 3 and 4,
-gpt-oss-safeguard, ShieldGemma; ``yes-no`` asks any chat model, for example the Mistral that FLUX.2
-reads prompts with.
+A judge is asked where the policy says so. It generates nothing: every answer of its format is
+scored by its likelihood after the prompt, and the softmax over them is the result. So there is no
+output to parse or to manipulate, and one forward pass per question.
+
+The formats follow the model cards of Qwen3Guard-Gen, Llama Guard 3 and 4, gpt-oss-safeguard and
+ShieldGemma; ``yes-no`` asks any chat model, for example FLUX.2's text encoder, a Mistral.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIECE_CHARACTERS = 6000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One thing that a judge may say: of which category it is a violation, and how much of one."""
+    """One possible answer of a judge: the category it stands for, and its weight."""
 
     text: str
     category: Category | None = None
@@ -250,8 +250,8 @@ class Judge:
             logits = self._model(
                 input_ids=rows.to(device), attention_mask=mask.to(device)
             ).logits.float()
-        localized = torch.log_softmax(logits[:, :-1], -1).cpu()
-        chosen = localized.gather(2, rows[:, 1:, None])[..., 0]
+        log_shares = torch.log_softmax(logits[:, :-1], -1).cpu()
+        chosen = log_shares.gather(2, rows[:, 1:, None])[..., 0]
         return torch.stack(
             [
                 chosen[row, len(prompt) - 1 : len(prompt) - 1 + len(tail)].sum()

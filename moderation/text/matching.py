@@ -1,4 +1,4 @@
-"""Term lists: what is refused by its words alone, whatever a classifier thinks.
+"""Term lists: prompts that are refused for their words, whatever the classifiers score.
 
 A list is a YAML file in ``lists/``. Terms are folded like the prompt (lower case, one space between
 words), so they need no variants; ``*`` stands for the rest of a word, a trailing plural ``s`` is

@@ -1,4 +1,4 @@
-"""Judging a prompt: every view against the lists, every window of every view by the classifiers."""
+"""Checks a prompt: every view against the term lists, every window of it by the classifiers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calotype.moderation.classifiers import Guard
-from calotype.moderation.decision import Finding, Judgement, Measured
+from calotype.moderation.decision import CheckResult, Finding, Measured
 from calotype.moderation.errors import ClassifierUnavailable
 from calotype.moderation.policy.categories import Category, Modality, Verdict
 from calotype.moderation.policy.policy import Policy
@@ -88,14 +88,14 @@ class PromptRules:
         self.matcher = TermMatcher.of(policy)
         self.lexicon = Lexicon(self.matcher.vocabulary)
 
-    def judge(
+    def check(
         self,
         text: str,
         classifiers: Sequence[Guard[str]],
         deadline: float,
         judges: Sequence[Guard[str]] = (),
-    ) -> Judgement:
-        """Judges every view of a text.
+    ) -> CheckResult:
+        """Checks every view of a text.
 
         Args:
             judges: those of the policy, in its order.
@@ -130,7 +130,9 @@ class PromptRules:
                 scores_by_category[finding.category] = max(
                     finding.score, scores_by_category.get(finding.category, 0.0)
                 )
-        return Judgement(listed + peaks.findings(self.policy), scores_by_category, peaks.measured())
+        return CheckResult(
+            listed + peaks.findings(self.policy), scores_by_category, peaks.measured()
+        )
 
     def _is_asked(self, rules: JudgeRules, readings: Sequence[View], peaks: Peaks) -> bool:
         """Whether a judge of the policy shall read the prompt as well.

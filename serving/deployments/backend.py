@@ -88,8 +88,8 @@ class RayBackend:
         safety = RemoteSafety(self._handle("Moderator", apps[0]), 15.0)
         return list(
             await asyncio.gather(
-                *(safety.judge_prompt(text, scope) for text in texts),
-                *(safety.judge_image(image, scope=scope) for image in images),
+                *(safety.check_prompt(text, scope) for text in texts),
+                *(safety.check_image(image, scope=scope) for image in images),
             )
         )
 

@@ -39,13 +39,13 @@ class InProcessSafety:
     def __init__(self, moderator: Moderator) -> None:
         self._moderator = moderator
 
-    async def judge_prompt(
+    async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        judge = partial(self._moderator.judge_prompt, text, Scope.from_payload(scope))
+        judge = partial(self._moderator.check_prompt, text, Scope.from_payload(scope))
         return (await asyncio.to_thread(judge)).to_payload()
 
-    async def judge_image(
+    async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
@@ -53,7 +53,7 @@ class InProcessSafety:
         scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         judge = partial(
-            self._moderator.judge_image,
+            self._moderator.check_image,
             pixels,
             prompt=prompt,
             references=references,
@@ -126,8 +126,8 @@ class LocalBackend:
         models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         return [
-            *[await self._safety.judge_prompt(text, scope) for text in texts],
-            *[await self._safety.judge_image(image, scope=scope) for image in images],
+            *[await self._safety.check_prompt(text, scope) for text in texts],
+            *[await self._safety.check_image(image, scope=scope) for image in images],
         ]
 
     async def status(self) -> list[ModelStatus]:
@@ -204,7 +204,7 @@ class LocalPipeline:
             ModerationUnavailable: the safety stage cannot judge.
             EngineError: it cannot be drawn.
         """
-        self._judge("input", self._moderator.judge_prompt(request.prompt).to_payload(), request.id)
+        self._judge("input", self._moderator.check_prompt(request.prompt).to_payload(), request.id)
         given = files or {}
         images = [
             restore_outside(request, given, enlarge(pixels, request.size))
@@ -214,7 +214,7 @@ class LocalPipeline:
         drawn: list[Drawn] = []
         refused: list[ContentBlocked] = []
         for index, pixels in enumerate(images):
-            decision = self._moderator.judge_image(
+            decision = self._moderator.check_image(
                 pixels, prompt=request.prompt, references=seen
             ).to_payload()
             shown = blur(pixels) if decision["verdict"] == "BLUR" else pixels

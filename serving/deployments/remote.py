@@ -151,19 +151,19 @@ class RemoteSafety:
         self._moderator = moderator
         self._patience = patience
 
-    async def judge_prompt(
+    async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        return await self._judge("judge_prompt", text, scope)
+        return await self._judge("check_prompt", text, scope)
 
-    async def judge_image(
+    async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
         scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return await self._judge("judge_image", pixels, prompt, list(references), scope)
+        return await self._judge("check_image", pixels, prompt, list(references), scope)
 
     async def _judge(self, method: str, *content: Any) -> dict[str, Any]:
         try:

@@ -124,7 +124,7 @@ async def judge_job(
     try:
         with tracing.span("judge prompt", job.input.get("traceparent"), job=job.id):
             decision = await judge_patiently(
-                lambda: safety.judge_prompt(prompt, scope_of(job.input)), policy, sleep
+                lambda: safety.check_prompt(prompt, scope_of(job.input)), policy, sleep
             )
     except CalotypeError as error:
         return before, error

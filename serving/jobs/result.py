@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from calotype.moderation.policy.refusals import held_message, told
+from calotype.moderation.policy.refusals import held_message, refusal_message
 from calotype.serving.core.errors import ContentBlocked
 from calotype.serving.core.request import ImageSize
 
@@ -172,7 +172,7 @@ def blocked_error(
                 "decision_id": decision_id,
                 "policy": policy,
                 "appeal_url": APPEALS if decision_id else None,
-                "user_message": told(names, own_words),
+                "user_message": refusal_message(names, own_words),
             },
         },
     )

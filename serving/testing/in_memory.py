@@ -115,13 +115,13 @@ class ScriptedSafety:
         self.scopes: list[Mapping[str, Any] | None] = []
         """For whom it was asked, in order."""
 
-    async def judge_prompt(
+    async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         self.scopes.append(scope)
         return self.prompt(text)
 
-    async def judge_image(
+    async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
@@ -222,8 +222,8 @@ class PaintingBackend:
         scope: Mapping[str, Any] | None = None,
         models: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
-        judged = [await self.safety.judge_prompt(text, scope) for text in texts]
-        return judged + [await self.safety.judge_image(image, scope=scope) for image in images]
+        judged = [await self.safety.check_prompt(text, scope) for text in texts]
+        return judged + [await self.safety.check_image(image, scope=scope) for image in images]
 
     async def status(self) -> list[ModelStatus]:
         backlog = self.dispatcher.backlog_seconds()

@@ -231,7 +231,7 @@ class Painter:
         )
 
     async def _judged(self, pixels: Pixels, scope: Mapping[str, Any] | None) -> dict[str, Any]:
-        judge = partial(self._safety.judge_image, pixels, scope=scope)
+        judge = partial(self._safety.check_image, pixels, scope=scope)
         return await judge_patiently(judge, self._settings.judging, asyncio.sleep)
 
     async def _store(

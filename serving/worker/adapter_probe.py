@@ -70,7 +70,7 @@ class AdapterProbe:
         """Raises CalotypeError when the file does not load, or the picture is not to be had."""
         probe = adapter.spec.probe
         assert probe is not None
-        await self._judged("prompt", self._safety.judge_prompt, probe.prompt)
+        await self._judged("prompt", self._safety.check_prompt, probe.prompt)
         encoded = await self._prompts.encode(probe.prompt)
         # Beside the revision that serves, under a name that no request can have.
         name = f"{adapter.name} (probe)"
@@ -98,7 +98,7 @@ class AdapterProbe:
                         raise event.error
                     if isinstance(event, Finished):
                         await self._judged(
-                            "picture", self._safety.judge_image, event.images[0], probe.prompt
+                            "picture", self._safety.check_image, event.images[0], probe.prompt
                         )
         finally:
             store.unload(name)

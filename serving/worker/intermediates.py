@@ -117,7 +117,7 @@ class Intermediates:
     async def _show(self, preview: Preview) -> None:
         if self._lease.hold is not None:
             return
-        decision = await self._safety.judge_image(
+        decision = await self._safety.check_image(
             preview.pixels,
             str(self._lease.request["prompt"]),
             scope=scope_of(self._lease.input),

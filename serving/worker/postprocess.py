@@ -180,7 +180,7 @@ class Postprocessor:
     async def _prompt_again(self, lease: Lease) -> dict[str, Any]:
         """Raises ContentBlocked where it does not pass any more."""
         judge = functools.partial(
-            self._safety.judge_prompt, judged_text(lease.request), scope_of(lease.input)
+            self._safety.check_prompt, judged_text(lease.request), scope_of(lease.input)
         )
         decision = await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
         blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
@@ -194,7 +194,7 @@ class Postprocessor:
     ) -> dict[str, Any]:
         """The safety stage's decision; asked again while the stage comes back from a crash."""
         scope = scope_of(lease.input)
-        judge = functools.partial(self._safety.judge_image, pixels, prompt, given, scope)
+        judge = functools.partial(self._safety.check_image, pixels, prompt, given, scope)
         return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
 
     async def _store(

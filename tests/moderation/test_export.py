@@ -39,7 +39,7 @@ def data_dir(tmp_path: pathlib.Path) -> pathlib.Path:
             PromptVault(logs / "prompts", replica),
         )
         for prompt in PROMPTS:
-            decision = moderator.judge_prompt(prompt).to_payload()
+            decision = moderator.check_prompt(prompt).to_payload()
             vault.keep(decision["id"], prompt, 30)
             log.append(decision, vault.digest(prompt))
         log.close()

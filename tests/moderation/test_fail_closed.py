@@ -1,4 +1,4 @@
-"""Every way in which a picture classifier can fail, one at a time: nothing passes, and it recovers.
+"""Every way in which an image classifier can fail, one at a time: nothing passes, and it recovers.
 
 The classifiers are real processes, threads and files where that is what fails.
 """
@@ -91,7 +91,7 @@ def process() -> Iterator[InAProcess]:
 
 
 def refused(moderator: Moderator, reason: str, image: Pixels = IMAGE) -> None:
-    decision = moderator.judge_image(image)
+    decision = moderator.check_image(image)
     assert decision.verdict is Verdict.ERROR and decision.blocked and decision.unavailable
     assert reason in (decision.reason or ""), decision.reason
     error = unavailable(decision.reason or "")
@@ -101,10 +101,10 @@ def refused(moderator: Moderator, reason: str, image: Pixels = IMAGE) -> None:
 
 def test_killed(process: InAProcess) -> None:
     moderator = stage(GOOD, process)
-    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
+    assert moderator.check_image(IMAGE).verdict is Verdict.ALLOW
     process.kill()
     refused(moderator, "Classifier process failed")
-    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
+    assert moderator.check_image(IMAGE).verdict is Verdict.ALLOW
 
 
 def test_hung() -> None:
@@ -113,7 +113,7 @@ def test_hung() -> None:
     refused(moderator, "Classifier hanging did not answer within")
     hanging.release()
     moderator.reconfigure(policy())
-    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
+    assert moderator.check_image(IMAGE).verdict is Verdict.ALLOW
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5])
@@ -128,11 +128,11 @@ def test_no_number_from_0_to_1(value: float) -> None:
 def test_raising_and_out_of_memory(error: Exception) -> None:
     moderator = stage(GOOD, RaisingClassifier(error, times=1))
     refused(moderator, f"Classifier raising failed: {type(error).__name__}")
-    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
+    assert moderator.check_image(IMAGE).verdict is Verdict.ALLOW
 
 
 class OnTiles:
-    """Fails on parts of a picture only."""
+    """Fails on parts of an image only."""
 
     name = "tiles"
 
@@ -161,7 +161,7 @@ def test_a_failure_on_one_tile_is_a_failure(answer: Callable[[], Scores], reason
     refused(stage(OnTiles(answer)), reason, LARGE)
 
 
-def test_fewer_answers_than_pictures() -> None:
+def test_fewer_answers_than_images() -> None:
     class Silent:
         name = "silent"
 
@@ -185,14 +185,14 @@ def test_each_embedded_network_missing(
     moderator = Moderator(policy(), text_classifiers=[])
     refused(moderator, f"has no file {absent}")
     monkeypatch.undo()
-    assert moderator.judge_image(IMAGE).verdict is Verdict.ALLOW
+    assert moderator.check_image(IMAGE).verdict is Verdict.ALLOW
 
 
-def test_a_blank_picture_does_not_hide_a_failure() -> None:
+def test_a_blank_image_does_not_hide_a_failure() -> None:
     refused(stage(GOOD, RaisingClassifier()), "out of order",
             np.zeros((32, 32, 3), np.uint8))  # fmt: skip
 
 
 def test_held_where_the_policy_says_so() -> None:
-    decision = stage(GOOD, RaisingClassifier(), on_error="review").judge_image(IMAGE)
+    decision = stage(GOOD, RaisingClassifier(), on_error="review").check_image(IMAGE)
     assert decision.verdict is Verdict.REVIEW and decision.blocked and decision.unavailable

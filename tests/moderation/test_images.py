@@ -1,4 +1,4 @@
-"""Judging pictures: tiles, blanks, drawings, and what is no picture. No unsafe picture is made."""
+"""Checking images: tiles, blanks, drawings, and what is no image. No unsafe image is made."""
 
 from collections.abc import Mapping, Sequence
 
@@ -62,7 +62,7 @@ def drawing(shape: str, colour: str, ground: str, seed: int) -> Image.Image:
 
 
 def marked(score: float = 0.9) -> Moderator:
-    """Fires on a picture of which a fifth has the marked colour."""
+    """Fires on an image of which a fifth has the marked colour."""
     classifier = FixedImageClassifier({"sexual": score}, colour=MARK)
     return Moderator(Policy.default(), text_classifiers=[], image_classifiers=[classifier])
 
@@ -70,7 +70,7 @@ def marked(score: float = 0.9) -> Moderator:
 def test_high_score_blocks_and_is_explained() -> None:
     pixels = noise(100, 100)
     pixels[:50] = MARK
-    decision = marked().judge_image(pixels)
+    decision = marked().check_image(pixels)
     assert decision.verdict is Verdict.BLOCK and decision.stage == "output"
     finding = decision.findings[0]
     assert (finding.category, finding.rule) == (Category.SEXUAL, "sexual.image.block")
@@ -79,8 +79,8 @@ def test_high_score_blocks_and_is_explained() -> None:
 
 def test_tiles_catch_what_is_small_in_the_whole() -> None:
     pixels = noise(512, 768)
-    pixels[300:440, 490:650] = MARK  # 5 % of the picture, a fifth of a tile
-    decision = marked().judge_image(pixels)
+    pixels[300:440, 490:650] = MARK  # 5 % of the image, a fifth of a tile
+    decision = marked().check_image(pixels)
     assert decision.verdict is Verdict.BLOCK
     assert [finding.rule for finding in decision.findings] == ["sexual.tile.block"]
     assert decision.findings[0].where.startswith("tile ")
@@ -89,9 +89,9 @@ def test_tiles_catch_what_is_small_in_the_whole() -> None:
 def test_tiles_have_thresholds_of_their_own() -> None:
     pixels = noise(512, 768)
     pixels[300:440, 490:650] = MARK
-    assert marked(0.78).judge_image(pixels).verdict is Verdict.ALLOW
+    assert marked(0.78).check_image(pixels).verdict is Verdict.ALLOW
     pixels[:200] = MARK
-    assert marked(0.78).judge_image(pixels).verdict is Verdict.BLOCK
+    assert marked(0.78).check_image(pixels).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize("position", [(0, 0), (0, 300), (300, 0), (300, 300), (150, 150)])
@@ -99,23 +99,23 @@ def test_no_place_is_out_of_sight(position: tuple[int, int]) -> None:
     pixels = noise(512, 512)
     top, left = position
     pixels[top : top + 180, left : left + 180] = MARK
-    assert marked().judge_image(pixels).blocked
+    assert marked().check_image(pixels).blocked
 
 
-def test_tiles_cover_the_picture_to_its_last_pixel() -> None:
+def test_tiles_cover_the_image_to_its_last_pixel() -> None:
     covered = np.zeros((385, 601, 3), dtype=np.uint8)
     for tile in tiles(covered).values():
-        tile += 1  # tiles are views into the picture
+        tile += 1  # tiles are views into the image
     assert covered.min() >= 1
     assert tiles(np.zeros((383, 2000, 3), dtype=np.uint8)) == {}
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_blank_pictures_pass(moderator: Moderator, colour: str) -> None:
+def test_blank_images_pass(moderator: Moderator, colour: str) -> None:
     for side in (16, 512):
         pixels = np.full((side, side, 3), COLOURS[colour], dtype=np.uint8)
         assert is_blank(pixels)
-        assert moderator.judge_image(pixels).verdict is Verdict.ALLOW
+        assert moderator.check_image(pixels).verdict is Verdict.ALLOW
 
 
 def test_flat_shapes_are_not_blocked(moderator: Moderator) -> None:
@@ -124,7 +124,7 @@ def test_flat_shapes_are_not_blocked(moderator: Moderator) -> None:
     for seed in range(32):
         colour, ground = names[seed % 8], names[(seed + 1 + seed // 8) % 8]
         image = drawing(shapes[seed % 5], colour, ground, seed)
-        decision = moderator.judge_image(np.asarray(image))
+        decision = moderator.check_image(np.asarray(image))
         if colour != ground:
             assert decision.served, (seed, colour, ground, decision.findings)
 
@@ -134,14 +134,14 @@ def test_enlarged_shapes_are_not_blocked(moderator: Moderator) -> None:
         [("square", "purple", "black"), ("heart", "red", "orange")]
     ):
         image = drawing(shape, colour, ground, seed).resize((1024, 1024), Image.Resampling.BICUBIC)
-        decision = moderator.judge_image(np.asarray(image))
+        decision = moderator.check_image(np.asarray(image))
         assert decision.served, decision.findings
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_beach_bath_and_statue_are_not_blocked(moderator: Moderator, name: str) -> None:
     for tone in SKIN[::3]:
-        decision = moderator.judge_image(SCENES[name](tone, 512))
+        decision = moderator.check_image(SCENES[name](tone, 512))
         assert decision.verdict is Verdict.ALLOW, tone
 
 
@@ -154,12 +154,12 @@ def test_what_is_unsafe_is_seen_whole_in_a_ninth_and_in_a_corner(part: float, co
     pixels[at : at + side, at : at + side] = MARK
     sees = FixedImageClassifier({"sexual": 0.9}, colour=MARK, cover=0.11)
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[sees])
-    assert stage.judge_image(pixels).categories == (Category.SEXUAL,)
-    assert stage.judge_image(noise(768, 768)).verdict is Verdict.ALLOW
+    assert stage.check_image(pixels).categories == (Category.SEXUAL,)
+    assert stage.check_image(noise(768, 768)).verdict is Verdict.ALLOW
 
 
 class Gauge:
-    """Gives a picture six times the share of it that has the mark's colour."""
+    """Gives an image six times the share of it that has the mark's colour."""
 
     def __init__(self, name: str, factor: float = 6.0) -> None:
         self.name, self.factor, self.looks = name, factor, 0
@@ -181,15 +181,15 @@ def test_what_is_small_is_seen_where_two_classifiers_agree(at: tuple[int, int]) 
     pixels = with_mark(1024, 102, at)
     both = [Gauge("one"), Gauge("other")]
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=both)
-    decision = stage.judge_image(pixels)
+    decision = stage.check_image(pixels)
     assert decision.categories == (Category.SEXUAL,)
     assert "its tile" in str(decision.findings[0].where)
     for alone in ([Gauge("one")], [Gauge("one"), Gauge("blind", 0.0)]):
         stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=alone)
-        assert stage.judge_image(pixels).verdict is Verdict.ALLOW
+        assert stage.check_image(pixels).verdict is Verdict.ALLOW
 
 
-def test_a_closer_look_is_for_few_tiles_of_large_pictures() -> None:
+def test_a_closer_look_is_for_few_tiles_of_large_images() -> None:
     for pixels, looks in (
         (noise(1024, 1024), 10),
         (with_mark(1024, 102, (460, 460)), 10 + 2 * 9),  # in all nine tiles or nearly
@@ -198,7 +198,7 @@ def test_a_closer_look_is_for_few_tiles_of_large_pictures() -> None:
     ):
         gauges = [Gauge("one"), Gauge("other")]
         stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=gauges)
-        stage.judge_image(pixels)
+        stage.check_image(pixels)
         assert gauges[1].looks == looks
         assert gauges[0].looks <= looks  # asked last: only of parts where they could agree
 
@@ -206,7 +206,7 @@ def test_a_closer_look_is_for_few_tiles_of_large_pictures() -> None:
 def test_the_first_classifier_is_not_asked_of_parts_where_nobody_could_agree() -> None:
     first, blind = Gauge("first"), Gauge("blind", 0.0)
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[first, blind])
-    stage.judge_image(with_mark(1024, 102, (460, 460)))
+    stage.check_image(with_mark(1024, 102, (460, 460)))
     assert (first.looks, blind.looks) == (10, 10 + 2 * 9)
 
 
@@ -219,7 +219,7 @@ def test_drawings_are_told_from_textures() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (16, 16), (64, 512), (400, 385)])
 def test_any_size_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
-    decision = moderator.judge_image(noise(*size))
+    decision = moderator.check_image(noise(*size))
     assert not decision.unavailable, decision.reason
 
 
@@ -232,6 +232,6 @@ def test_any_size_is_judged(moderator: Moderator, size: tuple[int, int]) -> None
         np.zeros((0, 4, 3), dtype=np.uint8),
     ],
 )
-def test_what_is_no_picture_is_not_served(moderator: Moderator, pixels: NDArray[np.uint8]) -> None:
-    decision = moderator.judge_image(pixels)
+def test_what_is_no_image_is_not_served(moderator: Moderator, pixels: NDArray[np.uint8]) -> None:
+    decision = moderator.check_image(pixels)
     assert decision.verdict is Verdict.ERROR and "picture" in (decision.reason or "")

@@ -170,7 +170,7 @@ def test_the_moderator_asks_when_uncertain_and_the_judge_has_thresholds_of_its_o
 
     def decide(score: float, text: str = "a quiet street with old trees and houses") -> Any:
         stage = Moderator(house, text_classifiers=[FixedTextClassifier({"violence": score})])
-        return stage.judge_prompt(text)
+        return stage.check_prompt(text)
 
     assert decide(0.1).verdict is Verdict.ALLOW, "nothing suspicious: not asked"
     asked = decide(0.3)
@@ -183,7 +183,7 @@ def test_the_moderator_asks_when_uncertain_and_the_judge_has_thresholds_of_its_o
 def test_a_judge_that_cannot_answer_lets_nothing_pass(tmp_path: pathlib.Path) -> None:
     missing = {"format": "qwen3guard", "model": str(tmp_path / "none"), "when": "always"}
     stage = Moderator(policy(missing), text_classifiers=[FixedTextClassifier({"hate": 0.0})])
-    decision = stage.judge_prompt("a red circle")
+    decision = stage.check_prompt("a red circle")
     assert decision.unavailable and decision.verdict is Verdict.ERROR
     assert "config.json is missing" in str(decision.reason)
     (tmp_path / "none").mkdir()
@@ -209,10 +209,10 @@ def test_a_judge_is_kept_while_other_parts_of_the_policy_change(
     monkeypatch.setattr("calotype.moderation.text.judges.Judge", Counted)
     judge = {"format": "yes-no", "model": str(folders["yes-no"]), "when": "always"}
     stage = Moderator(policy(judge), text_classifiers=[FixedTextClassifier({"hate": 0.0})])
-    stage.judge_prompt("one")
+    stage.check_prompt("one")
     stage.reconfigure(policy(judge, hate={"text": {"block": 0.5}}))
-    stage.judge_prompt("two")
+    stage.check_prompt("two")
     assert len(made) == 1
     stage.reconfigure(policy(judge | {"bias": 1.0}))
-    stage.judge_prompt("three")
+    stage.check_prompt("three")
     assert len(made) == 2

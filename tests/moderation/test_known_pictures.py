@@ -1,4 +1,4 @@
-"""PDQ and lists of known pictures: found again in copies, turned or not, and nowhere else."""
+"""PDQ and lists of known images: found again in copies, turned or not, and nowhere else."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_copies_are_near_and_others_far() -> None:
     assert pdq.distances(others, one).min() > 2 * pdq.SAME
 
 
-def test_every_turn_of_a_picture_has_its_own_hash() -> None:
+def test_every_turn_of_a_image_has_its_own_hash() -> None:
     turned, _ = pdq.pdq_turned(KNOWN)
     seen = set()
     for flipped in (KNOWN, KNOWN[:, ::-1]):
@@ -66,30 +66,30 @@ def test_every_turn_of_a_picture_has_its_own_hash() -> None:
 
 
 @pytest.mark.parametrize("quarter", range(4))
-def test_a_known_picture_is_refused_in_any_turn(tmp_path: pathlib.Path, quarter: int) -> None:
+def test_a_known_image_is_refused_in_any_turn(tmp_path: pathlib.Path, quarter: int) -> None:
     path = listed(tmp_path, "# seen before\n\n" + line(texture(12)) + line(KNOWN))
     copy = saved(np.ascontiguousarray(np.rot90(KNOWN[:, ::-1], quarter)), "JPEG", quality=70)
-    decision = moderator(path).judge_image(copy)
+    decision = moderator(path).check_image(copy)
     assert decision.verdict is Verdict.BLOCK
     assert decision.categories == (Category.REAL_PERSON_INTIMATE,)
     finding = decision.findings[0]
     assert (finding.rule, finding.classifier) == ("pictures.takedowns.4", "pdq")
-    assert moderator(path).judge_image(texture(13)).verdict is Verdict.ALLOW
+    assert moderator(path).check_image(texture(13)).verdict is Verdict.ALLOW
 
 
-def test_flat_pictures_match_nothing(tmp_path: pathlib.Path) -> None:
+def test_flat_images_match_nothing(tmp_path: pathlib.Path) -> None:
     flat = drawing(1)
     path = listed(tmp_path, line(flat))
     assert pdq.pdq(flat).quality < pdq.USABLE_QUALITY
-    assert moderator(path).judge_image(flat).verdict is Verdict.ALLOW
+    assert moderator(path).check_image(flat).verdict is Verdict.ALLOW
 
 
 def test_a_takedown_needs_no_restart(tmp_path: pathlib.Path) -> None:
     path = listed(tmp_path, "")
     stage = moderator(path)
-    assert stage.judge_image(KNOWN).verdict is Verdict.ALLOW
+    assert stage.check_image(KNOWN).verdict is Verdict.ALLOW
     listed(tmp_path, line(KNOWN))
-    assert stage.judge_image(KNOWN).verdict is Verdict.BLOCK
+    assert stage.check_image(KNOWN).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_list_that_cannot_be_used_lets_nothing_pass(
     if content is not None:
         path.write_bytes(content)
     stage = moderator(path)
-    decision = stage.judge_image(texture(13))
+    decision = stage.check_image(texture(13))
     assert decision.verdict is Verdict.ERROR and decision.unavailable
     assert reason in (decision.reason or "")
     path.write_text("")
-    assert stage.judge_image(texture(13)).verdict is Verdict.ALLOW
+    assert stage.check_image(texture(13)).verdict is Verdict.ALLOW

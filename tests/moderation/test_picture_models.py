@@ -1,4 +1,4 @@
-"""Larger picture classifiers on tiny random models of the real architectures."""
+"""Larger image classifiers on tiny random models of the real architectures."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
 
 
 @pytest.mark.parametrize("name", SAVE)
-def test_every_model_scores_pictures(name: str, folders: dict[str, pathlib.Path]) -> None:
+def test_every_model_scores_images(name: str, folders: dict[str, pathlib.Path]) -> None:
     model = IMAGE_MODELS[name](folders[name])
     rows = model.score(IMAGES)
     expected = set(SHIELDGEMMA_POLICIES.values()) if "gemma" in name else {Category.SEXUAL}
@@ -220,7 +220,7 @@ def test_a_model_judges_in_the_safety_stage(folders: dict[str, pathlib.Path]) ->
     }
     policy = Policy.from_spec("strict", rules)
     stage = Moderator(policy, text_classifiers=[], image_classifiers=[])
-    decision = stage.judge_image(IMAGES[1])
+    decision = stage.check_image(IMAGES[1])
     assert decision.verdict is Verdict.BLOCK and decision.findings[0].classifier == "falconsai"
     with pytest.raises(PolicyError, match=r"pictureModels\.clip.*'falconsai', 'sd-safety-checker'"):
         Policy.from_spec("strict", rules | {"pictureModels": {"clip": "/models/clip"}})

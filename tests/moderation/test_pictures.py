@@ -1,4 +1,4 @@
-"""Picture files as people send them, and as they should not: judged in every view, or refused."""
+"""Image files as people send them, and as they should not: checked in every view, or refused."""
 
 from __future__ import annotations
 
@@ -162,5 +162,5 @@ def test_a_line_of_pixels_is_judged(moderator: Moderator, size: tuple[int, int])
         file_of(line if size[0] > 1 else line.transpose(Image.Transpose.ROTATE_90))
     )
     assert view.shape == (size[1], size[0], 3)
-    decision = moderator.judge_image(view)
+    decision = moderator.check_image(view)
     assert not decision.unavailable and decision.served, decision.reason

@@ -35,7 +35,7 @@ BENIGN = pathlib.Path(__file__).with_name("hard_benign.txt").read_text().splitli
     ],
 )
 def test_plain_unsafe_prompt_is_blocked(moderator: Moderator, prompt: str, category: str) -> None:
-    decision = moderator.judge_prompt(prompt)
+    decision = moderator.check_prompt(prompt)
     assert decision.verdict is Verdict.BLOCK, decision
     assert Category(category) in decision.categories
 
@@ -57,7 +57,7 @@ def test_plain_unsafe_prompt_is_blocked(moderator: Moderator, prompt: str, categ
     ],
 )
 def test_plain_safe_prompt_passes(moderator: Moderator, prompt: str) -> None:
-    decision = moderator.judge_prompt(prompt)
+    decision = moderator.check_prompt(prompt)
     assert decision.served, decision
 
 
@@ -74,18 +74,18 @@ def test_plain_safe_prompt_passes(moderator: Moderator, prompt: str) -> None:
     ],
 )
 def test_evasion_is_blocked(moderator: Moderator, evaded: str) -> None:
-    decision = moderator.judge_prompt(evaded)
+    decision = moderator.check_prompt(evaded)
     assert decision.verdict is Verdict.BLOCK
     assert Category.SEXUAL in decision.categories
 
 
 def test_hard_benign_prompts_mostly_pass(moderator: Moderator) -> None:
-    blocked = [prompt for prompt in BENIGN if moderator.judge_prompt(prompt).blocked]
+    blocked = [prompt for prompt in BENIGN if moderator.check_prompt(prompt).blocked]
     assert len(blocked) <= 0.05 * len(BENIGN), blocked
 
 
 def test_harmless_prompt_has_its_scores(moderator: Moderator) -> None:
-    decision = moderator.judge_prompt("a red circle")
+    decision = moderator.check_prompt("a red circle")
     assert Category.SEXUAL in decision.scores and decision.milliseconds > 0
     assert all(0 <= score <= 1 for score in decision.scores.values())
 
@@ -94,7 +94,7 @@ def test_harmless_prompt_has_its_scores(moderator: Moderator) -> None:
     "prompt", ["e" + "\u0301" * 10_000, "😀" * 2000, "\ud800 lone \udfff", "a\0b", "\u200b" * 500]
 )
 def test_strange_prompt_gets_an_answer(moderator: Moderator, prompt: str) -> None:
-    decision = moderator.judge_prompt(prompt)
+    decision = moderator.check_prompt(prompt)
     assert not decision.unavailable, decision.reason
 
 

@@ -1,4 +1,4 @@
-"""Marks of pictures from outside: written into every format, read back, always the same bytes."""
+"""Marks of images from outside: written into every format, read back, always the same bytes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_format_carries_three_marks_and_they_are_read_back(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_picture_gets_the_same_bytes(kind: str) -> None:
+def test_the_same_image_gets_the_same_bytes(kind: str) -> None:
     recipe = {"version": 1, "seed": 7}
     fresh = Marks(InstallationKeys.derived(b"a secret of the tests"), required=True)
     first = encoded(kind, recipe=recipe)
@@ -96,7 +96,7 @@ def test_without_its_metadata_the_watermark_remains(side: int) -> None:
     assert found.watermark is not None and found.watermark.scale == 0.5 and found.ours
 
 
-def test_pictures_without_marks_are_said_to_have_none() -> None:
+def test_images_without_marks_are_said_to_have_none() -> None:
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "PNG")
     found = check(file.getvalue(), KEYS)
@@ -245,8 +245,8 @@ def test_layers_come_from_the_environment() -> None:
 
 def test_the_safety_stage_judges_alike_with_the_watermark(moderator: Moderator) -> None:
     for pixels in (*(drawing(number) for number in range(6)), texture(0), texture(1, 384)):
-        before, after = (moderator.judge_image(p) for p in (pixels, MARKS.in_pixels(pixels)[0]))
-        jpeg = moderator.judge_image(saved(pixels, "JPEG", quality=90))
+        before, after = (moderator.check_image(p) for p in (pixels, MARKS.in_pixels(pixels)[0]))
+        jpeg = moderator.check_image(saved(pixels, "JPEG", quality=90))
         assert after.verdict is before.verdict
         for category, score in before.scores.items():
             change = abs(after.scores[category] - score)

@@ -6,7 +6,12 @@ import pytest
 
 from calotype.moderation.policy.categories import Category
 from calotype.moderation.policy.policy import Policy
-from calotype.moderation.policy.refusals import languages, preferred_language, sentences, told
+from calotype.moderation.policy.refusals import (
+    languages,
+    preferred_language,
+    refusal_message,
+    sentences,
+)
 
 
 def test_every_language_has_every_sentence() -> None:
@@ -45,9 +50,9 @@ def test_the_language_follows_the_header(header: str, language: str) -> None:
 
 
 def test_the_gravest_category_is_named_and_the_owners_words_are_kept() -> None:
-    assert told(["sexual", "sexual/minors"]) == sentences()["sexual/minors"]["en"]
-    assert told(["hate/threatening"], language="de") == sentences()["hate"]["de"]
-    assert told(["political"], language="fr") == sentences()["any"]["fr"]
-    assert told(["sexual"], "Ask the studio's desk.", "de") == "Ask the studio's desk."
+    assert refusal_message(["sexual", "sexual/minors"]) == sentences()["sexual/minors"]["en"]
+    assert refusal_message(["hate/threatening"], language="de") == sentences()["hate"]["de"]
+    assert refusal_message(["political"], language="fr") == sentences()["any"]["fr"]
+    assert refusal_message(["sexual"], "Ask the studio's desk.", "de") == "Ask the studio's desk."
     packaged = Policy.default().messages[Category.SEXUAL]
-    assert told(["sexual"], packaged, "es") == sentences()["sexual"]["es"]
+    assert refusal_message(["sexual"], packaged, "es") == sentences()["sexual"]["es"]

@@ -29,22 +29,22 @@ def policy(**changes: Any) -> Policy:
 
 @pytest.fixture
 def log(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Prompts at 0.6, 0.3 and one on a list, and a picture at 0.6 in whole and in its tiles."""
+    """Prompts at 0.6, 0.3 and one on a list, and an image at 0.6 in whole and in its tiles."""
     audit = AuditLog(tmp_path / "audit.jsonl")
     for score, text in ((0.6, "one"), (0.3, "two"), (0.0, "hardcore porn")):
         text_classifier = FixedTextClassifier({"sexual": score})
         stage = Moderator(policy(), text_classifiers=[text_classifier])
-        audit.append(stage.judge_prompt(text).to_payload())
+        audit.append(stage.check_prompt(text).to_payload())
     stage = Moderator(policy(), image_classifiers=[FixedImageClassifier({"sexual": 0.6})])
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
-    audit.append(stage.judge_image(pixels).to_payload())
+    audit.append(stage.check_image(pixels).to_payload())
     audit.close()
     return tmp_path
 
 
 def test_the_same_policy_changes_nothing(log: pathlib.Path) -> None:
     found = replay(log, policy())
-    assert found.judged == 4 and not found.newly_refused and not found.newly_served
+    assert found.compared == 4 and not found.newly_refused and not found.newly_served
     assert found.before == found.after == {"BLOCK": 3, "ALLOW": 1}
     assert "Nobody would be answered otherwise." in found.lines()
 
@@ -54,7 +54,7 @@ def test_a_stricter_one_names_who_would_be_refused(log: pathlib.Path) -> None:
     found = replay(log / "audit.jsonl", stricter)
     assert {name: len(ids) for name, ids in found.newly_refused.items()} == {"sexual": 1}
     assert found.newly_refused["sexual"][0].startswith("dec_")
-    # Its pictures have no thresholds any more.
+    # Its images have no thresholds any more.
     assert {name: len(ids) for name, ids in found.newly_served.items()} == {"sexual": 1}
     assert found.to_json()["after"] == {"BLOCK": 3, "ALLOW": 1}
 

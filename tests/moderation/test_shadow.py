@@ -1,4 +1,4 @@
-"""Classifiers on trial: they see what is judged, decide nothing, and fail only for the log."""
+"""Classifiers on trial: they see what is checked, decide nothing, and fail only for the log."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Trial:
 def test_a_shadow_sees_what_is_judged_and_changes_nothing(tmp_path: pathlib.Path) -> None:
     strict = FixedTextClassifier({"sexual": 0.9}, name="guard")
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=strict)
-    decision = trial.stage.judge_prompt("a secret hat")
+    decision = trial.stage.check_prompt("a secret hat")
     assert decision.verdict is Verdict.ALLOW
     assert not [finding for finding in decision.findings if finding.classifier == "qwen3guard"]
     (entry,) = trial.entries()
@@ -94,12 +94,12 @@ def test_a_shadow_sees_what_is_judged_and_changes_nothing(tmp_path: pathlib.Path
     assert strict.texts == ["a secret hat"] and "secret" not in trial.log.read_text()
 
 
-def test_prompts_go_to_judges_and_pictures_to_the_others(tmp_path: pathlib.Path) -> None:
+def test_prompts_go_to_judges_and_images_to_the_others(tmp_path: pathlib.Path) -> None:
     blind = FixedTextClassifier({"sexual": 0.0})
     eyes = FixedImageClassifier({"sexual": 0.0})
     trial = Trial(tmp_path, 0.8, policy(JUDGE, EYES), qwen3guard=blind, falconsai=eyes)
-    assert trial.stage.judge_prompt("a hat").blocked
-    assert trial.stage.judge_image(drawing(1)).blocked
+    assert trial.stage.check_prompt("a hat").blocked
+    assert trial.stage.check_image(drawing(1)).blocked
     entries = trial.entries()
     assert [(e["stage"], e["classifier"]) for e in entries] == [
         ("input", "qwen3guard"),
@@ -127,7 +127,7 @@ def test_a_broken_shadow_fails_no_request_and_is_logged(
     tmp_path: pathlib.Path, broken: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial = Trial(tmp_path, 0.1, policy(JUDGE, seconds=0.3), qwen3guard=broken)
-    decisions = [trial.stage.judge_prompt(f"hat {number}") for number in range(3)]
+    decisions = [trial.stage.check_prompt(f"hat {number}") for number in range(3)]
     assert {decision.verdict for decision in decisions} == {Verdict.ALLOW}
     entries = trial.entries()
     assert all(reason in entry["error"] and "would" not in entry for entry in entries)
@@ -141,16 +141,16 @@ def test_a_broken_shadow_fails_no_request_and_is_logged(
 def test_a_log_that_cannot_be_written_fails_no_request(tmp_path: pathlib.Path) -> None:
     (tmp_path / "shadow").write_text("no folder")
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=FixedTextClassifier({"sexual": 0.0}))
-    assert trial.stage.judge_prompt("a hat").verdict is Verdict.ALLOW
+    assert trial.stage.check_prompt("a hat").verdict is Verdict.ALLOW
     trial.shadows.wait()
-    assert trial.stage.judge_prompt("a hat").verdict is Verdict.ALLOW
+    assert trial.stage.check_prompt("a hat").verdict is Verdict.ALLOW
 
 
 def test_what_they_cannot_keep_up_with_is_passed_over(tmp_path: pathlib.Path) -> None:
     slow = HangingClassifier()
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=slow)
     more = 5
-    decisions = [trial.stage.judge_prompt(f"hat {n}") for n in range(1 + WAITING + more)]
+    decisions = [trial.stage.check_prompt(f"hat {n}") for n in range(1 + WAITING + more)]
     assert all(decision.verdict is Verdict.ALLOW for decision in decisions)
     passed = trial.heard.count(("qwen3guard", "passed_over"))
     assert more <= passed <= more + 1
@@ -160,7 +160,7 @@ def test_what_they_cannot_keep_up_with_is_passed_over(tmp_path: pathlib.Path) ->
 
 def test_what_could_not_be_judged_is_not_compared(tmp_path: pathlib.Path) -> None:
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=FixedTextClassifier({"sexual": 0.0}))
-    assert trial.stage.judge_prompt("a " * 40_000).unavailable
+    assert trial.stage.check_prompt("a " * 40_000).unavailable
     trial.shadows.wait()
     assert not trial.log.exists()
 
@@ -171,7 +171,7 @@ def test_a_sample_is_a_share(tmp_path: pathlib.Path) -> None:
     )
     asked = 400
     for number in range(asked):
-        trial.stage.judge_prompt(f"hat {number}")
+        trial.stage.check_prompt(f"hat {number}")
         trial.shadows.wait()
     assert 0.15 * asked < len(trial.entries()) < 0.35 * asked
 
@@ -180,7 +180,7 @@ def test_the_report_says_how_far_they_agree(tmp_path: pathlib.Path) -> None:
     loud = FixedTextClassifier({"sexual": 0.9}, containing="red")
     trial = Trial(tmp_path, 0.9, policy(JUDGE), qwen3guard=loud)
     prompts = ["a red hat", "a hat", "a red coat", "a coat", "a blue coat", "a red hat again"]
-    decisions = {prompt: trial.stage.judge_prompt(prompt).id for prompt in prompts}
+    decisions = {prompt: trial.stage.check_prompt(prompt).id for prompt in prompts}
     assert len(trial.entries()) == 6
     (found,) = agreements(tmp_path)
     assert (found.asked, found.failed, found.compared) == (6, 0, 6)

@@ -28,7 +28,7 @@ def marked(pixels: Pixels, key: bytes = KEY) -> tuple[str, Pixels]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_the_mark_survives_what_people_do_to_pictures(name: str) -> None:
+def test_the_mark_survives_what_people_do_to_images(name: str) -> None:
     payload, image = marked(IMAGES[name])
     for change in SURVIVED:
         found = watermark.detect(CHANGES[change](image), KEY)
@@ -71,7 +71,7 @@ def test_the_mark_is_not_seen(name: str) -> None:
     assert np.abs(IMAGES[name].astype(int) - image).max() <= 16
 
 
-def test_the_same_picture_and_key_give_the_same_bytes() -> None:
+def test_the_same_image_and_key_give_the_same_bytes() -> None:
     pixels = texture(2, 192)
     assert np.array_equal(marked(pixels)[1], marked(pixels.copy())[1])
     assert not np.array_equal(marked(pixels)[1], marked(pixels, OTHER)[1])
@@ -86,7 +86,7 @@ def test_no_mark_is_found_where_there_is_none() -> None:
         assert watermark.detect(marked(pixels)[1], OTHER) is None, name
 
 
-def test_a_picture_too_small_for_the_pattern_is_left_as_it_is() -> None:
+def test_a_image_too_small_for_the_pattern_is_left_as_it_is() -> None:
     pixels = texture(3, 48)
     assert marked(pixels)[1] is pixels
     assert watermark.detect(pixels, KEY) is None
@@ -104,7 +104,7 @@ def test_the_code_corrects_one_coded_bit_in_twenty(bits: list[int], seed: int) -
     assert convolution.decode(soft, len(bits)).tolist() == bits
 
 
-def test_the_payload_follows_from_key_and_picture_only() -> None:
+def test_the_payload_follows_from_key_and_image_only() -> None:
     pixels = drawing(5)
     again = watermark.payload_of(np.asfortranarray(pixels), KEY)
     assert watermark.payload_of(pixels, KEY) == again

@@ -59,7 +59,7 @@ def lease_of(prompt: dict[str, Any], **given: Any) -> Lease:
 
 def handed_out(folder: pathlib.Path, stage: InProcessSafety, **given: Any) -> Finalized:
     async def run() -> Finalized:
-        lease = lease_of(await stage.judge_prompt("a hat"), **given)
+        lease = lease_of(await stage.check_prompt("a hat"), **given)
         desk = Postprocessor(stage, FolderBlobStore(folder))
         return await desk.finalize(lease, request(), [np.array(drawing(1, 64))], {})
 
@@ -108,7 +108,7 @@ def test_a_held_request_shows_no_previews(tmp_path: pathlib.Path) -> None:
             return True
 
     async def run(stage: InProcessSafety) -> None:
-        lease = lease_of(await stage.judge_prompt("a hat"))
+        lease = lease_of(await stage.check_prompt("a hat"))
         trail = Intermediates(lease, request(), Keeper(), stage, FolderBlobStore(tmp_path))
         trail.note(Preview("r", 0, 1, np.array(drawing(1, 64))))
         await trail.finish()

@@ -36,9 +36,9 @@ class Switching(InProcessSafety):
         self._stage, self._after, self.images = moderator, after, 0
         self._one_by_one = asyncio.Lock()
 
-    async def judge_image(self, *given: Any, **more: Any) -> dict[str, Any]:
+    async def check_image(self, *given: Any, **more: Any) -> dict[str, Any]:
         async with self._one_by_one:
-            decision = await super().judge_image(*given, **more)
+            decision = await super().check_image(*given, **more)
             self.images += 1
             if self.images in self._after:
                 self._stage.reconfigure(self._after[self.images])
@@ -63,7 +63,7 @@ def handed_out(
 
     async def run() -> tuple[dict[str, Any], Finalized]:
         safety = Switching(stage, after)
-        first = await safety.judge_prompt("a hat")
+        first = await safety.check_prompt("a hat")
         if 0 in after:
             stage.reconfigure(after[0])
         lease = Lease(

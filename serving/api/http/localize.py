@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 
-from calotype.moderation.policy.refusals import held_message, preferred_language, told
+from calotype.moderation.policy.refusals import held_message, preferred_language, refusal_message
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.jobs.result import HELD_FOR_REVIEW
 
@@ -25,7 +25,7 @@ def localized(error: CalotypeError, accept_language: str) -> CalotypeError:
     if error.code == HELD_FOR_REVIEW:
         sentence = held_message(language)
     else:
-        sentence = told(categories, moderation["user_message"], language)
+        sentence = refusal_message(categories, moderation["user_message"], language)
     answered = copy.copy(error)
     answered.details = error.details | {"moderation": moderation | {"user_message": sentence}}
     return answered

@@ -49,7 +49,7 @@ def scope_for(
 
     Args:
         adapters: names of those that the request uses.
-        wish: what the caller asked for (`moderation.presets.is_wish`).
+        wish: what the caller asked for (`moderation.presets.is_level`).
     """
     named = [team.policy] if team is not None and team.policy else []
     for adapter in catalog.adapters(model):

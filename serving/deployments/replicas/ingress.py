@@ -65,8 +65,8 @@ class IngressDeployment:
     ) -> list[dict[str, Any]]:
         return list(
             await asyncio.gather(
-                *(self._safety.judge_prompt(text, scope) for text in texts),
-                *(self._safety.judge_image(image, scope=scope) for image in images),
+                *(self._safety.check_prompt(text, scope) for text in texts),
+                *(self._safety.check_image(image, scope=scope) for image in images),
             )
         )
 

@@ -67,25 +67,25 @@ class ModeratorDeployment:
             read_policy(config.get("policy")), read_named(config.get("policies") or {})
         )
 
-    async def judge_prompt(
+    async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        return await asyncio.to_thread(self._judge_prompt, text, scope)
+        return await asyncio.to_thread(self._check_prompt, text, scope)
 
-    async def judge_image(
+    async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
         scope: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return await asyncio.to_thread(self._judge_image, pixels, prompt, references, scope)
+        return await asyncio.to_thread(self._check_image, pixels, prompt, references, scope)
 
-    def _judge_prompt(self, text: str, scope: Mapping[str, Any] | None) -> dict[str, Any]:
-        decision = self._moderator.judge_prompt(text, Scope.from_payload(scope))
+    def _check_prompt(self, text: str, scope: Mapping[str, Any] | None) -> dict[str, Any]:
+        decision = self._moderator.check_prompt(text, Scope.from_payload(scope))
         return self._recorded(decision, text)
 
-    def _judge_image(
+    def _check_image(
         self,
         pixels: Pixels,
         prompt: str,
@@ -93,7 +93,7 @@ class ModeratorDeployment:
         scope: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         return self._recorded(
-            self._moderator.judge_image(
+            self._moderator.check_image(
                 pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
             )
         )

@@ -52,8 +52,8 @@ def judged(
     """A gateway whose safety stage is the real one."""
     moderator = Moderator.load()
     with shared_running(tmp_path_factory.mktemp("judged")) as service:
-        service.safety.prompt = lambda text: moderator.judge_prompt(text).to_payload()
-        service.safety.image = lambda pixels: moderator.judge_image(pixels).to_payload()
+        service.safety.prompt = lambda text: moderator.check_prompt(text).to_payload()
+        service.safety.image = lambda pixels: moderator.check_image(pixels).to_payload()
         yield service
 
 

@@ -76,7 +76,7 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     found = tmp_path / "found.jpg"
     found.write_bytes(as_found(WANTED))
     moderator = judge(service)
-    assert moderator.judge_image(WANTED).verdict is Verdict.ALLOW
+    assert moderator.check_image(WANTED).verdict is Verdict.ALLOW
 
     looked = run(str(found))
     assert looked.exit_code == 0, looked.output
@@ -96,15 +96,15 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
         [first, copy]
     )
     for again in (WANTED, WANTED[:, ::-1], np.asarray(Image.open(io.BytesIO(found.read_bytes())))):
-        decision = moderator.judge_image(again)
+        decision = moderator.check_image(again)
         assert decision.verdict is Verdict.BLOCK
         assert decision.categories == ("real_person_intimate",)
         assert decision.findings[0].rule == f"pictures.taken-down.{deed['subject']}"
-    assert moderator.judge_image(OTHER).verdict is Verdict.ALLOW
+    assert moderator.check_image(OTHER).verdict is Verdict.ALLOW
 
     assert "That is me." in run("--list").stdout
     assert run("--lift", deed["subject"]).exit_code == 0
-    assert moderator.judge_image(WANTED).verdict is Verdict.ALLOW
+    assert moderator.check_image(WANTED).verdict is Verdict.ALLOW
     assert [row["action"] for row in service.database.reviewer_audit.actions()] == [
         "takedown.made",
         "takedown.lifted",
@@ -124,8 +124,8 @@ def test_a_flat_drawing_is_known_by_its_mark_and_not_drawn_again(
     assert answer["matches"][0]["by"] == "watermark"
     assert service.database.files.get_asset(asset_id) is None
     moderator = judge(service)
-    assert moderator.judge_image(image).findings[0].classifier == "fingerprint"
-    assert moderator.judge_image(drawing(5, 256)).verdict is Verdict.ALLOW
+    assert moderator.check_image(image).findings[0].classifier == "fingerprint"
+    assert moderator.check_image(drawing(5, 256)).verdict is Verdict.ALLOW
 
 
 def test_nothing_is_done_before_every_stored_picture_was_looked_at(
@@ -149,11 +149,11 @@ def test_without_the_list_nothing_is_shown(service: Any) -> None:
     moderator = judge(service)
     with service.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE taken_down RENAME TO away"))
-    decision = moderator.judge_image(OTHER)
+    decision = moderator.check_image(OTHER)
     assert decision.verdict is Verdict.ERROR and "taken down" in (decision.reason or "")
     with service.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO taken_down"))
-    assert moderator.judge_image(OTHER).verdict is Verdict.ALLOW
+    assert moderator.check_image(OTHER).verdict is Verdict.ALLOW
 
 
 def test_a_reported_picture_takes_its_copies_along(service: Any) -> None:
@@ -173,7 +173,7 @@ def test_a_reported_picture_takes_its_copies_along(service: Any) -> None:
         service.database.files.get_asset(first) is None
         and service.database.files.get_asset(copy) is None
     )
-    assert judge(service).judge_image(WANTED).verdict is Verdict.BLOCK
+    assert judge(service).check_image(WANTED).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize(

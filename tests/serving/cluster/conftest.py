@@ -224,7 +224,7 @@ def judge_text(text: str) -> dict[str, Any]:
     return decision("input", blocked=["sexual"] if "forbidden" in text else [])
 
 
-def judge_image(pixels: Any) -> dict[str, Any]:
+def check_image(pixels: Any) -> dict[str, Any]:
     """White pictures are blocked; the painter's are of one colour that the seed says."""
     return decision("output", blocked=["sexual"] if pixels.min() == 255 else [])
 
@@ -281,7 +281,7 @@ class House:
     def model_app(self) -> Iterator[PaintingBackend]:
         """The model is there."""
         database = Database.connect(self.environment.database_url)
-        safety = ScriptedSafety(judge_text, judge_image)
+        safety = ScriptedSafety(judge_text, check_image)
         backend = PaintingBackend(database, open_blobs(self.environment.blob_url), safety)
         app = build_ingress(PaintingApp(backend), TOKEN)
         app.router.lifespan_context = backend.lifespan

@@ -109,12 +109,12 @@ async def test_slow_judging_of_one_job_does_not_hold_up_another(
     may_go_on = asyncio.Event()
 
     class Slow:
-        async def judge_prompt(self, text: str, scope: Any = None) -> dict[str, Any]:
+        async def check_prompt(self, text: str, scope: Any = None) -> dict[str, Any]:
             if text == "slow":
                 await may_go_on.wait()
             return decision("input")
 
-        async def judge_image(self, pixels: Any) -> dict[str, Any]:
+        async def check_image(self, pixels: Any) -> dict[str, Any]:
             return decision("output")
 
     dispatcher._safety = Slow()
