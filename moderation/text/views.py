@@ -32,7 +32,9 @@ WINDOW_CHARACTERS = 320
 _TAGS = re.compile("[\U000e0020-\U000e007e]")
 _COMBINABLE = re.compile("[A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1fff]")
 _TOKEN = re.compile(r"\S+")
-_SPELLED = re.compile(r"(?<!\w)\w(?:[ .,\-_*|/·•~+]{1,2}\w){3,}(?!\w)")
+# Letters and separators have no character in common: with `_` in both, the time doubled with each
+# letter of a text that does not match.
+_SPELLED = re.compile(r"(?<![^\W_])[^\W_](?:[ .,\-_*|/·•~+]{1,2}[^\W_]){3,}(?![^\W_])")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 _HEX = re.compile(r"\b(?:[0-9a-fA-F]{2}){8,}\b")
 _LETTERS = re.compile(r"[^\W\d_]{3,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,6 +14,10 @@ from starlette.requests import Request
 
 from calotype.serving.core.errors import InvalidRequest
 
+_PARSED_AT_ONCE = 64 * 1024
+"""Bytes of a body that are parsed on the event loop; a longer one would delay other requests."""
+_MOST_VALUES = 100_000
+"""Python builds an object for each: a second and 100 MB for a million of them. Commas count."""
 # NUL as json.dumps writes it; an even number of backslashes before it is just text.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -38,11 +43,20 @@ async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> 
             not an object, a key twice, NaN, nested too deeply, or text that is no Unicode.
     """
     _check_content_type(request)
-    return parse_object(await read_body(request, max_bytes, seconds))
+    raw = await read_body(request, max_bytes, seconds)
+    if len(raw) <= _PARSED_AT_ONCE:
+        return parse_object(raw)
+    return await asyncio.to_thread(parse_object, raw)
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
     """`read_json` for bytes."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise InvalidRequest(
+            f"The body has more than {_MOST_VALUES:,} values; send large data as base64 or as a "
+            "file of /v1/files.",
+            code="invalid_json",
+        )
     try:
         body = json.loads(
             raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins
@@ -124,8 +138,8 @@ def _no_constant(name: str) -> Any:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twin = next(name for name, count in counts.items() if count > 1)
         raise InvalidRequest(
             f"The body names {twin[:80]!r} twice.", code="invalid_json", param=twin[:80]
         )
