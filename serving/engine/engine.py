@@ -101,8 +101,6 @@ class Engine:
         group: SequenceGroup | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if components.denoiser is None or components.vae is None:
-            raise ValueError("the engine needs components with denoiser and vae")
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
         self.components = components

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import pathlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
 from calotype.serving.engine.lora.lora_file import LinearShapes, linear_shapes, read_lora
-from calotype.serving.engine.model import libraries
 from calotype.serving.engine.model.components import read_settings
+from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
 from calotype.serving.engine.model.weight_files import (
     FLOAT_DTYPES,
     WeightHeader,
@@ -123,13 +122,13 @@ def _shapes_of(base: ImageModel) -> LinearShapes:
         ) from None
 
 
-def _denoiser(folder: pathlib.Path) -> Any:
+def _denoiser(folder: pathlib.Path) -> Transformer:
     """The denoiser as its configuration describes it, without memory."""
     file = folder / "transformer" / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         with unfilled():
-            return libraries.build(libraries.denoiser_class(), config)
+            return Transformer(TransformerConfig.from_json(config))
     except OSError as error:
         raise ModelLoadFailed(f"{file} cannot be read ({error.strerror}).") from None
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:

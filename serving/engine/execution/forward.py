@@ -1,9 +1,8 @@
-"""The forward pass of diffusers' Flux2Transformer2DModel, taken apart.
+"""Runs passes of a bucket through the denoiser.
 
-Its modules and weights are diffusers'; only their order is written here again, so that rotary
-tables are made once per shape and not once per step, reference tokens are not put through the
-output layers, and blocks can be left out (`step_cache`). A test holds it to the model's own
-forward.
+Rotary tables are made once per shape and not once per step, reference tokens are not put through
+the output layers, and blocks can be left out (`step_cache`). A test holds it to the forward of
+diffusers' Flux2Transformer2DModel.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ import torch
 from calotype.serving.engine.lora.lora_layers import LoraLayers, Stack
 from calotype.serving.engine.model.latents import TokenGrid, image_ids, text_ids
 from calotype.serving.engine.model.row_linear import keep_rows_apart
+from calotype.serving.engine.model.transformer import Rotary, Transformer
 from calotype.serving.engine.sampling.step_cache import StepCache, fitting
 from calotype.serving.engine.scheduling.scheduler import Bucket
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosine and sine, each [text and image tokens, head width]."""
 
 _LAYOUTS_KEPT = 32
 
@@ -35,7 +32,6 @@ class Forward:
     Each pass comes out the same to the bit alone and in any company (`row_linear`).
 
     Args:
-        model: diffusers' Flux2Transformer2DModel.
         lora: what adds adapters; None for a model without.
         compiler: backend of torch.compile for the blocks, for example "inductor"; None runs them
             as they are. Steps with adapters are never compiled: every new stack of them would
@@ -43,7 +39,7 @@ class Forward:
     """
 
     def __init__(
-        self, model: Any, lora: LoraLayers | None = None, compiler: str | None = None
+        self, model: Transformer, lora: LoraLayers | None = None, compiler: str | None = None
     ) -> None:
         keep_rows_apart(model)
         self._model = model
@@ -164,11 +160,11 @@ class Forward:
         return found
 
 
-def rotary_tables(model: Any, bucket: Bucket, device: torch.device) -> Rotary:
+def rotary_tables(model: Transformer, bucket: Bucket, device: torch.device) -> Rotary:
     """Position tables of text tokens, image tokens and reference tokens, in this order."""
     ids = [text_ids(bucket.text_tokens), image_ids(TokenGrid(bucket.rows, bucket.columns))]
     ids += [image_ids(TokenGrid(*g), 10 + 10 * i) for i, g in enumerate(bucket.references)]
-    tables = [model.pos_embed(part.to(device)) for part in ids]
+    tables = [model.rotary(part.to(device)) for part in ids]
     return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
 
 
@@ -203,20 +199,8 @@ class _Blocks:
         joint = torch.cat(streams[::-1], dim=1)
         streams.clear()
         for block in self.singles:
-            joint = block(
-                hidden_states=joint,
-                encoder_hidden_states=None,
-                temb_mod=self.joint_mod,
-                image_rotary_emb=self.rotary,
-            )
+            joint = block(joint, self.joint_mod, self.rotary)
         return joint[:, length:]
 
     def _double(self, block: Any, streams: list[torch.Tensor]) -> None:
-        image, text = streams
-        streams[1], streams[0] = block(
-            hidden_states=image,
-            encoder_hidden_states=text,
-            temb_mod_img=self.image_mod,
-            temb_mod_txt=self.text_mod,
-            image_rotary_emb=self.rotary,
-        )
+        streams[:] = block(*streams, self.image_mod, self.text_mod, self.rotary)

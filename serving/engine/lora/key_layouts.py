@@ -8,8 +8,8 @@
 
 BFL is Black Forest Labs.
 
-diffusers' own converters do the work; what they would drop or stumble over in silence is told here.
-Run first on stand-ins that have the shapes of a file's header but no memory.
+Nothing is left out in silence. Run first on stand-ins that have the shapes of a file's header but
+no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import torch
 
-from calotype.serving.engine.model import libraries
+from calotype.serving.engine.lora.bfl_keys import KOHYA_PREFIX, from_bfl, from_kohya
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     """
     names = {_bare(name): tensor for name, tensor in tensors.items()}
     try:
-        if any(name.startswith("lora_unet_") for name in names):
+        if any(name.startswith(KOHYA_PREFIX) for name in names):
             return _from_kohya(names)
         names = {_spelt(name): tensor for name, tensor in names.items()}
         if any(name.startswith(_BFL_NAMES) for name in names):
@@ -105,15 +105,13 @@ def _spelt(name: str) -> str:
 
 
 def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # The converter folds alpha into the factors, and takes what it knows out of what it is given.
-    left = dict(tensors)
-    converted: dict[str, torch.Tensor] = libraries.lora_converter("kohya")(left)
+    converted, left = from_kohya(tensors)
     unknown = sorted(name for name in left if not name.startswith("lora_unet_guidance_in"))
     if unknown:
         raise UnknownKeys(f"it holds the unknown key {unknown[0]!r}")
     if left:
         logger.warning("%d keys of a guidance embedder are left out: %s", len(left), min(left))
-    return {_bare(name): tensor for name, tensor in converted.items()}
+    return converted
 
 
 def _from_bfl(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -121,20 +119,14 @@ def _from_bfl(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     scaled = _with_alpha(tensors)
     theirs = {k: v for k, v in scaled.items() if k.startswith(_BFL_NAMES)}
     rest = {k: v for k, v in scaled.items() if k not in theirs}
-    given = {f"diffusion_model.{name}": tensor for name, tensor in theirs.items()}
-    try:
-        converted = libraries.lora_converter("diffusion_model")(given)
-    except ValueError as fault:
-        # The converter lists what it could not place.
-        unknown = re.search(r"dict_keys\(\[(.+?)[,\]]", str(fault))
-        raise UnknownKeys(
-            f"it holds the unknown key {unknown[1]}" if unknown else str(fault)
-        ) from None
-    return {_bare(name): tensor for name, tensor in converted.items()} | rest
+    converted, unknown = from_bfl(theirs)
+    if unknown:
+        raise UnknownKeys(f"it holds the unknown key {unknown[0]!r}")
+    return converted | rest
 
 
 def _with_alpha(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Alphas folded into the second factors, because the converter splits layers into several."""
+    """Alphas folded into the second factors, because layers are split into several."""
     found = {k: v for k, v in tensors.items() if not ALPHA.match(k)}
     for name, alpha in tensors.items():
         match = ALPHA.match(name)

@@ -7,20 +7,23 @@ memory is spent on random numbers. Called by the engine's owner; knows nothing o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from calotype.serving.core.errors import ModelLoadFailed
-from calotype.serving.engine.model import libraries
+from calotype.serving.engine.model.autoencoder import Autoencoder, AutoencoderConfig
+from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 from calotype.serving.engine.model.quantization import quantize_int8
 from calotype.serving.engine.model.text_encoder import ChatStyle, TextEncoder
 from calotype.serving.engine.model.text_model import TextModel, TextModelConfig
 from calotype.serving.engine.model.tokenizer import load_tokenizer
+from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
 from calotype.serving.engine.model.weight_files import (
     WeightHeader,
     find_weight_headers,
@@ -61,9 +64,6 @@ class Components:
     """A loaded model; parts that were not asked for are None.
 
     Attributes:
-        denoiser: diffusers' Flux2Transformer2DModel.
-        vae: diffusers' AutoencoderKLFlux2.
-        schedule: keyword arguments of diffusers' FlowMatchEulerDiscreteScheduler.
         dtype: of activations and latents (bfloat16 where weights are int8).
         fingerprint: tells the denoiser's weights from others; empty if it was not loaded.
     """
@@ -72,12 +72,34 @@ class Components:
     settings: ModelSettings
     device: torch.device
     dtype: torch.dtype
-    schedule: dict[str, Any]
+    schedule: ScheduleConfig
     precision: Precision = "float32"
     fingerprint: str = ""
     text_encoder: TextEncoder | None = None
-    denoiser: Any = None
-    vae: Any = None
+    loaded_denoiser: Transformer | None = None
+    loaded_vae: Autoencoder | None = None
+
+    @property
+    def denoiser(self) -> Transformer:
+        """The denoiser.
+
+        Raises:
+            ValueError: it was not loaded.
+        """
+        if self.loaded_denoiser is None:
+            raise ValueError("the denoiser was not loaded")
+        return self.loaded_denoiser
+
+    @property
+    def vae(self) -> Autoencoder:
+        """The autoencoder.
+
+        Raises:
+            ValueError: it was not loaded.
+        """
+        if self.loaded_vae is None:
+            raise ValueError("the autoencoder was not loaded")
+        return self.loaded_vae
 
 
 def load_components(
@@ -100,23 +122,12 @@ def load_components(
         )
     settings = read_settings(folder)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
-    if schedule.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        raise ModelLoadFailed(
-            f"{folder / 'scheduler' / 'scheduler_config.json'} names the scheduler "
-            f"{schedule.get('_class_name')!r}; FLUX.2 has a FlowMatchEulerDiscreteScheduler."
-        )
-    if schedule.get("stochastic_sampling"):
-        raise ModelLoadFailed(
-            f"{folder / 'scheduler' / 'scheduler_config.json'} asks for stochastic sampling, which "
-            "FLUX.2 does not use."
-        )
     loaded = Components(
         folder,
         settings,
         torch.device(device),
         dtype,
-        {key: value for key, value in schedule.items() if not key.startswith("_")},
+        _read_schedule(folder / "scheduler" / "scheduler_config.json"),
         precision,
     )
     # All files are looked at before the first is read: a damaged VAE is told in milliseconds, not
@@ -134,15 +145,17 @@ def load_components(
                 style=settings.chat_style,
             )
         elif part == "denoiser":
-            denoiser = _build(libraries.denoiser_class(), config, folder / "transformer")
+            with _described(folder / "transformer"), unfilled():
+                denoiser = Transformer(TransformerConfig.from_json(config))
             _fill(denoiser, headers, {}, loaded)
-            loaded.denoiser = quantize_int8(denoiser) if precision == "int8" else denoiser
+            loaded.loaded_denoiser = quantize_int8(denoiser) if precision == "int8" else denoiser
             loaded.fingerprint = fingerprint(config, headers)
         else:
-            loaded.vae = _build(libraries.vae_class(), config, folder / "vae")
-            _fill(loaded.vae, headers, {}, loaded)
+            with _described(folder / "vae"), unfilled():
+                vae = Autoencoder(AutoencoderConfig.from_json(config))
+            _fill(vae, headers, {}, loaded)
             # Convolutions run on channels that lie beside each other: a quarter less time.
-            loaded.vae.to(memory_format=torch.channels_last)
+            loaded.loaded_vae = vae.to(memory_format=torch.channels_last)
     return loaded
 
 
@@ -178,6 +191,19 @@ def read_settings(folder: pathlib.Path) -> ModelSettings:
         )
     two = klein and not index.get("is_distilled", False)
     return ModelSettings(str(name), length, tuple(layers), two)
+
+
+def _read_schedule(path: pathlib.Path) -> ScheduleConfig:
+    content = _read_json(path)
+    if content.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        raise ModelLoadFailed(
+            f"{path} names the scheduler {content.get('_class_name')!r}; FLUX.2 has a "
+            "FlowMatchEulerDiscreteScheduler."
+        )
+    try:
+        return ScheduleConfig.from_json(content)
+    except (TypeError, ValueError) as fault:
+        raise ModelLoadFailed(f"{path} describes no schedule of FLUX.2: {fault}.") from fault
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -216,12 +242,13 @@ def _find_part(folder: pathlib.Path, part: Part) -> tuple[dict[str, Any], list[W
     return config, find_weight_headers(folder / name, stem, ModelLoadFailed)
 
 
-def _build(cls: Any, config: dict[str, Any], where: pathlib.Path) -> Any:
+@contextlib.contextmanager
+def _described(part: pathlib.Path) -> Iterator[None]:
+    """Within, what a configuration makes the modules raise becomes an error that names the file."""
     try:
-        with unfilled():
-            return libraries.build(cls, config)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as fault:
-        raise ModelLoadFailed(f"{where / 'config.json'} describes no model: {fault}.") from fault
+        yield
+    except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as fault:
+        raise ModelLoadFailed(f"{part / 'config.json'} describes no model: {fault}.") from fault
 
 
 def _load_text_model(
@@ -236,15 +263,13 @@ def _load_text_model(
             f"{where} names the model type {kind!r}; {loaded.settings.pipeline} has {wanted!r}."
         )
     last = max(loaded.settings.text_encoder_out_layers)
-    try:
+    with _described(loaded.folder / "text_encoder"):
         sizes = TextModelConfig.from_json(
             config["text_config"] if kind == "mistral3" else config, wanted
         )
         if last <= sizes.layers:
             with unfilled():
                 model = TextModel(sizes, last)
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as fault:
-        raise ModelLoadFailed(f"{where} describes no model: {fault}.") from fault
     if last > sizes.layers:
         raise ModelLoadFailed(
             f"{where} has {sizes.layers} layers, but layer {last} is to be read; "

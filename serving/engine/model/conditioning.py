@@ -15,12 +15,13 @@ ControlNet-like conditions join at the first place (a control map is a reference
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
-from calotype.serving.engine.model.decoder import TILE_ABOVE_PIXELS, tiled
+from calotype.serving.engine.model.autoencoder import Autoencoder
+from calotype.serving.engine.model.decoder import TILE_ABOVE_PIXELS
 from calotype.serving.engine.model.input_images import InputImages
 from calotype.serving.engine.model.latents import normalize, pack, patchify
 
@@ -67,13 +68,13 @@ class Conditioner:
     """Encodes the pictures that a request brings.
 
     Args:
-        vae: diffusers' AutoencoderKLFlux2.
         dtype: of the latents.
         side: width and height in pixels of what one image token stands for.
     """
 
-    def __init__(self, vae: Any, dtype: torch.dtype, side: int) -> None:
+    def __init__(self, vae: Autoencoder, dtype: torch.dtype, side: int) -> None:
         self._vae, self._dtype, self._side = vae, dtype, side
+        self._device = next(vae.parameters()).device
 
     def layout(self, inputs: InputImages) -> tuple[tuple[int, int], ...]:
         """Rows and columns of tokens of each reference."""
@@ -88,7 +89,7 @@ class Conditioner:
         if inputs.start is not None:
             start = self._tokens(inputs.start)
         if inputs.redraw is not None:
-            marked = torch.tensor(inputs.redraw).to(self._vae.device, self._dtype)
+            marked = torch.tensor(inputs.redraw).to(self._device, self._dtype)
             # A token is drawn anew if any of its pixels is: a thin mask must not fall between.
             blocks = functional.max_pool2d(marked[None, None], self._side)
             redraw = pack(blocks)[0]
@@ -99,14 +100,13 @@ class Conditioner:
         """Packed, normalised latents of a picture: [tokens, token channels]."""
         # A copy: arrays from Pillow are read-only, which torch does not like.
         image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
-        image = image.to(self._vae.device, torch.float32) / 255
-        scaled = (2.0 * image - 1.0).to(self._vae.dtype)
+        image = image.to(self._device, torch.float32) / 255
+        scaled = (2.0 * image - 1.0).to(self._dtype)
         height, width = pixels.shape[:2]
-        with tiled(self._vae, height * width > TILE_ABOVE_PIXELS):
-            latents = patchify(self._vae.encode(scaled).latent_dist.mode())
+        latents = self._vae.encode(scaled, tiled=height * width > TILE_ABOVE_PIXELS)
         statistics = self._vae.bn
         normal = normalize(
-            latents,
+            patchify(latents),
             statistics.running_mean,
             statistics.running_var,
             self._vae.config.batch_norm_eps,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.latents import TokenGrid, denormalize, unpack, unpatchify
 
 if TYPE_CHECKING:
@@ -20,35 +19,19 @@ TILE_ABOVE_PIXELS = 2048 * 2048
 """Larger pictures are decoded in tiles, which costs time and faint seams, but bounds memory."""
 
 
-def pixels_per_token(vae: Any) -> int:
+def pixels_per_token(vae: Autoencoder) -> int:
     """Side of the square of pixels that one image token stands for."""
-    halvings: int = len(vae.config.block_out_channels) - 1
-    side: int = 2 * 2**halvings
-    return side
-
-
-@contextlib.contextmanager
-def tiled(vae: Any, wanted: bool) -> Iterator[None]:
-    """Within, a VAE works in overlapping tiles, if that is wanted."""
-    if not wanted:
-        yield
-        return
-    vae.enable_tiling()
-    try:
-        yield
-    finally:
-        vae.disable_tiling()
+    return 2 * vae.config.pixels_per_latent
 
 
 class Decoder:
     """The VAE's decoder.
 
     Args:
-        vae: diffusers' AutoencoderKLFlux2.
         tile_above: pixels above which a picture is decoded in tiles.
     """
 
-    def __init__(self, vae: Any, tile_above: int = TILE_ABOVE_PIXELS) -> None:
+    def __init__(self, vae: Autoencoder, tile_above: int = TILE_ABOVE_PIXELS) -> None:
         self.vae = vae
         self.pixels_per_token = pixels_per_token(vae)
         self._tile_above = tile_above
@@ -67,8 +50,8 @@ class Decoder:
     ) -> np.ndarray:
         """The same before rounding: float32 [n, height, width, 3] in 0..1."""
         latents = self._latents(tokens, grid)
-        with tiled(self.vae, tiles or self._pixels(grid) > self._tile_above):
-            return _array(self.vae.decode(latents, return_dict=False)[0])
+        tiles = tiles or self._pixels(grid) > self._tile_above
+        return _array(self.vae.decode(latents, tiled=tiles))
 
     @torch.inference_mode()
     def preview(self, tokens: torch.Tensor, grid: TokenGrid, max_side: int) -> Pixels:
@@ -84,7 +67,7 @@ class Decoder:
         if shrink > 1:
             height, width = (max(1, length // shrink) for length in latents.shape[2:])
             latents = functional.adaptive_avg_pool2d(latents, (height, width))
-        pixels: Pixels = _rounded(_array(self.vae.decode(latents, return_dict=False)[0]))[0]
+        pixels: Pixels = _rounded(_array(self.vae.decode(latents)))[0]
         return pixels
 
     def _latents(self, tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.engine.model import libraries
+from calotype.serving.engine.model.autoencoder import Autoencoder, AutoencoderConfig
 from calotype.serving.engine.model.components import read_settings
+from calotype.serving.engine.model.decoder import pixels_per_token
 from calotype.serving.engine.model.quantization import INT8_SCALE_BYTES, is_quantised
 from calotype.serving.engine.model.text_model import TextModel, TextModelConfig
+from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
 from calotype.serving.engine.model.weight_files import unfilled
 
 
@@ -80,8 +82,7 @@ class TokenMemory:
     channels: int
 
     @classmethod
-    def of(cls, denoiser: Any) -> TokenMemory:
-        """Reads the sizes of diffusers' Flux2Transformer2DModel."""
+    def of(cls, denoiser: Transformer) -> TokenMemory:
         config = denoiser.config
         return cls(
             denoiser.inner_dim,
@@ -229,8 +230,8 @@ def _count_parts(
 ) -> ModelSizes:
     text = TextModelConfig.from_json(text_config, text_kind)
     with unfilled():
-        denoiser = libraries.build(libraries.denoiser_class(), denoiser_config)
-        vae = libraries.build(libraries.vae_class(), vae_config)
+        denoiser = Transformer(TransformerConfig.from_json(denoiser_config))
+        vae = Autoencoder(AutoencoderConfig.from_json(vae_config))
         text_encoder = TextModel(text, last_layer)
 
     def count(module: Any) -> int:
@@ -246,7 +247,7 @@ def _count_parts(
         token=TokenMemory.of(denoiser),
         vae_channels=(channels[0], channels[min(1, len(channels) - 1)]),
         text_tokens=text_tokens,
-        pixels_per_token=2 * 2 ** (len(vae.config.block_out_channels) - 1),
+        pixels_per_token=pixels_per_token(vae),
     )
 
 

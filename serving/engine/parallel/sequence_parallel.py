@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,6 @@ from calotype.serving.core.errors import CalotypeError, EngineError, GroupLost, 
 from calotype.serving.engine.execution.forward import Forward, rotary_tables
 from calotype.serving.engine.lora.adapter_store import AdapterStore
 from calotype.serving.engine.lora.lora_layers import Adapter, LoraLayers, Stack
-from calotype.serving.engine.model import libraries
 from calotype.serving.engine.model.components import Components
 from calotype.serving.engine.sampling.step_cache import StepCache
 from calotype.serving.engine.scheduling.scheduler import Bucket
@@ -137,66 +135,6 @@ class _Exchange:
         return self.group.swap(back, self.lengths, to_heads=False)[0]
 
 
-class _JointAttention:
-    """In place of diffusers' Flux2AttnProcessor: text and image have projections of their own."""
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        width, length = attn.head_dim, encoder_hidden_states.shape[1]
-
-        def both(image: Any, text: Any, norm: Any = None, text_norm: Any = None) -> torch.Tensor:
-            ours = image(hidden_states).unflatten(-1, (-1, width))
-            words = text(encoder_hidden_states).unflatten(-1, (-1, width))
-            if norm is not None:
-                ours, words = norm(ours), text_norm(words)
-            return torch.cat([words, ours], dim=1)
-
-        rotate = libraries.rotary_function()
-        query = both(attn.to_q, attn.add_q_proj, attn.norm_q, attn.norm_added_q)
-        key = both(attn.to_k, attn.add_k_proj, attn.norm_k, attn.norm_added_k)
-        value = both(attn.to_v, attn.add_v_proj)
-        query = rotate(query, image_rotary_emb, sequence_dim=1)
-        key = rotate(key, image_rotary_emb, sequence_dim=1)
-        seen = self._exchange.attend(query, key, value).flatten(2)
-        image = attn.to_out[1](attn.to_out[0](seen[:, length:]))
-        return image, attn.to_add_out(seen[:, :length])
-
-
-class _ParallelAttention:
-    """In place of diffusers' Flux2ParallelSelfAttnProcessor: attention and MLP side by side."""
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> torch.Tensor:
-        fused = attn.to_qkv_mlp_proj(hidden_states)
-        turned, gated = fused.tensor_split([3 * attn.inner_dim], dim=-1)
-        query, key, value = (
-            part.unflatten(-1, (-1, attn.head_dim)) for part in turned.chunk(3, dim=-1)
-        )
-        rotate = libraries.rotary_function()
-        query = rotate(attn.norm_q(query), image_rotary_emb, sequence_dim=1)
-        key = rotate(attn.norm_k(key), image_rotary_emb, sequence_dim=1)
-        seen = self._exchange.attend(query, key, value).flatten(2)
-        out: torch.Tensor = attn.to_out(torch.cat([seen, attn.mlp_act_fn(gated)], dim=-1))
-        return out
-
-
 class ParallelForward:
     """`forward.Forward` on all ranks of a group; called on rank 0.
 
@@ -216,10 +154,7 @@ class ParallelForward:
         self._device, self._dtype = components.device, components.dtype
         self._forward = Forward(model, lora)
         self._exchange = _Exchange(group, [])
-        for block in model.transformer_blocks:
-            block.attn.set_processor(_JointAttention(self._exchange))
-        for block in model.single_transformer_blocks:
-            block.attn.set_processor(_ParallelAttention(self._exchange))
+        model.replace_attention(self._exchange.attend)
 
     def __call__(
         self,

@@ -1,20 +1,20 @@
 """A sampler as a table of numbers: each step is a weighted sum of tensors.
 
-The next latents of every sampler of diffusers that calotype offers, and what it remembers, are sums
-of a few tensors: the latents, the velocity, fresh noise, and what was remembered before. The
-weights depend on the noise levels alone. So they are found once per schedule, by letting diffusers'
-own scheduler step over unit vectors in place of pictures, and a step of the engine is a handful of
-multiplications for all rows of a batch, without a scheduler object and without a wait for the
-device.
+The next latents of every built-in sampler, and what it remembers, are sums of a few tensors: the
+latents, the velocity, fresh noise, and what was remembered before. The weights depend on the noise
+levels alone. So they are found once per schedule, by letting the solver step over unit vectors in
+place of images, and a step of the engine is a handful of multiplications for all rows of a batch,
+without a wait for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from calotype.serving.engine.sampling.solvers import Evaluation
 
 LATENTS, VELOCITY, NOISE, REMEMBERED = 0, 1, 2, 3
 """Places of the summands; from `REMEMBERED` on the tensors that the sampler remembers."""
@@ -44,43 +44,18 @@ class LinearPlan:
         return len(self.weights)
 
 
-def observe(
-    scheduler: Any, evaluations: int, slots: Sequence[tuple[str, int | None]]
-) -> tuple[Weights, ...]:
-    """The weights with which a diffusers scheduler steps; its schedule is set already.
+def observe(evaluations: Sequence[Evaluation], remembered: int) -> tuple[Weights, ...]:
+    """The weights with which a solver steps.
 
     Args:
-        slots: attributes in which it remembers tensors, each a name and a place in a list or None.
+        remembered: tensors that it keeps from one evaluation to the next.
     """
-    scheduler.set_begin_index(0)
-    units = torch.eye(REMEMBERED + len(slots)).unsqueeze(1)
+    units = torch.eye(REMEMBERED + remembered).unsqueeze(1)
     tables: list[Weights] = []
-    for _ in range(evaluations):
-        for unit, slot in zip(units[REMEMBERED:], slots, strict=True):
-            if _read(scheduler, slot) is not None:
-                _write(scheduler, slot, unit)
-        # The time is not looked at: the scheduler counts its steps from the begin index.
-        stepped = scheduler.step(units[VELOCITY], 0.0, units[LATENTS], return_dict=False)[0]
-        kept = (_read(scheduler, slot) for slot in slots)
-        nothing = torch.zeros_like(stepped)
-        rows = [stepped, *(nothing if tensor is None else tensor for tensor in kept)]
+    for run in evaluations:
+        rows = run(units[LATENTS], units[VELOCITY], list(units[REMEMBERED:]))
         tables.append(tuple(tuple(row[0].tolist()) for row in rows))
     return _without_unread(tables)
-
-
-def _read(scheduler: Any, slot: tuple[str, int | None]) -> torch.Tensor | None:
-    name, place = slot
-    value = getattr(scheduler, name, None)
-    found: torch.Tensor | None = value if value is None or place is None else value[place]
-    return found
-
-
-def _write(scheduler: Any, slot: tuple[str, int | None], value: torch.Tensor) -> None:
-    name, place = slot
-    if place is None:
-        setattr(scheduler, name, value)
-    else:
-        getattr(scheduler, name)[place] = value
 
 
 def _without_unread(tables: Sequence[Weights]) -> tuple[Weights, ...]:

@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from calotype.serving.core.errors import EngineError, InvalidRequest
 from calotype.serving.core.request import SAMPLER_ENTRY_POINTS
-from calotype.serving.engine.model import libraries
+from calotype.serving.engine.sampling import solvers
 from calotype.serving.engine.sampling.linear_plan import (
     LATENTS,
     NOISE,
@@ -146,6 +145,9 @@ def step_together(
 # The samplers of the package
 
 
+_UNIPC_MARGIN = 1e-6
+
+
 def _linear(plan: Callable[[Schedule], LinearPlan]) -> SamplerFactory:
     kept = lru_cache(maxsize=256)(plan)
 
@@ -175,33 +177,23 @@ def _heun(schedule: Schedule) -> LinearPlan:
     """FlowMatchHeunDiscreteScheduler: each step but the last one is looked at from both ends."""
     first, inner = schedule.sigmas[:1], schedule.sigmas[1:-1]
     levels = (*first, *(sigma for sigma in inner for _ in range(2)))
-    scheduler = libraries.flow_heun_class()()
-    scheduler.set_timesteps(schedule.steps)
-    scheduler.sigmas = torch.tensor((*levels, 0.0))
-    slots = [("prev_derivative", None), ("sample", None)]
-    return _planned(schedule, levels, observe(scheduler, len(levels), slots))
+    return _planned(schedule, levels, observe(solvers.heun(schedule.sigmas), remembered=2))
 
 
 def _dpmpp_2m(schedule: Schedule) -> LinearPlan:
     """DPMSolverMultistepScheduler, DPM-Solver++ of order 2 (arXiv 2211.01095)."""
-    scheduler = libraries.dpm_solver_class()(
-        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
-    )
-    scheduler.set_timesteps(schedule.steps)
-    scheduler.sigmas = torch.tensor(schedule.sigmas)
-    slots = [("model_outputs", 0), ("model_outputs", 1)]
-    return _planned(schedule, schedule.sigmas[:-1], observe(scheduler, schedule.steps, slots))
+    weights = observe(solvers.dpmpp_2m(schedule.sigmas), remembered=1)
+    return _planned(schedule, schedule.sigmas[:-1], weights)
 
 
 def _unipc(schedule: Schedule) -> LinearPlan:
     """UniPCMultistepScheduler of order 2 (arXiv 2302.04867)."""
-    scheduler = libraries.unipc_class()(prediction_type="flow_prediction", use_flow_sigmas=True)
-    # The shift is in the sigmas already. The scheduler itself moves a first sigma of 1, where its
-    # logarithms end.
-    scheduler.set_timesteps(sigmas=np.array(schedule.sigmas[:-1]))
-    levels = tuple(scheduler.sigmas[:-1].tolist())
-    slots = [("model_outputs", 0), ("model_outputs", 1), ("last_sample", None)]
-    return _planned(schedule, levels, observe(scheduler, schedule.steps, slots))
+    first = schedule.sigmas[0]
+    if abs(first - 1) < _UNIPC_MARGIN:
+        # As diffusers does: at a sigma of 1 the solver's logarithms are infinite.
+        first = torch.tensor(first - _UNIPC_MARGIN).item()
+    sigmas = (first, *schedule.sigmas[1:])
+    return _planned(schedule, sigmas[:-1], observe(solvers.unipc(sigmas), remembered=3))
 
 
 def _lcm(schedule: Schedule) -> LinearPlan:

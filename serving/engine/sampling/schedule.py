@@ -5,15 +5,14 @@ Every sampler walks the same schedule; `samplers` says how.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 
-from calotype.serving.engine.model import libraries
+from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 
 TRAIN_TIMESTEPS = 1000
 """FLUX.2 counts noise in thousandths; its denoiser is told thousandths over a thousand."""
@@ -43,7 +42,7 @@ class Schedule:
 
 
 def build_schedule(
-    scheduler: Mapping[str, Any],
+    config: ScheduleConfig,
     steps: int,
     tokens: int,
     dtype: torch.dtype,
@@ -57,14 +56,14 @@ def build_schedule(
     dynamically, by its own fixed shift otherwise: the schedule of Flux2Pipeline.
 
     Args:
-        scheduler: keyword arguments of diffusers' FlowMatchEulerDiscreteScheduler.
+        config: of the model.
         tokens: image tokens of the picture.
         sigmas: other sigmas before the shift, as the pipeline's parameter of this name; one for
             each step.
         strength: share of the steps that is run, from the end: below 1, a given picture is only
             noised so far, and the first steps are left out.
     """
-    whole = _shifted(tuple(sorted(scheduler.items())), steps, tokens, tuple(sigmas))
+    whole = _shifted(config, steps, tokens, tuple(sigmas))
     # As diffusers' image-to-image pipelines count: the steps that are run are rounded up.
     skipped = int(max(steps - min(steps * strength, steps), 0))
     return Schedule(whole[skipped:], dtype)
@@ -72,13 +71,10 @@ def build_schedule(
 
 @lru_cache(maxsize=256)
 def _shifted(
-    scheduler: tuple[tuple[str, Any], ...], steps: int, tokens: int, sigmas: tuple[float, ...]
+    config: ScheduleConfig, steps: int, tokens: int, sigmas: tuple[float, ...]
 ) -> tuple[float, ...]:
-    # Kept, because a scheduler costs about as much to set up as a small model's step.
-    made = libraries.flow_euler_class()(**dict(scheduler))
-    given = np.array(sigmas) if sigmas else np.linspace(1.0, 1 / steps, steps)
-    made.set_timesteps(steps, device="cpu", sigmas=given, mu=empirical_mu(tokens, steps))
-    return tuple(made.sigmas.tolist())
+    unshifted = sigmas or tuple(np.linspace(1.0, 1 / steps, steps).tolist())
+    return config.sigmas(unshifted, empirical_mu(tokens, steps))
 
 
 def empirical_mu(tokens: int, steps: int) -> float:

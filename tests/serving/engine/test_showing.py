@@ -90,11 +90,11 @@ def test_a_preview_that_fails_costs_only_itself(engine, make_request, monkeypatc
 def test_tiles_are_tried_when_memory_runs_out(components, make_request, monkeypatch):
     decode, tried = components.vae.decode, []
 
-    def in_tiles_only(latents, **more):
-        tried.append(components.vae.use_tiling)
-        if not components.vae.use_tiling:
+    def in_tiles_only(latents, *, tiled):
+        tried.append(tiled)
+        if not tiled:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(latents, **more)
+        return decode(latents, tiled=tiled)
 
     monkeypatch.setattr(components.vae, "decode", in_tiles_only)
     engine = Engine(components)
@@ -102,7 +102,6 @@ def test_tiles_are_tried_when_memory_runs_out(components, make_request, monkeypa
     events = [event for _ in range(3) for event in engine.step()]
     assert tried == [False, True]
     assert isinstance(events[-1], Finished)
-    assert not components.vae.use_tiling
 
 
 def test_large_pictures_are_decoded_in_tiles():
@@ -115,7 +114,6 @@ def test_large_pictures_are_decoded_in_tiles():
     assert whole.shape == tiled.shape == (1, 320, 320, 3)
     # Group norms see other pixels in a tile than in the whole: alike, not the same.
     assert 0 < np.abs(whole - tiled).mean() < 0.2 * np.abs(whole - whole[:, ::-1]).mean()
-    assert not vae.use_tiling
 
 
 @pytest.fixture(scope="module")
