@@ -106,6 +106,18 @@ def test_architecture_lists_the_folders_that_there_are() -> None:
     assert house.with_listing(page) == page, "run `python tests/house.py`"
 
 
+def test_documents_name_files_that_there_are() -> None:
+    path = re.compile(r"`((?:serving|moderation|operator|helm|tests|docs|examples)/[\w./-]+)`")
+    gone = {
+        (page.name, named)
+        for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+        if page.name != "CHANGELOG.md"
+        for named in path.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / named).exists()
+    }
+    assert gone == set()
+
+
 def test_processes_speak_in_typed_words() -> None:
     untyped = re.compile(r"\b(?:dict|Mapping|MutableMapping)\[str, Any\]")
     found = {

@@ -28,16 +28,8 @@ from calotype.serving.jobs.records import (
     JobRecord,
     new_id,
 )
+from calotype.serving.jobs.webhook_events import TERMINAL_EVENTS
 
-EVENT_TYPES = (
-    "image.job.started",
-    "image.job.succeeded",
-    "image.job.failed",
-    "image.job.canceled",
-    "image.asset.released",
-)
-TEST_EVENT = "webhook.test"
-TERMINAL_EVENTS = EVENT_TYPES[1:]
 ROTATION_SECONDS = 24 * 3600.0
 """After a rotation both secrets sign for so long."""
 

@@ -11,18 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from calotype.serving.config.model.acceleration import MOST_REUSE
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.request import MAX_SEED
+from calotype.serving.jobs.webhook_events import EventType
 
 B = TypeVar("B", bound=BaseModel)
 
 ALIASES = {"guidance": "guidance_scale", "image_loras": "loras", "scheduler": "sampler"}
 
-EventType = Literal[
-    "image.job.started",
-    "image.job.succeeded",
-    "image.job.failed",
-    "image.job.canceled",
-    "image.asset.released",
-]
 _Text = Annotated[str, Field(max_length=512)]
 
 

@@ -12,16 +12,16 @@ from starlette.requests import Request
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.pages import list_object, page_size
-from calotype.serving.api.http.schemas import Body, EventType, parse
+from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.database.webhooks import EVENT_TYPES, TEST_EVENT
 from calotype.serving.jobs.records import (
     AttemptRecord,
     DeliveryRecord,
     EndpointRecord,
     KeyRecord,
 )
+from calotype.serving.jobs.webhook_events import EVENT_TYPES, TEST_EVENT, EventType
 from calotype.serving.webhooks.safe_http import check_url
 from calotype.serving.webhooks.sender import event_body
 

@@ -18,10 +18,10 @@ from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import assets, cases, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.records import HeldRecord, JobRecord
+from calotype.serving.jobs.webhook_events import RELEASED_EVENT
 
 HELD_SECONDS = 14 * 86_400.0
 """What nobody decides on for so long is rejected."""
-RELEASED_EVENT = "image.asset.released"
 _PAGE = 200
 
 
