@@ -27,7 +27,7 @@ from calotype.operator.reconcilers.team import reconcile_team
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import CredentialReader
 from calotype.operator.runtime.event_router import EventRouter
-from calotype.operator.runtime.fetch_runner import Fetcher, FetchSlots
+from calotype.operator.runtime.fetch_runner import FetchRunner, FetchSlots
 from calotype.operator.runtime.health import HealthServers
 from calotype.operator.runtime.lease import Lease, LeaseLost
 from calotype.operator.runtime.metrics import Metrics
@@ -73,7 +73,7 @@ class Operator:
             metrics=self.metrics,
             apps=self.apps,
             credentials=CredentialReader(kube, settings.secret_poll_seconds),
-            fetcher=Fetcher(kube, settings, slots),
+            fetches=FetchRunner(kube, settings, slots),
             slots=slots,
             debounce=Debounce(settings.debounce_seconds, settings.debounce_at_most_seconds),
         )
@@ -178,15 +178,15 @@ async def release_all(context: Context, namespaces: list[str] | None) -> int:
     return count
 
 
-def _quietly(loop: asyncio.AbstractEventLoop, told: dict[str, Any]) -> None:
+def _quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """When one watch of kopf's fails, all others fail with it, and nobody asks them why: the first
     one is in the log already."""
-    task = told.get("future") or told.get("task")
+    task = context.get("future") or context.get("task")
     name = task.get_name() if isinstance(task, asyncio.Task) else ""
     if name.startswith(STREAM):
-        log.debug("%s: %r", name, told.get("exception"))
+        log.debug("%s: %r", name, context.get("exception"))
     else:
-        loop.default_exception_handler(told)
+        loop.default_exception_handler(context)
 
 
 async def _reraise(task: asyncio.Future[None]) -> None:

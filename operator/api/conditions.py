@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from calotype.operator.kube.objects import Manifest, Object
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -135,8 +137,8 @@ def unknown(type_: Condition, reason: Reason | str, message: str) -> Fact:
 
 
 def set_condition(
-    conditions: Sequence[Mapping[str, Any]], fact: Fact, *, generation: int, now: str
-) -> list[dict[str, Any]]:
+    conditions: Sequence[Object], fact: Fact, *, generation: int, now: str
+) -> list[Manifest]:
     """The conditions with ``fact`` among them, in the order of `Condition`."""
     kept = [dict(c) for c in conditions if c.get("type") != fact.type]
     old = next((c for c in conditions if c.get("type") == fact.type), None)
@@ -155,8 +157,8 @@ def set_condition(
 
 
 def set_conditions(
-    conditions: Sequence[Mapping[str, Any]], facts: Iterable[Fact], *, generation: int, now: str
-) -> list[dict[str, Any]]:
+    conditions: Sequence[Object], facts: Iterable[Fact], *, generation: int, now: str
+) -> list[Manifest]:
     """All facts; conditions that no fact speaks of are dropped, for they would be out of date."""
     facts = list(facts)
     known = {fact.type for fact in facts}
@@ -166,13 +168,13 @@ def set_conditions(
     return found
 
 
-def condition_of(obj: Mapping[str, Any], type_: Condition) -> Mapping[str, Any] | None:
+def condition_of(obj: Object, type_: Condition) -> Object | None:
     """The condition of an object's status, None if it has none."""
     conditions = (obj.get("status") or {}).get("conditions") or ()
     return next((c for c in conditions if c.get("type") == type_), None)
 
 
-def is_true(obj: Mapping[str, Any], type_: Condition) -> bool:
+def is_true(obj: Object, type_: Condition) -> bool:
     found = condition_of(obj, type_)
     return found is not None and found.get("status") == "True"
 

@@ -11,13 +11,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from calotype.operator.api.moderation_policy import ModerationPolicy, ModerationPolicyStatus
 from calotype.operator.api.schema import plain, structural_schema
+from calotype.operator.kube.objects import Manifest
 from calotype.serving.config import (
     API_VERSION,
     ImageModel,
@@ -48,8 +48,8 @@ class Column:
     type: str = "string"
     wide: bool = False
 
-    def render(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": self.name, "type": self.type, "jsonPath": self.path}
+    def render(self) -> Manifest:
+        found: Manifest = {"name": self.name, "type": self.type, "jsonPath": self.path}
         return found | ({"priority": 1} if self.wide else {})
 
 
@@ -152,9 +152,9 @@ KINDS = (
 )
 
 
-def build_crd(kind: Kind) -> dict[str, Any]:
+def build_crd(kind: Kind) -> Manifest:
     """The CustomResourceDefinition of a kind."""
-    subresources: dict[str, Any] = {"status": {}}
+    subresources: Manifest = {"status": {}}
     if kind.scale is not None:
         wanted, present, selector = kind.scale
         subresources["scale"] = {
@@ -191,13 +191,13 @@ def build_crd(kind: Kind) -> dict[str, Any]:
     }
 
 
-def _root(kind: Kind) -> dict[str, Any]:
+def _root(kind: Kind) -> Manifest:
     """The schema of the whole object; metadata is checked by Kubernetes itself."""
     field = kind.resource.model_fields["spec"]
     assert isinstance(field.annotation, type)
     spec = structural_schema(field.annotation)
     rules: list[Rule | Transition] = [*kind.resource.rules, *kind.resource.transitions]
-    found: dict[str, Any] = {
+    found: Manifest = {
         "description": " ".join((kind.resource.__doc__ or "").split()),
         "type": "object",
         "properties": {

@@ -22,6 +22,7 @@ import aiohttp
 import kopf
 
 from calotype.operator.kube.login import read_login
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.kube.resources import Resource, resource_of
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class ApiError(Exception):
 class KubeClient(Protocol):
     """What reconcilers may ask of a cluster. Every method but the reads may raise `ApiError`."""
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest | None:
         """The object, None if there is none or its kind is not installed."""
 
     async def list(
@@ -67,18 +68,18 @@ class KubeClient(Protocol):
         labels: Mapping[str, str] | None = None,
         *,
         metadata_only: bool = False,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Manifest]:
         """All objects with these labels; empty where the kind is not installed."""
 
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def create(self, manifest: Object) -> Manifest | None:
         """Makes an object; None if one of that name exists already."""
 
-    async def apply(self, manifest: Mapping[str, Any], subresource: str = "") -> dict[str, Any]:
+    async def apply(self, manifest: Object, subresource: str = "") -> Manifest:
         """Server-side apply: fields that an earlier apply named and this one does not, go."""
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Any, content_type: str = MERGE
-    ) -> dict[str, Any] | None:
+    ) -> Manifest | None:
         """Changes an object; None if it is gone."""
 
     async def delete(
@@ -121,9 +122,9 @@ class HttpKubeClient:
     def now(self) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(time.time() + self._ahead, datetime.UTC)
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest | None:
         try:
-            found: dict[str, Any] = await self._request("GET", resource.path(namespace, name))
+            found: Manifest = await self._request("GET", resource.path(namespace, name))
             return found
         except ApiError as error:
             if error.status == 404:
@@ -137,13 +138,13 @@ class HttpKubeClient:
         labels: Mapping[str, str] | None = None,
         *,
         metadata_only: bool = False,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Manifest]:
         query = {"limit": str(PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
         headers = {"Accept": _METADATA_ONLY} if metadata_only else {}
         path = resource.path(namespace)
-        found: list[dict[str, Any]] = []
+        found: list[Manifest] = []
         while True:
             try:
                 page = await self._request("GET", path, query=query, headers=headers)
@@ -161,33 +162,33 @@ class HttpKubeClient:
                 return found
             query["continue"] = token
 
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def create(self, manifest: Object) -> Manifest | None:
         resource = resource_of(dict(manifest))
         path = resource.path(manifest["metadata"].get("namespace"))
         try:
-            made: dict[str, Any] = await self._request("POST", path, body=manifest, query=_MANAGER)
+            made: Manifest = await self._request("POST", path, body=manifest, query=_MANAGER)
             return made
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 return None
             raise
 
-    async def apply(self, manifest: Mapping[str, Any], subresource: str = "") -> dict[str, Any]:
+    async def apply(self, manifest: Object, subresource: str = "") -> Manifest:
         resource, metadata = resource_of(dict(manifest)), manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
         query = {**_MANAGER, "force": "true"}
-        applied: dict[str, Any] = await self._request(
+        applied: Manifest = await self._request(
             "PATCH", path, body=manifest, query=query, headers={"Content-Type": _APPLY}
         )
         return applied
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Any, content_type: str = MERGE
-    ) -> dict[str, Any] | None:
+    ) -> Manifest | None:
         path = resource.path(namespace, name)
         headers = {"Content-Type": content_type}
         try:
-            changed: dict[str, Any] = await self._request(
+            changed: Manifest = await self._request(
                 "PATCH", path, body=body, query=_MANAGER, headers=headers
             )
             return changed
@@ -199,7 +200,7 @@ class HttpKubeClient:
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str | None = None
     ) -> None:
-        body: dict[str, Any] = {"propagationPolicy": "Background"}
+        body: Manifest = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         try:

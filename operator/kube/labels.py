@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, Literal
 
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.kube.resources import GROUP
 from calotype.operator.settings import OperatorSettings
 
@@ -45,7 +45,7 @@ def labels(settings: OperatorSettings, component: Component, **own: str) -> dict
     }
 
 
-def owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
+def owner_reference(owner: Object) -> Manifest:
     """Has Kubernetes delete what ``owner`` leaves behind. Only valid in the owner's namespace."""
     return {
         "apiVersion": owner["apiVersion"],

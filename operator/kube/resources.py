@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from calotype.operator.kube.objects import Manifest
 
 GROUP = "calotype.dev"
 
@@ -75,6 +76,6 @@ ALL = (
 _BY_KIND = {(resource.api_version, resource.kind): resource for resource in ALL}
 
 
-def resource_of(manifest: dict[str, Any]) -> Resource:
+def resource_of(manifest: Manifest) -> Resource:
     """The resource of a manifest of ours; a kind that is not listed above is our own mistake."""
     return _BY_KIND[manifest["apiVersion"], manifest["kind"]]

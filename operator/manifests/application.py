@@ -8,12 +8,20 @@ stands there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.settings import ResourceProfile
-from calotype.serving.config import ImageModel, Replicas
+from calotype.serving.config import ImageModel, LoRAAdapter, Replicas
+from calotype.serving.wire.application import (
+    DispatcherConfig,
+    GeneratorConfig,
+    ModeratorConfig,
+    TextEncoderConfig,
+)
 from calotype.serving.wire.config_hash import config_hash as hash_of
+from calotype.serving.wire.document import Document, JsonObject
 
 IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
@@ -52,45 +60,68 @@ def group_resource(group: str) -> str:
     return f"calotype_{group.replace('-', '_')}"
 
 
+class ServeDeployment(TypedDict):
+    """One deployment as Ray Serve's configuration has it."""
+
+    name: str
+    ray_actor_options: Manifest
+    user_config: NotRequired[JsonObject]
+    autoscaling_config: NotRequired[Manifest]
+    max_ongoing_requests: NotRequired[int]
+    graceful_shutdown_timeout_s: NotRequired[float]
+
+
+class ServeApplication(TypedDict):
+    """An application as Ray Serve's configuration has it."""
+
+    name: str
+    route_prefix: str
+    import_path: str
+    args: Manifest
+    runtime_env: Manifest
+    deployments: list[ServeDeployment]
+
+
 def build_application(
     model: ImageModel,
-    manifest: Mapping[str, Any],
-    adapters: Sequence[Mapping[str, Any]],
-    moderation: Mapping[str, Any],
+    manifest: Manifest,
+    adapters: Sequence[Object],
+    moderation: ModeratorConfig,
     profile: ResourceProfile,
     encoder_profile: ResourceProfile | None,
     *,
     groups: bool,
-) -> dict[str, Any]:
+) -> ServeApplication:
     """The application.
 
     Args:
         manifest: of the model, as `manifests.model_manifest` renders it.
         adapters: rendered manifests.
-        moderation: ``policy``: ``{"name", "spec"}`` of a ModerationPolicy, or None = the package's;
-            ``policies``: name -> spec of those that teams and adapters name.
         encoder_profile: None = the text encoder lives beside the generators.
         groups: whether there are worker groups (a Ray cluster), or one pod for everything.
     """
     spec = model.spec
+    served = ImageModel.model_validate(manifest)
     encoder_group = TEXT_ENCODER if encoder_profile is not None else GENERATOR
     generator_gpus, encoder_gpus = gpu_shares(profile, encoder_profile)
+    control = _share(groups, CONTROL, 0.001, 0)
     encoder = _deployment(
         "TextEncoder",
-        {"model": dict(manifest)},
+        TextEncoderConfig(model=served),
         _share(groups, encoder_group, ENCODER_SHARE, encoder_gpus),
     )
     if spec.text_encoder is not None:
         encoder["autoscaling_config"] = _bounds(spec.text_encoder.replicas)
     generator = _deployment(
         "Generator",
-        {"model": dict(manifest), "adapters": [dict(adapter) for adapter in adapters]},
+        GeneratorConfig(
+            model=served, adapters=[LoRAAdapter.model_validate(adapter) for adapter in adapters]
+        ),
         _share(groups, GENERATOR, GENERATOR_SHARE, generator_gpus),
-        max_ongoing_requests=16,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
+    generator["max_ongoing_requests"] = 16
+    generator["graceful_shutdown_timeout_s"] = DRAIN_SECONDS
     generator["autoscaling_config"] = _scaling(model)
-    control = _share(groups, CONTROL, 0.001, 0)
     return {
         "name": model.name,
         "route_prefix": "/",
@@ -98,44 +129,46 @@ def build_application(
         "args": {"model": model.name, "threads": profile.threads, "gpus": generator_gpus},
         "runtime_env": {},
         "deployments": [
-            _deployment("Dispatcher", {"model": model.name}, control),
-            _deployment("Moderator", dict(moderation), control),
+            _deployment("Dispatcher", DispatcherConfig(model=model.name), control),
+            _deployment("Moderator", moderation, control),
             encoder,
             generator,
-            _deployment("Ingress", None, control),
+            {"name": "Ingress", "ray_actor_options": control},
         ],
     }
 
 
-def serve_config(application: Mapping[str, Any]) -> str:
+def serve_config(application: ServeApplication) -> str:
     """``serveConfigV2``: JSON, which is YAML too, and in one order of keys."""
     return json.dumps({"applications": [application]}, separators=(",", ":"))
 
 
-def config_hash(application: Mapping[str, Any]) -> str:
-    """What ``/internal/v1/status`` calls ``configHash`` once replicas were given this."""
-    generator = next(d for d in application["deployments"] if d["name"] == "Generator")
-    return hash_of(generator["user_config"])
+def config_hash(application: Object) -> str:
+    """The ``configHash`` of a model app whose replicas were given this application."""
+    return hash_of(generator_config(application))
 
 
-def _deployment(
-    name: str, user_config: dict[str, Any] | None, actor: dict[str, Any], **options: Any
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name, "ray_actor_options": actor, **options}
-    if user_config is not None:
-        found["user_config"] = user_config
-    return found
+def generator_config(application: Object) -> Object:
+    """The ``user_config`` of the generators; empty where the application has none."""
+    for deployment in application.get("deployments") or ():
+        if deployment.get("name") == "Generator":
+            return deployment.get("user_config") or {}
+    return {}
 
 
-def _share(groups: bool, group: str, share: float, gpus: float) -> dict[str, Any]:
+def _deployment(name: str, config: Document, actor: Manifest) -> ServeDeployment:
+    return {"name": name, "ray_actor_options": actor, "user_config": config.payload()}
+
+
+def _share(groups: bool, group: str, share: float, gpus: float) -> Manifest:
     """An actor's options. CPUs are not counted: pods bound them, and groups place the actors."""
-    found: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
+    found: Manifest = {"num_cpus": 0, "num_gpus": gpus}
     if groups:
         found["resources"] = {group_resource(group): share}
     return found
 
 
-def _bounds(replicas: Replicas) -> dict[str, Any]:
+def _bounds(replicas: Replicas) -> Manifest:
     return {
         "min_replicas": replicas.min,
         "max_replicas": replicas.max,
@@ -143,7 +176,7 @@ def _bounds(replicas: Replicas) -> dict[str, Any]:
     }
 
 
-def _scaling(model: ImageModel) -> dict[str, Any]:
+def _scaling(model: ImageModel) -> Manifest:
     spec = model.spec
     found = {
         **_bounds(spec.replicas),

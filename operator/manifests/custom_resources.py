@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from calotype.operator.kube.labels import REVISION
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.serving.config import API_VERSION, ImageModel, LoRAAdapter, Resource, describe
 
 R = TypeVar("R", bound=Resource)
@@ -27,7 +27,7 @@ class Weights:
     sha256: str = ""
 
 
-def parse(kind: type[R], obj: Mapping[str, Any]) -> R:
+def parse(kind: type[R], obj: Object) -> R:
     """The typed form of an object.
 
     Raises:
@@ -40,13 +40,13 @@ def parse(kind: type[R], obj: Mapping[str, Any]) -> R:
         raise InvalidSpec(describe(error)) from None
 
 
-def model_manifest(model: ImageModel, weights: Weights | None) -> dict[str, Any]:
+def model_manifest(model: ImageModel, weights: Weights | None) -> Manifest:
     """What replicas and gateways are told of a model; ``weights`` = where its files lie."""
     spec = model.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return _manifest(model, _with_weights(spec, weights), "")
 
 
-def adapter_manifest(adapter: LoRAAdapter, weights: Weights | None) -> dict[str, Any]:
+def adapter_manifest(adapter: LoRAAdapter, weights: Weights | None) -> Manifest:
     """What replicas and gateways are told of an adapter.
 
     Defaults are left out: a thousand adapters must fit into one object of Kubernetes.
@@ -61,12 +61,12 @@ def adapter_manifest(adapter: LoRAAdapter, weights: Weights | None) -> dict[str,
     return _manifest(adapter, spec, weights.revision if weights is not None else "")
 
 
-def _with_weights(spec: dict[str, Any], weights: Weights | None) -> dict[str, Any]:
+def _with_weights(spec: Manifest, weights: Weights | None) -> Manifest:
     return spec if weights is None else {**spec, "source": {"path": weights.path}}
 
 
-def _manifest(resource: ImageModel | LoRAAdapter, spec: Any, revision: str) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
+def _manifest(resource: ImageModel | LoRAAdapter, spec: Any, revision: str) -> Manifest:
+    metadata: Manifest = {
         "name": resource.name,
         "namespace": resource.metadata.namespace,
     }

@@ -1,19 +1,14 @@
-"""The Job that fetches and checks weights on a CPU, and what it reports.
+"""The Job that fetches and checks weights on a CPU.
 
 A Job's name is made of what it does: the same object, source, Secret and attempt have the same
-name, so that an operator that was killed finds its Job again instead of starting another one. The
-result travels in the container's termination message.
+name, so that an operator that was killed finds its Job again instead of starting another one.
+`planning.fetch_outcome` reads what became of it.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from calotype.operator.api.conditions import Reason, moment
 from calotype.operator.kube.labels import (
     ATTEMPT,
     FINGERPRINT,
@@ -23,9 +18,8 @@ from calotype.operator.kube.labels import (
     owner_reference,
     short_name,
 )
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.pods import (
-    ADAPTER_SOURCE_DIR,
-    CACHE_DIR,
     DATA_DIR,
     Volumes,
     base_pod,
@@ -36,53 +30,31 @@ from calotype.operator.manifests.pods import (
 )
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import CREDENTIAL_KEYS
+from calotype.serving.wire.fetch_order import FetchOrder
 
 CONFIG_DIR = "/etc/calotype/fetch"
 KEEP_SECONDS = 3600
 """A finished Job is kept so long, for whoever wants to read its log."""
-START_SECONDS = 120
-"""A Job without a pod for longer has been refused one."""
-FINAL_REASONS = frozenset(
-    {
-        "NotSafetensors",
-        "BadHeader",
-        "WrongBaseModel",
-        "RankTooHigh",
-        "TooLarge",
-        "ChecksumMismatch",
-        "UnknownKeys",
-        "WrongDtype",
-        "LicenceNotAllowed",
-        "NotFound",
-        "SourceInvalid",
-    }
-)
-"""Faults of the file or of the manifest: trying again would change nothing."""
 FETCHED_SOURCES = ("huggingFace", "s3", "http")
 
 
 @dataclass(frozen=True, slots=True)
 class FetchTask:
-    """What one Job shall do."""
+    """What one Job shall do, and for whom."""
 
-    kind: Literal["adapter", "model"]
-    owner: Mapping[str, Any]
+    order: FetchOrder
+    """fetch.json."""
+    owner: Object
     """The custom resource whose weights are fetched."""
     namespace: str
     """Where the Job runs: the model's namespace, for its cache volume is there."""
     model: str
-    source: Mapping[str, Any]
-    """``spec.source`` as JSON."""
     fingerprint: str
+    """Digest of everything that, changed, makes another attempt worthwhile."""
     attempt: int
-    sha256: str | None = None
-    max_bytes: int | None = None
-    max_rank: int | None = None
-    base: Mapping[str, Any] | None = None
-    """The rendered ImageModel that an adapter is checked against."""
     credentials: str | None = None
     """Name of the Secret in the owner's namespace."""
-    job_owner: Mapping[str, Any] | None = None
+    job_owner: Object | None = None
     """What the Job dies with where the owner is in another namespace."""
 
     @property
@@ -96,20 +68,16 @@ class FetchTask:
         return bool(self.namespace != self.owner["metadata"]["namespace"])
 
     @property
-    def source_type(self) -> str:
-        return next(iter(self.source))
-
-    @property
     def secret(self) -> str | None:
         """Name of the Secret that the Job's container reads."""
         return self.job_name if self.credentials and self.crosses_namespaces else self.credentials
 
 
-def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> dict[str, Any]:
+def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> Manifest:
     """The Job. Its ConfigMap and its copy of the Secret belong to it: `build_config`."""
     metadata = task.owner["metadata"]
     own = {"model": task.model}
-    if task.kind == "adapter":
+    if task.order.kind == "adapter":
         own |= {"adapter": metadata["name"], "adapter_namespace": metadata["namespace"]}
     known = labels(settings, "fetch", **own)
     environment = [
@@ -117,13 +85,13 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
         {"name": "HOME", "value": "/tmp"},
     ]
     if task.secret:
-        keys = CREDENTIAL_KEYS.get(task.source_type, ())
+        keys = CREDENTIAL_KEYS.get(task.order.source_type, ())
         environment += [from_secret(key, task.secret, key) for key in keys]
     container = {
         "name": "fetch",
         "image": settings.serve_image,
         "imagePullPolicy": settings.serve_image_pull_policy,
-        "command": ["calotype", "fetch", task.kind],
+        "command": ["calotype", "fetch", task.order.kind],
         "args": ["--config", f"{CONFIG_DIR}/fetch.json"],
         "env": environment,
         "resources": settings.fetch_resources,
@@ -167,34 +135,19 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
     }
 
 
-def build_config(task: FetchTask, job: Mapping[str, Any]) -> dict[str, Any]:
+def build_config(task: FetchTask, job: Object) -> Manifest:
     """The ConfigMap with fetch.json; it dies with the Job."""
-    metadata = task.owner["metadata"]
-    document = {
-        "kind": task.kind,
-        "name": metadata["name"],
-        "namespace": metadata["namespace"],
-        "source": task.source,
-        "sha256": task.sha256,
-        "cacheDir": CACHE_DIR,
-        "maxBytes": task.max_bytes,
-        "maxRank": task.max_rank,
-        "model": task.base,
-        "volumeDir": (ADAPTER_SOURCE_DIR if task.source_type == "persistentVolumeClaim" else None),
-    }
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _beside(job),
-        "data": {"fetch.json": json.dumps(document)},
+        "data": {"fetch.json": task.order.to_json()},
     }
 
 
-def build_secret_copy(
-    task: FetchTask, job: Mapping[str, Any], secret: Mapping[str, Any]
-) -> dict[str, Any]:
+def build_secret_copy(task: FetchTask, job: Object, secret: Object) -> Manifest:
     """The credentials of another namespace, for this Job alone; they die with it."""
-    keys = CREDENTIAL_KEYS.get(task.source_type, ())
+    keys = CREDENTIAL_KEYS.get(task.order.source_type, ())
     data = secret.get("data") or {}
     return {
         "apiVersion": "v1",
@@ -205,7 +158,7 @@ def build_secret_copy(
     }
 
 
-def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(job: Object) -> Manifest:
     metadata = job["metadata"]
     owner = {**job, "apiVersion": "batch/v1", "kind": "Job"}
     return {
@@ -214,140 +167,3 @@ def _beside(job: Mapping[str, Any]) -> dict[str, Any]:
         "labels": metadata["labels"],
         "ownerReferences": [owner_reference(owner)],
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What a Job found and left on the volume."""
-
-    revision: str
-    sha256: str
-    size_bytes: int
-    path: str
-    rank: int | None = None
-    target_modules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FetchFailure:
-    """Why a Job failed; ``final`` ones are not tried again until something changes."""
-
-    reason: str
-    message: str
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FetchRunning:
-    """A Job that has not ended."""
-
-    reason: Reason
-    message: str
-
-
-Outcome = Fetched | FetchFailure | FetchRunning
-
-
-def read_outcome(
-    job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: datetime.datetime
-) -> Outcome:
-    """What became of a Job, by its conditions and its pod's termination message."""
-    ended = _condition(job, "Complete") or _condition(job, "Failed")
-    pod = max(pods, key=lambda p: p["metadata"].get("creationTimestamp") or "", default=None)
-    terminated = _terminated(pod)
-    if terminated is not None:
-        told = _told(terminated.get("message"))
-        if told is not None:
-            return told
-        if ended or _phase(pod) in ("Failed", "Succeeded"):
-            return _silent(terminated)
-    if ended is None:
-        return _waiting(job, pod, now)
-    if ended.get("reason") == "DeadlineExceeded":
-        return FetchFailure(
-            Reason.FETCH_TIMED_OUT,
-            f"Fetching took longer than {job['spec'].get('activeDeadlineSeconds')} s.",
-        )
-    said = ended.get("message") or ended.get("reason") or "no pod"
-    return FetchFailure(Reason.FETCH_FAILED, f"The Job ended without a result: {said}")
-
-
-def _told(message: str | None) -> Outcome | None:
-    """What a termination message says; None where the container wrote none of ours."""
-    try:
-        told = json.loads(message or "")
-        if not told["ok"]:
-            reason = str(told["reason"])
-            return FetchFailure(reason, str(told["message"]), reason in FINAL_REASONS)
-        return Fetched(
-            revision=str(told["resolvedRevision"]),
-            sha256=str(told["sha256"]),
-            size_bytes=int(told["sizeBytes"]),
-            path=str(told["path"]),
-            rank=told.get("rank"),
-            target_modules=tuple(told.get("targetModules") or ()),
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _silent(terminated: Mapping[str, Any]) -> FetchFailure:
-    """A container that ended without a word."""
-    if terminated.get("reason") == "OOMKilled":
-        return FetchFailure(
-            Reason.FETCH_KILLED,
-            "The fetch was killed for memory: raise the memory limit of fetch Jobs "
-            "(fetchResources), or give a smaller file.",
-        )
-    return FetchFailure(
-        Reason.FETCH_FAILED,
-        f"The fetch ended with exit code {terminated.get('exitCode')} "
-        f"({terminated.get('reason') or 'no reason'}) and without a result.",
-    )
-
-
-def _waiting(
-    job: Mapping[str, Any], pod: Mapping[str, Any] | None, now: datetime.datetime
-) -> FetchRunning:
-    name = job["metadata"]["name"]
-    if pod is None:
-        made = moment(job["metadata"].get("creationTimestamp")) or now
-        if (now - made).total_seconds() > START_SECONDS:
-            return FetchRunning(
-                Reason.FETCH_NOT_STARTED,
-                f"Job {name} has no pod; `kubectl describe job {name}` says why (a quota, or an "
-                "admission policy).",
-            )
-        return FetchRunning(Reason.FETCHING, f"Job {name} starts.")
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName"):
-            return FetchRunning(
-                Reason.FETCH_NOT_STARTED, f"The image of Job {name}: {waiting.get('message')}"
-            )
-    for condition in (pod.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return FetchRunning(
-                Reason.FETCH_NOT_STARTED,
-                f"The pod of Job {name} has no node: {condition.get('message')}",
-            )
-    return FetchRunning(Reason.FETCHING, f"Job {name} is running.")
-
-
-def _condition(job: Mapping[str, Any], type_: str) -> Mapping[str, Any] | None:
-    for condition in (job.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == type_ and condition.get("status") == "True":
-            return dict(condition)
-    return None
-
-
-def _terminated(pod: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    for status in ((pod or {}).get("status") or {}).get("containerStatuses") or ():
-        ended = (status.get("state") or {}).get("terminated")
-        if ended:
-            return dict(ended)
-    return None
-
-
-def _phase(pod: Mapping[str, Any] | None) -> str | None:
-    return ((pod or {}).get("status") or {}).get("phase")

@@ -6,24 +6,14 @@ name, the other one is called NAME.NAMESPACE, and whoever refers to it with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.kube.labels import labels
+from calotype.operator.kube.objects import Address, Manifest, Object
 from calotype.operator.settings import OperatorSettings
-from calotype.serving.config import Team
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model that requests may name."""
-
-    manifest: Mapping[str, Any]
-    url: str | None
-    """None for a provider's model, which no pod of ours draws."""
-    ready: bool
+from calotype.serving.config import ImageModel, LoRAAdapter, Team
+from calotype.serving.wire.gateway_config import DeclaredTeam, GatewayConfig, ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +22,18 @@ class TeamEntry:
 
     team: Team
     key_hashes: Sequence[str]
-    refusal: str = ""
+    refusal: str | None = None
     """Why it may not draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model that requests may name."""
+
+    manifest: Manifest
+    url: str | None
+    """None for a provider's model, which no pod of ours draws."""
+    ready: bool
 
 
 def policy_name(namespace: str, name: str, settings: OperatorSettings) -> str:
@@ -43,38 +43,37 @@ def policy_name(namespace: str, name: str, settings: OperatorSettings) -> str:
 
 def build_gateway_config(
     models: Iterable[ModelEntry],
-    adapters: Iterable[Mapping[str, Any]],
-    policies: Mapping[tuple[str, str], Mapping[str, Any]],
+    adapters: Iterable[Manifest],
+    policies: Mapping[Address, Object],
     teams: Iterable[TeamEntry],
     settings: OperatorSettings,
-) -> dict[str, Any]:
+) -> GatewayConfig:
     """The document.
 
     Args:
         policies: (namespace, name) -> spec of a ModerationPolicy.
     """
-    return {
-        "models": sorted(
-            (
-                {
-                    "manifest": _renamed(entry.manifest, settings),
-                    "url": entry.url,
-                    "ready": entry.ready,
-                }
-                for entry in models
-            ),
-            key=lambda entry: _address(entry["manifest"]),
-        ),
-        "adapters": sorted((_renamed(a, settings) for a in adapters), key=_address),
-        "policies": {
+    served = [
+        ServedModel(
+            manifest=ImageModel.model_validate(_renamed(entry.manifest, settings)),
+            url=entry.url,
+            ready=entry.ready,
+        )
+        for entry in models
+    ]
+    known = [LoRAAdapter.model_validate(_renamed(adapter, settings)) for adapter in adapters]
+    return GatewayConfig(
+        models=sorted(served, key=lambda entry: _address(entry.manifest)),
+        adapters=sorted(known, key=_address),
+        policies={
             policy_name(namespace, name, settings): dict(spec)
             for (namespace, name), spec in sorted(policies.items())
         },
-        "teams": sorted((_team(entry, settings) for entry in teams), key=lambda t: str(t["name"])),
-    }
+        teams=sorted((_team(entry, settings) for entry in teams), key=lambda team: team.name),
+    )
 
 
-def build_config_map(document: Mapping[str, Any], settings: OperatorSettings) -> dict[str, Any]:
+def build_config_map(config: GatewayConfig, settings: OperatorSettings) -> Manifest:
     """What is applied to the ConfigMap that the chart made; the chart's labels stay its own."""
     return {
         "apiVersion": "v1",
@@ -88,39 +87,38 @@ def build_config_map(document: Mapping[str, Any], settings: OperatorSettings) ->
                 if key == "app.kubernetes.io/part-of"
             },
         },
-        "data": {"gateway.json": json.dumps(document, separators=(",", ":"))},
+        "data": {"gateway.json": config.to_json()},
     }
 
 
-def _team(entry: TeamEntry, settings: OperatorSettings) -> dict[str, Any]:
+def _team(entry: TeamEntry, settings: OperatorSettings) -> DeclaredTeam:
     spec = entry.team.spec
     namespace = entry.team.metadata.namespace
-    found: dict[str, Any] = {
-        "name": entry.team.name,
-        "namespace": namespace,
-        "displayName": spec.display_name or entry.team.name,
-        "weight": spec.weight,
-        "quotas": spec.quotas.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "models": list(spec.models),
-        "keyHashes": list(entry.key_hashes),
-    }
-    if entry.refusal:
-        found["refusal"] = entry.refusal
-    elif spec.moderation_policy_ref is not None:
-        found["moderationPolicy"] = policy_name(
-            namespace, spec.moderation_policy_ref.name, settings
-        )
-    return found
+    ref = spec.moderation_policy_ref
+    policy = None
+    if ref is not None and entry.refusal is None:
+        policy = policy_name(namespace, ref.name, settings)
+    return DeclaredTeam(
+        name=entry.team.name,
+        namespace=namespace,
+        display_name=spec.display_name or entry.team.name,
+        weight=spec.weight,
+        quotas=spec.quotas,
+        models=list(spec.models),
+        key_hashes=list(entry.key_hashes),
+        refusal=entry.refusal,
+        moderation_policy=policy,
+    )
 
 
-def _renamed(manifest: Mapping[str, Any], settings: OperatorSettings) -> dict[str, Any]:
+def _renamed(manifest: Manifest, settings: OperatorSettings) -> Manifest:
     """The manifest with its policy called as gateway.json calls it."""
     ref = manifest["spec"].get("moderationPolicyRef")
     if ref is None:
-        return dict(manifest)
+        return manifest
     name = policy_name(manifest["metadata"]["namespace"], ref["name"], settings)
     return {**manifest, "spec": {**manifest["spec"], "moderationPolicyRef": {"name": name}}}
 
 
-def _address(manifest: Mapping[str, Any]) -> tuple[str, str]:
-    return manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+def _address(resource: ImageModel | LoRAAdapter) -> Address:
+    return resource.metadata.namespace, resource.name

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel
 
 
-def build_podmonitor(
-    owner: Mapping[str, Any], model: ImageModel, settings: OperatorSettings
-) -> dict[str, Any]:
+def build_podmonitor(owner: Object, model: ImageModel, settings: OperatorSettings) -> Manifest:
     """Ray exports its metrics, and those of replicas, on port 8080 of every pod of a Ray cluster;
     a SinglePod on its only port."""
     port = "serve" if model.spec.runtime == "SinglePod" else "metrics"

@@ -6,8 +6,8 @@ Every pod passes Pod Security `restricted`, with a read-only root.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from calotype.operator.kube.objects import Manifest
 from calotype.operator.settings import OperatorSettings, ResourceProfile
 from calotype.serving.wire.ray_env import RAY_CALLS
 
@@ -40,7 +40,7 @@ class Volumes:
         return self.cache is not None or self.data is not None
 
 
-def pod_security(settings: OperatorSettings) -> dict[str, Any]:
+def pod_security(settings: OperatorSettings) -> Manifest:
     return {
         "runAsNonRoot": True,
         "runAsUser": USER,
@@ -52,7 +52,7 @@ def pod_security(settings: OperatorSettings) -> dict[str, Any]:
     }
 
 
-def container_security(settings: OperatorSettings) -> dict[str, Any]:
+def container_security(settings: OperatorSettings) -> Manifest:
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -61,9 +61,9 @@ def container_security(settings: OperatorSettings) -> dict[str, Any]:
     }
 
 
-def environment(settings: OperatorSettings, threads: int = 1) -> list[dict[str, Any]]:
+def environment(settings: OperatorSettings, threads: int = 1) -> list[Manifest]:
     """The environment of model pods; secrets by reference."""
-    found: list[dict[str, Any]] = [
+    found: list[Manifest] = [
         {"name": "CALOTYPE_DATA_DIR", "value": DATA_DIR},
         {"name": "CALOTYPE_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "HOME", "value": "/tmp"},
@@ -89,22 +89,22 @@ def environment(settings: OperatorSettings, threads: int = 1) -> list[dict[str, 
     return found
 
 
-def environment_from(settings: OperatorSettings) -> list[dict[str, Any]]:
+def environment_from(settings: OperatorSettings) -> list[Manifest]:
     """Whole Secrets as environment: the object store's keys."""
     ref = settings.blob_secret_ref
     return [{"secretRef": {"name": ref.name}}] if ref is not None else []
 
 
-def from_secret(variable: str, name: str, key: str, optional: bool = False) -> dict[str, Any]:
+def from_secret(variable: str, name: str, key: str, optional: bool = False) -> Manifest:
     """One variable of a container, read from a Secret when the container starts."""
-    ref: dict[str, Any] = {"name": name, "key": key}
+    ref: Manifest = {"name": name, "key": key}
     if optional:
         ref["optional"] = True
     return {"name": variable, "valueFrom": {"secretKeyRef": ref}}
 
 
-def mounts(volumes: Volumes) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
+def mounts(volumes: Volumes) -> list[Manifest]:
+    found: list[Manifest] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "data", "mountPath": DATA_DIR},
     ]
@@ -117,9 +117,9 @@ def mounts(volumes: Volumes) -> list[dict[str, Any]]:
     return found
 
 
-def pod_volumes(volumes: Volumes) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}]
-    data: dict[str, Any] = {"emptyDir": {}}
+def pod_volumes(volumes: Volumes) -> list[Manifest]:
+    found: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
+    data: Manifest = {"emptyDir": {}}
     if volumes.data:
         data = {"persistentVolumeClaim": {"claimName": volumes.data}}
     found.append({"name": "data", **data})
@@ -132,11 +132,11 @@ def pod_volumes(volumes: Volumes) -> list[dict[str, Any]]:
     return found
 
 
-def placement(profile: ResourceProfile | None) -> dict[str, Any]:
+def placement(profile: ResourceProfile | None) -> Manifest:
     """The fields of a pod that choose its node."""
     if profile is None:
         return {}
-    found: dict[str, Any] = {}
+    found: Manifest = {}
     if profile.node_selector:
         found["nodeSelector"] = dict(profile.node_selector)
     if profile.tolerations:
@@ -150,12 +150,12 @@ def placement(profile: ResourceProfile | None) -> dict[str, Any]:
     return found
 
 
-def pull_secrets(settings: OperatorSettings) -> dict[str, Any]:
+def pull_secrets(settings: OperatorSettings) -> Manifest:
     names = [s if isinstance(s, str) else s.name for s in settings.image_pull_secrets]
     return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
 
 
-def base_pod(settings: OperatorSettings, profile: ResourceProfile | None) -> dict[str, Any]:
+def base_pod(settings: OperatorSettings, profile: ResourceProfile | None) -> Manifest:
     """The fields of a pod spec beside its containers and volumes."""
     return {
         "automountServiceAccountToken": False,

@@ -9,9 +9,8 @@ second cluster for most other changes, which `cluster_hash` and `gpus_of` forete
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.kube.labels import (
     APPLIED_HASH,
@@ -20,6 +19,7 @@ from calotype.operator.kube.labels import (
     labels,
     owner_reference,
 )
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.application import (
     CONTROL,
     GENERATOR,
@@ -82,15 +82,15 @@ def groups_of(
 
 
 def build_rayservice(
-    owner: Mapping[str, Any],
+    owner: Object,
     model: ImageModel,
     groups: Sequence[Group],
     serve_config: str,
     volumes: Volumes,
     settings: OperatorSettings,
     *,
-    cluster: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    cluster: Object | None = None,
+) -> Manifest:
     """The RayService.
 
     Args:
@@ -101,7 +101,7 @@ def build_rayservice(
     wanted = (
         dict(cluster) if cluster is not None else build_cluster(name, groups, volumes, settings)
     )
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "serveConfigV2": serve_config,
         "excludeHeadPodFromServeSvc": True,
         "rayClusterDeletionDelaySeconds": KEEP_OLD_SECONDS,
@@ -128,9 +128,9 @@ def build_rayservice(
 
 def build_cluster(
     name: str, groups: Sequence[Group], volumes: Volumes, settings: OperatorSettings
-) -> dict[str, Any]:
+) -> Manifest:
     """``rayClusterConfig``."""
-    cluster: dict[str, Any] = {
+    cluster: Manifest = {
         "rayVersion": settings.ray_version,
         # Ray's ports do what they are asked: KubeRay makes a token that its pods know.
         "authOptions": {"mode": "token"},
@@ -148,7 +148,7 @@ def build_cluster(
         "workerGroupSpecs": [_group(name, group, volumes, settings) for group in groups],
     }
     if settings.redis is not None:
-        redis: dict[str, Any] = {"redisAddress": settings.redis.address}
+        redis: Manifest = {"redisAddress": settings.redis.address}
         if settings.redis.password_secret_ref is not None:
             ref = settings.redis.password_secret_ref.model_dump()
             redis["redisPassword"] = {"valueFrom": {"secretKeyRef": ref}}
@@ -156,7 +156,7 @@ def build_cluster(
     return cluster
 
 
-def cluster_hash(cluster: Mapping[str, Any]) -> str:
+def cluster_hash(cluster: Object) -> str:
     """Equal for two specs between which KubeRay changes the running cluster, or nothing at all."""
     found = json.loads(json.dumps(cluster))
     for group in found.get("workerGroupSpecs", []):
@@ -169,7 +169,7 @@ def cluster_hash(cluster: Mapping[str, Any]) -> str:
     return digest(found)
 
 
-def gpus_of(cluster: Mapping[str, Any]) -> dict[str, int]:
+def gpus_of(cluster: Object) -> dict[str, int]:
     """GPU resource -> how many a cluster of this spec has with its present replicas."""
     found: dict[str, int] = {}
     for group in cluster.get("workerGroupSpecs", []):
@@ -181,15 +181,13 @@ def gpus_of(cluster: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def replica_patch(
-    running: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> list[dict[str, Any]] | None:
+def replica_patch(running: Object, wanted: Object) -> list[Manifest] | None:
     """A JSON patch that gives a running RayCluster the bounds of a spec; None = it has them.
 
     The number of replicas between the bounds is the autoscaler's.
     """
     bounds = {group["groupName"]: group for group in wanted.get("workerGroupSpecs", [])}
-    patch: list[dict[str, Any]] = []
+    patch: list[Manifest] = []
     for index, group in enumerate(running["spec"].get("workerGroupSpecs", [])):
         bound = bounds.get(group["groupName"])
         if bound is None:
@@ -214,8 +212,8 @@ def replica_patch(
     return patch or None
 
 
-def _strategy(model: ImageModel, settings: OperatorSettings) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": _STRATEGIES[model.spec.upgrade_strategy]}
+def _strategy(model: ImageModel, settings: OperatorSettings) -> Manifest:
+    found: Manifest = {"type": _STRATEGIES[model.spec.upgrade_strategy]}
     if model.spec.upgrade_strategy == "Incremental":
         found["clusterUpgradeOptions"] = {
             "gatewayClassName": settings.gateway_class_name,
@@ -226,9 +224,7 @@ def _strategy(model: ImageModel, settings: OperatorSettings) -> dict[str, Any]:
     return found
 
 
-def _group(
-    model: str, group: Group, volumes: Volumes, settings: OperatorSettings
-) -> dict[str, Any]:
+def _group(model: str, group: Group, volumes: Volumes, settings: OperatorSettings) -> Manifest:
     resource = {group_resource(group.name): group_capacity(group.name)}
     # KubeRay puts the value on a shell's command line, hence the second pair of quotes.
     quoted = json.dumps(json.dumps(resource, separators=(",", ":")))
@@ -253,9 +249,9 @@ def _pod(
     settings: OperatorSettings,
     *,
     head: bool = False,
-) -> dict[str, Any]:
+) -> Manifest:
     threads = profile.threads if profile is not None else 1
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": container_name,
         "image": settings.serve_image,
         "imagePullPolicy": settings.serve_image_pull_policy,

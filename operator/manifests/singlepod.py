@@ -7,10 +7,10 @@ changed configuration never changes the pod.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.kube.objects import Manifest, Object
+from calotype.operator.manifests.application import ServeApplication
 from calotype.operator.manifests.pods import (
     DRAIN_SECONDS,
     SERVE_PORT,
@@ -32,8 +32,8 @@ def config_map_name(model: str) -> str:
 
 
 def build_config(
-    owner: Mapping[str, Any], application: Mapping[str, Any], settings: OperatorSettings
-) -> dict[str, Any]:
+    owner: Object, application: ServeApplication, settings: OperatorSettings
+) -> Manifest:
     """The ConfigMap with model.json."""
     name = owner["metadata"]["name"]
     return {
@@ -49,7 +49,7 @@ def build_config(
     }
 
 
-def build_service(owner: Mapping[str, Any], settings: OperatorSettings) -> dict[str, Any]:
+def build_service(owner: Object, settings: OperatorSettings) -> Manifest:
     """The Service named like the model."""
     name = owner["metadata"]["name"]
     return {
@@ -84,16 +84,16 @@ def selector(settings: OperatorSettings, model: str) -> dict[str, str]:
 
 
 def build_deployment(
-    owner: Mapping[str, Any],
+    owner: Object,
     profile: ResourceProfile,
     volumes: Volumes,
     settings: OperatorSettings,
     *,
     suspended: bool,
-) -> dict[str, Any]:
+) -> Manifest:
     """The Deployment of one pod; suspended = of none."""
     name = owner["metadata"]["name"]
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": "model-app",
         "image": settings.serve_image,
         "imagePullPolicy": settings.serve_image_pull_policy,
@@ -144,5 +144,5 @@ def build_deployment(
     }
 
 
-def _probe() -> dict[str, Any]:
+def _probe() -> Manifest:
     return {"httpGet": {"path": "/-/healthz", "port": "serve"}, "timeoutSeconds": 5}

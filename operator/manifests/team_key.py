@@ -10,10 +10,9 @@ import base64
 import binascii
 import hashlib
 import secrets
-from collections.abc import Mapping
-from typing import Any
 
 from calotype.operator.kube.labels import ROTATION, labels, owner_reference
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.settings import OperatorSettings
 
 KEY_PREFIX = "ct_live_"
@@ -28,9 +27,7 @@ def make_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
-def build_secret(
-    owner: Mapping[str, Any], key: str, rotation: int, settings: OperatorSettings
-) -> dict[str, Any]:
+def build_secret(owner: Object, key: str, rotation: int, settings: OperatorSettings) -> Manifest:
     """The Secret with the key."""
     name = owner["metadata"]["name"]
     return {
@@ -48,7 +45,7 @@ def build_secret(
     }
 
 
-def key_of(secret: Mapping[str, Any]) -> str | None:
+def key_of(secret: Object) -> str | None:
     """The key that a Secret holds; None where it holds none, or something that is no text."""
     try:
         found = base64.b64decode((secret.get("data") or {})[SECRET_KEY]).decode().strip()
@@ -62,12 +59,12 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def rotation_of(secret: Mapping[str, Any]) -> int | None:
+def rotation_of(secret: Object) -> int | None:
     """The ``keys.rotate`` that a Secret's key was made for; None for one that we did not make."""
     text = (secret["metadata"].get("annotations") or {}).get(ROTATION)
     return int(text) if text is not None and text.isdigit() else None
 
 
-def owned_by(secret: Mapping[str, Any], owner: Mapping[str, Any]) -> bool:
+def owned_by(secret: Object, owner: Object) -> bool:
     uid = owner["metadata"]["uid"]
     return any(ref.get("uid") == uid for ref in secret["metadata"].get("ownerReferences") or ())

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
 from calotype.operator.kube.labels import labels, owner_reference
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.pods import (
     DATA_DIR,
     SOURCE_DIR,
@@ -73,11 +72,11 @@ def output_folder(training: LoRATraining) -> str:
 
 
 def build_config(
-    owner: Mapping[str, Any],
+    owner: Object,
     training: LoRATraining,
-    base: Mapping[str, Any],
+    base: Object,
     settings: OperatorSettings,
-) -> dict[str, Any]:
+) -> Manifest:
     """The ConfigMap with training.json, what `calotype train lora` reads."""
     spec = training.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     document = {
@@ -102,14 +101,14 @@ def build_config(
 
 
 def build_rayjob(
-    owner: Mapping[str, Any],
+    owner: Object,
     training: LoRATraining,
     profile: ResourceProfile,
     settings: OperatorSettings,
-) -> dict[str, Any]:
+) -> Manifest:
     """The RayJob."""
     command = ["calotype", "train", "lora", "--config", f"{CONFIG_DIR}/training.json"]
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "entrypoint": shlex.join(command),
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
@@ -150,7 +149,7 @@ def build_rayjob(
     }
 
 
-def build_adapter(training: LoRATraining, settings: OperatorSettings) -> dict[str, Any]:
+def build_adapter(training: LoRATraining, settings: OperatorSettings) -> Manifest:
     """The LoRAAdapter of a finished training. It outlives the training, so it has no owner."""
     template = training.spec.adapter_template
     words = list(template.spec.trigger_words)
@@ -168,7 +167,7 @@ def build_adapter(training: LoRATraining, settings: OperatorSettings) -> dict[st
     if output is not None and output.s3 is not None and ref is not None:
         spec["credentialsSecretRef"] = {"name": ref.name}
     own = labels(settings, "training", training=training.name)
-    metadata: dict[str, Any] = {
+    metadata: Manifest = {
         "name": template.metadata.name or training.name,
         "namespace": training.metadata.namespace,
         "labels": {**own, **template.metadata.labels},
@@ -178,7 +177,7 @@ def build_adapter(training: LoRATraining, settings: OperatorSettings) -> dict[st
     return {"apiVersion": API_VERSION, "kind": "LoRAAdapter", "metadata": metadata, "spec": spec}
 
 
-def _source(training: LoRATraining) -> dict[str, Any]:
+def _source(training: LoRATraining) -> Manifest:
     output = training.spec.output
     if output is not None and output.s3 is not None:
         s3 = output.s3.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -206,7 +205,7 @@ class JobState:
     failure: str | None = None
 
 
-def read_job(job: Mapping[str, Any] | None, suspended: bool) -> JobState:
+def read_job(job: Object | None, suspended: bool) -> JobState:
     """The phase of a training by its RayJob."""
     run, done = Condition.RUNNING, Condition.SUCCEEDED
     status = (job or {}).get("status") or {}
@@ -247,7 +246,7 @@ def read_job(job: Mapping[str, Any] | None, suspended: bool) -> JobState:
     )
 
 
-def _submitter(settings: OperatorSettings) -> dict[str, Any]:
+def _submitter(settings: OperatorSettings) -> Manifest:
     container = {
         "name": "ray-job-submitter",
         "image": settings.serve_image,
@@ -272,7 +271,7 @@ def _pod(
     profile: ResourceProfile | None,
     container_name: str,
     settings: OperatorSettings,
-) -> dict[str, Any]:
+) -> Manifest:
     volumes = training_volumes(training, settings)
     claim = training.spec.output.persistent_volume_claim if training.spec.output else None
     variables = environment(settings, profile.threads if profile is not None else 1)
@@ -280,7 +279,7 @@ def _pod(
     if ref is not None:
         variables += [from_secret(key, ref.name, key) for key in credential_keys(training)]
     config_mount = {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True}
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": container_name,
         "image": settings.serve_image,
         "imagePullPolicy": settings.serve_image_pull_policy,

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.planning.adapters import AdapterWeights, LoadSummary, Refusal
-from calotype.operator.runtime.fetch_runner import Step
-
-_CHECKS = frozenset(
-    {
-        "NotSafetensors",
-        "BadHeader",
-        "WrongBaseModel",
-        "RankTooHigh",
-        "TooLarge",
-        "UnknownKeys",
-        "WrongDtype",
-        "LicenceNotAllowed",
-    }
-)
-"""Failures of a file that was fetched."""
+from calotype.operator.planning.fetch_step import FetchStep, failure_field
+from calotype.serving.wire.fetch_faults import fault_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +20,7 @@ class AdapterSeen:
     refusal: Refusal | None
     credentials: Fact
     weights: AdapterWeights
-    step: Step | None
+    step: FetchStep | None
     waiting: Fact | None
     """Why nothing is fetched yet, for the model's sake."""
     pushed: bool
@@ -51,12 +38,12 @@ def adapter_facts(seen: AdapterSeen) -> list[Fact]:
 
 
 def adapter_phase(facts: Sequence[Fact], seen: AdapterSeen) -> str:
-    known = {fact.type: fact for fact in facts}
+    by_type = {fact.type: fact for fact in facts}
     if seen.suspended:
         return "Suspended"
-    if known[Condition.READY].holds:
+    if by_type[Condition.READY].holds:
         return "Ready"
-    accepted = known[Condition.ACCEPTED]
+    accepted = by_type[Condition.ACCEPTED]
     if not accepted.holds:
         waits = (Reason.MODEL_MISSING, Reason.CAPACITY_EXCEEDED)
         return "Pending" if accepted.reason in waits else "Failed"
@@ -70,14 +57,14 @@ def adapter_phase(facts: Sequence[Fact], seen: AdapterSeen) -> str:
         (Condition.FETCHED, "Fetching"),
         (Condition.CHECKED, "Checking"),
     ):
-        if not known[type_].holds:
+        if not by_type[type_].holds:
             return phase
     if seen.loads is not None and seen.loads.failed:
         return "Failed"
     return "Loading"
 
 
-def adapter_fields(seen: AdapterSeen, status: Mapping[str, Any]) -> dict[str, Any]:
+def adapter_fields(seen: AdapterSeen, status: Object) -> Manifest:
     """The rest of the status: what is our memory, and what the replicas say."""
     kept = (
         "resolvedRevision",
@@ -91,7 +78,7 @@ def adapter_fields(seen: AdapterSeen, status: Mapping[str, Any]) -> dict[str, An
     )
     found = {name: status[name] for name in kept if name in status}
     if seen.step is not None and seen.step.failure is not None:
-        found["lastFailure"] = seen.step.failure
+        found["lastFailure"] = failure_field(seen.step.failure)
     loads = seen.loads
     if loads is not None and not seen.suspended:
         found["loaded"] = loads.text
@@ -100,7 +87,8 @@ def adapter_fields(seen: AdapterSeen, status: Mapping[str, Any]) -> dict[str, An
             "loaded": loads.loaded,
             "failed": loads.failed,
         }
-        found["loadStates"] = list(loads.states) or None
+        states = [s.model_dump(by_alias=True, exclude_none=True) for s in loads.states]
+        found["loadStates"] = states or None
     return found
 
 
@@ -125,7 +113,8 @@ def _file(seen: AdapterSeen) -> list[Fact]:
     if step is None:
         reason, text = Reason.WAITING, "Nothing is fetched before the above is put right."
         return [false(t, reason, text) for t in types]
-    if step.failed and step.reason in _CHECKS:
+    fault = fault_of(step.reason) if step.failed else None
+    if fault is not None and fault.in_file:
         return [
             true(types[0], Reason.RESOLVED, "The source was found."),
             true(types[1], Reason.FETCHED, "The file was fetched."),

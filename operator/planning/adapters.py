@@ -7,24 +7,36 @@ soon as the cause is gone; nobody needs to touch it.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.labels import digest
+from calotype.operator.kube.objects import Address, Manifest, Object, shown
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FetchTask
+from calotype.operator.manifests.pods import ADAPTER_SOURCE_DIR, CACHE_DIR
 from calotype.operator.planning.weights import source_hash, source_json, source_type
 from calotype.operator.settings import OperatorSettings
-from calotype.serving.config import ImageModel, LoRAAdapter, ModelSource, Source, bytes_of
-
-Address = tuple[str, str]
-"""Namespace and name."""
+from calotype.serving.config import (
+    ImageModel,
+    LoadState,
+    LoRAAdapter,
+    ModelSource,
+    Source,
+    bytes_of,
+)
+from calotype.serving.wire.fetch_order import FetchOrder
+from calotype.serving.wire.model_status import AdapterState, ReplicaState
 
 PATH_BYTES = 300
 """Room kept for the path, digest and revision of an adapter that is not fetched yet."""
 MOST_LOAD_STATES = 32
+MESSAGE_CHARS = 4096
+_State = Literal["failed", "missing", "loading", "ready"]
+_STATE_ORDER: dict[_State, int] = {"failed": 0, "missing": 1, "loading": 2, "ready": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +93,8 @@ def admit(
             if taken != candidate.address:
                 refusal = Refusal(
                     Reason.NAME_CONFLICT,
-                    f"Model {_shown(candidate.model)} has an adapter of this name already, "
-                    f"{_shown(taken)}: requests know adapters by their name. Give this one "
+                    f"Model {shown(candidate.model)} has an adapter of this name already, "
+                    f"{shown(taken)}: requests know adapters by their name. Give this one "
                     "another name, or delete the other one.",
                 )
         if refusal is None and not candidate.adapter.spec.suspend:
@@ -106,18 +118,18 @@ def _unsuited(
     if host is None:
         return Refusal(
             Reason.MODEL_MISSING,
-            f"There is no ImageModel {_shown(candidate.model)} in a namespace that the operator "
+            f"There is no ImageModel {shown(candidate.model)} in a namespace that the operator "
             "watches. Correct spec.modelRef, or create the model.",
         )
     if host.model.spec.source.provider is not None:
         return Refusal(
             Reason.MODEL_UNSUITABLE,
-            f"Model {_shown(candidate.model)} is drawn by a provider, which takes no adapters.",
+            f"Model {shown(candidate.model)} is drawn by a provider, which takes no adapters.",
         )
     if not _allowed(candidate, host.model, namespace_labels):
         return Refusal(
             Reason.NAMESPACE_NOT_ALLOWED,
-            f"Model {_shown(candidate.model)} takes no adapters of namespace "
+            f"Model {shown(candidate.model)} takes no adapters of namespace "
             f"{candidate.address[0]}: its owner can allow that in spec.adapters.namespaces, or "
             "put the adapter into the model's namespace.",
         )
@@ -162,7 +174,7 @@ def _allowed(
 def _too_much(
     candidate: Candidate, count: int, size: int, total: int, settings: OperatorSettings
 ) -> Refusal | None:
-    model, most = _shown(candidate.model), settings.max_adapters_per_model
+    model, most = shown(candidate.model), settings.max_adapters_per_model
     if count > most:
         return Refusal(
             Reason.CAPACITY_EXCEEDED,
@@ -212,7 +224,7 @@ class AdapterWeights:
     to_fetch: bool
 
 
-def plan_adapter_weights(adapter: LoRAAdapter, status: Mapping[str, Any]) -> AdapterWeights:
+def plan_adapter_weights(adapter: LoRAAdapter, status: Object) -> AdapterWeights:
     """By the source and by what the status says of an earlier check."""
     wanted = adapter_source_hash(adapter)
     if source_type(adapter.spec.source) in ("builtIn", "path"):
@@ -229,11 +241,11 @@ def adapter_source_hash(adapter: LoRAAdapter) -> str:
 
 
 def adapter_task(
-    owner: Mapping[str, Any],
+    owner: Object,
     adapter: LoRAAdapter,
     model: ImageModel,
-    model_owner: Mapping[str, Any],
-    base: Mapping[str, Any],
+    model_owner: Object,
+    base: Manifest,
     secret_version: str,
     attempt: int,
 ) -> FetchTask:
@@ -246,18 +258,26 @@ def adapter_task(
         pin = adapter.spec.source.http.sha256
     most = bytes_of(limits.memory_budget)
     crosses = adapter.metadata.namespace != model.metadata.namespace
-    return FetchTask(
+    of_volume = adapter.spec.source.persistent_volume_claim is not None
+    order = FetchOrder(
         kind="adapter",
+        name=adapter.name,
+        namespace=adapter.metadata.namespace,
+        source=adapter.spec.source,
+        sha256=pin,
+        cache_dir=pathlib.Path(CACHE_DIR),
+        max_bytes=most,
+        max_rank=limits.max_rank,
+        model=ImageModel.model_validate(base),
+        volume_dir=pathlib.Path(ADAPTER_SOURCE_DIR) if of_volume else None,
+    )
+    return FetchTask(
+        order=order,
         owner=owner,
         namespace=model.metadata.namespace,
         model=model.name,
-        source=source,
         fingerprint=digest([source, pin, most, limits.max_rank, base["spec"], secret_version]),
         attempt=attempt,
-        sha256=pin,
-        max_bytes=most,
-        max_rank=limits.max_rank,
-        base=base,
         credentials=ref.name if ref is not None else None,
         job_owner=model_owner if crosses else None,
     )
@@ -270,7 +290,7 @@ class LoadSummary:
     desired: int
     loaded: int
     failed: int
-    states: tuple[dict[str, Any], ...]
+    states: tuple[LoadState, ...]
     """``status.loadStates``: failures first."""
     old_serving: int
     """Replicas that still draw with another revision."""
@@ -281,48 +301,50 @@ class LoadSummary:
 
     @property
     def first_failure(self) -> str:
-        return next((s["message"] for s in self.states if s["state"] == "failed"), "")
+        return next((s.message or "" for s in self.states if s.state == "failed"), "")
 
 
-def summarise(
-    name: str, weights: Weights | None, replicas: Sequence[Mapping[str, Any]]
-) -> LoadSummary:
+def summarise(name: str, weights: Weights | None, replicas: Sequence[ReplicaState]) -> LoadSummary:
     """Counts over the replicas that draw; one that is still starting is not counted.
 
     Args:
         weights: what shall be loaded; None = the source itself, of which there is one revision.
-        replicas: ``replicaStates`` of the model app.
+        replicas: of the model app's status.
     """
     wanted = {weights.sha256, weights.revision} - {""} if weights is not None else set()
-    states: list[dict[str, Any]] = []
-    loaded = failed = desired = old = 0
+    states: list[LoadState] = []
+    old = 0
     for replica in replicas:
-        if not replica.get("ready"):
+        if not replica.ready:
             continue
-        desired += 1
-        told = (replica.get("adapters") or {}).get(name) or {}
-        state = str(told.get("state") or "missing")
-        other = bool(wanted and told.get("revision") and told["revision"] not in wanted)
+        load = replica.adapters.get(name, AdapterState())
+        state = load.state
+        other = bool(wanted and load.revision and load.revision not in wanted)
         if state == "ready" and other:
             state = "loading"
             old += 1
-        elif state != "ready" and told.get("servingRevision"):
+        elif state != "ready" and load.serving_revision:
             old += 1
-        loaded += state == "ready"
-        failed += state == "failed"
-        entry = {
-            "replica": str(replica.get("replica") or ""),
-            "node": replica.get("node"),
-            "revision": told.get("revision"),
-            "state": state,
-            "message": (told.get("message") or None) if state == "failed" else None,
-            "loadMilliseconds": told.get("loadMilliseconds"),
-        }
-        states.append({key: value for key, value in entry.items() if value not in (None, "")})
-    order = {"failed": 0, "missing": 1, "loading": 2, "ready": 3}
-    states.sort(key=lambda s: (order.get(s["state"], 1), s.get("replica", "")))
-    return LoadSummary(desired, loaded, failed, tuple(states[:MOST_LOAD_STATES]), old)
+        states.append(
+            LoadState(
+                replica=replica.replica,
+                node=replica.node or None,
+                revision=load.revision or None,
+                state=_known_state(state),
+                message=(load.message[:MESSAGE_CHARS] or None) if state == "failed" else None,
+                load_milliseconds=load.load_milliseconds,
+            )
+        )
+    states.sort(key=lambda s: (_STATE_ORDER[s.state], s.replica))
+    return LoadSummary(
+        desired=len(states),
+        loaded=sum(s.state == "ready" for s in states),
+        failed=sum(s.state == "failed" for s in states),
+        states=tuple(states[:MOST_LOAD_STATES]),
+        old_serving=old,
+    )
 
 
-def _shown(address: Address) -> str:
-    return f"{address[0]}/{address[1]}"
+def _known_state(word: str) -> _State:
+    """A state of a later version of the model app counts as none."""
+    return next((state for state in _STATE_ORDER if state == word), "missing")

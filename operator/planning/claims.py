@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, moment
+from calotype.operator.kube.objects import Object
 from calotype.operator.settings import OperatorSettings
 
 
-def waiting(claims: Iterable[Mapping[str, Any] | None]) -> bool:
+def waiting(claims: Iterable[Object | None]) -> bool:
     """Whether one of them has no volume yet."""
     return any(
         claim is None or (claim.get("status") or {}).get("phase") != "Bound" for claim in claims
@@ -18,7 +18,7 @@ def waiting(claims: Iterable[Mapping[str, Any] | None]) -> bool:
 
 
 def volume_problem(
-    claims: Mapping[str, Mapping[str, Any] | None],
+    claims: Mapping[str, Object | None],
     now: datetime.datetime,
     settings: OperatorSettings,
     type_: Condition = Condition.WEIGHTS_CACHED,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from calotype.operator.api.conditions import Reason
+from calotype.operator.kube.objects import Address, Object
 from calotype.operator.manifests.application import gpu_shares
-from calotype.operator.planning.adapters import Address, Refusal, relative_path
+from calotype.operator.planning.adapters import Refusal, relative_path
 from calotype.operator.planning.policies import PolicyError, read_policy
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel
@@ -20,7 +20,7 @@ from calotype.serving.config import ImageModel
 def check_models(
     models: Mapping[Address, ImageModel],
     created: Mapping[Address, str],
-    policies: Mapping[Address, Mapping[str, Any]],
+    policies: Mapping[Address, Object],
     settings: OperatorSettings,
 ) -> dict[Address, Refusal]:
     """Address -> why the model is not accepted; those that are not in it are."""
@@ -98,7 +98,7 @@ def _devices(model: ImageModel, settings: OperatorSettings) -> Refusal | None:
     )
 
 
-def _policy(model: ImageModel, policies: Mapping[Address, Mapping[str, Any]]) -> Refusal | None:
+def _policy(model: ImageModel, policies: Mapping[Address, Object]) -> Refusal | None:
     ref = model.spec.moderation_policy_ref
     address = (model.metadata.namespace, ref.name if ref is not None else "default")
     spec = policies.get(address)

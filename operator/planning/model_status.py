@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
+from calotype.operator.kube.objects import Object
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.adapters import Refusal
+from calotype.operator.planning.fetch_step import FetchStep
+from calotype.operator.planning.model_report import ModelReport
 from calotype.operator.planning.weights import WeightsPlan
-from calotype.operator.runtime.fetch_runner import Step
-from calotype.operator.runtime.model_app import Report
 from calotype.serving.config import ImageModel
 
 
@@ -26,12 +26,12 @@ class Observed:
     weights: WeightsPlan
     volumes: Volumes
     volume_problem: Fact | None = None
-    fetch: Step | None = None
+    fetch: FetchStep | None = None
     kuberay: bool = True
     """Whether RayService is installed; without meaning for a SinglePod."""
-    workload: Mapping[str, Any] | None = None
+    workload: Object | None = None
     """The Deployment or the RayService."""
-    report: Report | None = None
+    report: ModelReport | None = None
     config_hash: str = ""
     """Of what the replicas were given last."""
     upgrade: Fact | None = None
@@ -55,22 +55,22 @@ def facts_of(seen: Observed) -> list[Fact]:
 
 def phase_of(model: ImageModel, facts: Sequence[Fact]) -> str:
     """One word for `kubectl get`."""
-    known = {fact.type: fact for fact in facts}
+    by_type = {fact.type: fact for fact in facts}
     if model.spec.suspend:
         return "Suspended"
-    if known[Condition.READY].holds:
+    if by_type[Condition.READY].holds:
         return "Ready"
-    serving = known.get(Condition.SERVING)
+    serving = by_type.get(Condition.SERVING)
     if serving is not None and serving.holds:
         return "Degraded"
-    if not known[Condition.ACCEPTED].holds:
+    if not by_type[Condition.ACCEPTED].holds:
         return "Failed"
     if model.spec.source.provider is not None:
         return "Pending"
-    weights = known.get(Condition.WEIGHTS_CACHED)
+    weights = by_type.get(Condition.WEIGHTS_CACHED)
     if weights is not None and not weights.holds:
         return "Fetching" if weights.reason in (Reason.FETCHING, Reason.QUEUED) else "Pending"
-    if serving is None or known[Condition.CREDENTIALS_READY].status == "False":
+    if serving is None or by_type[Condition.CREDENTIALS_READY].status == "False":
         return "Pending"
     return "Failed" if serving.reason == Reason.APPLICATION_FAILED else "Starting"
 
@@ -154,7 +154,7 @@ def _serving(seen: Observed, weights: Fact) -> Fact:
     )
 
 
-def application_failure(workload: Mapping[str, Any]) -> str | None:
+def application_failure(workload: Object) -> str | None:
     """What Serve says of an application that failed; None = nothing bad."""
     status = workload.get("status") or {}
     for service in ("activeServiceStatus", "pendingServiceStatus"):
@@ -166,7 +166,7 @@ def application_failure(workload: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _was_up(workload: Mapping[str, Any]) -> bool:
+def _was_up(workload: Object) -> bool:
     """Whether Kubernetes thinks that the workload answers."""
     status = workload.get("status") or {}
     if workload.get("kind") == "Deployment":

@@ -1,30 +1,46 @@
 """Whether a Team can be served; and the policies that judge a model's requests beside its own.
 
-Reads the store only. A refused team keeps its key and may read what it has; it may not draw.
+Pure. A refused team keeps its key and may read what it has; it may not draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from calotype.operator.api.conditions import Reason
+from calotype.operator.kube.objects import Address, Object
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.gateway_config import policy_name
-from calotype.operator.planning.adapters import Address, Refusal
-from calotype.operator.planning.policies import PolicyError, laxer_at, package_policy, read_policy
-from calotype.operator.runtime.store import Store
+from calotype.operator.planning.adapters import Refusal
+from calotype.operator.planning.policies import (
+    PolicyError,
+    laxer_at,
+    policy_of,
+    read_base,
+    read_policy,
+)
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, Team
+from calotype.serving.wire.document import JsonObject
 
 
-def team_refusal(store: Store, address: Address, team: Team) -> Refusal | None:
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is declared in the cluster, as far as teams depend on it."""
+
+    teams: Mapping[Address, Object]
+    """Whole objects."""
+    policies: Mapping[Address, Object]
+    """Specs of ModerationPolicies."""
+    models: Mapping[Address, ImageModel]
+
+
+def team_refusal(declared: Declared, address: Address, team: Team) -> Refusal | None:
     """Why a team must not draw; None = it may."""
-    own = store.get("Team", address)
-    mine = ((own or {}).get("metadata", {}).get("creationTimestamp") or "~", address)
-    for other, obj in store.all("Team"):
-        theirs = (obj["metadata"].get("creationTimestamp") or "", other)
-        if other[1] == address[1] and other != address and theirs < mine:
+    mine = (_created(declared.teams.get(address)) or "~", address)
+    for other, obj in declared.teams.items():
+        if other[1] == address[1] and other != address and (_created(obj), other) < mine:
             return Refusal(
                 Reason.NAME_CONFLICT,
                 f"Namespace {other[0]} has a Team of this name, and jobs know a team by its name: "
@@ -33,33 +49,34 @@ def team_refusal(store: Store, address: Address, team: Team) -> Refusal | None:
     ref = team.spec.moderation_policy_ref
     if ref is None:
         return None
-    if store.get("ModerationPolicy", (address[0], ref.name)) is None:
+    spec = declared.policies.get((address[0], ref.name))
+    if spec is None:
         return Refusal(
             Reason.POLICY_MISSING,
             f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
             "correct spec.moderationPolicyRef.",
         )
-    laxer = _laxer(store, team)
+    laxer = _laxer(declared, team, ref.name, spec)
     return None if laxer is None else Refusal(Reason.POLICY_LAXER, laxer)
 
 
 def policies_beside(
-    store: Store,
+    declared: Declared,
     settings: OperatorSettings,
     model: ImageModel,
-    adapters: Iterable[Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
+    adapters: Iterable[Object],
+) -> dict[str, JsonObject]:
     """Name as in gateway.json -> spec, of the policies that teams and adapters of a model name.
 
     Args:
-        adapters: manifests of those that the model's replicas are told of.
+        adapters: manifests of those that the model's replicas have.
     """
     wanted = [
         (manifest["metadata"]["namespace"], ref["name"])
         for manifest in adapters
         if (ref := manifest["spec"].get("moderationPolicyRef")) is not None
     ]
-    for address, obj in store.all("Team"):
+    for address, obj in declared.teams.items():
         try:
             team = parse(Team, obj)
         except InvalidSpec:
@@ -67,34 +84,32 @@ def policies_beside(
         named = team.spec.moderation_policy_ref
         if named is None or (team.spec.models and model.name not in team.spec.models):
             continue
-        if team_refusal(store, address, team) is None:
+        if team_refusal(declared, address, team) is None:
             wanted.append((address[0], named.name))
     return {
-        policy_name(*address, settings): dict(found["spec"])
+        policy_name(*address, settings): dict(declared.policies[address])
         for address in sorted(set(wanted))
-        if (found := store.get("ModerationPolicy", address)) is not None
+        if address in declared.policies
     }
 
 
-def _laxer(store: Store, team: Team) -> str | None:
+def _laxer(declared: Declared, team: Team, name: str, spec: Object) -> str | None:
     """Where the team's policy lets something pass that the policy of one of its models does not."""
-    ref = team.spec.moderation_policy_ref
-    namespace = team.metadata.namespace
-    found = store.get("ModerationPolicy", (namespace, ref.name)) if ref else None
-    if ref is None or found is None:
-        return None
     try:
-        own = read_policy(ref.name, found["spec"])
-        for host in store.hosts().values():
-            if team.spec.models and host.model.name not in team.spec.models:
+        own = read_policy(name, spec)
+        for model in declared.models.values():
+            if team.spec.models and model.name not in team.spec.models:
                 continue
-            base = store.policy_of(host.model)
-            place = laxer_at(own, read_policy(*base) if base is not None else package_policy())
+            place = laxer_at(own, read_base(policy_of(model, declared.policies)))
             if place is not None:
                 return (
-                    f"ModerationPolicy {ref.name} is laxer than the one of model "
-                    f"{host.model.name}: {place}. A team's policy may only be stricter."
+                    f"ModerationPolicy {name} is laxer than the one of model {model.name}: "
+                    f"{place}. A team's policy may only be stricter."
                 )
     except PolicyError as error:
         return str(error)
     return None
+
+
+def _created(obj: Object | None) -> str:
+    return (obj or {}).get("metadata", {}).get("creationTimestamp") or ""

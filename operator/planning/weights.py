@@ -6,19 +6,20 @@ the model's own (``spec.cache``) or the release's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pathlib
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.kube.labels import digest, labels, owner_reference
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FETCHED_SOURCES, FetchTask
-from calotype.operator.manifests.pods import SOURCE_DIR, Volumes
+from calotype.operator.manifests.pods import CACHE_DIR, SOURCE_DIR, Volumes
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, ModelSource, Source
+from calotype.serving.wire.fetch_order import FetchOrder, LicenceAnswer
 
 
-def source_json(source: Source | ModelSource) -> dict[str, Any]:
+def source_json(source: Source | ModelSource) -> Manifest:
     """``spec.source`` as it stands in the manifest, defaults filled in."""
     return source.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -47,16 +48,14 @@ def volumes_of(model: ImageModel, settings: OperatorSettings) -> Volumes:
     )
 
 
-def build_claim(
-    owner: Mapping[str, Any], model: ImageModel, settings: OperatorSettings
-) -> dict[str, Any] | None:
+def build_claim(owner: Object, model: ImageModel, settings: OperatorSettings) -> Manifest | None:
     """The PersistentVolumeClaim of ``spec.cache``; None without one."""
     if model.spec.cache is None:
         return None
     template = model.spec.cache.persistent_volume_claim
     # Pods on several nodes write nothing, but only ReadWriteMany lets them mount it.
     one_node = model.spec.runtime == "SinglePod"
-    spec: dict[str, Any] = {
+    spec: Manifest = {
         "accessModes": ["ReadWriteOnce" if one_node else "ReadWriteMany"],
         "resources": {"requests": {"storage": template.size}},
     }
@@ -88,11 +87,11 @@ class WeightsPlan:
     to_fetch: bool
 
 
-def source_hash(source: Mapping[str, Any], pin: str | None = None) -> str:
+def source_hash(source: Object, pin: str | None = None) -> str:
     return digest([source, pin])
 
 
-def plan_weights(model: ImageModel, status: Mapping[str, Any]) -> WeightsPlan:
+def plan_weights(model: ImageModel, status: Object) -> WeightsPlan:
     """By the source and by what the status says of an earlier fetch."""
     source = source_json(model.spec.source)
     wanted = source_hash(source)
@@ -108,21 +107,33 @@ def plan_weights(model: ImageModel, status: Mapping[str, Any]) -> WeightsPlan:
     return WeightsPlan(wanted, old, had == wanted, had != wanted)
 
 
-def fetch_task(
-    owner: Mapping[str, Any], model: ImageModel, secret_version: str, attempt: int
-) -> FetchTask:
+def fetch_task(owner: Object, model: ImageModel, secret_version: str, attempt: int) -> FetchTask:
     """The Job that fetches a model."""
     source = source_json(model.spec.source)
     ref = model.spec.credentials_secret_ref
     http = model.spec.source.http
-    return FetchTask(
+    licence = model.spec.licence
+    order = FetchOrder(
         kind="model",
+        name=model.name,
+        namespace=model.metadata.namespace,
+        source=Source.model_validate(source),
+        sha256=http.sha256 if http is not None else None,
+        cache_dir=pathlib.Path(CACHE_DIR),
+        licence=(
+            LicenceAnswer(name=licence.name, accepted=licence.accepted)
+            if licence is not None
+            else None
+        ),
+    )
+    answer = None if order.licence is None else order.licence.payload()
+    return FetchTask(
+        order=order,
         owner=owner,
         namespace=model.metadata.namespace,
         model=model.name,
-        source=source,
-        fingerprint=digest([source, secret_version]),
+        # With the licence: a fetch that was refused for it is tried again when it is corrected.
+        fingerprint=digest([source, answer, secret_version]),
         attempt=attempt,
-        sha256=http.sha256 if http is not None else None,
         credentials=ref.name if ref is not None else None,
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from calotype.operator.api.conditions import Condition, Reason, is_true
+from calotype.operator.kube.objects import Address, Manifest, Object
 from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, model_manifest, parse
 from calotype.operator.manifests.gateway_config import (
@@ -14,7 +13,6 @@ from calotype.operator.manifests.gateway_config import (
     build_gateway_config,
 )
 from calotype.operator.manifests.team_key import key_hash, key_of, owned_by, secret_name
-from calotype.operator.planning.adapters import Address
 from calotype.operator.planning.team_check import team_refusal
 from calotype.operator.planning.weights import plan_weights
 from calotype.operator.reconcilers.workload import service_of
@@ -36,10 +34,10 @@ async def reconcile_gateway(context: Context, key: Key) -> float | None:
             continue  # the name is another model's
         models.append(_entry(context, address, host.model, obj))
         adapters += for_gateway(context, address, host.model)
-    document = build_gateway_config(
+    config = build_gateway_config(
         models, adapters, _policies(context), await _teams(context), settings
     )
-    wanted = build_config_map(document, settings)
+    wanted = build_config_map(config, settings)
     live = await context.kube.get(CONFIG_MAPS, settings.operator_namespace, settings.gateway_config)
     force = live is not None and live.get("data") != wanted["data"]
     if await context.apply(wanted, live, force=force):
@@ -47,14 +45,12 @@ async def reconcile_gateway(context: Context, key: Key) -> float | None:
     return None
 
 
-def _entry(
-    context: Context, address: Address, model: ImageModel, obj: dict[str, Any]
-) -> ModelEntry:
+def _entry(context: Context, address: Address, model: ImageModel, obj: Manifest) -> ModelEntry:
     plan = plan_weights(model, obj["status"])
     manifest = model_manifest(model, plan.ready)
     policy = context.store.policy_of(model)
     if policy is not None:
-        manifest["spec"]["moderationPolicyRef"] = {"name": policy[0]}
+        manifest["spec"]["moderationPolicyRef"] = {"name": policy.name}
     url = None if _provider(model) else context.apps.url(service_of(model), address[0])
     condition = Condition.READY if _provider(model) else Condition.SERVING
     return ModelEntry(manifest, url, is_true(obj, condition))
@@ -64,10 +60,10 @@ def _provider(model: ImageModel) -> bool:
     return model.spec.source.provider is not None
 
 
-def _policies(context: Context) -> dict[Address, dict[str, Any]]:
+def _policies(context: Context) -> dict[Address, Object]:
     """The valid ones."""
     return {
-        address: dict(obj["spec"])
+        address: obj["spec"]
         for address, obj in context.store.all("ModerationPolicy")
         if "deletionTimestamp" not in obj["metadata"] and is_true(obj, Condition.ACCEPTED)
     }
@@ -76,6 +72,7 @@ def _policies(context: Context) -> dict[Address, dict[str, Any]]:
 async def _teams(context: Context) -> list[TeamEntry]:
     found: list[TeamEntry] = []
     names: dict[str, str] = {}
+    declared = context.store.declared()
     teams = [
         (obj["metadata"].get("creationTimestamp") or "", address, obj)
         for address, obj in context.store.all("Team")
@@ -90,7 +87,7 @@ async def _teams(context: Context) -> list[TeamEntry]:
             continue
         secret = await context.kube.get(SECRETS, address[0], secret_name(team.name))
         key = key_of(secret) if secret is not None and owned_by(secret, obj) else None
-        refusal = team_refusal(context.store, address, team)
+        refusal = team_refusal(declared, address, team)
         hashes = [key_hash(key)] if key is not None else []
-        found.append(TeamEntry(team, hashes, refusal.message if refusal is not None else ""))
+        found.append(TeamEntry(team, hashes, refusal.message if refusal is not None else None))
     return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, timestamp, true
+from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.pods import Volumes
-from calotype.operator.planning.adapters import Address, Refusal
+from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.claims import volume_problem, waiting
+from calotype.operator.planning.fetch_step import FetchStep, failure_field, last_failure
+from calotype.operator.planning.model_report import queue_field
 from calotype.operator.planning.model_status import Observed, facts_of, phase_of
 from calotype.operator.planning.weights import (
     WeightsPlan,
@@ -24,7 +26,6 @@ from calotype.operator.planning.weights import (
     source_type,
     volumes_of,
 )
-from calotype.operator.reconcilers.figures import loaded_everywhere, rounded
 from calotype.operator.reconcilers.report import first_report
 from calotype.operator.reconcilers.workload import (
     Workload,
@@ -33,9 +34,8 @@ from calotype.operator.reconcilers.workload import (
     service_of,
     workload,
 )
-from calotype.operator.runtime.context import Context, address_of
+from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
-from calotype.operator.runtime.fetch_runner import Step
 from calotype.operator.runtime.served_adapters import for_replicas
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel
@@ -63,9 +63,7 @@ async def reconcile_model(context: Context, key: Key) -> float | None:
     return await _serve(context, key, obj, model)
 
 
-async def _serve(
-    context: Context, key: Key, obj: dict[str, Any], model: ImageModel
-) -> float | None:
+async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -> float | None:
     address = (key.namespace, key.name)
     force = key in context.recheck
     context.recheck.discard(key)
@@ -77,14 +75,14 @@ async def _serve(
     accepted = refusal is None
     problem, unbound = await _claim(context, obj, model, volumes, accepted, force)
     weights = plan_weights(model, obj.get("status") or {})
-    step: Step | None = None
+    step: FetchStep | None = None
     if weights.to_fetch and accepted and credentials.ready and volumes.keeps_weights:
         step = await _fetch(context, key, obj, model, credentials, volumes)
         if step.fetched is not None:
             weights = plan_weights(model, obj["status"])
     if not weights.to_fetch and context.fetch_jobs.get(key):
         # Somebody was killed between writing a result down and clearing up.
-        await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
+        await context.fetches.clean(obj, model.metadata.namespace, "model", model.name)
     seen = await running_workload(context, obj, model)
     if accepted and _may_start(weights, volumes, seen, problem):
         seen = await _deploy(context, obj, model, weights, volumes, seen, force)
@@ -166,7 +164,7 @@ async def _credentials(context: Context, model: ImageModel) -> Credentials:
 
 async def _claim(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     model: ImageModel,
     volumes: Volumes,
     accepted: bool,
@@ -182,7 +180,7 @@ async def _claim(
             "size, or install the chart with a volume of its own.",
         )
         return nowhere, False
-    claims: dict[str, dict[str, Any] | None] = {}
+    claims: dict[str, Manifest | None] = {}
     for name in filter(None, (volumes.cache, volumes.source)):
         claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
     wanted = build_claim(obj, model, context.settings)
@@ -197,17 +195,17 @@ async def _claim(
 async def _fetch(
     context: Context,
     key: Key,
-    obj: dict[str, Any],
+    obj: Manifest,
     model: ImageModel,
     credentials: Credentials,
     volumes: Volumes,
-) -> Step:
+) -> FetchStep:
     """One step of the fetch; what it found is in ``obj``'s status afterwards."""
     status = obj.get("status") or {}
-    step = await context.fetcher.step(
+    step = await context.fetches.step(
         key,
         lambda attempt: fetch_task(obj, model, credentials.version, attempt),
-        status.get("lastFailure"),
+        last_failure(status),
         volumes,
         credentials.secret,
     )
@@ -227,7 +225,7 @@ async def _fetch(
         await context.status(obj, [*old, fact], fields)
         fresh = await context.kube.get(IMAGE_MODELS, *address_of(obj))
         obj["status"] = (fresh or {}).get("status") or {**status, **fields}
-        await context.fetcher.clean(obj, model.metadata.namespace, "model", model.name)
+        await context.fetches.clean(obj, model.metadata.namespace, "model", model.name)
         for adapter in context.store.adapters_of(address_of(obj)):
             context.wake_adapter(adapter, 1.0)  # they are checked against it
     return step
@@ -235,7 +233,7 @@ async def _fetch(
 
 async def _deploy(
     context: Context,
-    obj: dict[str, Any],
+    obj: Manifest,
     model: ImageModel,
     weights: WeightsPlan,
     volumes: Volumes,
@@ -245,7 +243,7 @@ async def _deploy(
     key = Key("ImageModel", *address_of(obj))
     wait = context.debounce.remaining(key)
     if wait > 0 and seen.live is not None:
-        adapters: Sequence[Mapping[str, Any]] = (
+        adapters: Sequence[Object] = (
             seen.adapters
         )  # as they are, until the burst of changes is over
     else:
@@ -260,7 +258,7 @@ async def _deploy(
     return seen
 
 
-async def _provider(context: Context, obj: dict[str, Any], model: ImageModel) -> float | None:
+async def _provider(context: Context, obj: Manifest, model: ImageModel) -> float | None:
     """A model that another company draws: its key is checked, and that is all."""
     await context.release(IMAGE_MODELS, obj)
     host = context.store.hosts().get(address_of(obj))
@@ -299,13 +297,13 @@ _KEPT = (
 )
 
 
-def _kept(obj: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(obj: Object) -> Manifest:
     """What of the status is our memory and not an observation."""
     status = obj.get("status") or {}
     return {name: status[name] for name in _KEPT if name in status}
 
 
-def _old_facts(obj: Mapping[str, Any]) -> list[Fact]:
+def _old_facts(obj: Object) -> list[Fact]:
     conditions = (obj.get("status") or {}).get("conditions") or ()
     return [
         Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
@@ -316,22 +314,22 @@ def _old_facts(obj: Mapping[str, Any]) -> list[Fact]:
 
 def _fields(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     model: ImageModel,
     seen: Observed,
     running: Workload,
-    step: Step | None,
+    step: FetchStep | None,
     facts: list[Fact],
-) -> dict[str, Any]:
+) -> Manifest:
     address = (model.metadata.namespace, model.name)
     report = seen.report
     ready = report.ready_replicas if report is not None else 0
     desired = report.replicas if report is not None and report.reachable else ready
     names = context.pushed.get(address) or frozenset()
-    loaded = loaded_everywhere(report, names)
+    loaded = report.loaded_everywhere(names) if report is not None else 0
     profile = context.settings.profile(model.spec.resource_profile)
     cost = profile.hour_cost * desired if profile is not None else 0.0
-    failure = step.failure if step is not None else None
+    failure = failure_field(step.failure) if step is not None else None
     return {
         **_kept(obj),
         "lastFailure": failure or _kept(obj).get("lastFailure"),
@@ -342,7 +340,7 @@ def _fields(
         "selector": running.selector,
         "adapters": {"loaded": loaded, "desired": len(names)},
         "configHash": running.config_hash or None,
-        "queueSeconds": rounded(report, (obj.get("status") or {}).get("queueSeconds")),
+        "queueSeconds": queue_field(report, (obj.get("status") or {}).get("queueSeconds")),
         "gpuHourCost": cost or None,
     }
 
@@ -359,7 +357,7 @@ def _forget(context: Context, address: Address) -> None:
     context.wake_gateway(0.0)
 
 
-async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
+async def _finish(context: Context, obj: Manifest) -> float | None:
     """Lets running requests end, then lets Kubernetes delete what the model owns."""
     address = address_of(obj)
     elapsed = context.deleting_for(obj) or 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from calotype.operator.api.conditions import (
     Condition,
     Fact,
@@ -13,6 +11,7 @@ from calotype.operator.api.conditions import (
     is_true,
     true,
 )
+from calotype.operator.kube.objects import Address, Manifest, address_of
 from calotype.operator.kube.resources import CLAIMS, LORA_ADAPTERS
 from calotype.operator.manifests.custom_resources import InvalidSpec, model_manifest, parse
 from calotype.operator.manifests.fetch_job import FetchTask
@@ -25,7 +24,6 @@ from calotype.operator.planning.adapter_status import (
 )
 from calotype.operator.planning.adapters import (
     AdapterWeights,
-    Address,
     LoadSummary,
     adapter_task,
     candidate_model,
@@ -33,10 +31,10 @@ from calotype.operator.planning.adapters import (
     summarise,
 )
 from calotype.operator.planning.claims import volume_problem
+from calotype.operator.planning.fetch_step import FetchStep, last_failure
 from calotype.operator.planning.weights import plan_weights, source_type, volumes_of
-from calotype.operator.runtime.context import Context, address_of
+from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
-from calotype.operator.runtime.fetch_runner import Step
 from calotype.operator.runtime.served_adapters import refusal_of
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel, LoRAAdapter
@@ -67,9 +65,7 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     return await _serve(context, key, obj, adapter)
 
 
-async def _serve(
-    context: Context, key: Key, obj: dict[str, Any], adapter: LoRAAdapter
-) -> float | None:
+async def _serve(context: Context, key: Key, obj: Manifest, adapter: LoRAAdapter) -> float | None:
     model_address = candidate_model(adapter)
     host = context.store.hosts().get(model_address)
     status = obj.get("status") or {}
@@ -78,7 +74,7 @@ async def _serve(
         refusal = refusal_of(context, address_of(obj), host.model, status)
     weights = plan_adapter_weights(adapter, status)
     credentials = await _credentials(context, adapter)
-    step: Step | None = None
+    step: FetchStep | None = None
     waiting: Fact | None = None
     if refusal is None and host is not None and not adapter.spec.suspend:
         await context.hold(LORA_ADAPTERS, obj)
@@ -87,7 +83,7 @@ async def _serve(
             weights = plan_adapter_weights(adapter, obj.get("status") or {})
     if not weights.to_fetch and context.fetch_jobs.get(key):
         # Somebody was killed between writing a result down and clearing up.
-        await context.fetcher.clean(obj, model_address[0], "adapter", model_address[1])
+        await context.fetches.clean(obj, model_address[0], "adapter", model_address[1])
     if step is None and not _known(context, model_address):
         return UNKNOWN_SECONDS
     loads = _loads(context, model_address, adapter, weights)
@@ -154,11 +150,11 @@ async def _credentials(context: Context, adapter: LoRAAdapter) -> Credentials:
 async def _fetch(
     context: Context,
     key: Key,
-    obj: dict[str, Any],
+    obj: Manifest,
     adapter: LoRAAdapter,
     model: ImageModel,
     credentials: Credentials,
-) -> tuple[Fact | None, Step | None]:
+) -> tuple[Fact | None, FetchStep | None]:
     """One step of the fetch, or why it must wait; what it found is in ``obj``'s status after."""
     model_obj = context.store.get("ImageModel", (model.metadata.namespace, model.name))
     base = plan_weights(model, (model_obj or {}).get("status") or {})
@@ -179,12 +175,10 @@ async def _fetch(
         return adapter_task(obj, adapter, model, model_obj, manifest, credentials.version, attempt)
 
     status = obj.get("status") or {}
-    step = await context.fetcher.step(
-        key, task, status.get("lastFailure"), seen, credentials.secret
-    )
+    step = await context.fetches.step(key, task, last_failure(status), seen, credentials.secret)
     if step.fetched is not None:
         await _remember(context, obj, adapter, step)
-        await context.fetcher.clean(obj, model.metadata.namespace, "adapter", model.name)
+        await context.fetches.clean(obj, model.metadata.namespace, "adapter", model.name)
         context.adapters_changed((model.metadata.namespace, model.name))
     return None, step
 
@@ -214,9 +208,7 @@ async def _not_yet(
     )
 
 
-async def _remember(
-    context: Context, obj: dict[str, Any], adapter: LoRAAdapter, step: Step
-) -> None:
+async def _remember(context: Context, obj: Manifest, adapter: LoRAAdapter, step: FetchStep) -> None:
     """Writes down what a Job found before anything is done with it: the Job goes next."""
     found = step.fetched
     if found is None:
@@ -251,7 +243,7 @@ async def _remember(
         context.store.put("LoRAAdapter", fresh)
 
 
-def _memory(obj: dict[str, Any]) -> dict[str, Any]:
+def _memory(obj: Manifest) -> Manifest:
     status = obj.get("status") or {}
     return {k: v for k, v in status.items() if k not in ("conditions", "observedGeneration")}
 
@@ -259,7 +251,7 @@ def _memory(obj: dict[str, Any]) -> dict[str, Any]:
 # --- the end ------------------------------------------------------------------------------------
 
 
-async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
+async def _finish(context: Context, obj: Manifest) -> float | None:
     """Has the replicas forget the adapter, then lets the object go. It never waits for ever."""
     address, metadata = address_of(obj), obj["metadata"]
     spec = obj.get("spec") or {}
@@ -291,13 +283,13 @@ async def _finish(context: Context, obj: dict[str, Any]) -> float | None:
     if why is not None and metadata.get("finalizers"):
         await context.event(obj, "Warning", Reason.DELETING, f"Let go undrained: {why}.")
     if model[1]:
-        await context.fetcher.clean(obj, model[0], "adapter", model[1])
+        await context.fetches.clean(obj, model[0], "adapter", model[1])
     await context.release(LORA_ADAPTERS, obj)
     context.adapters_changed(model)
     return None
 
 
-def _in_use(context: Context, obj: dict[str, Any], model: Address, elapsed: float) -> bool:
+def _in_use(context: Context, obj: Manifest, model: Address, elapsed: float) -> bool:
     """Whether a replica that draws may still hold the adapter."""
     host = context.store.hosts().get(model)
     model_obj = context.store.get("ImageModel", model)
@@ -314,11 +306,11 @@ def _in_use(context: Context, obj: dict[str, Any], model: Address, elapsed: floa
         return elapsed < context.settings.drain_seconds
     report = context.reports.get(model)
     if report is not None and report.reachable:
-        return report.has(obj["metadata"]["name"]) or _pushed(context, obj, model)
+        return report.holds(obj["metadata"]["name"]) or _pushed(context, obj, model)
     return is_true(model_obj, Condition.SERVING) and _pushed(context, obj, model)
 
 
-def _pushed(context: Context, obj: dict[str, Any], model: Address) -> bool:
+def _pushed(context: Context, obj: Manifest, model: Address) -> bool:
     """Also while that is not known, right after a start."""
     names = context.pushed.get(model)
     return names is None or obj["metadata"]["name"] in names

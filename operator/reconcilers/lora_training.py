@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pydantic import ValidationError
 
 from calotype.operator.api.conditions import (
     Condition,
@@ -14,6 +13,7 @@ from calotype.operator.api.conditions import (
     true,
 )
 from calotype.operator.kube.labels import TRAINING
+from calotype.operator.kube.objects import Address, Manifest, Object
 from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     LORA_ADAPTERS,
@@ -31,12 +31,12 @@ from calotype.operator.manifests.trainingjob import (
     credential_keys,
     read_job,
 )
-from calotype.operator.planning.adapters import Address
 from calotype.operator.planning.weights import plan_weights
 from calotype.operator.runtime.context import Context
-from calotype.operator.runtime.model_app import Report
+from calotype.operator.runtime.model_app import NoAnswer
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import LoRATraining
+from calotype.serving.wire.training_progress import TrainingProgress
 
 _MEMORY = (
     "step",
@@ -126,9 +126,7 @@ async def _accepted(context: Context, training: LoRATraining) -> Fact:
     return true(type_, Reason.ACCEPTED, "The manifest can be trained.")
 
 
-async def _job(
-    context: Context, obj: Mapping[str, Any], training: LoRATraining
-) -> dict[str, Any] | None:
+async def _job(context: Context, obj: Object, training: LoRATraining) -> Manifest | None:
     """The RayJob, made where it is missing; of a running one only ``suspend`` is changed."""
     settings, namespace = context.settings, training.metadata.namespace
     profile = settings.profile(training.spec.resource_profile)
@@ -153,11 +151,11 @@ async def _job(
 
 async def _fields(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     training: LoRATraining,
-    job: Mapping[str, Any] | None,
+    job: Object | None,
     state: JobState,
-) -> dict[str, Any]:
+) -> Manifest:
     now = timestamp(context.kube.now())
     fields = {**_memory(obj), "phase": state.phase, "totalSteps": training.spec.steps}
     if job is not None:
@@ -179,24 +177,25 @@ async def _fields(
     return fields
 
 
-async def _progress(
-    context: Context, training: LoRATraining, job: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the trainer says of itself; nothing where it says nothing."""
+async def _progress(context: Context, training: LoRATraining, job: Object) -> Manifest:
+    """Status fields of what the trainer answers; none where it does not answer."""
     cluster = (job.get("status") or {}).get("rayClusterName")
     if not cluster:
         return {}
     url = context.apps.url(f"{cluster}-head-svc", training.metadata.namespace)
-    told = await context.apps.get(f"{url}{PROGRESS_PATH}")
-    if isinstance(told, Report) or not isinstance(told, Mapping):
+    try:
+        answer = await context.apps.get(f"{url}{PROGRESS_PATH}")
+        progress = TrainingProgress.model_validate_json(answer)
+    except (NoAnswer, ValidationError):
         return {}
-    found = {name: told[name] for name in ("step", "loss", "etaSeconds", "samples") if name in told}
-    if isinstance(found.get("step"), int):
-        found["progress"] = f"{found['step']}/{training.spec.steps}"
-    return found
+    names = ("step", "loss", "etaSeconds", "samples")
+    fields = {name: value for name, value in progress.payload().items() if name in names}
+    if progress.step is not None:
+        fields["progress"] = f"{progress.step}/{training.spec.steps}"
+    return fields
 
 
-async def _adapter(context: Context, obj: dict[str, Any], training: LoRATraining) -> float | None:
+async def _adapter(context: Context, obj: Manifest, training: LoRATraining) -> float | None:
     """What follows a training that has ended: its adapter, made once."""
     status = obj.get("status") or {}
     if status.get("phase") == "Failed" or status.get("adapterRef"):
@@ -235,12 +234,12 @@ def _ready(state: JobState) -> Fact:
     return Fact(Condition.READY, "False", cause.reason, cause.message)
 
 
-def _ended(obj: Mapping[str, Any]) -> bool:
+def _ended(obj: Object) -> bool:
     """Whether the RayJob need not be looked at any more: it may be gone by now."""
     return (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-def _memory(obj: Mapping[str, Any]) -> dict[str, Any]:
+def _memory(obj: Object) -> Manifest:
     status = obj.get("status") or {}
     return {name: status[name] for name in _MEMORY if name in status}
 

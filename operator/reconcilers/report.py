@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from calotype.operator.planning.adapters import Address
+from calotype.operator.kube.objects import Address
+from calotype.operator.planning.model_report import ModelReport
 from calotype.operator.reconcilers.workload import service_of
 from calotype.operator.runtime.context import Context
-from calotype.operator.runtime.model_app import Report
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import ImageModel
 
@@ -44,14 +44,16 @@ async def first_report(context: Context, address: Address, model: ImageModel) ->
         context.reports[address] = await context.apps.status(url)
 
 
-def _spread(context: Context, address: Address, before: Report | None, now: Report) -> None:
+def _spread(
+    context: Context, address: Address, before: ModelReport | None, now: ModelReport
+) -> None:
     if before is None or _summary(before) != _summary(now):
         context.wake_model(address)
         context.wake_gateway()
     if before is None or before.replica_set() != now.replica_set():
         _wake_adapters(context, address, None)
         return
-    old, new = before.adapter_states(), now.adapter_states()
+    old, new = before.adapter_views(), now.adapter_views()
     changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
     if changed:
         context.wake_model(address, context.settings.busy_poll_seconds)
@@ -64,7 +66,7 @@ def _wake_adapters(context: Context, address: Address, names: set[str] | None) -
             context.wake_adapter(adapter)
 
 
-def _summary(report: Report) -> tuple[object, ...]:
+def _summary(report: ModelReport) -> tuple[object, ...]:
     return (
         report.reachable,
         report.ready,
@@ -75,7 +77,7 @@ def _summary(report: Report) -> tuple[object, ...]:
     )
 
 
-def _pause(context: Context, address: Address, now: Report) -> float:
+def _pause(context: Context, address: Address, now: ModelReport) -> float:
     """Often while something is under way."""
     obj = context.store.get("ImageModel", address)
     if obj is None:
@@ -88,18 +90,17 @@ def _pause(context: Context, address: Address, now: Report) -> float:
         and "deletionTimestamp" not in obj["metadata"]
         and (not now.config_hash or now.config_hash == status.get("configHash"))
         and all(
-            told.get("state") == "ready"
-            for state in now.states
-            if state.get("ready")
-            for told in (state.get("adapters") or {}).values()
+            adapter.state == "ready"
+            for replica in now.states
+            if replica.ready
+            for adapter in replica.adapters.values()
         )
-        and (pushed is None or all(_known(now, name) for name in pushed))
+        and (pushed is None or all(_has_each(now, name) for name in pushed))
     )
     settings = context.settings
     return settings.status_poll_seconds if settled else settings.busy_poll_seconds
 
 
-def _known(report: Report, name: str) -> bool:
-    return all(
-        name in (state.get("adapters") or {}) for state in report.states if state.get("ready")
-    )
+def _has_each(report: ModelReport, name: str) -> bool:
+    """Whether every replica that draws says something of an adapter."""
+    return all(name in replica.adapters for replica in report.states if replica.ready)

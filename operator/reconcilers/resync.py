@@ -7,8 +7,9 @@ import random
 from calotype.operator.api.conditions import Condition, condition_of
 from calotype.operator.kube.client import ApiError
 from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, OWNER_UID
+from calotype.operator.kube.objects import Address
 from calotype.operator.kube.resources import JOBS, OWN
-from calotype.operator.planning.adapters import Address, Refusal
+from calotype.operator.planning.adapters import Refusal
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
 from calotype.operator.kube.client import ApiError
 from calotype.operator.kube.labels import ROTATION
+from calotype.operator.kube.objects import Address, Manifest, address_of
 from calotype.operator.kube.resources import SECRETS, TEAMS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.team_key import (
@@ -19,9 +18,8 @@ from calotype.operator.manifests.team_key import (
     rotation_of,
     secret_name,
 )
-from calotype.operator.planning.adapters import Address
 from calotype.operator.planning.team_check import team_refusal
-from calotype.operator.runtime.context import Context, address_of
+from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key, Postponed
 from calotype.serving.config import Team
 
@@ -53,7 +51,7 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
         key_ready,
         Fact(Condition.READY, key_ready.status, key_ready.reason, key_ready.message),
     ]
-    fields: dict[str, Any] = {"phase": "Ready" if key_ready.holds else "Failed"}
+    fields: Manifest = {"phase": "Ready" if key_ready.holds else "Failed"}
     made = key_of(secret) if secret is not None and key_ready.holds else None
     if made is not None:
         fields |= {
@@ -68,15 +66,13 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
 
 
 def _accepted(context: Context, address: Address, team: Team) -> Fact:
-    refusal = team_refusal(context.store, address, team)
+    refusal = team_refusal(context.store.declared(), address, team)
     if refusal is not None:
         return false(Condition.ACCEPTED, refusal.reason, refusal.message)
     return true(Condition.ACCEPTED, Reason.ACCEPTED, "The manifest can be used.")
 
 
-async def _key(
-    context: Context, obj: dict[str, Any], team: Team
-) -> tuple[dict[str, Any] | None, Fact]:
+async def _key(context: Context, obj: Manifest, team: Team) -> tuple[Manifest | None, Fact]:
     """The Secret, made or renewed where it has to be."""
     type_ = Condition.KEY_READY
     namespace, name = team.metadata.namespace, secret_name(team.name)
@@ -97,9 +93,7 @@ async def _key(
     return secret, true(type_, Reason.KEY_CREATED, text)
 
 
-async def _renew(
-    context: Context, obj: dict[str, Any], secret: dict[str, Any], rotation: int
-) -> dict[str, Any]:
+async def _renew(context: Context, obj: Manifest, secret: Manifest, rotation: int) -> Manifest:
     """Another key in the same Secret; the old one is void as soon as the gateway hears of it."""
     fresh = build_secret(obj, make_key(), rotation, context.settings)
     body = {

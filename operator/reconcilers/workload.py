@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, condition_of, false, true
 from calotype.operator.kube.client import JSON_PATCH, ApiError
 from calotype.operator.kube.labels import CLUSTER_HASH, MODEL
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -18,7 +19,13 @@ from calotype.operator.kube.resources import (
     RAY_SERVICES,
 )
 from calotype.operator.manifests import rayservice, singlepod
-from calotype.operator.manifests.application import build_application, config_hash, serve_config
+from calotype.operator.manifests.application import (
+    ServeApplication,
+    build_application,
+    config_hash,
+    generator_config,
+    serve_config,
+)
 from calotype.operator.manifests.custom_resources import Weights, model_manifest
 from calotype.operator.manifests.podmonitor import build_podmonitor
 from calotype.operator.manifests.pods import Volumes
@@ -27,8 +34,9 @@ from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Postponed
 from calotype.operator.settings import ResourceProfile
 from calotype.serving.config import ImageModel
+from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
 
-Adapters = Sequence[Mapping[str, Any]]
+Adapters = Sequence[Object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +45,10 @@ class Workload:
 
     possible: bool = True
     """False while RayService is not installed."""
-    live: Mapping[str, Any] | None = None
-    config: Mapping[str, Any] | None = None
+    live: Object | None = None
+    config: Object | None = None
     """The application as it was written last."""
-    config_object: Mapping[str, Any] | None = None
+    config_object: Object | None = None
     """The ConfigMap that holds it, of a SinglePod."""
     selector: str | None = None
     upgrade: Fact | None = None
@@ -59,7 +67,7 @@ def service_of(model: ImageModel) -> str:
     return rayservice.service_name(model.name)
 
 
-async def running_workload(context: Context, obj: Mapping[str, Any], model: ImageModel) -> Workload:
+async def running_workload(context: Context, obj: Object, model: ImageModel) -> Workload:
     """What runs now."""
     namespace = model.metadata.namespace
     if model.spec.runtime == "SinglePod":
@@ -90,7 +98,7 @@ async def running_workload(context: Context, obj: Mapping[str, Any], model: Imag
 
 async def workload(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     model: ImageModel,
     weights: Weights | None,
     adapters: Adapters,
@@ -112,10 +120,10 @@ async def workload(
         model,
         model_manifest(model, weights),
         adapters,
-        {
-            "policy": {"name": policy[0], "spec": policy[1]} if policy is not None else None,
-            "policies": policies_beside(context.store, settings, model, adapters),
-        },
+        ModeratorConfig(
+            policy=NamedPolicy(name=policy.name, spec=dict(policy.spec)) if policy else None,
+            policies=policies_beside(context.store.declared(), settings, model, adapters),
+        ),
         profile,
         encoder,
         groups=not single,
@@ -127,14 +135,14 @@ async def workload(
     else:
         groups = rayservice.groups_of(model, profile, encoder)
         result = await _ray_service(context, obj, model, application, groups, volumes, seen, force)
-    return replace(result, config=application, adapters=adapters)
+    return replace(result, config=cast(Object, application), adapters=adapters)
 
 
 async def _single_pod(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     model: ImageModel,
-    application: Mapping[str, Any],
+    application: ServeApplication,
     profile: ResourceProfile,
     volumes: Volumes,
     seen: Workload,
@@ -156,9 +164,9 @@ async def _single_pod(
 
 async def _ray_service(
     context: Context,
-    obj: Mapping[str, Any],
+    obj: Object,
     model: ImageModel,
-    application: Mapping[str, Any],
+    application: ServeApplication,
     groups: Sequence[rayservice.Group],
     volumes: Volumes,
     seen: Workload,
@@ -169,7 +177,7 @@ async def _ray_service(
     cluster = rayservice.build_cluster(model.name, groups, volumes, settings)
     clusters = await _clusters(context, model)
     upgrade = _upgrade(model, live, cluster, clusters)
-    kept: Mapping[str, Any] | None = None
+    kept: Object | None = None
     if live is not None and upgrade.reason == Reason.HELD_BACK:
         kept = _with_bounds(live["spec"]["rayClusterConfig"], cluster)
     if upgrade.holds and not _said(obj, upgrade):
@@ -196,9 +204,7 @@ async def _ray_service(
     return replace(seen, live=live, upgrade=upgrade)
 
 
-async def _patch_bounds(
-    context: Context, running: Mapping[str, Any], cluster: Mapping[str, Any]
-) -> None:
+async def _patch_bounds(context: Context, running: Object, cluster: Object) -> None:
     """KubeRay does not hand changed replica bounds to a running cluster; we do."""
     patch = rayservice.replica_patch(running, cluster)
     if patch is None:
@@ -215,7 +221,7 @@ async def _patch_bounds(
     context.metrics.writes.labels("RayCluster", "patch").inc()
 
 
-async def _clusters(context: Context, model: ImageModel) -> list[dict[str, Any]]:
+async def _clusters(context: Context, model: ImageModel) -> list[Manifest]:
     """The RayClusters that KubeRay made of the RayService."""
     found = await context.kube.list(
         RAY_CLUSTERS,
@@ -227,9 +233,9 @@ async def _clusters(context: Context, model: ImageModel) -> list[dict[str, Any]]
 
 def _upgrade(
     model: ImageModel,
-    live: Mapping[str, Any] | None,
-    cluster: Mapping[str, Any],
-    clusters: Sequence[Mapping[str, Any]],
+    live: Object | None,
+    cluster: Object,
+    clusters: Sequence[Object],
 ) -> Fact:
     """Whether what the manifest asks for needs a second cluster, and what follows."""
     type_ = Condition.UPGRADE_PLANNED
@@ -252,9 +258,7 @@ def _upgrade(
     return true(type_, Reason.NEW_CLUSTER, _needs(model, cluster, clusters))
 
 
-def _needs(
-    model: ImageModel, cluster: Mapping[str, Any], clusters: Sequence[Mapping[str, Any]]
-) -> str:
+def _needs(model: ImageModel, cluster: Object, clusters: Sequence[Object]) -> str:
     running = clusters[0]["spec"] if clusters else {}
     now = {g["groupName"]: g.get("replicas") for g in running.get("workerGroupSpecs", [])}
     groups = [
@@ -274,12 +278,12 @@ def _needs(
     )
 
 
-def _said(obj: Mapping[str, Any], fact: Fact) -> bool:
+def _said(obj: Object, fact: Fact) -> bool:
     old = condition_of(obj, fact.type)
     return old is not None and (old["status"], old["reason"]) == (fact.status, fact.reason)
 
 
-async def _announce(context: Context, obj: Mapping[str, Any], fact: Fact) -> None:
+async def _announce(context: Context, obj: Object, fact: Fact) -> None:
     status = obj.get("status") or {}
     facts = [
         Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
@@ -290,7 +294,7 @@ async def _announce(context: Context, obj: Mapping[str, Any], fact: Fact) -> Non
     await context.status(obj, [*facts, fact], fields)
 
 
-def _with_bounds(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _with_bounds(kept: Object, wanted: Object) -> Manifest:
     """The running cluster's spec with the new bounds of replicas, which change no pod."""
     bounds = {group["groupName"]: group for group in wanted["workerGroupSpecs"]}
     groups = []
@@ -301,14 +305,12 @@ def _with_bounds(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
     return {**kept, "workerGroupSpecs": groups}
 
 
-def _timed_out(live: Mapping[str, Any]) -> bool:
+def _timed_out(live: Object) -> bool:
     conditions = (live.get("status") or {}).get("conditions") or ()
     return any(c.get("reason") == "InitializingTimeout" for c in conditions)
 
 
-async def _monitor(
-    context: Context, obj: Mapping[str, Any], model: ImageModel, force: bool
-) -> None:
+async def _monitor(context: Context, obj: Object, model: ImageModel, force: bool) -> None:
     """A PodMonitor where Prometheus' operator is installed; looked for when everything is."""
     known = context.monitors_installed
     if known is None or force:
@@ -329,11 +331,8 @@ def _selector(labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
-def _adapters(config: Any) -> Adapters:
-    for deployment in (config or {}).get("deployments") or ():
-        if deployment.get("name") == "Generator":
-            return tuple((deployment.get("user_config") or {}).get("adapters") or ())
-    return ()
+def _adapters(config: Object | None) -> Adapters:
+    return tuple(generator_config(config or {}).get("adapters") or ())
 
 
 def names_of(adapters: Adapters) -> frozenset[str]:

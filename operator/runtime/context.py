@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from calotype.operator.api.conditions import (
     Condition,
@@ -25,13 +24,14 @@ from calotype.operator.kube.labels import (
     FORCE_DELETE,
     digest,
 )
+from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import GROUP, NAMESPACES, Resource, resource_of
-from calotype.operator.planning.adapters import Address
+from calotype.operator.planning.model_report import ModelReport
 from calotype.operator.runtime.credentials import CredentialReader
-from calotype.operator.runtime.fetch_runner import Fetcher, FetchSlots
+from calotype.operator.runtime.fetch_runner import FetchRunner, FetchSlots
 from calotype.operator.runtime.metrics import Metrics
-from calotype.operator.runtime.model_app import ModelApps, Report
-from calotype.operator.runtime.store import Store, address_of
+from calotype.operator.runtime.model_app import ModelApps
+from calotype.operator.runtime.store import Store
 from calotype.operator.runtime.workqueue import Debounce, Key, Postponed, WorkQueue
 from calotype.operator.settings import OperatorSettings
 
@@ -68,10 +68,10 @@ class Context:
     metrics: Metrics
     apps: ModelApps
     credentials: CredentialReader
-    fetcher: Fetcher
+    fetches: FetchRunner
     slots: FetchSlots
     debounce: Debounce
-    reports: dict[Address, Report] = field(default_factory=dict)
+    reports: dict[Address, ModelReport] = field(default_factory=dict)
     """What each model app said last."""
     missed: dict[Address, int] = field(default_factory=dict)
     """How often in a row a model app did not answer."""
@@ -88,8 +88,8 @@ class Context:
 
     async def apply(
         self,
-        manifest: Mapping[str, Any],
-        live: Mapping[str, Any] | None,
+        manifest: Object,
+        live: Object | None,
         *,
         force: bool = False,
     ) -> bool:
@@ -106,7 +106,7 @@ class Context:
         self.metrics.writes.labels(manifest["kind"], "apply").inc()
         return True
 
-    async def ensure(self, manifest: Mapping[str, Any], *, force: bool = False) -> None:
+    async def ensure(self, manifest: Object, *, force: bool = False) -> None:
         """Applies a child that nobody else changes: looked at once, and then with everything."""
         resource, metadata = resource_of(dict(manifest)), manifest["metadata"]
         place = (resource.plural, metadata["namespace"], metadata["name"])
@@ -117,9 +117,7 @@ class Context:
         await self.apply(manifest, live, force=force)
         self.ensured[place] = wanted
 
-    async def status(
-        self, obj: Mapping[str, Any], facts: Iterable[Fact], fields: Mapping[str, Any]
-    ) -> bool:
+    async def status(self, obj: Object, facts: Iterable[Fact], fields: Object) -> bool:
         """Writes the status where it differs from what is there; says whether it did."""
         facts = list(facts)
         metadata, old = obj["metadata"], obj.get("status") or {}
@@ -159,7 +157,7 @@ class Context:
         await self._tell(obj, facts)
         return True
 
-    async def _tell(self, obj: Mapping[str, Any], facts: Iterable[Fact]) -> None:
+    async def _tell(self, obj: Object, facts: Iterable[Fact]) -> None:
         """Events for what changed and is news."""
         for fact in facts:
             old = condition_of(obj, fact.type)
@@ -172,7 +170,7 @@ class Context:
                 continue
             await self.event(obj, "Normal" if good else "Warning", fact.reason, fact.message)
 
-    async def event(self, obj: Mapping[str, Any], type_: str, reason: str, message: str) -> None:
+    async def event(self, obj: Object, type_: str, reason: str, message: str) -> None:
         """Posts an Event; one that cannot be posted is no reason to fail."""
         metadata = obj["metadata"]
         now = timestamp(self.kube.now())
@@ -207,22 +205,20 @@ class Context:
 
     # --- finalizers -----------------------------------------------------------------------------
 
-    async def hold(self, resource: Resource, obj: Mapping[str, Any]) -> None:
+    async def hold(self, resource: Resource, obj: Object) -> None:
         """Makes sure that deleting the object waits for us."""
         have = list(obj["metadata"].get("finalizers") or ())
         wanted = [*_foreign(have), FINALIZER]
         if have != wanted:
             await self._set_finalizers(resource, obj, wanted)
 
-    async def release(self, resource: Resource, obj: Mapping[str, Any]) -> None:
+    async def release(self, resource: Resource, obj: Object) -> None:
         """Lets go of the object; also of what earlier versions put on it."""
         have = list(obj["metadata"].get("finalizers") or ())
         if have != _foreign(have):
             await self._set_finalizers(resource, obj, _foreign(have))
 
-    async def _set_finalizers(
-        self, resource: Resource, obj: Mapping[str, Any], finalizers: list[str]
-    ) -> None:
+    async def _set_finalizers(self, resource: Resource, obj: Object, finalizers: list[str]) -> None:
         metadata = obj["metadata"]
         # With the version that was read: a finalizer that somebody adds meanwhile is not lost.
         body = {
@@ -242,7 +238,7 @@ class Context:
         if changed is not None and isinstance(obj, dict):
             obj["metadata"] = changed["metadata"]
 
-    def deleting_for(self, obj: Mapping[str, Any]) -> float | None:
+    def deleting_for(self, obj: Object) -> float | None:
         """Seconds since the deletion was asked for, by the server's clock; None = it was not."""
         asked = obj["metadata"].get("deletionTimestamp")
         if not asked:
@@ -250,7 +246,7 @@ class Context:
         since = moment(asked) or self.kube.now()
         return max(0.0, (self.kube.now() - since).total_seconds())
 
-    def must_let_go(self, obj: Mapping[str, Any], elapsed: float) -> str | None:
+    def must_let_go(self, obj: Object, elapsed: float) -> str | None:
         """Why a deletion waits no longer; None = it may wait."""
         metadata = obj["metadata"]
         annotations = metadata.get("annotations") or {}
@@ -303,13 +299,13 @@ class Context:
         self.wake_gateway(self.settings.debounce_seconds)
 
 
-def ready(obj: Mapping[str, Any] | None) -> bool:
+def ready(obj: Object | None) -> bool:
     return obj is not None and is_true(obj, Condition.READY)
 
 
-def _pruned(value: Mapping[str, Any]) -> dict[str, Any]:
+def _pruned(value: Object) -> Manifest:
     """Without what is None, also inside: a status says nothing of what is not known."""
-    found: dict[str, Any] = {}
+    found: Manifest = {}
     for key, entry in value.items():
         if isinstance(entry, Mapping):
             entry = _pruned(entry)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
 from calotype.operator.kube.client import KubeClient
 from calotype.operator.kube.labels import digest
+from calotype.operator.kube.objects import Object
 from calotype.operator.kube.resources import SECRETS
 
 _READY = Condition.CREDENTIALS_READY
@@ -27,7 +26,7 @@ class Credentials:
     fact: Fact
     version: str = ""
     """Another one after every change of the keys that matter; empty without a Secret."""
-    secret: Mapping[str, Any] | None = None
+    secret: Object | None = None
 
     @property
     def ready(self) -> bool:
@@ -39,7 +38,7 @@ class CredentialReader:
 
     def __init__(self, kube: KubeClient, seconds: float) -> None:
         self._kube, self._seconds = kube, seconds
-        self._read: dict[tuple[str, str], tuple[float, Mapping[str, Any] | None]] = {}
+        self._read: dict[tuple[str, str], tuple[float, Object | None]] = {}
 
     async def check(self, namespace: str, name: str | None, keys: tuple[str, ...]) -> Credentials:
         """The Secret ``name``, which must have ``keys``."""
@@ -47,7 +46,7 @@ class CredentialReader:
             return Credentials(true(_READY, Reason.NOT_NEEDED, "No Secret is named."))
         return judge(namespace, name, keys, await self._secret(namespace, name))
 
-    async def _secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+    async def _secret(self, namespace: str, name: str) -> Object | None:
         at, found = self._read.get((namespace, name), (float("-inf"), None))
         if time.monotonic() - at > self._seconds / 2:
             found = await self._kube.get(SECRETS, namespace, name)
@@ -55,9 +54,7 @@ class CredentialReader:
         return found
 
 
-def judge(
-    namespace: str, name: str, keys: tuple[str, ...], secret: Mapping[str, Any] | None
-) -> Credentials:
+def judge(namespace: str, name: str, keys: tuple[str, ...], secret: Object | None) -> Credentials:
     """What a Secret, or its absence, means for a source that needs ``keys``."""
     where = f"Secret {name} in namespace {namespace}"
     if secret is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, TRAINING
+from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
@@ -25,10 +26,8 @@ from calotype.operator.kube.resources import (
     TEAMS,
     Resource,
 )
-from calotype.operator.planning.adapters import Address
+from calotype.operator.planning.fetch_outcome import job_ended
 from calotype.operator.runtime.context import Context
-from calotype.operator.runtime.fetch_runner import job_ended
-from calotype.operator.runtime.store import address_of
 from calotype.operator.runtime.workqueue import Key
 
 BURST_SECONDS = 0.5
@@ -40,14 +39,14 @@ class EventRouter:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._told: dict[tuple[str, Address], tuple[Any, ...]] = {}
-        """Which generation of each object the others were told of."""
+        self._announced: dict[tuple[str, Address], tuple[Any, ...]] = {}
+        """Identity and generation of each object at the last event that others had to react to."""
 
-    def seen(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def seen(self, resource: Resource, obj: Manifest) -> None:
         if resource in OWN:
             self._context.store.put(resource.kind, obj)
 
-    def happened(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
+    def happened(self, resource: Resource, obj: Manifest, gone: bool) -> None:
         if resource not in OWN:
             self._child(resource, obj, gone)
             return
@@ -56,14 +55,14 @@ class EventRouter:
         now = tuple(obj["metadata"].get(part) for part in _IDENTITY)
         if gone:
             self._context.store.drop(kind, address)
-            self._told.pop((kind, address), None)
-        elif self._told.get((kind, address)) == now:
+            self._announced.pop((kind, address), None)
+        elif self._announced.get((kind, address)) == now:
             return  # its status changed, which concerns nobody else
         else:
-            self._told[kind, address] = now
+            self._announced[kind, address] = now
         self._others(resource, address, obj)
 
-    def _others(self, resource: Resource, address: Address, obj: Mapping[str, Any]) -> None:
+    def _others(self, resource: Resource, address: Address, obj: Object) -> None:
         """Who else is concerned by a changed spec, a new object, or one that is gone."""
         context, spec = self._context, obj.get("spec") or {}
         if resource == IMAGE_MODELS:
@@ -123,7 +122,7 @@ class EventRouter:
             del self._context.fetch_jobs[key]
         self._context.queue.add(key)
 
-    def _child(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
+    def _child(self, resource: Resource, obj: Manifest, gone: bool) -> None:
         context = self._context
         metadata = obj["metadata"]
         labels = metadata.get("labels") or {}

@@ -12,11 +12,10 @@ import datetime
 import logging
 import socket
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from calotype.operator.api.conditions import moment
 from calotype.operator.kube.client import ApiError, KubeClient
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.kube.resources import LEASES
 from calotype.operator.settings import OperatorSettings
 
@@ -89,7 +88,7 @@ class Lease:
             return False
         return await self._write(live, self._holder)
 
-    async def _write(self, live: Mapping[str, Any], holder: str) -> bool:
+    async def _write(self, live: Object, holder: str) -> bool:
         body = self._manifest(holder)
         body["metadata"] = {"resourceVersion": live["metadata"]["resourceVersion"]}
         try:
@@ -102,7 +101,7 @@ class Lease:
             raise
         return changed is not None
 
-    def _manifest(self, holder: str) -> dict[str, Any]:
+    def _manifest(self, holder: str) -> Manifest:
         now = self._kube.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {
             "apiVersion": "coordination.k8s.io/v1",
@@ -116,5 +115,5 @@ class Lease:
         }
 
 
-def _holder(live: Mapping[str, Any]) -> str:
+def _holder(live: Object) -> str:
     return str((live.get("spec") or {}).get("holderIdentity") or "")

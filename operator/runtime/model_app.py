@@ -1,4 +1,4 @@
-"""What a model app says of itself: ``GET /internal/v1/status`` of its Service.
+"""Asks model apps: ``GET /internal/v1/status`` of their Services.
 
 This is the only HTTP that the operator speaks with a model: one call for all replicas, never one
 per pod. The app's dispatcher hears from every replica by heartbeat.
@@ -7,17 +7,15 @@ per pod. The app's dispatcher hears from every replica by heartbeat.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import aiohttp
 
 from calotype.operator.kube.client import KubeClient
 from calotype.operator.kube.resources import SECRETS
+from calotype.operator.planning.model_report import ModelReport, read_report, unreachable
 from calotype.operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
@@ -28,60 +26,8 @@ TOKEN_SECONDS = 60.0
 MOST_BYTES = 32 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One answer of a model app, or why there is none."""
-
-    reachable: bool
-    ready: bool = False
-    replicas: int = 0
-    queue_seconds: float = 0.0
-    config_hash: str = ""
-    message: str = ""
-    states: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-
-    @property
-    def ready_replicas(self) -> int:
-        return sum(1 for state in self.states if state.get("ready"))
-
-    def adapter_states(self) -> dict[str, tuple[Any, ...]]:
-        """Adapter -> what all replicas say of it, for comparing two reports."""
-        found: dict[str, list[Any]] = {}
-        for state in self.states:
-            for name, told in (state.get("adapters") or {}).items():
-                found.setdefault(name, []).append(
-                    (
-                        state.get("replica"),
-                        bool(state.get("ready")),
-                        told.get("state"),
-                        told.get("revision"),
-                    )
-                )
-        return {name: tuple(sorted(told, key=str)) for name, told in found.items()}
-
-    def replica_set(self) -> frozenset[tuple[Any, bool]]:
-        return frozenset((s.get("replica"), bool(s.get("ready"))) for s in self.states)
-
-    def has(self, adapter: str) -> bool:
-        """Whether a replica still knows an adapter."""
-        return any(adapter in (state.get("adapters") or {}) for state in self.states)
-
-
-def read_report(told: Any) -> Report:
-    """The report of an answer's JSON; what is missing is taken as not ready."""
-    if not isinstance(told, Mapping):
-        return Report(False, message="The model app's status is no JSON object.")
-    states = [s for s in told.get("replicaStates") or () if isinstance(s, Mapping)]
-    message = next((str(s["message"]) for s in states if s.get("message")), "")
-    return Report(
-        reachable=True,
-        ready=bool(told.get("ready")),
-        replicas=int(told.get("replicas") or len(states)),
-        queue_seconds=max(0.0, float(told.get("queueSeconds") or 0.0)),
-        config_hash=str(told.get("configHash") or ""),
-        message=message,
-        states=tuple(states),
-    )
+class NoAnswer(Exception):
+    """A model app did not answer; one sentence says why."""
 
 
 class ModelApps:
@@ -100,23 +46,29 @@ class ModelApps:
     def url(self, service: str, namespace: str) -> str:
         return self._settings.model_url.format(service=service, namespace=namespace)
 
-    async def status(self, url: str) -> Report:
-        """The model app's word; never raises."""
-        told = await self.get(f"{url}/internal/v1/status")
-        return told if isinstance(told, Report) else read_report(told)
+    async def status(self, url: str) -> ModelReport:
+        """How the model app at that base URL is; never raises."""
+        try:
+            return read_report(await self.get(f"{url}/internal/v1/status"))
+        except NoAnswer as error:
+            return unreachable(str(error))
 
-    async def get(self, url: str) -> Any:
-        """The JSON of an internal address, or a `Report` that says why there is none."""
+    async def get(self, url: str) -> bytes:
+        """The body of an internal address.
+
+        Raises:
+            NoAnswer: it cannot be reached, or answers with another status than 200.
+        """
         try:
             answer = await self._get(url, await self._bearer())
             if answer.status == 401:
                 answer = await self._get(url, await self._bearer(renewed=True))
-            if answer.status != 200:
-                return Report(False, message=f"{url} answers {answer.status}.")
-            return json.loads(answer.body)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             said = str(error) or type(error).__name__
-            return Report(False, message=f"{url} cannot be reached: {said}")
+            raise NoAnswer(f"{url} cannot be reached: {said}") from error
+        if answer.status != 200:
+            raise NoAnswer(f"{url} answers {answer.status}.")
+        return answer.body
 
     async def _get(self, url: str, token: str) -> _Answer:
         if self._session is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from calotype.operator.kube.objects import Address, Manifest
 from calotype.operator.manifests.custom_resources import adapter_manifest
 from calotype.operator.planning.adapters import (
     AdapterWeights,
-    Address,
     Refusal,
     fits,
     plan_adapter_weights,
@@ -18,7 +17,7 @@ from calotype.serving.config import ImageModel, LoRAAdapter
 
 
 def refusal_of(
-    context: Context, address: Address, model: ImageModel, status: dict[str, Any]
+    context: Context, address: Address, model: ImageModel, status: Manifest
 ) -> Refusal | None:
     """Why an adapter must not be served: for the others' sake, or for its own file."""
     refusal = context.store.refusals().get(address)
@@ -29,7 +28,7 @@ def refusal_of(
 
 def _offered(
     context: Context, address: Address, model: ImageModel
-) -> Iterator[tuple[dict[str, Any], LoRAAdapter, AdapterWeights]]:
+) -> Iterator[tuple[Manifest, LoRAAdapter, AdapterWeights]]:
     for adapter_address in context.store.adapters_of(address):
         adapter = context.store.adapter(adapter_address)
         obj = context.store.get("LoRAAdapter", adapter_address)
@@ -42,7 +41,7 @@ def _offered(
             yield obj, adapter, weights
 
 
-def for_replicas(context: Context, address: Address, model: ImageModel) -> list[dict[str, Any]]:
+def for_replicas(context: Context, address: Address, model: ImageModel) -> list[Manifest]:
     """Rendered manifests, in the order of their names.
 
     One that is being deleted stays for a while after the gateway has forgotten it, for the requests
@@ -60,7 +59,7 @@ def for_replicas(context: Context, address: Address, model: ImageModel) -> list[
     return sorted(found, key=lambda m: str(m["metadata"]["name"]))
 
 
-def for_gateway(context: Context, address: Address, model: ImageModel) -> list[dict[str, Any]]:
+def for_gateway(context: Context, address: Address, model: ImageModel) -> list[Manifest]:
     """The same for the gateway, which forgets what is being deleted at once."""
     return [
         adapter_manifest(adapter, weights.ready)

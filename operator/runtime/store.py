@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
-from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.labels import DELETE_DEADLINE, FORCE_DELETE
+from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.manifests.custom_resources import InvalidSpec, adapter_manifest, parse
+from calotype.operator.planning.adapter_policy import policy_problem
 from calotype.operator.planning.adapters import (
     PATH_BYTES,
-    Address,
     Candidate,
     Host,
     Refusal,
@@ -24,7 +24,8 @@ from calotype.operator.planning.adapters import (
     candidate_model,
 )
 from calotype.operator.planning.model_check import check_models
-from calotype.operator.planning.policies import PolicyError, laxer_at, package_policy, read_policy
+from calotype.operator.planning.policies import NamedSpec, policy_of
+from calotype.operator.planning.team_check import Declared
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, LoRAAdapter
 
@@ -42,7 +43,7 @@ _KEPT_ANNOTATIONS = (FORCE_DELETE, DELETE_DEADLINE)
 _DROPPED_STATUS = ("loadStates", "targetModules", "samples")
 
 
-def trimmed(obj: Mapping[str, Any]) -> dict[str, Any]:
+def trimmed(obj: Object) -> Manifest:
     """What is kept of an object."""
     metadata = obj["metadata"]
     kept = {key: metadata[key] for key in _KEPT_METADATA if key in metadata}
@@ -60,16 +61,12 @@ def trimmed(obj: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def address_of(obj: Mapping[str, Any]) -> Address:
-    return obj["metadata"].get("namespace") or "", obj["metadata"]["name"]
-
-
 class Store:
     """Kind -> address -> object."""
 
     def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
-        self._objects: dict[str, dict[Address, dict[str, Any]]] = {}
+        self._objects: dict[str, dict[Address, Manifest]] = {}
         self._adapters: dict[Address, Candidate | InvalidSpec] = {}
         self._models: dict[Address, ImageModel | InvalidSpec] = {}
         self._hosts: dict[Address, Host] | None = None
@@ -77,7 +74,7 @@ class Store:
         self.namespace_labels: dict[str, dict[str, str]] = {}
         self.terminating: set[str] = set()
 
-    def put(self, kind: str, obj: Mapping[str, Any]) -> None:
+    def put(self, kind: str, obj: Object) -> None:
         """Remembers an object."""
         address, kept = address_of(obj), trimmed(obj)
         objects = self._objects.setdefault(kind, {})
@@ -95,10 +92,10 @@ class Store:
         self._models.pop(address, None) if kind == "ImageModel" else None
         self._forget()
 
-    def get(self, kind: str, address: Address) -> dict[str, Any] | None:
+    def get(self, kind: str, address: Address) -> Manifest | None:
         return self._objects.get(kind, {}).get(address)
 
-    def all(self, kind: str) -> Iterator[tuple[Address, dict[str, Any]]]:
+    def all(self, kind: str) -> Iterator[tuple[Address, Manifest]]:
         return iter(list(self._objects.get(kind, {}).items()))
 
     def count(self, kind: str) -> int:
@@ -125,17 +122,22 @@ class Store:
         if self._hosts is None:
             models = {a: m for a, m in self._models.items() if isinstance(m, ImageModel)}
             ages = {a: self._created("ImageModel", a) for a in models}
-            policies = {a: dict(o["spec"]) for a, o in self.all("ModerationPolicy")}
-            refusals = check_models(models, ages, policies, self._settings)
+            refusals = check_models(models, ages, self.policies(), self._settings)
             self._hosts = {a: Host(m, refusals.get(a)) for a, m in models.items()}
         return self._hosts
 
-    def policy_of(self, model: ImageModel) -> tuple[str, dict[str, Any]] | None:
-        """Name and spec of a model's ModerationPolicy; None = the package's."""
-        ref = model.spec.moderation_policy_ref
-        name = ref.name if ref is not None else "default"
-        found = self.get("ModerationPolicy", (model.metadata.namespace, name))
-        return (name, dict(found["spec"])) if found is not None else None
+    def policies(self) -> dict[Address, Object]:
+        """The specs of all ModerationPolicies."""
+        return {address: obj["spec"] for address, obj in self.all("ModerationPolicy")}
+
+    def policy_of(self, model: ImageModel) -> NamedSpec | None:
+        """A model's ModerationPolicy; None = the package's."""
+        return policy_of(model, self.policies())
+
+    def declared(self) -> Declared:
+        """What teams depend on."""
+        models = {address: host.model for address, host in self.hosts().items()}
+        return Declared(dict(self.all("Team")), self.policies(), models)
 
     # --- adapters -------------------------------------------------------------------------------
 
@@ -154,44 +156,16 @@ class Store:
     def refusals(self) -> dict[Address, Refusal]:
         """Adapters that must not be served, and why."""
         if self._refusals is None:
-            candidates = [
-                self._judged(found)
-                for found in self._adapters.values()
-                if isinstance(found, Candidate)
-            ]
-            self._refusals = admit(candidates, self.hosts(), self.namespace_labels, self._settings)
+            hosts, policies = self.hosts(), self.policies()
+            candidates = []
+            for found in self._adapters.values():
+                if isinstance(found, Candidate):
+                    host = hosts.get(found.model)
+                    model = host.model if host is not None else None
+                    problem = policy_problem(found.adapter, model, policies)
+                    candidates.append(replace(found, policy_problem=problem))
+            self._refusals = admit(candidates, hosts, self.namespace_labels, self._settings)
         return self._refusals
-
-    def _judged(self, candidate: Candidate) -> Candidate:
-        ref = candidate.adapter.spec.moderation_policy_ref
-        if ref is None:
-            return candidate
-        problem = self._policy_problem(candidate, ref.name)
-        return candidate if problem is None else _with_problem(candidate, problem)
-
-    def _policy_problem(self, candidate: Candidate, name: str) -> Refusal | None:
-        address = (candidate.address[0], name)
-        found = self.get("ModerationPolicy", address)
-        if found is None:
-            return Refusal(
-                Reason.POLICY_MISSING,
-                f"There is no ModerationPolicy {name} in namespace {address[0]}: create it, or "
-                "correct spec.moderationPolicyRef.",
-            )
-        host = self.hosts().get(candidate.model)
-        base = self.policy_of(host.model) if host is not None else None
-        try:
-            own = read_policy(name, found["spec"])
-            place = laxer_at(own, read_policy(*base) if base is not None else package_policy())
-        except PolicyError as error:
-            return Refusal(Reason.POLICY_MISSING, str(error))
-        if place is None:
-            return None
-        return Refusal(
-            Reason.POLICY_LAXER,
-            f"ModerationPolicy {name} is laxer than {base[0] if base else 'the package'!r}, which "
-            f"the model has: {place}. An adapter's policy may only be stricter.",
-        )
 
     # --- within ---------------------------------------------------------------------------------
 
@@ -199,7 +173,7 @@ class Store:
         found = self.get(kind, address)
         return str((found or {"metadata": {}})["metadata"].get("creationTimestamp") or "")
 
-    def _parse(self, kind: str, address: Address, obj: dict[str, Any]) -> None:
+    def _parse(self, kind: str, address: Address, obj: Manifest) -> None:
         if kind == "ImageModel":
             try:
                 self._models[address] = parse(ImageModel, obj)
@@ -224,18 +198,7 @@ class Store:
         self._hosts = self._refusals = None
 
 
-def _with_problem(candidate: Candidate, problem: Refusal) -> Candidate:
-    return Candidate(
-        candidate.address,
-        candidate.created,
-        candidate.model,
-        candidate.adapter,
-        candidate.size,
-        problem,
-    )
-
-
-def _same_for_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _same_for_others(old: Object, new: Object) -> bool:
     """Whether only the status, or what belongs to the object alone, differs."""
     keys = ("uid", "generation", "deletionTimestamp")
     same = all(old["metadata"].get(key) == new["metadata"].get(key) for key in keys)

@@ -19,6 +19,7 @@ import kopf
 from calotype.operator.kube.client import ApiError, KubeClient
 from calotype.operator.kube.labels import MANAGED_BY, OPERATOR
 from calotype.operator.kube.login import read_login
+from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
@@ -43,10 +44,10 @@ LABELLED = (DEPLOYMENTS, JOBS, CLAIMS)
 class Feed(Protocol):
     """Who is told."""
 
-    def seen(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def seen(self, resource: Resource, obj: Manifest) -> None:
         """An object as it was listed or has become; before any `happened`."""
 
-    def happened(self, resource: Resource, obj: dict[str, Any], gone: bool) -> None:
+    def happened(self, resource: Resource, obj: Manifest, gone: bool) -> None:
         """Something is to be done about an object."""
 
 
@@ -115,7 +116,7 @@ def _register(registry: kopf.OperatorRegistry, feed: Feed, resource: Resource) -
         feed.happened(resource, _plain(body, resource), type == "DELETED")
 
 
-def _plain(body: kopf.Body, resource: Resource) -> dict[str, Any]:
+def _plain(body: kopf.Body, resource: Resource) -> Manifest:
     """Items of a list do not say what they are."""
     found = dict(body)
     return {"apiVersion": resource.api_version, "kind": resource.kind, **found}

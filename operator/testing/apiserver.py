@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import ALL, Resource
 from calotype.operator.testing.objects import Change, ObjectStore
 from calotype.operator.testing.schemas import check_status
@@ -210,7 +211,7 @@ class FakeApiServer:
         name: str,
         subresource: str,
         body: Any,
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         kind = request.headers["Content-Type"]
         if kind.startswith("application/apply-patch"):
             manager = request.query["fieldManager"]
@@ -237,7 +238,7 @@ class FakeApiServer:
         found = self.objects.list(resource, namespace or None, labels)
         start, limit = int(query.get("continue", "0")), int(query.get("limit", "0") or 0)
         page = found[start : start + limit] if limit else found
-        metadata: dict[str, Any] = {"resourceVersion": str(self.objects.version)}
+        metadata: Manifest = {"resourceVersion": str(self.objects.version)}
         if limit and start + limit < len(found):
             metadata["continue"] = str(start + limit)
         if "PartialObjectMetadataList" in request.headers.get("Accept", ""):
@@ -279,7 +280,7 @@ class FakeApiServer:
 
     # --- discovery ------------------------------------------------------------------------------
 
-    def _discover(self, path: str) -> dict[str, Any] | None:
+    def _discover(self, path: str) -> Manifest | None:
         served = sorted(self.resources, key=lambda r: (r.group, r.plural))
         if path == "/api":
             return {"kind": "APIVersions", "versions": ["v1"]}
@@ -315,7 +316,7 @@ _REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "Inter
 _VERBS = ["get", "list", "watch", "create", "patch", "delete"]
 
 
-def _described(resource: Resource) -> dict[str, Any]:
+def _described(resource: Resource) -> Manifest:
     return {
         "name": resource.plural,
         "singularName": resource.kind.lower(),

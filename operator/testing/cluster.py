@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import (
     CLAIMS,
     CONFIG_MAPS,
@@ -28,11 +29,13 @@ from calotype.operator.runtime.fetch_runner import JOB_NAME
 from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.modelapps import FakeModelApps
 from calotype.operator.testing.objects import Change
+from calotype.serving.wire.document import JsonObject
 
-Result = dict[str, Any]
+Result = JsonObject
+"""`wire.fetch_result` as JSON."""
 
 
-def good_fetch(config: dict[str, Any]) -> Result:
+def good_fetch(config: Manifest) -> Result:
     """What a fetch Job says of a file that is as it should be; the same source, the same digest."""
     digest = hashlib.sha256(json.dumps(config["source"], sort_keys=True).encode()).hexdigest()
     kind = f"{config['kind']}s"
@@ -55,7 +58,7 @@ class FakeCluster:
     def __init__(self, server: FakeApiServer) -> None:
         self.server = server
         self.apps = FakeModelApps(server)
-        self.fetch: Callable[[dict[str, Any]], Result | str] = good_fetch
+        self.fetch: Callable[[Manifest], Result | str] = good_fetch
         """Config -> termination message, or a reason of the kubelet such as OOMKilled."""
         self.unbindable: set[str] = set()
         """StorageClasses without volumes."""
@@ -67,7 +70,7 @@ class FakeCluster:
         self.server.objects.listeners.append(self._react)
 
     def namespace(self, name: str, labels: dict[str, str] | None = None) -> str:
-        metadata: dict[str, Any] = {"name": name, "labels": labels or {}}
+        metadata: Manifest = {"name": name, "labels": labels or {}}
         self.server.objects.create(NAMESPACES, {"metadata": metadata})
         return name
 
@@ -115,11 +118,11 @@ class FakeCluster:
         self._later.add(task)
         task.add_done_callback(self._later.discard)
 
-    async def _bind(self, claim: dict[str, Any]) -> None:
+    async def _bind(self, claim: Manifest) -> None:
         bound = claim["spec"].get("storageClassName") not in self.unbindable
         self._status(CLAIMS, claim, {"phase": "Bound" if bound else "Pending"})
 
-    async def _run_job(self, job: dict[str, Any]) -> None:
+    async def _run_job(self, job: Manifest) -> None:
         metadata = job["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         spec = job["spec"]["template"]["spec"]
@@ -127,9 +130,9 @@ class FakeCluster:
         config = await self._config(job)
         if config is None or self.hold_jobs:
             return
-        told = self.fetch(config)
-        if not self._secrets_exist(namespace, container):
-            return  # the kubelet waits for them
+        result = self.fetch(config)
+        if not await self._secrets(job, container):
+            return
         if self.server.objects.find(JOBS, namespace, name) is None:
             return
         pod = {
@@ -144,45 +147,49 @@ class FakeCluster:
         if self.server.objects.find(PODS, namespace, f"{name}-pod") is not None:
             return
         made = self.server.objects.create(PODS, pod)
-        failed = isinstance(told, str) or not told["ok"]
-        ended: dict[str, Any] = {
+        failed = isinstance(result, str) or not result["ok"]
+        ended: Manifest = {
             "exitCode": int(failed),
             "reason": "Error" if failed else "Completed",
         }
-        if isinstance(told, str):
-            ended |= {"exitCode": 137, "reason": told}
+        if isinstance(result, str):
+            ended |= {"exitCode": 137, "reason": result}
         else:
-            ended["message"] = json.dumps(told)
+            ended["message"] = json.dumps(result)
         state = {"name": "fetch", "state": {"terminated": ended}}
         phase = "Failed" if failed else "Succeeded"
         self._status(PODS, made, {"phase": phase, "containerStatuses": [state]})
         condition = {"type": "Failed" if failed else "Complete", "status": "True"}
         self._status(JOBS, job, {"conditions": [condition]})
 
-    async def _config(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """fetch.json, as soon as somebody has made it."""
+    async def _config(self, job: Manifest) -> Manifest | None:
+        """fetch.json, as soon as somebody has made it; None = the Job is gone."""
         metadata = job["metadata"]
-        for _ in range(500):
+        while True:
             found = self.server.objects.find(CONFIG_MAPS, metadata["namespace"], metadata["name"])
             if found is not None:
-                loaded: dict[str, Any] = json.loads(found["data"]["fetch.json"])
+                loaded: Manifest = json.loads(found["data"]["fetch.json"])
                 return loaded
             if self.server.objects.find(JOBS, metadata["namespace"], metadata["name"]) is None:
                 return None
             await asyncio.sleep(0.02)
-        return None
 
-    def _secrets_exist(self, namespace: str, container: dict[str, Any]) -> bool:
-        for variable in container.get("env", []):
-            ref = (variable.get("valueFrom") or {}).get("secretKeyRef")
-            if ref is None:
-                continue
-            secret = self.server.objects.find(SECRETS, namespace, ref["name"])
-            if secret is None or ref["key"] not in secret["data"]:
+    async def _secrets(self, job: Manifest, container: Manifest) -> bool:
+        """Waits for the Secrets that the container reads, as the kubelet does; False = the Job is
+        gone."""
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        refs = [(v.get("valueFrom") or {}).get("secretKeyRef") for v in container.get("env", [])]
+        while not all(self._secret_has(namespace, ref) for ref in refs if ref is not None):
+            if self.server.objects.find(JOBS, namespace, name) is None:
                 return False
+            await asyncio.sleep(0.02)
         return True
 
-    async def _run_service(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def _secret_has(self, namespace: str, ref: Manifest) -> bool:
+        secret = self.server.objects.find(SECRETS, namespace, ref["name"])
+        return secret is not None and ref["key"] in secret["data"]
+
+    async def _run_service(self, resource: Resource, obj: Manifest) -> None:
         await asyncio.sleep(0)
         self.apps.configured(resource, obj)
         if resource == DEPLOYMENTS:
@@ -200,7 +207,7 @@ class FakeCluster:
         }
         self._status(RAY_SERVICES, obj, status)
 
-    def _ray_cluster(self, service: dict[str, Any]) -> None:
+    def _ray_cluster(self, service: Manifest) -> None:
         """As KubeRay: made once, and not changed with the bounds of replicas."""
         metadata = service["metadata"]
         name = f"{metadata['name']}-abcde"
@@ -223,7 +230,7 @@ class FakeCluster:
             },
         )
 
-    async def _run_training(self, job: dict[str, Any]) -> None:
+    async def _run_training(self, job: Manifest) -> None:
         if (job.get("status") or {}).get("jobStatus"):
             return
         if job["spec"].get("suspend"):
@@ -238,7 +245,7 @@ class FakeCluster:
             status |= {"jobDeploymentStatus": "Failed", "message": "loss is NaN"}
         self._status(RAY_JOBS, job, status)
 
-    def _status(self, resource: Resource, obj: dict[str, Any], status: dict[str, Any]) -> None:
+    def _status(self, resource: Resource, obj: Manifest, status: Manifest) -> None:
         metadata = obj["metadata"]
         live = self.server.objects.find(resource, metadata.get("namespace", ""), metadata["name"])
         if live is None or live["metadata"]["uid"] != metadata["uid"]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 
 from calotype.operator.kube.labels import MODEL, REVISION
+from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import CONFIG_MAPS, DEPLOYMENTS, RAY_SERVICES, Resource
-from calotype.operator.manifests.application import config_hash
+from calotype.operator.manifests.application import config_hash, generator_config
 from calotype.operator.testing.apiserver import FakeApiServer
+from calotype.serving.wire.model_status import AdapterState, ModelAppStatus, ReplicaState
 
 
 @dataclass
 class FakeModelApp:
     """One model's app."""
 
-    application: dict[str, Any] | None = None
+    application: Manifest | None = None
     running: bool = False
     replicas: int = 1
     queue_seconds: float = 0.0
@@ -34,47 +35,42 @@ class FakeModelApp:
     good: dict[tuple[int, str], str] = field(default_factory=dict)
     """Replica and adapter -> the revision that was loaded last."""
 
-    def configure(self, application: dict[str, Any]) -> None:
+    def configure(self, application: Manifest) -> None:
         if application == self.application:
             return
         self.application = application
         self.pushes.append(sorted(self.adapters()))
 
-    def adapters(self) -> dict[str, dict[str, Any]]:
-        for deployment in (self.application or {}).get("deployments", []):
-            if deployment["name"] == "Generator":
-                found = deployment["user_config"]["adapters"]
-                return {a["metadata"]["name"]: a for a in found}
-        return {}
+    def adapters(self) -> dict[str, Manifest]:
+        found = generator_config(self.application or {}).get("adapters") or ()
+        return {adapter["metadata"]["name"]: adapter for adapter in found}
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ModelAppStatus:
         states = []
         for index in range(self.replicas):
-            told = {
+            adapters = {
                 name: self._state(index, name, adapter) for name, adapter in self.adapters().items()
             }
             if self.keeps:
-                self.remembered |= set(told)
-                told |= {name: {"state": "ready"} for name in self.remembered - set(told)}
+                self.remembered |= set(adapters)
+                kept = self.remembered - set(adapters)
+                adapters |= {name: AdapterState(state="ready") for name in kept}
             states.append(
-                {
-                    "replica": f"r{index}",
-                    "node": f"node-{index}",
-                    "ready": True,
-                    "message": "",
-                    "adapters": told,
-                }
+                ReplicaState(
+                    replica=f"r{index}", node=f"node-{index}", ready=True, adapters=adapters
+                )
             )
-        return {
-            "name": (self.application or {}).get("name"),
-            "ready": True,
-            "replicas": self.replicas,
-            "queueSeconds": self.queue_seconds,
-            "configHash": config_hash(self.application) if self.application else "",
-            "replicaStates": states,
-        }
+        application = self.application or {}
+        return ModelAppStatus(
+            name=application.get("name", ""),
+            ready=True,
+            replicas=self.replicas,
+            queue_seconds=self.queue_seconds,
+            config_hash=config_hash(application) if application else "",
+            replica_states=tuple(states),
+        )
 
-    def _state(self, index: int, name: str, adapter: dict[str, Any]) -> dict[str, Any]:
+    def _state(self, index: int, name: str, adapter: Manifest) -> AdapterState:
         annotations = adapter["metadata"].get("annotations", {})
         revision = adapter["spec"].get("sha256") or annotations.get(REVISION, "")
         has_it = self.good.get((index, name)) == revision
@@ -82,19 +78,16 @@ class FakeModelApp:
             self.failing_replicas is None or index >= self.replicas - self.failing_replicas
         )
         if fails:
-            return {
-                "state": "failed",
-                "revision": revision,
-                "servingRevision": self.good.get((index, name)),
-                "message": self.failing[name],
-            }
+            return AdapterState(
+                state="failed",
+                revision=revision,
+                serving_revision=self.good.get((index, name)),
+                message=self.failing[name],
+            )
         self.good[index, name] = revision
-        return {
-            "state": "ready",
-            "revision": revision,
-            "servingRevision": revision,
-            "loadMilliseconds": 12.0,
-        }
+        return AdapterState(
+            state="ready", revision=revision, serving_revision=revision, load_milliseconds=12.0
+        )
 
 
 class FakeModelApps:
@@ -117,7 +110,7 @@ class FakeModelApps:
     def app(self, namespace: str, model: str) -> FakeModelApp:
         return self.apps.setdefault((namespace, model), FakeModelApp())
 
-    def configured(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def configured(self, resource: Resource, obj: Manifest) -> None:
         """A workload or its configuration was written."""
         metadata = obj["metadata"]
         model = (metadata.get("labels") or {}).get(MODEL)
@@ -132,7 +125,7 @@ class FakeModelApps:
             app.running = not obj["spec"].get("suspend")
             app.configure(json.loads(obj["spec"]["serveConfigV2"])["applications"][0])
 
-    def gone(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def gone(self, resource: Resource, obj: Manifest) -> None:
         metadata = obj["metadata"]
         model = (metadata.get("labels") or {}).get(MODEL)
         if resource in (DEPLOYMENTS, RAY_SERVICES) and model:
@@ -147,4 +140,4 @@ class FakeModelApps:
             return web.json_response({"error": "unauthorized"}, status=401)
         if self.silent or not app.running or app.application is None:
             return web.json_response({"error": "not running"}, status=503)
-        return web.json_response(app.status())
+        return web.json_response(app.status().payload())

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.kube.resources import NAMESPACES, Resource
 
-Objects = dict[tuple[str, str], dict[str, Any]]
+Objects = dict[tuple[str, str], Manifest]
 _SPECLESS = ("metadata", "status", "apiVersion", "kind")
 
 
@@ -29,7 +30,7 @@ class Change:
     version: int
     resource: Resource
     type: str
-    obj: dict[str, Any]
+    obj: Manifest
 
 
 @dataclass
@@ -42,7 +43,7 @@ class ObjectStore:
     """Versions before it are forgotten: a watch from there gets 410."""
     listeners: list[Callable[[Change], None]] = field(default_factory=list)
     _objects: dict[Resource, Objects] = field(default_factory=dict)
-    _applied: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    _applied: dict[tuple[str, str, str], Manifest] = field(default_factory=dict)
     _versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     version: int = 0
@@ -52,10 +53,10 @@ class ObjectStore:
     def all(self, resource: Resource) -> Objects:
         return self._objects.setdefault(resource, {})
 
-    def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+    def find(self, resource: Resource, namespace: str, name: str) -> Manifest | None:
         return self.all(resource).get((namespace if resource.namespaced else "", name))
 
-    def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
+    def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
         found = self.find(resource, namespace, name)
         if found is None:
             raise ApiError(404, "NotFound", f'{resource.plural} "{name}" not found')
@@ -63,7 +64,7 @@ class ObjectStore:
 
     def list(
         self, resource: Resource, namespace: str | None, labels: Mapping[str, str]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Manifest]:
         return [
             obj
             for (where, _), obj in sorted(self.all(resource).items())
@@ -73,7 +74,7 @@ class ObjectStore:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def create(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def create(self, resource: Resource, manifest: Object) -> Manifest:
         obj = copy.deepcopy(dict(manifest))
         metadata = obj.setdefault("metadata", {})
         namespace = metadata.setdefault("namespace", "default") if resource.namespaced else ""
@@ -95,8 +96,8 @@ class ObjectStore:
         return obj
 
     def apply(
-        self, resource: Resource, manifest: Mapping[str, Any], manager: str, subresource: str
-    ) -> dict[str, Any]:
+        self, resource: Resource, manifest: Object, manager: str, subresource: str
+    ) -> Manifest:
         """Server-side apply, forced."""
         body = copy.deepcopy(dict(manifest))
         metadata = body.get("metadata", {})
@@ -123,7 +124,7 @@ class ObjectStore:
 
     def merge(
         self, resource: Resource, namespace: str, name: str, body: Any, subresource: str = ""
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         """A merge patch."""
         live = self.get(resource, namespace, name)
         body = copy.deepcopy(body)
@@ -136,14 +137,14 @@ class ObjectStore:
         return self.replace(resource, _merge_patched(copy.deepcopy(live), body))
 
     def json_patch(
-        self, resource: Resource, namespace: str, name: str, patch: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
+        self, resource: Resource, namespace: str, name: str, patch: Sequence[Manifest]
+    ) -> Manifest:
         obj = copy.deepcopy(self.get(resource, namespace, name))
         for operation in patch:
             _json_patched(obj, operation)
         return self.replace(resource, obj)
 
-    def replace(self, resource: Resource, obj: dict[str, Any]) -> dict[str, Any]:
+    def replace(self, resource: Resource, obj: Manifest) -> Manifest:
         """Stores a changed object; ends it if it is being deleted and nothing holds it."""
         metadata = obj["metadata"]
         live = self.get(resource, metadata.get("namespace", ""), metadata["name"])
@@ -160,7 +161,7 @@ class ObjectStore:
 
     def delete(
         self, resource: Resource, namespace: str, name: str, uid: str | None = None
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         live = self.get(resource, namespace, name)
         if uid is not None and uid != live["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "the uid in the precondition is another one")
@@ -182,10 +183,10 @@ class ObjectStore:
 
     # --- within ---------------------------------------------------------------------------------
 
-    def _manager(self, obj: Mapping[str, Any], manager: str, sub: str) -> tuple[str, str, str]:
+    def _manager(self, obj: Object, manager: str, sub: str) -> tuple[str, str, str]:
         return obj["metadata"]["uid"], manager, sub
 
-    def _store(self, resource: Resource, obj: dict[str, Any], type_: str) -> None:
+    def _store(self, resource: Resource, obj: Manifest, type_: str) -> None:
         self.version = next(self._versions)
         obj["metadata"]["resourceVersion"] = str(self.version)
         metadata = obj["metadata"]
@@ -197,7 +198,7 @@ class ObjectStore:
         for listener in list(self.listeners):
             listener(change)
 
-    def _remove(self, resource: Resource, obj: dict[str, Any]) -> None:
+    def _remove(self, resource: Resource, obj: Manifest) -> None:
         metadata = obj["metadata"]
         self.all(resource).pop((metadata.get("namespace", ""), metadata["name"]), None)
         self.version = next(self._versions)
@@ -212,7 +213,7 @@ class ObjectStore:
         if resource.namespaced:
             self._finish_namespace(metadata.get("namespace", ""))
 
-    def _collect(self, resource: Resource, obj: Mapping[str, Any]) -> None:
+    def _collect(self, resource: Resource, obj: Object) -> None:
         """The garbage collector also takes what was made for an owner that is gone."""
         owners = obj["metadata"].get("ownerReferences") or ()
         known = {
@@ -231,7 +232,7 @@ class ObjectStore:
         if "deletionTimestamp" in found["metadata"]:
             raise ApiError(403, "Forbidden", f"namespace {namespace} is being terminated")
 
-    def _end_namespace(self, live: dict[str, Any]) -> dict[str, Any]:
+    def _end_namespace(self, live: Manifest) -> Manifest:
         name = live["metadata"]["name"]
         ending = copy.deepcopy(live)
         ending["metadata"]["deletionTimestamp"] = _text(self.clock())
@@ -259,12 +260,12 @@ def _text(moment: datetime.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _essence(obj: Mapping[str, Any]) -> str:
+def _essence(obj: Object) -> str:
     metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
     return json.dumps({**obj, "metadata": metadata}, sort_keys=True)
 
 
-def _check_preconditions(live: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def _check_preconditions(live: Object, metadata: Object) -> None:
     for name in ("uid", "resourceVersion"):
         wanted = metadata.get(name)
         if wanted is not None and wanted != live["metadata"][name]:
@@ -306,7 +307,7 @@ def _merge_patched(live: Any, patch: Any) -> Any:
     return live
 
 
-def _json_patched(obj: dict[str, Any], operation: Mapping[str, Any]) -> None:
+def _json_patched(obj: Manifest, operation: Object) -> None:
     *parents, last = operation["path"].strip("/").split("/")
     target: Any = obj
     for part in parents:

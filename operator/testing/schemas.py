@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from calotype.operator.kube.client import ApiError
+from calotype.operator.kube.objects import Manifest
 
-CRDS = pathlib.Path(__file__).resolve().parents[1] / "crds"
+CRDS = pathlib.Path(__file__).resolve().parents[1] / "api" / "crds"
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -23,14 +24,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 @functools.cache
-def status_schema(plural: str) -> dict[str, Any] | None:
+def status_schema(plural: str) -> Manifest | None:
     """The schema of ``status`` of one of our kinds; None for other kinds."""
     path = CRDS / f"{plural}.yaml"
     if not path.is_file():
         return None
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     version = document["spec"]["versions"][0]
-    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["status"]
+    found: Manifest = version["schema"]["openAPIV3Schema"]["properties"]["status"]
     return found
 
 
@@ -45,7 +46,7 @@ def check_status(plural: str, status: Any) -> None:
         raise ApiError(422, "Invalid", f"{plural}: {'; '.join(problems)}")
 
 
-def _problems(schema: dict[str, Any], value: Any, where: str) -> list[str]:
+def _problems(schema: Manifest, value: Any, where: str) -> list[str]:
     wanted = _TYPES[schema["type"]]
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         return [f"{where}: {value!r} is no {schema['type']}"]

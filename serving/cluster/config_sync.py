@@ -127,7 +127,7 @@ class ConfigFollower:
             return
         for team in teams:
             if self._teams is None or team not in self._teams:
-                self._database.api_keys.declare_team(team.model_dump(by_alias=True))
+                self._database.api_keys.declare_team(team.payload())
         kept = {team.name for team in teams}
         declared = {key.team_id for key in self._database.api_keys.list_keys() if key.declared}
         for record in self._database.teams.list_teams():

@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse, Response
 from calotype.serving.api.http.body import read_json
 from calotype.serving.api.http.failures import wire
 from calotype.serving.core.errors import CalotypeError, InvalidRequest, Unauthenticated
+from calotype.serving.wire.model_status import ModelAppStatus
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -57,7 +58,7 @@ class ModelApp(Protocol):
         """Decisions for every text, then for every image."""
         ...
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> ModelAppStatus:
         """The answer of GET /internal/v1/status."""
         ...
 
@@ -113,7 +114,7 @@ class Ingress:
 
     async def status(self, request: Request) -> JSONResponse:
         self._check(request)
-        return JSONResponse(await self._app.status())
+        return JSONResponse((await self._app.status()).payload())
 
     def _job(self, request: Request) -> str:
         self._check(request)

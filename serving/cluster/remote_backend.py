@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from PIL import Image
+from pydantic import ValidationError
 
+from calotype.serving.config import describe
 from calotype.serving.core.errors import (
     CalotypeError,
     ModerationUnavailable,
@@ -26,6 +28,7 @@ from calotype.serving.core.errors import (
 )
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.database.database import Database
+from calotype.serving.wire.model_status import ModelAppStatus
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -40,6 +43,18 @@ STATUS_AGE = 1.0
 """For so long an answer to `status` is good for the next one who asks."""
 PAUSE_SECONDS = 0.5
 """How often the database is asked instead of a dispatcher that is away."""
+
+
+def model_status(model: str, app: ModelAppStatus) -> ModelStatus:
+    """The part of a model app's status that a gateway shows."""
+    return ModelStatus(
+        model,
+        ready=app.ready,
+        replicas=app.replicas,
+        queue_seconds=app.queue_seconds,
+        adapters=app.adapters,
+        message=app.message,
+    )
 
 
 class RemoteBackend:
@@ -120,19 +135,13 @@ class RemoteBackend:
 
     async def _status(self, model: str) -> ModelStatus:
         try:
-            found = (await self._call(model, "GET", "status", STATUS_SECONDS)).json()
-            return ModelStatus(
-                model,
-                ready=bool(found["ready"]),
-                replicas=int(found["replicas"]),
-                queue_seconds=float(found["queueSeconds"]),
-                adapters=dict(found["adapters"]),
-                message=str(found["message"]),
-            )
+            answer = await self._call(model, "GET", "status", STATUS_SECONDS)
+            return model_status(model, ModelAppStatus.model_validate_json(answer.content))
         except CalotypeError as error:
             return ModelStatus(model, ready=False, message=error.message)
-        except (ValueError, KeyError, TypeError) as error:
-            return ModelStatus(model, ready=False, message=f"Its app answers nonsense: {error!r}.")
+        except ValidationError as error:
+            problem = f"Its app answers what is no status: {describe(error)}"
+            return ModelStatus(model, ready=False, message=problem)
 
     async def _app_of(self, job_id: str) -> str:
         model = await asyncio.to_thread(self._model_of, job_id)

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -30,6 +30,14 @@ from calotype.serving.deployments.replicas.gateway import GatewayDeployment
 from calotype.serving.deployments.replicas.generator import GeneratorDeployment
 from calotype.serving.deployments.replicas.moderator import ModeratorDeployment
 from calotype.serving.deployments.replicas.text_encoder import TextEncoderDeployment
+from calotype.serving.wire.application import (
+    DispatcherConfig,
+    GeneratorConfig,
+    ModeratorConfig,
+    TextEncoderConfig,
+)
+
+R = TypeVar("R", ImageModel, LoRAAdapter)
 
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
 DRAIN_SECONDS = 300.0
@@ -84,7 +92,7 @@ def build_app(arguments: dict[str, Any]) -> Application:
 def build_model_app(
     model: ImageModel,
     adapters: Sequence[LoRAAdapter],
-    moderation: Mapping[str, Any] | None,
+    moderation: ModeratorConfig | None,
     data_dir: pathlib.Path,
     *,
     threads: int = 1,
@@ -93,7 +101,7 @@ def build_model_app(
     """One model's deployments; the generator is the root.
 
     Args:
-        moderation: the moderator's ``user_config``; None = it judges by the package's policy.
+        moderation: the moderator's configuration; None = it judges by the package's policy.
         threads: torch threads of text encoder and generator.
         gpus: of one generator replica and of one of the text encoder.
     """
@@ -203,21 +211,22 @@ def _lasting(cls: type) -> Any:
 def user_config(
     model: ImageModel,
     adapters: Sequence[LoRAAdapter],
-    moderation: Mapping[str, Any] | None = None,
+    moderation: ModeratorConfig | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Deployment name -> its ``user_config``, plain JSON."""
-    described = _json(model)
-    mine = [_json(adapter) for adapter in adapters if adapter.spec.model_ref.name == model.name]
-    return {
-        "Dispatcher": {"model": model.name},
-        "Moderator": dict(moderation or {"policy": None, "policies": {}}),
-        "TextEncoder": {"model": described},
-        "Generator": {"model": described, "adapters": mine},
+    """Deployment name -> its ``user_config`` (`wire.application`) as JSON."""
+    described = _described(model)
+    mine = [a for a in adapters if a.spec.model_ref.name == model.name]
+    configs = {
+        "Dispatcher": DispatcherConfig(model=model.name),
+        "Moderator": moderation or ModeratorConfig(),
+        "TextEncoder": TextEncoderConfig(model=described),
+        "Generator": GeneratorConfig(model=described, adapters=[_described(a) for a in mine]),
     }
+    return {name: config.payload() for name, config in configs.items()}
 
 
-def _json(resource: ImageModel | LoRAAdapter) -> dict[str, Any]:
-    """The manifest without what a cluster notes in an object's metadata.
+def _described(resource: R) -> R:
+    """The manifest without what a cluster notes in an object's metadata, and with all defaults.
 
     A file from ``kubectl get -o yaml`` has a resourceVersion that every status changes; replicas
     would be told again and again of what is the same for them.
@@ -226,4 +235,6 @@ def _json(resource: ImageModel | LoRAAdapter) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": resource.name, "namespace": resource.metadata.namespace}
     annotations = document["metadata"].get("annotations") or {}
     mine = {key: value for key, value in annotations.items() if key.startswith(OWN_ANNOTATIONS)}
-    return {**document, "metadata": metadata | ({"annotations": mine} if mine else {})}
+    return type(resource).model_validate(
+        {**document, "metadata": metadata | ({"annotations": mine} if mine else {})}
+    )

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from calotype.serving.cluster.remote_backend import model_status
 from calotype.serving.core.errors import CalotypeError, ModerationUnavailable, Overloaded
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.remote import RemoteSafety, call
+from calotype.serving.wire.model_status import ModelAppStatus
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -25,11 +27,6 @@ log = logging.getLogger(__name__)
 SUBMIT_PATIENCE = 15.0
 POLL_SECONDS = 0.5
 """Pause of a wait whose dispatcher is away; the caller asks the database after it."""
-
-
-def model_status(status: Mapping[str, Any]) -> ModelStatus:
-    """The part of `DispatcherDeployment.status` that a gateway shows."""
-    return ModelStatus(**{name: status[name] for name in ModelStatus.__dataclass_fields__})
 
 
 def app_name(model: str) -> str:
@@ -104,7 +101,7 @@ class RayBackend:
             )
         except CalotypeError as error:
             return ModelStatus(model, ready=False, message=error.message)
-        return model_status(found)
+        return model_status(model, ModelAppStatus.model_validate(found))
 
     async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:
         model = await asyncio.to_thread(self._model_of, job_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.policy import Policy
@@ -11,22 +10,22 @@ from calotype.moderation.policy.strictness import laxer_at
 from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.database.database import Database
+from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
 
 DEFAULT = "default"
 
 
-def moderation_of(model: ImageModel, manifests: Manifests) -> dict[str, Any]:
-    """The moderator's ``user_config``: the model's policy, and those that are named beside it."""
+def moderation_of(model: ImageModel, manifests: Manifests) -> ModeratorConfig:
+    """The model's policy, and those that are named beside it."""
     base = _base(model, manifests)
     named = {
         ref.name
         for owner in _named_by(model, manifests)
         if (ref := owner.spec.moderation_policy_ref) is not None
     }
-    return {
-        "policy": None if base is None else {"name": base, "spec": manifests.policies[base]},
-        "policies": {name: manifests.policies[name] for name in sorted(named)},
-    }
+    own = None if base is None else NamedPolicy(name=base, spec=manifests.policies[base])
+    beside = {name: manifests.policies[name] for name in sorted(named)}
+    return ModeratorConfig(policy=own, policies=beside)
 
 
 def check_policies(manifests: Manifests) -> None:

@@ -1,1 +1,1 @@
-"""Documents that one process writes and another one reads; the operator may import them too."""
+"""Documents that one process writes and another one reads; each is defined once, and versioned."""

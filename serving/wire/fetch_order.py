@@ -1,34 +1,31 @@
-"""fetch.json: what one `calotype fetch` shall do."""
+"""fetch.json: what one `calotype fetch` shall do. The operator writes it, the Job reads it.
+
+Fields that this version does not know are kept and have no effect; an order of a higher version is
+refused (`wire.document`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
 
 from calotype.serving.config import ImageModel, Name, Source, describe
+from calotype.serving.wire.document import Document, ModelManifest, Part
 from calotype.serving.wire.fetch_faults import Fault, failed
 
 
-class _Part(BaseModel):
-    # A newer operator may say more than this version knows.
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
-    )
-
-
-class LicenceAnswer(_Part):
+class LicenceAnswer(Part):
     """What the manifest says of the licence of the weights."""
 
     name: str | None = None
     accepted: bool = False
 
 
-class FetchOrder(_Part):
+class FetchOrder(Document):
     """The content of fetch.json."""
 
     kind: Literal["adapter", "model"]
@@ -41,7 +38,7 @@ class FetchOrder(_Part):
     )
     max_bytes: int | None = Field(None, ge=1, description="Largest size of all files together.")
     max_rank: int | None = Field(None, ge=1, description="Highest rank of an adapter.")
-    model: dict[str, Any] | None = Field(
+    model: ModelManifest | None = Field(
         None, description="Manifest of the ImageModel that an adapter is checked against."
     )
     volume_dir: pathlib.Path | None = Field(
@@ -58,21 +55,23 @@ class FetchOrder(_Part):
         root = self.cache_dir or data_dir / "cache"
         return (root / f"{self.kind}s" / self.namespace / self.name).absolute()
 
+    @property
+    def source_type(self) -> str:
+        """Which field of the source is given, for example ``huggingFace``."""
+        return next(iter(self.source.model_dump(by_alias=True, exclude_none=True)))
+
     def base_model(self) -> ImageModel:
         """The model that an adapter belongs to.
 
         Raises:
-            FetchFailed: none is given, or it is none.
+            FetchFailed: none is given.
         """
         if self.model is None:
             raise failed(
                 Fault.ORDER_INVALID,
                 "The order has no model: an adapter is checked against the model it belongs to.",
             )
-        try:
-            return ImageModel.model_validate(self.model)
-        except ValidationError as error:
-            raise failed(Fault.ORDER_INVALID, f"The order's model: {describe(error)}") from None
+        return self.model
 
 
 def read_order(path: pathlib.Path, kind: str) -> FetchOrder:

@@ -1,34 +1,35 @@
-"""What the operator tells the gateways of a cluster: models and where they run, adapters, teams.
+"""gateway.json: what the gateways of a cluster know of models, adapters, policies and teams.
 
-The file is a ConfigMap that is mounted into the gateways' pods. Fields that a newer operator writes
-and this gateway does not know are ignored; what is inside a manifest is checked strictly.
+The operator writes it into a ConfigMap that is mounted into the gateways' pods. Fields that this
+version does not know are kept and have no effect, and a file of a higher version is refused
+(`wire.document`); what is inside a manifest is checked strictly.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
 
-from calotype.serving.config import ImageModel, LoRAAdapter, describe
+from calotype.serving.config import Quotas, describe
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.wire.document import (
+    AdapterManifest,
+    Document,
+    JsonObject,
+    ModelManifest,
+    Part,
+)
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
-    )
-
-
-class ServedModel(_Part):
+class ServedModel(Part):
     """A model and the app that draws it."""
 
-    manifest: ImageModel
+    manifest: ModelManifest
     url: str | None = Field(
         None,
         pattern=r"^https?://[^\s?#]+$",
@@ -37,30 +38,32 @@ class ServedModel(_Part):
     ready: bool = Field(False, description="What the operator last saw; the gateway asks itself.")
 
 
-class DeclaredTeam(_Part):
+class DeclaredTeam(Part):
     """A Team and the digests of its API keys."""
 
     name: str = Field(min_length=1, max_length=255)
     namespace: str = "default"
     display_name: str = ""
     weight: float = Field(1.0, gt=0)
-    quotas: dict[str, Any] = Field(default_factory=dict)
+    quotas: Quotas = Field(default_factory=Quotas)
     models: list[str] = Field(default_factory=list, description="Allowed models; empty = all.")
     moderation_policy: str | None = Field(
         None, description="Of policies: the one by which its requests are judged too."
     )
-    refusal: str = Field("", description="Why the team may not draw; empty = it may.")
+    refusal: str | None = Field(None, description="Why the team may not draw; None = it may.")
     key_hashes: list[Digest] = Field(
         default_factory=list, description="sha256 of each API key, in hex."
     )
 
 
-class GatewayConfig(_Part):
-    """gateway.json."""
+class GatewayConfig(Document):
+    """The whole file."""
 
     models: list[ServedModel] = Field(default_factory=list)
-    adapters: list[LoRAAdapter] = Field(default_factory=list)
-    policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    adapters: list[AdapterManifest] = Field(default_factory=list)
+    policies: dict[str, JsonObject] = Field(
+        default_factory=dict, description="Name -> spec of a ModerationPolicy."
+    )
     teams: list[DeclaredTeam] = Field(default_factory=list)
 
 

@@ -63,7 +63,7 @@ async def test_raising_rotate_makes_another_key_once(world: Any) -> None:
     await world.until(lambda: key_of(world) != first, "another key")
     second = key_of(world)
     await world.until(
-        lambda: hashes(world)["shoes"] == [hashlib.sha256(second.encode()).hexdigest()],
+        lambda: hashes(world).get("shoes") == [hashlib.sha256(second.encode()).hexdigest()],
         "the old key ends",
     )
     await world.quiet()

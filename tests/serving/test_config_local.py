@@ -137,7 +137,8 @@ def test_a_policy_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
 def test_each_model_is_judged_by_its_own_policy(tmp_path: pathlib.Path) -> None:
     def base(*documents: Any) -> list[Any]:
         found = load(tmp_path, *documents)
-        return [(moderation_of(model, found)["policy"] or {}).get("name") for model in found.models]
+        configs = [moderation_of(model, found) for model in found.models]
+        return [config.policy.name if config.policy else None for config in configs]
 
     default, lax = called("default"), called("another")
     second = changed(MODEL, "metadata.name", "klein")
@@ -160,10 +161,10 @@ def test_policies_of_teams_and_adapters_go_along(tmp_path: pathlib.Path) -> None
     found = load(tmp_path, MODEL, adapter, team, kids, brand, called("default"))
     check_policies(found)
     moderation = moderation_of(found.models[0], found)
-    assert set(moderation["policies"]) == {"kids", "brand"}
+    assert set(moderation.policies) == {"kids", "brand"}
     elsewhere = changed(team, "spec.models", ["klein"])
     found = load(tmp_path, MODEL, elsewhere, kids, called("default"))
-    assert moderation_of(found.models[0], found)["policies"] == {}
+    assert moderation_of(found.models[0], found).policies == {}
 
 
 def test_teams_have_what_their_manifests_say_while_these_are_there(tmp_path: pathlib.Path) -> None:

@@ -15,6 +15,8 @@ from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.observability.logs import set_up_logs
+from calotype.serving.wire.application import DispatcherConfig
+from calotype.serving.wire.model_status import AdapterState, ModelAppStatus, ReplicaState
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -113,11 +115,7 @@ class DispatcherDeployment:
         return self._core.backlog_seconds()
 
     async def status(self) -> dict[str, Any]:
-        """`protocols.ModelStatus` as JSON, with ``config_hash`` and ``replica_states``.
-
-        ``config_hash`` is that of the ``user_config`` that every generator has now, and empty
-        while they differ.
-        """
+        """`wire.model_status.ModelAppStatus` as JSON."""
         now = time.monotonic()
         self._reports = {
             name: report
@@ -134,33 +132,34 @@ class DispatcherDeployment:
                 if adapters.get(name, "ready") == "ready":
                     adapters[name] = text
         hashes = {str(state["config_hash"]) for state in generators}
-        return {
-            "name": self._model,
-            "ready": any(s["ready"] for s in generators) and any(s["ready"] for s in encoders),
-            "replicas": sum(1 for s in generators if s["ready"]),
-            "queue_seconds": self._core.backlog_seconds(),
-            "adapters": adapters,
-            "message": next((s["message"] for s in states if s["message"]), ""),
-            "config_hash": hashes.pop() if len(hashes) == 1 else "",
-            "replica_states": [_replica_state(s) for s in generators],
-        }
+        return ModelAppStatus(
+            name=self._model,
+            ready=any(s["ready"] for s in generators) and any(s["ready"] for s in encoders),
+            replicas=sum(1 for s in generators if s["ready"]),
+            queue_seconds=self._core.backlog_seconds(),
+            adapters=adapters,
+            message=next((s["message"] for s in states if s["message"]), ""),
+            config_hash=hashes.pop() if len(hashes) == 1 else "",
+            replica_states=tuple(_replica_state(s) for s in generators),
+        ).payload()
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """``{"model": name}``; a dispatcher is of one model for its whole life."""
-        if config["model"] != self._model:
-            raise EngineError(
-                f"This dispatcher is of the model {self._model!r}, not of {config['model']!r}."
-            )
+        """Takes a `DispatcherConfig`; a dispatcher is of one model for its whole life."""
+        model = DispatcherConfig.model_validate(config).model
+        if model != self._model:
+            raise EngineError(f"This dispatcher is of the model {self._model!r}, not of {model!r}.")
 
 
-def _replica_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What one generator said of itself, with the names of the wire."""
-    return {
-        "replica": state["replica"],
-        "node": state["node"],
-        "ready": state["ready"],
-        "message": state["message"],
-        "configHash": state["config_hash"],
-        "engine": state["engine"],
-        "adapters": state["load_states"],
-    }
+def _replica_state(state: Mapping[str, Any]) -> ReplicaState:
+    """What one generator said of itself."""
+    return ReplicaState(
+        replica=state["replica"],
+        node=state["node"],
+        ready=state["ready"],
+        message=state["message"],
+        config_hash=state["config_hash"],
+        engine=state["engine"],
+        adapters={
+            name: AdapterState.model_validate(load) for name, load in state["load_states"].items()
+        },
+    )

@@ -7,16 +7,17 @@ Kubernetes Deployment: there the gateway outlives the GPUs.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
-from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.backend import RayBackend
 from calotype.serving.storage import FolderBlobStore
+from calotype.serving.wire.application import GeneratorConfig
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -41,11 +42,11 @@ class GatewayDeployment:
         self._app, self._catalog = app, Catalog([])
         self._backend = RayBackend(self._database, {})
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        model = ImageModel.model_validate(config["model"])
-        adapters = [LoRAAdapter.model_validate(adapter) for adapter in config["adapters"]]
-        self._catalog.replace([model], adapters)
-        self._backend.models = {model.name: self._app}
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Takes the `GeneratorConfig` of the model app beside it."""
+        told = GeneratorConfig.model_validate(config)
+        self._catalog.replace([told.model], told.adapters)
+        self._backend.models = {told.model.name: self._app}
 
     def __serve_build_asgi_app__(self) -> Any:
         settings = GatewaySettings(set_request_id=False)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.config.environment import NODE_NAME
 from calotype.serving.core.errors import EngineError
 from calotype.serving.deployments.remote import RemoteLeases, RemotePrompts, RemoteSafety
 from calotype.serving.deployments.reporting import report_forever
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import open_blobs
+from calotype.serving.wire.application import GeneratorConfig
 from calotype.serving.wire.config_hash import config_hash
 from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
 
@@ -59,14 +59,11 @@ class GeneratorDeployment:
         )
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """``{"model": ImageModel, "adapters": [LoRAAdapter]}``; recorded, loaded afterwards."""
+        """Takes a `GeneratorConfig`: it is recorded, and loaded afterwards."""
         self._config_hash = config_hash(config)
-        model = ImageModel.model_validate(config["model"])
-        self._target_seconds = model.spec.autoscaling.target_queue_seconds
-        self._replica.configure(
-            model,
-            [LoRAAdapter.model_validate(adapter) for adapter in config["adapters"]],
-        )
+        wanted = GeneratorConfig.model_validate(config)
+        self._target_seconds = wanted.model.spec.autoscaling.target_queue_seconds
+        self._replica.configure(wanted.model, wanted.adapters)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Asked by Serve; read by `autoscaling.QueueSecondsPolicy`."""

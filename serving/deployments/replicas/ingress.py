@@ -1,4 +1,4 @@
-"""The door of a model app as a Ray Serve deployment: `api.ingress` over deployment handles."""
+"""The HTTP side of a model app as a Ray Serve deployment: `model_ingress` over its handles."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.deployments.remote import RemoteSafety, call
+from calotype.serving.wire.model_status import ModelAppStatus
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -70,21 +71,12 @@ class IngressDeployment:
             )
         )
 
-    async def status(self) -> dict[str, Any]:
-        """`DispatcherDeployment.status` with the names of the wire."""
+    async def status(self) -> ModelAppStatus:
+        """What the dispatcher says of the whole app."""
         found = await call(
             lambda: self._dispatcher.status.remote(),
             "The dispatcher",
             patience=STATUS_PATIENCE,
             limit=5,
         )
-        return {
-            "name": found["name"],
-            "ready": found["ready"],
-            "replicas": found["replicas"],
-            "queueSeconds": found["queue_seconds"],
-            "configHash": found["config_hash"],
-            "message": found["message"],
-            "adapters": found["adapters"],
-            "replicaStates": found["replica_states"],
-        }
+        return ModelAppStatus.model_validate(found)

@@ -24,6 +24,8 @@ from calotype.serving.database.database import Database
 from calotype.serving.database.takedowns import TakenDown
 from calotype.serving.images.provenance import payload_fingerprint
 from calotype.serving.observability.logs import set_up_logs
+from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
+from calotype.serving.wire.document import JsonObject
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -59,13 +61,9 @@ class ModeratorDeployment:
         )
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """``{"policy": null | {"name", "spec"}, "policies": {name: spec}}``.
-
-        Null is the policy of the package; ``policies`` are those that teams and adapters name.
-        """
-        self._moderator.reconfigure(
-            read_policy(config.get("policy")), read_named(config.get("policies") or {})
-        )
+        """Takes a `ModeratorConfig`."""
+        wanted = ModeratorConfig.model_validate(config)
+        self._moderator.reconfigure(read_policy(wanted.policy), read_named(wanted.policies))
 
     async def check_prompt(
         self, text: str, scope: Mapping[str, Any] | None = None
@@ -119,18 +117,18 @@ class ModeratorDeployment:
         return await asyncio.to_thread(self._moderator.warm_up)
 
 
-def read_policy(config: Mapping[str, Any] | None) -> Policy:
-    """The policy of a ``user_config``.
+def read_policy(config: NamedPolicy | None) -> Policy:
+    """The policy that a model has; None = the package's.
 
     Raises:
         PolicyError: it says what no policy may say; names the field.
     """
     if config is None:
         return Policy.default()
-    return Policy.from_spec(config["name"], config["spec"])
+    return Policy.from_spec(config.name, config.spec)
 
 
-def read_named(config: Mapping[str, Any]) -> dict[str, Policy]:
+def read_named(config: Mapping[str, JsonObject]) -> dict[str, Policy]:
     """The policies that teams and adapters name; without those that cannot be read.
 
     What is judged by one of these is refused, until it can be read.

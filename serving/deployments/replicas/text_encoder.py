@@ -13,6 +13,7 @@ from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import CalotypeError, Overloaded
 from calotype.serving.deployments.reporting import report_forever
 from calotype.serving.weights.sources import model_folder
+from calotype.serving.wire.application import TextEncoderConfig
 from calotype.serving.worker.model_loader import pick_device
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class TextEncoderDeployment:
         )
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """``{"model": ImageModel}``; returns at once, loads in the background."""
-        model = ImageModel.model_validate(config["model"])
+        """Takes a `TextEncoderConfig`; returns at once, loads in the background."""
+        model = TextEncoderConfig.model_validate(config).model
         key = model.spec.model_dump_json(include={"source", "precision", "device"})
         if key != self._key:
             self._key = key

@@ -31,6 +31,7 @@ from calotype.serving.storage import open_blobs
 from calotype.serving.testing.in_memory import PaintingBackend, ScriptedSafety, decision
 from calotype.serving.weights import hub, transfer
 from calotype.serving.wire.fetch_order import FetchOrder
+from calotype.serving.wire.model_status import ModelAppStatus
 
 TOKEN = "internal-token"
 BASE = BUILT_IN_MODEL.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -207,17 +208,8 @@ class PaintingApp:
     ) -> list[dict[str, Any]]:
         return await self._backend.judge(texts, images, scope)
 
-    async def status(self) -> dict[str, Any]:
-        return {
-            "name": "shapes",
-            "ready": True,
-            "replicas": 1,
-            "queueSeconds": 0.0,
-            "configHash": "",
-            "message": "",
-            "adapters": {"stripes": "ready"},
-            "replicaStates": [],
-        }
+    async def status(self) -> ModelAppStatus:
+        return ModelAppStatus(name="shapes", ready=True, replicas=1, adapters={"stripes": "ready"})
 
 
 def judge_text(text: str) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load, save
 
 from calotype.serving.weights.fetch import Fetched, run_order
-from calotype.serving.weights.report import MAX_BYTES, failure, success
+from calotype.serving.weights.report import failure, success
 from calotype.serving.weights.sources import BUILT_IN
 from calotype.serving.wire.fetch_faults import FetchFailed
 from calotype.serving.wire.fetch_order import FetchOrder, read_order
+from calotype.serving.wire.fetch_result import MAX_BYTES
 
 Orders = Callable[..., FetchOrder]
 WEIGHTS = (BUILT_IN / "stripes.safetensors").read_bytes()
@@ -101,7 +102,7 @@ def test_an_adapter_needs_its_model_but_none_of_its_weights(
     order: Orders, tmp_path: pathlib.Path
 ) -> None:
     source = {"builtIn": {"name": "stripes"}}
-    base = json.loads(json.dumps(order(source=source).model))
+    base = order(source=source).payload()["model"]
     base["spec"]["source"] = {"path": str(tmp_path / "flux")}
     with pytest.raises(FetchFailed) as caught:
         run_order(order(source=source, model=base), quiet)
@@ -181,7 +182,7 @@ def test_the_command_reports_as_the_operator_reads(order: Orders, tmp_path: path
     assert code == 0
     assert report["ok"] is True
     assert report.keys() == {
-        "ok", "resolvedRevision", "sha256", "sizeBytes", "rank", "targetModules", "path"
+        "version", "ok", "resolvedRevision", "sha256", "sizeBytes", "rank", "targetModules", "path"
     }  # fmt: skip
     assert pathlib.Path(report["path"]).read_bytes() == WEIGHTS
     code, report = run(document | {"maxBytes": 10})
