@@ -175,7 +175,7 @@ def test_the_licence_is_accepted_by_whoever_installs(chart: Chart, cloud: str) -
     files = ("values-production.yaml", cloud)
     assert chart.render(*files).kind("Job") == chart.render("values-production.yaml").kind("Job")
     message = chart.refusal(*files, values={"defaultModel": {"enabled": True}})
-    assert '"flux-2-dev-non-commercial"' in message
+    assert '"flux-dev-non-commercial-license"' in message
     assert "add --set defaultModel.spec.licence.accepted=true" in message
     rendered = chart.render(*files, values=WITH_MODEL)
     assert "2-imagemodel.json" in rendered.one("ConfigMap", "acme-defaults")["data"]

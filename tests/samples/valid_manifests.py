@@ -22,7 +22,7 @@ VALID: dict[str, Object] = {
         {
             "source": {"huggingFace": {"repo": "black-forest-labs/FLUX.2-dev", "revision": "main"}},
             "credentialsSecretRef": {"name": "hf-token"},
-            "licence": {"name": "flux-2-dev-non-commercial", "accepted": True},
+            "licence": {"name": "flux-dev-non-commercial-license", "accepted": True},
             "precision": "int8",
             "acceleration": {"stepCache": 0.1, "compile": True},
             "resourceProfile": "a100-80gb",

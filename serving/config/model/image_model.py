@@ -53,7 +53,9 @@ class Licence(Spec):
     )
 
     name: str = Field(
-        min_length=1, max_length=200, description="Name, for example flux-2-dev-non-commercial."
+        min_length=1,
+        max_length=200,
+        description="Name, for example flux-dev-non-commercial-license.",
     )
     accepted: bool = Field(description="true: whoever applies this has read and accepted it.")
 
