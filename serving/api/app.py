@@ -26,9 +26,8 @@ from calotype.serving.api.routes import (
     batches,
     case_images,
     cases,
-    edits,
     files,
-    generations,
+    images,
     jobs,
     models,
     moderations,
@@ -41,7 +40,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.change_poller import ChangePoller
 from calotype.serving.api.state.disconnects import ClientWaits
 from calotype.serving.api.state.eta import Estimates
-from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.api.state.gateway import Gateway, Refresh, nothing_new
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
@@ -49,7 +48,7 @@ from calotype.serving.database.database import Database
 from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 ROUTES = (
-    *(generations, edits, models, moderations, cases, case_images, takedowns, files, batches),
+    *(images, models, moderations, cases, case_images, takedowns, files, batches),
     *(jobs, assets, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -62,12 +61,18 @@ def create_app(
     backend: GenerationBackend,
     catalog: Catalog,
     lifespan: Lifespan | None = None,
+    *,
+    url_secret: bytes | None = None,
+    refresh: Refresh = nothing_new,
+    outlives_models: bool = False,
 ) -> FastAPI:
     """Builds the gateway.
 
     Args:
         catalog: may be changed at any time with `Catalog.replace`.
         lifespan: what must live as long as the application, such as a backend's own tasks.
+        url_secret: signs asset URLs; None = the one that the database keeps.
+        refresh, outlives_models: see `Gateway`.
 
     Raises:
         StorageFailed: the job database cannot be read.
@@ -75,10 +80,27 @@ def create_app(
     waits = ClientWaits(settings, database, backend)
     change_poller = ChangePoller(database, settings.watch_seconds)
 
+    gateway = Gateway(
+        settings=settings,
+        database=database,
+        blobs=blobs,
+        backend=backend,
+        catalog=catalog,
+        waits=waits,
+        url_secret=url_secret or database.secrets.service_secret("asset-urls"),
+        estimates=Estimates(database, settings.forecast_seconds),
+        change_poller=change_poller,
+        outbound=OutboundPolicy(
+            allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
+        ),
+        refresh=refresh,
+        outlives_models=outlives_models,
+    )
+
     @contextlib.asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
         async with lifespan(app) if lifespan else contextlib.nullcontext():
-            async with background_tasks(app):
+            async with background_tasks(gateway):
                 yield
             change_poller.close()
             await waits.close()
@@ -88,20 +110,7 @@ def create_app(
         description="Image generation behind the API of OpenAI's SDKs.",
         lifespan=run,
     )
-    app.state.gateway = Gateway(
-        settings=settings,
-        database=database,
-        blobs=blobs,
-        backend=backend,
-        catalog=catalog,
-        waits=waits,
-        url_secret=database.secrets.service_secret("asset-urls"),
-        estimates=Estimates(database, settings.forecast_seconds),
-        change_poller=change_poller,
-        outbound=OutboundPolicy(
-            allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
-        ),
-    )
+    app.state.gateway = gateway
     for module in ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(CalotypeError, _on_error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -22,9 +21,7 @@ from pydantic import ValidationError
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.http.server import build_server, listening_socket
-from calotype.serving.api.state.availability import answer_for_absent_models
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
@@ -145,9 +142,14 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
             await newest.close()
 
     blobs = open_blobs(environment.blob_url)
-    app = create_app(options.settings, database, blobs, backend, catalog, lifespan=lifespan)
-    answer_for_absent_models(app)
-    gateway: Gateway = app.state.gateway
-    secret = options.signing_secret.encode() if options.signing_secret else gateway.url_secret
-    app.state.gateway = dataclasses.replace(gateway, url_secret=secret, refresh=follower.refresh)
-    return app
+    return create_app(
+        options.settings,
+        database,
+        blobs,
+        backend,
+        catalog,
+        lifespan=lifespan,
+        url_secret=options.signing_secret.encode() if options.signing_secret else None,
+        refresh=follower.refresh,
+        outlives_models=True,
+    )

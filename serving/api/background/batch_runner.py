@@ -13,12 +13,12 @@ import logging
 from typing import Any
 
 from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
+from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.responses import images_body
 from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.failures import error_object, wire
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
-from calotype.serving.api.routes.files import keep_file
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import (
     CalotypeError,

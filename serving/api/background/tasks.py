@@ -10,8 +10,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
-
 from calotype.serving.api.background.batch_runner import BatchRunner
 from calotype.serving.api.http.job_object import describe_job
 from calotype.serving.api.http.signing import content_url
@@ -34,15 +32,13 @@ _PAGE = 200
 
 
 @contextlib.asynccontextmanager
-async def background_tasks(app: FastAPI) -> AsyncIterator[None]:
-    """Does the chores while the context lasts; the gateway is read from the application."""
-    gateway: Gateway = app.state.gateway
+async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
+    """Runs the gateway's background tasks while the context lasts."""
     settings = gateway.settings
 
     def describe(job: JobRecord) -> dict[str, object]:
-        current: Gateway = app.state.gateway
-        base = current.base_url(None)
-        return describe_job(job, base, lambda asset_id: content_url(current, base, asset_id))
+        base = gateway.base_url(None)
+        return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
 
     tasks: list[asyncio.Task[None]] = []
     if settings.webhook_seconds is not None:

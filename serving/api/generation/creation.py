@@ -13,10 +13,11 @@ from typing import Any
 
 from starlette.requests import Request
 
+from calotype.serving.api.generation.access import check_access, scope_for
 from calotype.serving.api.generation.fallback import find_fallback
-from calotype.serving.api.generation.planning import Images, PlannedGeneration, plan_generation
+from calotype.serving.api.generation.planning import PlannedGeneration, plan_generation
+from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
-from calotype.serving.api.state.access import check_access, scope_for
 from calotype.serving.api.state.eta import check_deadline, promised_by
 from calotype.serving.api.state.gateway import Gateway, request_id_of
 from calotype.serving.core.errors import (
@@ -133,7 +134,7 @@ async def create_or_join(
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
         used = [adapter.name for adapter in plan.request.adapters]
-        scope = scope_for(gateway.catalog, plan.model.name, used, team, plan.wish)
+        scope = scope_for(gateway.catalog, plan.model.name, used, team, plan.requested_level)
         if scope is not None:
             details["scope"] = scope
         if terms.recipe is not None:

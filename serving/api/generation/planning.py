@@ -8,8 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from calotype.serving.api.generation.digests import adapter_digest, model_digest
-from calotype.serving.api.generation.strictness import level_parameters, requested_level
+from calotype.serving.api.generation.access import level_parameters, requested_level
+from calotype.serving.api.generation.recipes import adapter_digest, model_digest
+from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import ImageModel
@@ -37,18 +38,6 @@ _STYLE_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """Stored pictures that a request brings, by blob key."""
-
-    image: str | None = None
-    """To start from."""
-    mask: str | None = None
-    references: tuple[str, ...] = ()
-    size: ImageSize | None = None
-    """Of ``image``, where it is known."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedGeneration:
     """Everything that is decided before a job exists."""
 
@@ -56,8 +45,8 @@ class PlannedGeneration:
     request: GenerationRequest
     input: dict[str, Any]
     recipe: dict[str, Any]
-    wish: str | None = None
-    """How strictly the caller wants to be judged (`levels.requested_level`)."""
+    requested_level: str | None = None
+    """How strictly the caller wants to be judged (`access.requested_level`)."""
 
 
 def plan_generation(
@@ -71,7 +60,7 @@ def plan_generation(
     """Checks ``body`` against the model that it names and fills in what it leaves out.
 
     Args:
-        features: what the workers can do (`schemas.FEATURES`).
+        features: what the workers can do (`settings.FEATURES`).
 
     Raises:
         NotFound: no such model or adapter.

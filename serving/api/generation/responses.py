@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from calotype.serving.api.generation.strictness import level_warning
+from calotype.serving.api.generation.access import level_warning
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import Cancelled, DeadlineExceeded, NotFound, error_from_payload

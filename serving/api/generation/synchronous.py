@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
-from calotype.serving.api.generation.planning import Images
 from calotype.serving.api.generation.responses import images_response
 from calotype.serving.api.generation.streaming import images_stream
+from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.disconnects import ClientGone
 from calotype.serving.api.state.gateway import gateway_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -18,14 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from calotype.serving.api.generation.planning import Images
+from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.request import MAX_REFERENCES, ImageSize
 from calotype.serving.database.blob_refs import JOB_INPUT
-from calotype.serving.jobs.records import FileRecord, new_id
-from calotype.serving.storage import content_key
 from calotype.serving.webhooks.safe_http import fetch
 
 MAX_FILE_BYTES = 50 * 1024 * 1024
@@ -51,6 +48,18 @@ class Upload:
     width: int
     """As it is seen: turned as its EXIF data says."""
     height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Stored pictures that a request brings, by blob key."""
+
+    image: str | None = None
+    """To start from."""
+    mask: str | None = None
+    references: tuple[str, ...] = ()
+    size: ImageSize | None = None
+    """Of ``image``, where it is known."""
 
 
 async def read_source(gateway: Gateway, team_id: str, source: Any, param: str) -> bytes:
@@ -265,23 +274,17 @@ async def keep(
 
 def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float) -> str:
     """Puts the picture and notes that it is in use; its blob key."""
-    key = content_key(team_id, upload.data, upload.kind)
-    gateway.blobs.put(key, upload.data)
-    gateway.database.files.add_file(
-        FileRecord(
-            id=new_id("file"),
-            team_id=team_id,
-            purpose=JOB_INPUT,
-            filename=f"upload.{upload.kind}",
-            content_type=f"image/{upload.kind}",
-            size=len(upload.data),
-            sha256=hashlib.sha256(upload.data).hexdigest(),
-            blob_key=key,
-            created=gateway.database.clock.time(),
-            expires=expires,
-        )
+    file = keep_file(
+        gateway,
+        team_id,
+        upload.data,
+        upload.kind,
+        purpose=JOB_INPUT,
+        filename=f"upload.{upload.kind}",
+        content_type=f"image/{upload.kind}",
+        expires=expires,
     )
-    return key
+    return file.blob_key
 
 
 async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:

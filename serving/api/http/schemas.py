@@ -134,17 +134,6 @@ class VariationBody(EditBody):
     prompt: str = Field("", max_length=0, description="A variation has none.")
 
 
-FEATURES = (
-    "edits",
-    "references",
-    "variations",
-    "negative_prompt",
-    "sigmas",
-    "samplers",
-    "previews",
-)
-"""What workers may or may not be able to do; `GatewaySettings.features` says which they can."""
-
 # Parameter -> the feature that it needs.
 _NEEDS = {
     "negative_prompt": "negative_prompt",
@@ -202,7 +191,7 @@ def parse_generation(
     """Reads the parameters of a generation, an edit or a variation.
 
     Args:
-        features: what the workers can do (`FEATURES`).
+        features: what the workers can do (`settings.FEATURES`).
 
     Raises:
         InvalidRequest: the first fault, with the parameter's name and what would be right.

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.requests import Request
 
+from calotype.serving.api.generation.files import find_file
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, parse_object, read_json
 from calotype.serving.api.http.pages import list_object, page_size
 from calotype.serving.api.http.schemas import Body, parse
-from calotype.serving.api.routes.files import find_file
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.database.batches import WORKING

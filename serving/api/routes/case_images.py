@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.moderation.images.decode import blur, decode_image
-from calotype.serving.api.background.held_images import open_held
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import Conflict, NotFound
+from calotype.serving.images.sealing import unseal
 from calotype.serving.jobs.records import AssetRecord, HeldRecord, KeyRecord
 
 router = APIRouter(tags=["moderation"])
@@ -67,6 +67,11 @@ async def case_image(
     if reveal:
         return _answer(data, asset.content_type)
     return _answer(await asyncio.to_thread(blurred, data), "image/png")
+
+
+def open_held(gateway: Gateway, held: HeldRecord) -> bytes:
+    """The file of a held picture. Raises StorageFailed: it is gone or was changed."""
+    return unseal(gateway.blobs.get(held.blob_key), held.seal, held.asset_id)
 
 
 def blurred(data: bytes) -> bytes:

@@ -12,16 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from calotype.serving.api.background.held_images import decide_held
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.pages import list_object, page_size
 from calotype.serving.api.http.schemas import parse
+from calotype.serving.api.routes.case_images import open_held
 from calotype.serving.api.routes.takedowns import take_down_asset
-from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.database.review.cases import CaseRecord
+from calotype.serving.database.review.cases import VERDICTS, CaseRecord
 from calotype.serving.jobs.records import KeyRecord
+from calotype.serving.storage import content_key
 
 router = APIRouter(tags=["moderation"])
 
@@ -156,3 +157,27 @@ def describe_case(case: CaseRecord) -> dict[str, Any]:
         "created_at": int(case.created),
         "decided_at": None if case.decided is None else int(case.decided),
     }
+
+
+def decide_held(
+    gateway: Gateway, case: CaseRecord, reviewer: str, verdict: str, note: str
+) -> CaseRecord:
+    """Ends a case about a held picture: it goes to its team, or is gone.
+
+    Raises:
+        Conflict: see `jobs.cases.Cases.decide_case`.
+        NotFound: the picture is not held any more.
+    """
+    database = gateway.database
+    if verdict not in VERDICTS["review"] or case.status != "open" or case.held_by != reviewer:
+        return database.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
+    if verdict == "rejected":
+        return database.held_images.reject_held(case, reviewer, note)
+    held = database.held_images.get_held(case.subject)
+    if held is None:
+        raise NotFound(f"The picture '{case.subject}' is not held any more.")
+    data = open_held(gateway, held)
+    key = content_key(held.team_id, data, held.content_type.rpartition("/")[2])
+    # Not a picture of anybody until the row names it; what no row names is swept.
+    gateway.blobs.put(key, data)
+    return database.held_images.release_held(case, reviewer, note, key)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.serving.api.generation.files import find_file, keep_file
 from calotype.serving.api.generation.uploads import check_image
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.multipart import is_multipart, read_form
 from calotype.serving.api.http.pages import list_object, page_size
-from calotype.serving.api.state.gateway import Gateway, gateway_of
-from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.jobs.records import FileRecord, KeyRecord, new_id
-from calotype.serving.storage import content_key
+from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.jobs.records import FileRecord, KeyRecord
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -151,46 +149,6 @@ async def delete_file(request: Request, file_id: str, key: Caller) -> dict[str, 
     gateway = gateway_of(request)
     await asyncio.to_thread(gateway.database.files.delete_file, file_id, key.team_id)
     return {"id": file_id, "object": "file", "deleted": True}
-
-
-async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
-    """Raises NotFound when the team has no such file, or it has expired."""
-    file = await asyncio.to_thread(gateway.database.files.get_file, file_id, team_id)
-    if file is None:
-        raise NotFound(f"There is no file '{file_id[:80]}'.")
-    if file.expires is not None and file.expires <= gateway.database.clock.time():
-        raise NotFound(f"The file '{file_id}' has expired.", code="expired")
-    return file
-
-
-def keep_file(
-    gateway: Gateway,
-    team_id: str,
-    data: bytes,
-    kind: str,
-    *,
-    purpose: str,
-    filename: str,
-    content_type: str,
-    expires: float | None,
-) -> FileRecord:
-    """Stores bytes as a file of the team."""
-    key = content_key(team_id, data, kind)
-    gateway.blobs.put(key, data)
-    file = FileRecord(
-        id=new_id("file"),
-        team_id=team_id,
-        purpose=purpose,
-        filename=re.sub(r"[\x00-\x1f\x7f]", "_", filename)[:255],
-        content_type=content_type,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        blob_key=key,
-        created=gateway.database.clock.time(),
-        expires=expires,
-    )
-    gateway.database.files.add_file(file)
-    return file
 
 
 def file_object(file: FileRecord) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from calotype.serving.api.routes.models import status_object
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.protocols import ModelStatus
@@ -28,7 +29,10 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> JSONResponse:
-    """200 when the database answers and at least one model draws."""
+    """200 when the database answers and a model is ready.
+
+    A gateway that outlives its models needs none: it keeps jobs until their model is back.
+    """
     gateway = gateway_of(request)
     reason = None
     statuses: list[ModelStatus] = []
@@ -37,26 +41,19 @@ async def readyz(request: Request) -> JSONResponse:
         statuses = await gateway.backend.status()
     except (CalotypeError, OSError) as error:
         reason = str(error)
-    ready = any(status.ready for status in statuses)
-    if not ready and reason is None:
-        reason = "No model is ready yet."
+    if gateway.outlives_models:
+        waiting = "unavailable"
+    else:
+        waiting = "loading"
+        if reason is None and not any(status.ready for status in statuses):
+            reason = "No model is ready yet."
     body = {
-        "status": "ready" if ready else "loading",
+        "status": "ready" if reason is None else waiting,
         "reason": reason,
-        "models": [
-            {
-                "name": status.name,
-                "ready": status.ready,
-                "replicas": status.replicas,
-                "queue_seconds": round(status.queue_seconds, 1),
-                "adapters": status.adapters,
-                "message": status.message,
-            }
-            for status in statuses
-        ],
+        "models": [status_object(status) for status in statuses],
     }
-    headers = {} if ready else {"retry-after": "2"}
-    return JSONResponse(body, status_code=200 if ready else 503, headers=headers)
+    headers = {} if reason is None else {"retry-after": "2"}
+    return JSONResponse(body, status_code=200 if reason is None else 503, headers=headers)
 
 
 @router.get("/metrics")

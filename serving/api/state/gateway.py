@@ -19,8 +19,11 @@ from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.database import Database
 from calotype.serving.webhooks.safe_http import OutboundPolicy
 
+Refresh = Callable[[], Awaitable[bool]]
 
-async def _nothing_new() -> bool:
+
+async def nothing_new() -> bool:
+    """The `Gateway.refresh` of a service whose declarations do not change."""
     return False
 
 
@@ -38,8 +41,10 @@ class Gateway:
     change_poller: ChangePoller
     outbound: OutboundPolicy
     """Where webhooks and image URLs may lead."""
-    refresh: Callable[[], Awaitable[bool]] = _nothing_new
+    refresh: Refresh = nothing_new
     """Looks for what was declared a moment ago; says whether anything is new."""
+    outlives_models: bool = False
+    """Accepts jobs while their models are away, so it is ready without any; says how each is."""
 
     def base_url(self, request: Request | None) -> str:
         """How clients reach this gateway; without a request only if ``public_url`` says it."""

@@ -6,7 +6,16 @@ import pathlib
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calotype.serving.api.http.schemas import FEATURES
+FEATURES = (
+    "edits",
+    "references",
+    "variations",
+    "negative_prompt",
+    "sigmas",
+    "samplers",
+    "previews",
+)
+"""What workers may or may not be able to do beside drawing from a prompt."""
 
 
 class GatewaySettings(BaseModel):
@@ -41,7 +50,7 @@ class GatewaySettings(BaseModel):
     )
     features: frozenset[str] = Field(
         frozenset(FEATURES),
-        description="What the workers can do beside drawing; a subset of schemas.FEATURES.",
+        description="What the workers can do beside drawing; a subset of FEATURES.",
     )
     max_upload_bytes: int = Field(
         128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."

@@ -13,7 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
-from calotype.serving.api.http.schemas import FEATURES
+from calotype.serving.api.state.settings import FEATURES
 from calotype.serving.config import BUILT_IN_MODEL
 
 EDITS = "/v1/images/edits"

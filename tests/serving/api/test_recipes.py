@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from calotype.serving.api.http.schemas import FEATURES
+from calotype.serving.api.state.settings import FEATURES
 from calotype.serving.images.recipe_metadata import read_stamp
 from calotype.serving.jobs.recipe import recipe_hash
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from calotype.serving.api.http.schemas import FEATURES
+from calotype.serving.api.state.settings import FEATURES
 
 EDITS = "/v1/images/edits"
 TURNED = 6

@@ -1,10 +1,16 @@
-"""What a team may use: ``spec.access`` of a LoRAAdapter; and by whose policies it is judged."""
+"""What a team may use, and by which policies and how strictly its requests are judged.
+
+Who may use an adapter is ``spec.access`` of the LoRAAdapter. How strictly a caller wants to be
+judged is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy decides what is granted
+(`moderation.policy.presets`), and the answer says where it is less.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import LoRAAdapter
 from calotype.serving.core.errors import PermissionDenied
@@ -43,20 +49,51 @@ def scope_for(
     model: str,
     adapters: Collection[str],
     team: TeamRecord | None,
-    wish: str | None = None,
+    level: str | None = None,
 ) -> dict[str, Any] | None:
     """For whom a request is judged (`protocols.SafetyStage`); None = nobody in particular.
 
     Args:
         adapters: names of those that the request uses.
-        wish: what the caller asked for (`moderation.presets.is_level`).
+        level: how strictly the caller wants to be judged (`requested_level`).
     """
     named = [team.policy] if team is not None and team.policy else []
     for adapter in catalog.adapters(model):
         ref = adapter.spec.moderation_policy_ref
         if ref is not None and adapter.name in adapters:
             named.append(ref.name)
-    if not named and wish is None:
+    if not named and level is None:
         return None
     scope: dict[str, Any] = {"policies": list(dict.fromkeys(named))}
-    return scope if wish is None else scope | {"wish": wish}
+    return scope if level is None else scope | {"wish": level}
+
+
+def requested_level(body: GenerationBody) -> str | None:
+    """``low``, or ``0`` to ``6``; None = the policy as it is."""
+    if body.safety_tolerance is not None:
+        return str(body.safety_tolerance)
+    return "low" if body.moderation == "low" else None
+
+
+def level_parameters(body: GenerationBody) -> dict[str, Any]:
+    """The same as parameters: part of the recipe, since a picture may be blurred by it."""
+    if body.safety_tolerance is not None:
+        return {"safety_tolerance": body.safety_tolerance}
+    return {"moderation": "low"} if body.moderation == "low" else {}
+
+
+def level_warning(moderation: Mapping[str, Any] | None) -> list[str]:
+    """A sentence where a job was judged otherwise than its caller asked for.
+
+    Args:
+        moderation: of the job, with the prompt's decision as ``input``.
+    """
+    decision = (moderation or {}).get("input") or {}
+    if decision.get("granted", True) or not decision.get("asked"):
+        return []
+    asked = decision["asked"]
+    shown = "moderation 'low'" if asked == "low" else f"safety_tolerance {asked}"
+    return [
+        f"{shown} is not granted by the policy {decision.get('policy')}; "
+        f"it was judged by {decision.get('preset')!r}."
+    ]

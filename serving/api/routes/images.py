@@ -1,4 +1,7 @@
-"""POST /v1/images/edits and /v1/images/variations, in multipart and in JSON."""
+"""POST /v1/images/generations, /edits and /variations as OpenAI's SDKs call them.
+
+Each makes a job, waits for it and answers. Edits and variations come as multipart or JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,14 @@ from calotype.serving.api.generation.uploads import (
     read_images,
 )
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import read_json
+from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.multipart import Form, is_multipart, read_form, typed
-from calotype.serving.api.http.schemas import EditBody, VariationBody, parse_generation
+from calotype.serving.api.http.schemas import (
+    EditBody,
+    GenerationBody,
+    VariationBody,
+    parse_generation,
+)
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.jobs.records import KeyRecord
@@ -55,19 +63,35 @@ def form_body(schema: type[EditBody]) -> dict[str, object]:
     }
 
 
+@router.post("/v1/images/generations", openapi_extra=json_body(GenerationBody))
+async def generate(request: Request, key: Caller) -> Response:
+    """Draws pictures and answers with them, or streams them as they come."""
+    gateway = gateway_of(request)
+    started = time.monotonic()
+    raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
+    wanted, recipe = expand_recipe(raw)
+    body = parse_generation(wanted, gateway.settings.features)
+    images = await recipe_images(gateway, key.team_id, recipe)
+    if images is None:
+        images = await read_images(gateway, key.team_id, body, input_seconds(gateway))
+    return await answer(request, key, body, raw, images=images, recipe=recipe, started=started)
+
+
 @router.post("/v1/images/edits", openapi_extra=form_body(EditBody))
 async def edit(request: Request, key: Caller) -> Response:
     """Draws anew what a mask marks, or a new picture that looks at those that are sent."""
-    return await _run(request, key, EditBody, "edits")
+    return await _draw_from_images(request, key, EditBody, "edits")
 
 
 @router.post("/v1/images/variations", openapi_extra=form_body(VariationBody))
 async def vary(request: Request, key: Caller) -> Response:
     """Draws pictures that resemble the one that is sent."""
-    return await _run(request, key, VariationBody, "variations")
+    return await _draw_from_images(request, key, VariationBody, "variations")
 
 
-async def _run(request: Request, key: KeyRecord, schema: type[EditBody], feature: str) -> Response:
+async def _draw_from_images(
+    request: Request, key: KeyRecord, schema: type[EditBody], feature: str
+) -> Response:
     started = time.monotonic()
     gateway = gateway_of(request)
     settings = gateway.settings
