@@ -5,7 +5,9 @@
 * Content Credentials: signed, so a change is noticed; stripped as easily.
 * The watermark: in the pixels, so it is there when the metadata is gone; read by this installation.
 
-`Marks` writes them and `check` reads them. The same image gets the same bytes.
+`Marks` writes them and `check` reads them. The same image gets the same watermark and the same XMP;
+Content Credentials differ in random salts, so the bytes of two files differ while their pixels do
+not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who signs images: a chain of certificates and the key of its first one.
 
-`Signer.derived` makes both from a secret, so that every process of an installation signs alike and
-the same image gets the same bytes. Readers call such a signature valid and its signer unknown;
+`Signer.derived` makes both from a secret, so that every process of an installation has the same
+signer. Readers call such a signature valid and its signer unknown;
 `Signer.load` takes a chain and a key of the organisation's own, from an authority that they know.
 """
 
@@ -34,8 +34,6 @@ class Signer:
     chain: str
     """Certificates in PEM, the signing one first."""
     sign: Callable[[bytes], bytes] = field(repr=False)
-    repeats: bool
-    """Whether the same bytes get the same signature."""
 
     @property
     def anchor(self) -> str:
@@ -61,7 +59,7 @@ class Signer:
         top = _certificate(f"installation {print_}", f"installation {print_}", root, root)
         own = _certificate(f"picture signer {print_}", f"installation {print_}", leaf, root)
         chain = own.public_bytes(Encoding.PEM) + top.public_bytes(Encoding.PEM)
-        return cls("ed25519", chain.decode(), leaf.sign, True)
+        return cls("ed25519", chain.decode(), leaf.sign)
 
     @classmethod
     def load(cls, chain: pathlib.Path, key: pathlib.Path) -> Signer:
@@ -88,13 +86,13 @@ class Signer:
             raise ProvenanceError(
                 f"{key}: holds no private key in PEM without a password ({error})."
             ) from None
-        algorithm, sign, repeats = _signing(private, key)
+        algorithm, sign = _signing(private, key)
         if certificates[0].public_key() != private.public_key():
             raise ProvenanceError(
                 f"{key}: is not the key of the first certificate in {chain}; "
                 "write the signing certificate first."
             )
-        return cls(algorithm, text, sign, repeats)
+        return cls(algorithm, text, sign)
 
 
 def signature_fits(data: bytes, signature: bytes, chain: str) -> bool:
@@ -127,30 +125,27 @@ def signature_fits(data: bytes, signature: bytes, chain: str) -> bool:
     return True
 
 
-def _signing(
-    key: PrivateKeyTypes, path: pathlib.Path
-) -> tuple[str, Callable[[bytes], bytes], bool]:
+def _signing(key: PrivateKeyTypes, path: pathlib.Path) -> tuple[str, Callable[[bytes], bytes]]:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
     from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
     if isinstance(key, ed25519.Ed25519PrivateKey):
-        return "ed25519", key.sign, True
+        return "ed25519", key.sign
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size in (256, 384, 521):
         curve = key
         digest = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}[key.key_size]
         size = -(-key.key_size // 8)
 
         def sign(data: bytes) -> bytes:
-            # RFC 6979: no random number, so the same image keeps the same bytes.
-            der = curve.sign(data, ec.ECDSA(digest, deterministic_signing=True))
+            der = curve.sign(data, ec.ECDSA(digest))
             return b"".join(part.to_bytes(size, "big") for part in decode_dss_signature(der))
 
-        return f"es{8 * digest.digest_size}", sign, True
+        return f"es{8 * digest.digest_size}", sign
     if isinstance(key, rsa.RSAPrivateKey):
         private = key
         pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
-        return "ps256", lambda data: private.sign(data, pss, hashes.SHA256()), False
+        return "ps256", lambda data: private.sign(data, pss, hashes.SHA256())
     raise ProvenanceError(f"{path}: is neither an Ed25519, an EC P-256/384/521 nor an RSA key.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Iterator
 
@@ -86,6 +87,18 @@ def saved(pixels: Pixels, kind: str, **options: object) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return np.asarray(Image.open(file).convert("RGB"))
+
+
+def pixels_of(file: bytes | str) -> Pixels:
+    """The pixels of a file, or of its base64."""
+    data = base64.b64decode(file) if isinstance(file, str) else file
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def same_pixels(*files: bytes | str) -> bool:
+    """Whether files show the same image; signed files of one image differ in their bytes."""
+    first, *others = map(pixels_of, files)
+    return all(np.array_equal(first, other) for other in others)
 
 
 def resized(pixels: Pixels, factor: float) -> Pixels:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from calotype.serving.images.provenance import MARKS, installation_marks
+
 FOLDER = pathlib.Path(__file__).parent
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 CLIENTS = CACHE / "calotype" / "clients"
@@ -27,8 +29,13 @@ UNREACHABLE = ("EAI_AGAIN", "ENOTFOUND", "ECONNREFUSED", "dns error", "Connectio
 def contract(
     tmp_path_factory: pytest.TempPathFactory, shared_running: Callable[..., Any]
 ) -> Iterator[Any]:
-    with shared_running(tmp_path_factory.mktemp("contract")) as service:
-        yield service
+    # Clients compare whole files by their digest: without Content Credentials their bytes repeat.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARKS, "xmp,watermark")
+        installation_marks.cache_clear()
+        with shared_running(tmp_path_factory.mktemp("contract")) as service:
+            yield service
+    installation_marks.cache_clear()
 
 
 @pytest.fixture(scope="session")
