@@ -1,6 +1,6 @@
 """Prints the table of docs/provenance.md.
 
-PYTHONPATH=tests python tests/moderation/measure_watermark.py
+PYTHONPATH=tests python tests/moderation/provenance/measure_watermark.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prints the tables of photographs in docs/images.md, from folders that are not part of calotype.
 
-PYTHONPATH=tests python tests/moderation/measure_photographs.py --explicit DIR --benign DIR
+PYTHONPATH=tests python tests/moderation/images/measure_photographs.py --explicit DIR --benign DIR
 
 ``--explicit`` holds the samples of projects that detect nudity, ``--benign`` photographs that must
 pass; a word in the name of a benign file puts it into a row of its own. Nothing is written.

@@ -1,6 +1,6 @@
 """Prints the tables of docs/images.md.
 
-PYTHONPATH=tests python tests/moderation/measure_pictures.py
+PYTHONPATH=tests python tests/moderation/images/measure_tiles.py
 
 No unsafe image is made. What the classifiers give an image of a person is measured elsewhere;
 here a classifier that knows one colour stands in for them, to see which places and sizes the stage
