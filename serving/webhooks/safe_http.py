@@ -28,10 +28,18 @@ MAX_URL_CHARS = 2048
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# What `is_global` lets pass but leads back to IPv4 addresses of its own choosing.
+# What `is_global` lets pass but is translated to another address, or is only of one site.
 _TRANSLATED = tuple(
     ipaddress.ip_network(text)
-    for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+    for text in (
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "2001::/32",
+        "::/96",
+        "192.88.99.0/24",
+        "fec0::/10",
+    )
 )
 
 

@@ -7,6 +7,7 @@ nothing to do.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from sqlalchemy.engine import make_url
 from calotype.serving.core.errors import StorageFailed
 from calotype.serving.database.connection import create_database_engine, writing
 
+_OWNER_ONLY = 0o600
 MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 _POSTGRES_LOCK = 0x63616C6F  # "calo": any number that nobody else locks
 
@@ -44,7 +46,7 @@ def downgrade_database(url: str, revision: str) -> None:
 
 def _run(url: str, revision: str, change: Callable[[Config, str], None]) -> None:
     engine = create_database_engine(url)
-    _make_folder(url)
+    _make_file(url)
     try:
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":
@@ -56,14 +58,20 @@ def _run(url: str, revision: str, change: Callable[[Config, str], None]) -> None
         engine.dispose()
 
 
-def _make_folder(url: str) -> None:
+def _make_file(url: str) -> None:
+    """The file of SQLite, readable by its owner alone: it holds prompts and hashes of keys."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return
-    folder = pathlib.Path(parsed.database).parent
+    file = pathlib.Path(parsed.database)
+    if parsed.database == ":memory:":
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=_OWNER_ONLY)
+        if file.stat().st_uid == os.geteuid():
+            file.chmod(_OWNER_ONLY)
     except OSError as error:
         raise StorageFailed(
-            f"The folder {folder} of the job database cannot be made: {error.strerror or error}."
+            f"The job database {file} cannot be made: {error.strerror or error}."
         ) from error

@@ -213,10 +213,11 @@ def _peft_config(header: WeightHeader) -> dict[str, Any]:
 
 
 def _by_pattern(pattern: object, module: str, default: Any) -> Any:
-    # As PEFT reads it: a key matches the whole module name or its end.
+    # PEFT reads a key as a regular expression over the end of a module's name, and writes plain
+    # names. A stranger's file is read as plain names alone.
     if isinstance(pattern, dict):
         for key, value in pattern.items():
-            if re.match(rf"(.*\.)?({key})$", module):
+            if module == key or module.endswith(f".{key}"):
                 return value
     return default
 

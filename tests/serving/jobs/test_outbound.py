@@ -26,6 +26,7 @@ REFUSED = [
     "https://017700000001/", "https://[::1]/", "https://[::]/", "https://[::ffff:127.0.0.1]/",
     "https://[::ffff:7f00:1]/", "https://[::ffff:169.254.169.254]/", "https://[::127.0.0.1]/",
     "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/", "https://[2001:0:7f00:1::]/",
+    "https://[fec0::1]/", "https://192.88.99.1/",
     "https://[fe80::1]/", "https://[fe80::1%25eth0]/", "https://[fd00::1]/", "https://[ff02::1]/",
     "https://127.0.0.1./", "http://example.com/", "ftp://example.com/", "file:///etc/passwd",
     "gopher://example.com/", "//example.com/", "https://", "https:///x", "https://user@example.com/",
