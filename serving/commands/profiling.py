@@ -57,22 +57,18 @@ def profile(
     the same precision on the same kind of device. Measure on an idle machine, and again after an
     update.
     """
-    import torch
-
     from calotype.serving.config import local_model
     from calotype.serving.engine.execution.step_profile import make_profile
-    from calotype.serving.weights.sources import model_folder
-    from calotype.serving.worker.model_loader import pick_device
+    from calotype.serving.worker.model_loader import load_parts
 
     resource = local_model(model)
     wanted = _sizes(resource, sizes)
-    torch.set_num_threads(threads)
+    chosen = {"device": device, "precision": precision or resource.spec.precision}
+    resource = resource.model_copy(update={"spec": resource.spec.model_copy(update=chosen)})
     found, path = make_profile(
-        model_folder(resource),
+        load_parts(resource, ("denoiser", "vae"), torch_threads=threads),
         data_dir,
         wanted,
-        precision=precision or resource.spec.precision,
-        device=pick_device(device),
         rows=sorted({rows, *(2**i for i in range(rows.bit_length()))}),
         on_time=lambda time: click.echo(
             f"{time.tokens} tokens, {time.rows} together: {time.seconds:.4f} s a step", err=True

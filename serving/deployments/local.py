@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.rulebook import Scope
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.core.errors import ContentBlocked, EngineError
+from calotype.serving.core.errors import ContentBlocked
 from calotype.serving.core.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.core.request import Failed, Finished, GenerationRequest, Progress
 from calotype.serving.database.database import Database
@@ -22,14 +22,12 @@ from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.engine.model.input_images import restore_outside
 from calotype.serving.images.encode import blur, enlarge, given_images
 from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
-from calotype.serving.weights.sources import model_folder
 from calotype.serving.worker.generation import EncodedPrompt
-from calotype.serving.worker.model_loader import pick_device
+from calotype.serving.worker.model_loader import load_model, load_text_encoder
 from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
-    from calotype.serving.engine.engine import Engine
     from calotype.serving.engine.model.text_encoder import TextEncoder
 
 
@@ -93,7 +91,7 @@ class LocalBackend:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[LocalBackend]:
         """Loads the model and draws until the context ends."""
-        encoder = await asyncio.to_thread(_load_text_encoder, self._model)
+        encoder = await asyncio.to_thread(load_text_encoder, self._model)
         await self._dispatcher.start()
         self._replica = GeneratorReplica(
             ReplicaSettings("local"),
@@ -146,20 +144,6 @@ class LocalBackend:
         ]
 
 
-def _load_text_encoder(model: ImageModel) -> TextEncoder:
-    from calotype.serving.engine.model.components import load_components
-
-    found = load_components(
-        model_folder(model),
-        parts=("text_encoder",),
-        device=pick_device(model.spec.device),
-        precision=model.spec.precision,
-    ).text_encoder
-    if found is None:
-        raise EngineError("The text encoder was not loaded.")
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """One allowed picture."""
@@ -186,7 +170,14 @@ class LocalPipeline:
     ) -> None:
         self.model = model
         self._moderator = moderator
-        self._engine = _load_engine(model, adapters, torch_threads)
+        self._engine = load_model(
+            model,
+            parts=("text_encoder", "denoiser", "vae"),
+            torch_threads=torch_threads,
+            accelerated=False,
+        ).engine
+        for name, path in adapters.items():
+            self._engine.adapters.load(name, path)
 
     def draw(
         self,
@@ -254,21 +245,3 @@ class LocalPipeline:
                         yield from event.images
         finally:
             self._engine.abort(request.id)
-
-
-def _load_engine(
-    model: ImageModel, adapters: dict[str, pathlib.Path], torch_threads: int | None
-) -> Engine:
-    from calotype.serving.engine.engine import Engine
-    from calotype.serving.engine.lora.adapter_store import AdapterStore
-    from calotype.serving.engine.model.components import load_components
-
-    components = load_components(
-        model_folder(model),
-        device=pick_device(model.spec.device),
-        precision=model.spec.precision,
-    )
-    store = AdapterStore(components.denoiser, max_rank=model.spec.adapters.max_rank)
-    for name, path in adapters.items():
-        store.load(name, path)
-    return Engine(components, adapters=store, torch_threads=torch_threads)

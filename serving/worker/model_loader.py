@@ -1,4 +1,4 @@
-"""A model on its device or devices, ready to draw: what a manifest asks for, as an engine."""
+"""From a manifest to a loaded model: the one place where weights become components and engines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from calotype.serving.engine.engine import Engine
     from calotype.serving.engine.execution.step_profile import Profile
     from calotype.serving.engine.model.components import Components, Part
+    from calotype.serving.engine.model.text_encoder import TextEncoder
     from calotype.serving.engine.parallel.device_group import DeviceGroup
     from calotype.serving.engine.parallel.sequence_parallel import SequenceGroup
 
@@ -62,6 +63,42 @@ class LoadedModel:
         }
 
 
+def load_parts(
+    model: ImageModel, parts: Sequence[Part], *, torch_threads: int | None = None
+) -> Components:
+    """Loads some parts of what a manifest names, fetching them first if they lie elsewhere.
+
+    Args:
+        torch_threads: of this process from now on; None leaves them as they are.
+
+    Raises:
+        ModelLoadFailed: they cannot be loaded as the manifest says; one sentence.
+    """
+    import torch
+
+    from calotype.serving.engine.model.components import load_components
+
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    return load_components(
+        model_folder(model),
+        parts=parts,
+        device=pick_device(model.spec.device),
+        precision=model.spec.precision,
+    )
+
+
+def load_text_encoder(model: ImageModel, *, torch_threads: int | None = None) -> TextEncoder:
+    """The text encoder of a manifest's model, alone.
+
+    Raises:
+        ModelLoadFailed: as `load_parts`.
+    """
+    found = load_parts(model, ("text_encoder",), torch_threads=torch_threads).text_encoder
+    assert found is not None, "it was asked for"
+    return found
+
+
 def load_model(
     model: ImageModel,
     *,
@@ -69,33 +106,30 @@ def load_model(
     data_folder: pathlib.Path | None = None,
     on_lost: Callable[[str], None] = lambda reason: None,
     parts: Sequence[Part] = ("denoiser", "vae"),
+    accelerated: bool = True,
 ) -> LoadedModel:
     """Loads what a manifest names, and compiles it where it says so. Takes seconds to minutes.
 
     Args:
         data_folder: where `calotype profile` may have left what it measured.
-        on_lost: told, from any thread, when a device of a group is gone.
+        on_lost: called, from any thread, when a device of a group is gone.
+        accelerated: compile and use several devices as the manifest says; else neither, for
+            processes that draw a single image.
 
     Raises:
         ModelLoadFailed: it cannot be loaded as the manifest says; one sentence.
     """
-    import torch
-
     from calotype.serving.engine.execution.step_profile import Profile
-    from calotype.serving.engine.model.components import load_components
     from calotype.serving.engine.parallel.device_group import DeviceGroup
 
-    folder, device = model_folder(model), pick_device(model.spec.device)
-    if torch_threads is not None:
-        torch.set_num_threads(torch_threads)
-    devices = model.spec.acceleration.devices_per_picture
+    devices = model.spec.acceleration.devices_per_picture if accelerated else 1
     group = None
     if devices > 1:
         # The other devices load while this one does.
         group = DeviceGroup(
-            folder,
+            model_folder(model),
             devices,
-            device=device,
+            device=pick_device(model.spec.device),
             precision=model.spec.precision,
             torch_threads=torch_threads,
             max_rank=model.spec.adapters.max_rank,
@@ -103,12 +137,11 @@ def load_model(
             on_lost=on_lost,
         )
     try:
-        components = load_components(
-            folder, parts=parts, device=device, precision=model.spec.precision
-        )
+        components = load_parts(model, parts, torch_threads=torch_threads)
         profile = None if data_folder is None else Profile.find(data_folder, components)
         joined = None if group is None else group.join()
-        return _ready(model, components, profile, group, joined)
+        compiled = accelerated and model.spec.acceleration.compile
+        return _ready(model, components, profile, group, joined, compiled)
     except BaseException:
         if group is not None:
             group.close()
@@ -121,11 +154,11 @@ def _ready(
     profile: Profile | None,
     group: DeviceGroup | None,
     joined: SequenceGroup | None,
+    compiled: bool,
 ) -> LoadedModel:
     from calotype.serving.engine.engine import Engine
     from calotype.serving.engine.lora.adapter_store import AdapterStore
 
-    compiled = model.spec.acceleration.compile
     rows = ROWS_UNMEASURED if profile is None else profile.most_rows
     engine = Engine(
         components,

@@ -12,9 +12,8 @@ from ray import serve
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import CalotypeError, Overloaded
 from calotype.serving.deployments.reporting import report_forever
-from calotype.serving.weights.sources import model_folder
 from calotype.serving.wire.application import TextEncoderConfig
-from calotype.serving.worker.model_loader import pick_device
+from calotype.serving.worker.model_loader import load_text_encoder
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -64,22 +63,9 @@ class TextEncoderDeployment:
 
     async def _load(self, model: ImageModel) -> None:
         try:
-            encoder = await asyncio.to_thread(self._read, model)
+            encoder = await asyncio.to_thread(load_text_encoder, model, torch_threads=self._threads)
         except CalotypeError as error:
             self._problem = error.message
             log.error("%s", error.message)
             return
         self._encoder, self._problem = encoder, ""
-
-    def _read(self, model: ImageModel) -> TextEncoder | None:
-        import torch
-
-        from calotype.serving.engine.model.components import load_components
-
-        torch.set_num_threads(self._threads)
-        return load_components(
-            model_folder(model),
-            parts=("text_encoder",),
-            device=pick_device(model.spec.device),
-            precision=model.spec.precision,
-        ).text_encoder

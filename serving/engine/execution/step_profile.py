@@ -24,7 +24,7 @@ from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.execution.forward import Forward
 from calotype.serving.engine.execution.step_runner import is_out_of_memory
-from calotype.serving.engine.model.components import Components, Precision, load_components
+from calotype.serving.engine.model.components import Components
 from calotype.serving.engine.model.decoder import pixels_per_token
 from calotype.serving.engine.scheduling.scheduler import Bucket
 
@@ -192,23 +192,14 @@ def measure_profile(
 
 
 def make_profile(
-    folder: pathlib.Path,
+    components: Components,
     data_folder: pathlib.Path,
     sizes: Iterable[ImageSize],
     *,
-    precision: Precision = "float32",
-    device: str = "cpu",
     rows: Sequence[int] = (1, 2, 4, 8),
     on_time: Callable[[StepTime], None] | None = None,
 ) -> tuple[Profile, pathlib.Path]:
-    """Measures a model of a folder and keeps the profile in a data folder; says where.
-
-    Raises:
-        ModelLoadFailed: the folder holds no FLUX.2 model.
-    """
-    components = load_components(
-        folder, parts=("denoiser", "vae"), device=device, precision=precision
-    )
+    """Measures a model and keeps the profile in a data folder; returns its path, too."""
     profile = measure_profile(components, sizes, rows=rows, on_time=on_time)
     path = profile_path(data_folder, components)
     profile.save(path)

@@ -176,9 +176,7 @@ def test_tenants_share_the_engine(new_engine, make_request):
 def test_a_profile_is_measured_kept_and_followed(components, new_engine, make_request, tmp_path):
     seen = []
     sizes = [ImageSize(32, 32), ImageSize(64, 64)]
-    profile, path = make_profile(
-        components.folder, tmp_path, sizes, rows=(1, 2), on_time=seen.append
-    )
+    profile, path = make_profile(components, tmp_path, sizes, rows=(1, 2), on_time=seen.append)
     assert [(t.tokens, t.rows) for t in profile.times] == [(36, 1), (36, 2), (48, 1), (48, 2)]
     assert list(profile.times) == seen and all(t.seconds > 0 for t in seen)
     assert path == profile_path(tmp_path, components)

@@ -117,9 +117,8 @@ def test_weights_take_what_the_plan_says(model_folder, precision):
 
 
 def test_a_profile_of_the_device_is_made(model_folder, tmp_path):
-    profile, _ = make_profile(
-        model_folder, tmp_path, [ImageSize(64, 64)], device="cuda", rows=(1, 2)
-    )
+    components = load_components(model_folder, parts=("denoiser", "vae"), device="cuda")
+    profile, _ = make_profile(components, tmp_path, [ImageSize(64, 64)], rows=(1, 2))
     assert profile.machine["device"] == torch.cuda.get_device_name()
     assert [t.rows for t in profile.times] == [1, 2]
 
