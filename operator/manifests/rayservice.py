@@ -250,7 +250,6 @@ def _pod(
     *,
     head: bool = False,
 ) -> Manifest:
-    threads = profile.threads if profile is not None else 1
     container: Manifest = {
         "name": container_name,
         "image": settings.serve_image,
@@ -260,7 +259,7 @@ def _pod(
             {"name": "metrics", "containerPort": 8080},
             *(_HEAD_PORTS if head else []),
         ],
-        "env": environment(settings, threads),
+        "env": environment(settings),
         "resources": profile.resources() if profile is not None else settings.control_resources,
         "securityContext": container_security(settings),
         "volumeMounts": mounts(volumes),

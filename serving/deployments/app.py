@@ -25,6 +25,7 @@ from calotype.serving.config.environment import DATA_DIR
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.deployments.gpu_shares import NO_GPUS, GpuShares
 from calotype.serving.deployments.policies import moderation_of
+from calotype.serving.deployments.ray_environment import QUIET_THREADS
 from calotype.serving.deployments.replicas.dispatcher import DispatcherDeployment
 from calotype.serving.deployments.replicas.gateway import GatewayDeployment
 from calotype.serving.deployments.replicas.generator import GeneratorDeployment
@@ -48,7 +49,6 @@ QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
 """Reports and long polls would fill the log several times a second."""
 OWN_ANNOTATIONS = "calotype.dev/"
 """How the names of those annotations begin that replicas read."""
-QUIET_THREADS = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
 
 
 class AppOptions(BaseModel):
@@ -78,6 +78,9 @@ def build_app(arguments: dict[str, Any]) -> Application:
         *(model, adapters, moderation_of(model, found), data_dir),
         threads=options.threads,
         gpus=GpuShares(options.gpus, options.gpus),
+        # Replicas do not get the arguments of the command that started them: the keys of the marks
+        # lie in the data folder.
+        environment=QUIET_THREADS | {DATA_DIR: str(data_dir)},
     )
     config = user_config(model, adapters)["Generator"]
     ingress = serve.deployment(serve.ingress()(GatewayDeployment))
@@ -97,6 +100,7 @@ def build_model_app(
     *,
     threads: int = 1,
     gpus: GpuShares = NO_GPUS,
+    environment: Mapping[str, str] | None = None,
 ) -> Application:
     """One model's deployments; the generator is the root.
 
@@ -104,10 +108,13 @@ def build_model_app(
         moderation: the moderator's configuration; None = it judges by the package's policy.
         threads: torch threads of text encoder and generator.
         gpus: of one generator replica and of one of the text encoder.
+        environment: variables of the replicas; None where they inherit all that they need.
     """
     places = Places(sqlite_url(data_dir), (data_dir / "assets").as_uri(), data_dir / "audit")
     configs = user_config(model, adapters, moderation)
-    return bind_model_app(places, model.name, _scaling(model), configs, threads, gpus).generator
+    return bind_model_app(
+        places, model.name, _scaling(model), configs, threads, gpus, environment
+    ).generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +142,17 @@ def bind_model_app(
     configs: Mapping[str, dict[str, Any]],
     threads: int,
     gpus: GpuShares,
+    environment: Mapping[str, str] | None = None,
 ) -> ModelApp:
     """The deployments of one model.
 
     Args:
         configs: deployment name -> ``user_config``; empty where a Serve config file gives them.
-        threads, gpus: see `build_model_app`.
+        threads, gpus, environment: see `build_model_app`.
     """
-    # Replicas do not get the arguments of the command that started them: the keys of the marks lie
-    # in the data folder.
-    where = {DATA_DIR: str(places.audit_folder.parent)}
-    runtime = {"env_vars": QUIET_THREADS["env_vars"] | where}
-    light = {"num_cpus": 0, "runtime_env": runtime}
-    heavy = {"num_cpus": 0.5, "runtime_env": runtime}
+    told = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
+    light = {"num_cpus": 0, **told}
+    heavy = {"num_cpus": 0.5, **told}
 
     def deployment(cls: type, name: str, **options: Any) -> Any:
         return _lasting(cls).options(

@@ -31,7 +31,7 @@ from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed
 from calotype.serving.deployments.app import QUIET_LOG
-from calotype.serving.deployments.ray_node import start_ray
+from calotype.serving.deployments.ray_node import start_ray, stop_ray
 
 log = logging.getLogger(__name__)
 
@@ -185,8 +185,7 @@ def _ray() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.redirect_stderr(io.StringIO()):
-            ray.shutdown()
+        stop_ray()
 
 
 @contextlib.contextmanager
@@ -195,7 +194,7 @@ def _signals(stop: threading.Event) -> Iterator[None]:
 
     def end(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
-            ray.shutdown()
+            stop_ray()
             os._exit(130)
         stop.set()
 

@@ -7,9 +7,15 @@ import secrets
 
 from calotype.serving.wire.ray_env import RAY_CALLS
 
+QUIET_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Replicas set the threads of torch themselves; libraries shall not start others beside them."""
+
 
 def prepare_ray() -> None:
     """Closes Ray to others, and shortens its calls. What the environment says already stays.
+
+    Replicas inherit the environment. Told by a ``runtime_env`` instead, each of them would import
+    Ray twice, and none could use the processes that Ray has started ahead.
 
     Ray's processes listen on every interface of the machine and do what they are asked: a token
     that only they know keeps others out (https://docs.ray.io/en/latest/ray-security/token-auth.html).
@@ -19,3 +25,4 @@ def prepare_ray() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in RAY_CALLS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(QUIET_THREADS)

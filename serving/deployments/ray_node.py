@@ -6,12 +6,61 @@ import contextlib
 import io
 import logging
 import os
+import random
+import socket
+from typing import Any
 
 import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+from ray._private.services import get_node_ip_address
+from ray._raylet import (
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    RUNTIME_ENV_AGENT_PORT_NAME,
+    persist_port,
+)
 
 from calotype.serving.core.errors import ModelLoadFailed
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
+AGENT_PORTS = range(20_000, 32_000)
+"""Below the ports that Linux gives to outgoing connections."""
+NO_SERVICE = -1
+"""How Ray writes the port of an agent's service that is not in use."""
+
+_node: Node | None = None
+
+
+class _LocalNode(Node):  # type: ignore[misc]
+    """A head node with the processes that one machine needs.
+
+    `ray.init` also starts a monitor that scales clusters, and, with ``include_dashboard=False``
+    too, the dashboard's process for usage statistics; neither has an option. And it waits until
+    Ray's agents have said on which ports they listen, which takes them longer than all the rest,
+    and gives up after 15 s, which they may need on a busy machine. Here their ports are written
+    before they start, so that they start beside the replicas. Nobody asks for Ray's metrics here,
+    so they are not collected.
+    """
+
+    def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        self._webui_url = ""
+
+    def start_monitor(self) -> None:
+        return
+
+    def start_raylet(self, *arguments: Any, **options: Any) -> None:
+        folder, node = self.get_session_dir_path(), self.node_id
+        for service in (
+            METRICS_AGENT_PORT_NAME,
+            METRICS_EXPORT_PORT_NAME,
+            DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        ):
+            persist_port(folder, node, service, NO_SERVICE)
+        port = self._ray_params.runtime_env_agent_port
+        persist_port(folder, node, RUNTIME_ENV_AGENT_PORT_NAME, port)
+        super().start_raylet(*arguments, **options)
 
 
 def start_ray(*, log_to_driver: bool) -> None:
@@ -23,22 +72,54 @@ def start_ray(*, log_to_driver: bool) -> None:
     Raises:
         ModelLoadFailed: they did not come up, for instance for want of memory or time.
     """
+    global _node
+    # What other processes of this machine would find under ray.init(address="local").
+    address = get_node_ip_address()
     try:
+        _node = _LocalNode(
+            RayParams(
+                node_ip_address=address,
+                num_cpus=max(2, os.cpu_count() or 1),
+                include_dashboard=False,
+                include_log_monitor=log_to_driver,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env_agent_port=_free_port(),
+            ),
+            head=True,
+            shutdown_at_exit=False,
+            spawn_reaper=True,
+            ray_init_cluster=True,
+        )
         ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            address=_node.gcs_address,
             log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=address,
         )
     except Exception as error:  # Ray raises whatever its processes could not do
-        with contextlib.redirect_stderr(io.StringIO()):
-            ray.shutdown()
+        stop_ray()
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelLoadFailed(
             f"Ray could not be started: {said}. Free memory and room in /dev/shm and try again; "
             "its logs are in session_latest/logs of $RAY_TMPDIR, or else of /tmp/ray."
         ) from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def stop_ray() -> None:
+    """Ends Ray's processes. What they say of each other's end is dropped: nobody asked."""
+    global _node
+    node, _node = _node, None
+    with contextlib.redirect_stderr(io.StringIO()):
+        ray.shutdown()
+        if node is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def _free_port() -> int:
+    """A port for a process that starts later."""
+    for port in random.sample(AGENT_PORTS, len(AGENT_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("every port is taken")

@@ -36,7 +36,7 @@ from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.gpu_shares import local_shares
 from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
-from calotype.serving.deployments.ray_node import start_ray
+from calotype.serving.deployments.ray_node import start_ray, stop_ray
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import FolderBlobStore
 from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
@@ -121,7 +121,7 @@ class Service:
                     serve.delete(app, _blocking=True)
                 with contextlib.redirect_stdout(io.StringIO()):
                     serve.shutdown()
-                    ray.shutdown()
+                    stop_ray()
         self._database.close()
 
     @contextlib.asynccontextmanager
@@ -283,7 +283,7 @@ def _second_interrupt_kills() -> Iterator[None]:
     """While draining, Ctrl-C must not break the shutdown half way: it ends it at once."""
 
     def kill(*_: Any) -> None:
-        ray.shutdown()
+        stop_ray()
         os._exit(130)
 
     previous = signal.signal(signal.SIGINT, kill)
