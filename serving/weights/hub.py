@@ -1,6 +1,7 @@
 """Repositories of a Hugging Face hub, at the commit that a branch or tag means now.
 
-The hub's address is HF_ENDPOINT; HF_TOKEN opens gated and private repositories.
+Listed by huggingface_hub; files are fetched by `transfer`, which resumes and verifies. The hub's
+address is HF_ENDPOINT; HF_TOKEN opens gated and private repositories.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from calotype.serving.weights.transfer import PAUSES, Interrupted
-from calotype.serving.weights.web import PASSING, WebFile, interruption, open_client
+from calotype.serving.weights.web import PASSING, WebFile, open_client
 from calotype.serving.wire.fetch_faults import Fault, FetchFailed, failed
 
 HUB = "https://huggingface.co"
+_SECONDS = 60.0
+"""For an answer about a repository."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -49,6 +54,8 @@ class Hub:
         self._sleep = sleep
         headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
         self.client = open_client(headers)
+        # False: no token that happens to lie in this machine's home folder.
+        self._api = HfApi(self._endpoint, token=self._token or False)
 
     def close(self) -> None:
         self.client.close()
@@ -59,69 +66,65 @@ class Hub:
         Raises:
             FetchFailed: there is no such repository or revision, or it is not for this token.
         """
-        path = f"/api/models/{repo}/revision/{quote(revision, safe='')}"
-        told = self._ask(f"{self._endpoint}{path}?blobs=true", repo, revision)
         try:
-            commit = str(told["sha"])
-            siblings = [dict(sibling) for sibling in told["siblings"]]
-            names = [str(sibling["rfilename"]) for sibling in siblings]
-        except (KeyError, TypeError, ValueError):
-            commit, siblings, names = "", [], []
+            found = self._ask(repo, revision)
+            commit = found.sha or ""
+            files = tuple(self._file(repo, commit, one) for one in found.siblings or ())
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._unusable(repo) from error
         if COMMIT.fullmatch(commit) is None:
-            raise failed(Fault.FETCH_FAILED, f"{self._endpoint} says nothing usable of {repo}.")
-        card = told.get("cardData") or {}
-        licence = card.get("license_name") or card.get("license")
-        files = [
-            self._file(repo, commit, name, sibling)
-            for name, sibling in zip(names, siblings, strict=True)
-        ]
-        return Repository(
-            repo, commit, tuple(files), str(licence) if licence else None, bool(told.get("gated"))
-        )
+            raise self._unusable(repo)
+        card = found.card_data
+        licence = None if card is None else card.get("license_name") or card.get("license")
+        return Repository(repo, commit, files, str(licence) if licence else None, bool(found.gated))
 
-    def _file(self, repo: str, commit: str, name: str, sibling: dict[str, Any]) -> WebFile:
-        large = sibling.get("lfs") or {}
-        size = large.get("size", sibling.get("size"))
+    def _file(self, repo: str, commit: str, sibling: RepoSibling) -> WebFile:
+        large = sibling.lfs
         return WebFile(
             self.client,
-            f"{self._endpoint}/{repo}/resolve/{commit}/{quote(name)}",
-            name,
-            size=int(size) if size is not None else None,
-            sha256=large.get("sha256"),
+            f"{self._endpoint}/{repo}/resolve/{commit}/{quote(sibling.rfilename)}",
+            sibling.rfilename,
+            size=sibling.size if large is None else large.size,
+            sha256=None if large is None else large.sha256,
             version=commit,
         )
 
-    def _ask(self, url: str, repo: str, revision: str) -> dict[str, Any]:
+    def _ask(self, repo: str, revision: str) -> ModelInfo:
         problem = Interrupted("")
         for pause in (*PAUSES, None):
             try:
-                answer = self.client.get(url)
-                if answer.status_code not in PASSING:
-                    return self._read(answer, repo, revision)
-                problem = Interrupted(f"the hub answers with status {answer.status_code}.")
-            except httpx.HTTPError as error:
-                found = interruption(url, error)
-                if isinstance(found, FetchFailed):
-                    raise found from error
-                problem = found
+                return self._api.model_info(
+                    repo, revision=revision, files_metadata=True, timeout=_SECONDS
+                )
+            except HfHubHTTPError as error:
+                status = error.response.status_code
+                if status not in PASSING:
+                    raise self._refusal(error.response, repo, revision) from error
+                problem = Interrupted(f"the hub answers with status {status}.")
+            except HFValidationError as error:
+                raise failed(Fault.SOURCE_INVALID, f"{repo} names no repository.") from error
+            except OfflineModeIsEnabled as error:
+                raise failed(Fault.UNREACHABLE, "HF_HUB_OFFLINE forbids to ask the hub.") from error
+            except (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as error:
+                raise failed(
+                    Fault.SOURCE_INVALID, f"{self._endpoint} is no address of a hub: {error}."
+                ) from error
+            except httpx2.HTTPError as error:
+                detail = str(error) or type(error).__name__
+                problem = Interrupted(f"{self._endpoint} cannot be reached ({detail}).")
             if pause is not None:
                 self._sleep(pause)
         raise failed(Fault.UNREACHABLE, f"{repo} could not be resolved: {problem}")
 
-    def _read(self, answer: httpx.Response, repo: str, revision: str) -> dict[str, Any]:
+    def _unusable(self, repo: str) -> FetchFailed:
+        return failed(Fault.FETCH_FAILED, f"{self._endpoint} says nothing usable of {repo}.")
+
+    def _refusal(self, answer: httpx2.Response, repo: str, revision: str) -> FetchFailed:
         code, status = answer.headers.get("x-error-code", ""), answer.status_code
-        if answer.is_success:
-            try:
-                told = answer.json()
-            except ValueError:
-                told = None
-            if isinstance(told, dict):
-                return told
-            raise failed(Fault.FETCH_FAILED, f"{self._endpoint} says nothing usable of {repo}.")
         if code == "RevisionNotFound" or (status == 404 and code != "RepoNotFound"):
-            raise failed(Fault.NOT_FOUND, f"The repository {repo} has no revision {revision!r}.")
+            return failed(Fault.NOT_FOUND, f"The repository {repo} has no revision {revision!r}.")
         if code == "GatedRepo" or (status in (401, 403) and self._token):
-            raise failed(
+            return failed(
                 Fault.CREDENTIALS_REJECTED,
                 f"The repository {repo} is not open to this HF_TOKEN: ask for access on its page "
                 "with the token's account, or correct the token.",
@@ -129,10 +132,10 @@ class Hub:
         if status in (401, 404):
             # The hub says 401 to whoever shows no token, also of what does not exist.
             hint = "" if self._token else " If it is private or gated, HF_TOKEN must be given."
-            raise failed(
+            return failed(
                 Fault.NOT_FOUND if self._token else Fault.CREDENTIALS_REJECTED,
                 f"There is no repository {repo} on {self._endpoint}.{hint}",
             )
-        raise failed(
+        return failed(
             Fault.FETCH_FAILED, f"{self._endpoint} answers with status {status} for {repo}."
         )

@@ -78,10 +78,10 @@ class Web:
             entry: dict[str, Any] = {"rfilename": name, "size": len(content)}
             if name.endswith(".safetensors"):
                 digest = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"sha256": digest, "size": len(content)}
+                entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
             self.files[f"/{repo}/resolve/{commit}/{name}"] = content
-        about = {"sha": commit, "siblings": siblings, "gated": False, **told}
+        about = {"id": repo, "sha": commit, "siblings": siblings, "gated": False, **told}
         self.files[f"/api/models/{repo}/revision/{revision}"] = json.dumps(about).encode()
         return commit
 

@@ -109,6 +109,19 @@ def test_a_busy_hub_is_asked_again(hugging_face: Web, order: Orders) -> None:
     assert run_order(order(source=SOURCE), quiet).rank == 8
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [("http://127.0.0.1:9", "Unreachable"), ("ftp://127.0.0.1", "SourceInvalid")],
+)
+def test_a_hub_that_does_not_answer_is_named(
+    order: Orders, monkeypatch: pytest.MonkeyPatch, endpoint: str, reason: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    error = refused(order(source=SOURCE))
+    assert error.code == reason
+    assert endpoint in error.message
+
+
 def test_the_token_opens_the_hub_and_is_not_sent_elsewhere(
     hugging_face: Web,
     start_web: Callable[[], Web],
