@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.policy.categories import Category, Modality, Verdict
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import Applying
@@ -29,7 +30,7 @@ class Finding:
     where: str
     """The view of the prompt (``raw``, ``base64``, ...) or part of the image that fired."""
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> JsonObject:
         return {
             "category": self.category.value,
             "verdict": self.verdict.value,
@@ -107,7 +108,7 @@ class Decision:
         found = {finding.category for finding in self.findings}
         return tuple(category for category in Category if category in found)
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> JsonObject:
         """The JSON form: what serving, the audit and ``calotype moderate`` read."""
         return {
             "id": self.id,

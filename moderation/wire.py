@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from calotype.moderation.decision import Decision
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.policy.categories import OPENAI_CATEGORIES
 
 
-def openai_result(decision: Decision) -> dict[str, Any]:
+def openai_result(decision: Decision) -> JsonObject:
     """13 booleans, 13 scores and the kind of input, whatever categories of ours fired besides."""
     return openai_result_of_payload(decision.to_payload())
 
 
-def openai_result_of_payload(payload: dict[str, Any]) -> dict[str, Any]:
+def openai_result_of_payload(payload: JsonObject) -> JsonObject:
     """The same from `Decision.to_payload`, which is what crosses process boundaries.
 
     A category is true when the policy does not let it pass or flags it. Nothing is known of an

@@ -6,14 +6,41 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
 
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import AuditError
 from calotype.moderation.policy.categories import Verdict
 
 SHOWN = 10
 """Decisions named in each direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowResult:
+    """A line of the log: what one shadow classifier made of one decision."""
+
+    time: float
+    decision: str
+    stage: str
+    policy: str
+    verdict: str
+    """Of the decision."""
+    classifier: str
+    scores: Mapping[str, float] | None = None
+    would: str | None = None
+    """The verdict by the shadow's scores; None = it failed."""
+    error: str | None = None
+
+    def line(self) -> str:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(given, sort_keys=True) + "\n"
+
+    @classmethod
+    def parse(cls, line: str) -> ShadowResult:
+        """Fields of newer versions are left out. Raises ValueError or TypeError."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(line).items() if name in known})
 
 
 @dataclass(slots=True)
@@ -54,20 +81,19 @@ class Agreement:
         chance = served * would + (1 - served) * (1 - would)
         return None if chance >= 1 else (share - chance) / (1 - chance)
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Raises KeyError or ValueError: it is no line of such a log."""
-        decision = str(entry["decision"])
+    def add(self, entry: ShadowResult) -> None:
+        """Raises ValueError: a verdict is unknown."""
         self.asked += 1
-        if "error" in entry:
+        if entry.error is not None:
             self.failed += 1
-            self.last_error = str(entry["error"])
+            self.last_error = entry.error
             return
-        was, would = Verdict(entry["verdict"]).served, Verdict(entry["would"]).served
+        was, would = Verdict(entry.verdict).served, Verdict(entry.would or "").served
         self.table[was, would] += 1
         if was != would:
-            (self.would_refuse if was else self.would_serve).append(decision)
+            (self.would_refuse if was else self.would_serve).append(entry.decision)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "classifier": self.classifier,
             "stage": self.stage,
@@ -109,10 +135,10 @@ def agreements(where: pathlib.Path) -> list[Agreement]:
     found: dict[tuple[str, str], Agreement] = {}
     for log, number, line in _lines(where):
         try:
-            entry = json.loads(line)
-            key = (str(entry["classifier"]), str(entry["stage"]))
+            entry = ShadowResult.parse(line)
+            key = (entry.classifier, entry.stage)
             found.setdefault(key, Agreement(*key)).add(entry)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             raise AuditError(
                 f"{log}, line {number}: not a line of a log of classifiers on trial."
             ) from None

@@ -11,11 +11,12 @@ import csv
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from calotype.moderation.decision import Decision
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import EvaluationError
 from calotype.moderation.evaluation.evasions import FAMILIES
 
@@ -69,7 +70,7 @@ class LabelReport:
     low: float
     high: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "label": self.label,
             "measure": "false_blocks" if self.label == BENIGN else "recall",
@@ -93,7 +94,7 @@ class Report:
     languages: tuple[tuple[str, tuple[LabelReport, ...]], ...] = ()
     evasions: tuple[Evasion, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "languages": {
                 language: {label.label: label.to_json() for label in labels}

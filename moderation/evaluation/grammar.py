@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
@@ -13,6 +12,8 @@ from calotype.moderation.policy.categories import Category
 
 HEADS = pathlib.Path(__file__).parents[1] / "text" / "heads"
 
+Grammar = dict[str, list[str]]
+"""Name of a list -> phrases."""
 _KINDS: tuple[tuple[Category | None, str, str], ...] = (
     (None, "benign_people_states", "benign"),
     (None, "", "benign_contrast"),
@@ -28,9 +29,10 @@ def sampled_prompts(
     seed: int, per_state: int = 10, per_phrase: int = 6
 ) -> Iterator[tuple[str, str]]:
     """Pairs of a prompt and its category (``benign`` for none), the same for the same seed."""
-    grammar: dict[str, Any] = {}
+    grammar: Grammar = {}
     for path in sorted(HEADS.glob("grammar*.yaml")):
         grammar |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    languages: Grammar = grammar.pop("other_languages")  # type: ignore[assignment]
     for category, states, phrases in _KINDS:
         label = category.value if category else "benign"
         for state in grammar.get(states, ()):
@@ -43,11 +45,11 @@ def sampled_prompts(
             rng = random.Random(f"{seed}:{phrase}")
             for _ in range(per_phrase):
                 yield _styled(rng, grammar, phrase), label
-    for label, phrases_elsewhere in grammar["other_languages"].items():
+    for label, phrases_elsewhere in languages.items():
         for phrase in phrases_elsewhere:
             yield phrase, label
 
 
-def _styled(rng: random.Random, grammar: dict[str, Any], subject: str) -> str:
-    style: str = rng.choice(grammar["styles"])
+def _styled(rng: random.Random, grammar: Grammar, subject: str) -> str:
+    style = rng.choice(grammar["styles"])
     return style.format(subject.strip())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from calotype.moderation.decision import Measured
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import AuditError
 from calotype.moderation.policy.categories import Category, Modality, Verdict
 from calotype.moderation.policy.policy import Policy
@@ -20,6 +21,45 @@ from calotype.moderation.policy.spec import available_lists
 
 SHOWN = 20
 """Decisions named in each direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedFinding:
+    """What is read of a finding in a log."""
+
+    category: str
+    verdict: Verdict
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedDecision:
+    """What is read of a line of an audit log."""
+
+    id: str
+    verdict: Verdict
+    categories: tuple[str, ...]
+    peaks: tuple[Measured, ...] | None
+    """None = logged without scores."""
+    findings: tuple[LoggedFinding, ...]
+
+    @classmethod
+    def parse(cls, line: str) -> LoggedDecision:
+        """Raises ValueError, KeyError or TypeError."""
+        decision: JsonObject = json.loads(line)["decision"]
+        peaks = decision.get("peaks")
+        return cls(
+            decision["id"],
+            Verdict(decision["verdict"]),
+            tuple(decision.get("categories", ())),
+            None
+            if peaks is None
+            else tuple((Category(named), Modality(kind), score) for named, kind, score in peaks),
+            tuple(
+                LoggedFinding(found["category"], Verdict(found["verdict"]), found["rule"])
+                for found in decision.get("findings", ())
+            ),
+        )
 
 
 @dataclass(slots=True)
@@ -37,7 +77,7 @@ class Replay:
     """Category -> ids of decisions that would be refused now."""
     newly_served: dict[str, list[str]] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
@@ -81,33 +121,32 @@ def replay(where: pathlib.Path, policy: Policy) -> Replay:
     """
     found = Replay(policy.identity, policy.sha256)
     for decision in _decisions(where):
-        if decision.get("peaks") is None:
+        if decision.peaks is None:
             found.skipped += 1
             continue
-        then = Verdict(decision["verdict"])
+        then = decision.verdict
         now, category = _again(decision, policy)
         found.compared += 1
         found.before[then] += 1
         found.after[now] += 1
         if then.served and not now.served:
-            found.newly_refused.setdefault(category, []).append(decision["id"])
+            found.newly_refused.setdefault(category, []).append(decision.id)
         elif now.served and not then.served:
-            old = ", ".join(decision.get("categories", ())) or "nothing"
-            found.newly_served.setdefault(old, []).append(decision["id"])
+            old = ", ".join(decision.categories) or "nothing"
+            found.newly_served.setdefault(old, []).append(decision.id)
     return found
 
 
-def _again(decision: Mapping[str, Any], policy: Policy) -> tuple[Verdict, str]:
+def _again(decision: LoggedDecision, policy: Policy) -> tuple[Verdict, str]:
     """The most severe verdict of the policy, and the category it is for."""
     worst, why = Verdict.ALLOW, ""
-    for category, modality, score in decision["peaks"]:
-        effect = policy.rule(Category(category), Modality(modality)).verdict(score)
+    for category, modality, score in decision.peaks or ():
+        effect = policy.rule(category, modality).verdict(score)
         if effect is not None and effect[0].severity > worst.severity:
             worst, why = effect[0], category
-    for finding in decision.get("findings", ()):
-        verdict = Verdict(finding["verdict"])
-        if _still_listed(finding["rule"], policy) and verdict.severity > worst.severity:
-            worst, why = verdict, finding["category"]
+    for finding in decision.findings:
+        if _still_listed(finding.rule, policy) and finding.verdict.severity > worst.severity:
+            worst, why = finding.verdict, finding.category
     return worst, why
 
 
@@ -119,7 +158,7 @@ def _still_listed(rule: str, policy: Policy) -> bool:
     return name in policy.lists or (name not in available_lists() and bool(policy.terms))
 
 
-def _decisions(where: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _decisions(where: pathlib.Path) -> Iterator[LoggedDecision]:
     logs = sorted(where.glob("*.jsonl")) if where.is_dir() else [where]
     if not logs or not logs[0].is_file():
         raise AuditError(f"{where}: there is no audit log here.")
@@ -127,6 +166,6 @@ def _decisions(where: pathlib.Path) -> Iterator[dict[str, Any]]:
         with log.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    yield json.loads(line)["decision"]
+                    yield LoggedDecision.parse(line)
                 except (ValueError, KeyError, TypeError):
                     raise AuditError(f"{log}, line {number}: not a line of an audit log.") from None

@@ -7,19 +7,19 @@ and logs its verdict beside the audit log. When its queue is full, inputs are sk
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import pathlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calotype.moderation.classifiers import Guard, Pixels, Scores
 from calotype.moderation.decision import Decision
 from calotype.moderation.errors import ModerationError
+from calotype.moderation.evaluation.agreement import ShadowResult
 from calotype.moderation.images.image_models import IMAGE_MODELS
 from calotype.moderation.policy.categories import Category, Modality, Verdict
 from calotype.moderation.policy.policy import Policy
@@ -106,34 +106,32 @@ class Shadows:
     def _compare(self, offer: _Offer) -> None:
         rules, decision = offer.rules, offer.decision
         guard = self._guards.setdefault(rules, Guard(rules.classifier, lambda: self._load(rules)))
-        entry: dict[str, Any] = {
-            "time": round(time.time(), 3),
-            "decision": decision.id,
-            "stage": decision.stage,
-            "policy": decision.policy,
-            "verdict": decision.verdict.value,
-            "classifier": rules.classifier,
-        }
+        entry = ShadowResult(
+            time=round(time.time(), 3),
+            decision=decision.id,
+            stage=decision.stage,
+            policy=decision.policy,
+            verdict=decision.verdict.value,
+            classifier=rules.classifier,
+        )
         try:
             (scores,) = guard.score([offer.content], offer.policy.timeout_seconds)
         except ModerationError as error:
-            entry["error"], result = str(error), "failed"
+            entry, result = replace(entry, error=str(error)), "failed"
             self._log_once(rules, str(error))
         else:
             would = would_be(offer.policy, scores, decision.stage)
-            entry["scores"] = {
-                category.value: round(score, 4) for category, score in scores.items()
-            }
-            entry["would"] = would.value
+            rounded = {category.value: round(score, 4) for category, score in scores.items()}
+            entry = replace(entry, scores=rounded, would=would.value)
             result = _result(decision.verdict, would)
             self._logged.pop(rules, None)
         self._append(entry)
         self._on_result(rules.classifier, result)
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, entry: ShadowResult) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, sort_keys=True) + "\n")
+            file.write(entry.line())
 
     def _log_once(self, rules: ShadowRules, problem: str) -> None:
         """Once for each problem: a missing model fails again with every request."""

@@ -35,6 +35,7 @@ def decode_image(data: bytes, name: str = "the picture") -> list[Pixels]:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what decoders say of damaged files, they raise too
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _decoded(image, name)

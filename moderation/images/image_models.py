@@ -135,11 +135,9 @@ def _need_folder(name: str, folder: pathlib.Path) -> None:
 
 
 def _loaded(name: str, kind: Any, folder: pathlib.Path) -> Any:
-    options: dict[str, Any] = {"local_files_only": True}
-    if hasattr(kind, "forward"):
-        options["use_safetensors"] = True
+    options = {"use_safetensors": True} if hasattr(kind, "forward") else {}
     try:
-        part = kind.from_pretrained(folder, **options)
+        part = kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # every library raises its own
         raise ClassifierUnavailable(f"Classifier {name} cannot load {folder}: {error}") from error
     return part.eval() if hasattr(part, "eval") else part

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from calotype.moderation.documents import ReadOnlyJson
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.categories import Category, Modality
 from calotype.moderation.policy.presets import (
@@ -83,7 +84,7 @@ class Policy(PolicySpec):
         return _validated(f"{path}", {"name": path.stem, **document})
 
     @classmethod
-    def from_spec(cls, name: str, spec: Mapping[str, Any]) -> Policy:
+    def from_spec(cls, name: str, spec: ReadOnlyJson) -> Policy:
         """The policy of a ModerationPolicy manifest, already parsed."""
         return _validated(f"ModerationPolicy {name}", {**spec, "name": name})
 
@@ -98,7 +99,7 @@ class Policy(PolicySpec):
         return cls.load(POLICIES / f"{name}.yaml")
 
 
-def _validated(where: str, document: Mapping[str, Any]) -> Policy:
+def _validated(where: str, document: ReadOnlyJson) -> Policy:
     """Checked alone first, so that a mistake is named as it was written, then on its floor."""
     own = _parsed(where, document)
     if own.extends is None:
@@ -123,7 +124,7 @@ def _with_sound_presets(where: str, policy: Policy) -> Policy:
     return policy
 
 
-def _parsed(where: str, document: Mapping[str, Any]) -> Policy:
+def _parsed(where: str, document: ReadOnlyJson) -> Policy:
     try:
         text = json.dumps(_without_nulls(document), default=str)
     except (TypeError, ValueError, RecursionError) as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from calotype.moderation.documents import ReadOnlyJson
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.combination import at, strictest
 from calotype.moderation.policy.policy import Policy
@@ -26,7 +26,7 @@ class Scope:
     """What the caller asked for (`presets.is_level`); None = nothing."""
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Any] | None) -> Scope:
+    def from_payload(cls, payload: ReadOnlyJson | None) -> Scope:
         """Raises PolicyError for a level that does not exist."""
         given = payload or {}
         level = given.get("wish")

@@ -7,10 +7,11 @@ Only the fields and their bounds; reading a document, its base policy and its pr
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.policy.categories import Category
 from calotype.moderation.policy.rules import (
     VALIDATIONS,
@@ -31,7 +32,7 @@ def available_lists() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in LISTS.glob("*.yaml")))
 
 
-def _known_lists(schema: dict[str, Any]) -> None:
+def _known_lists(schema: JsonObject) -> None:
     schema["items"] = {"type": "string", "enum": list(available_lists())}
 
 

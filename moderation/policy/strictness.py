@@ -7,8 +7,7 @@ floor refuses is an error that names the field.
 
 from __future__ import annotations
 
-from typing import Any
-
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.policy.rules import EFFECTS, MODALITIES, Rule
 from calotype.moderation.policy.spec import PolicySpec
 
@@ -53,7 +52,7 @@ def _laxer_rule(rule: Rule | None, base: Rule) -> str | None:
     return None
 
 
-def completed(document: dict[str, Any], floor: PolicySpec) -> dict[str, Any]:
+def completed(document: JsonObject, floor: PolicySpec) -> JsonObject:
     """The document of a policy with everything that it leaves out taken from ``floor``.
 
     Args:
@@ -81,9 +80,7 @@ def completed(document: dict[str, Any], floor: PolicySpec) -> dict[str, Any]:
     return whole
 
 
-def _inherited_presets(
-    below: dict[str, Any], own: dict[str, Any], categories: dict[str, Any]
-) -> dict[str, Any]:
+def _inherited_presets(below: JsonObject, own: JsonObject, categories: JsonObject) -> JsonObject:
     """The presets of a policy, and the stricter ones of the policy below at levels left free.
 
     An inherited preset is as strict as the policy's own thresholds at least. Laxer ones are not
@@ -108,7 +105,7 @@ def _inherited_presets(
     return found
 
 
-def _stricter(preset: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _stricter(preset: JsonObject, own: JsonObject) -> JsonObject:
     lowest = {effect: min(limit, own.get(effect, limit)) for effect, limit in preset.items()}
     block = lowest.get("block", own.get("block"))
     if "flag" in lowest and block is not None and lowest["flag"] > block:
@@ -116,7 +113,7 @@ def _stricter(preset: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return lowest
 
 
-def _completed_rule(own: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+def _completed_rule(own: JsonObject, below: JsonObject) -> JsonObject:
     rule = below | own
     # A threshold above which something more severe happens is never reached.
     if "flag" not in own and "block" in rule and rule.get("flag", 0.0) > rule["block"]:

@@ -17,12 +17,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import ProvenanceError
 from calotype.moderation.provenance.signer import Signer
 
 WATERMARK_ALGORITHM = "dev.calotype.watermark.1"
-Manifest = dict[str, Any]
-"""JSON of C2PA's manifest definition."""
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 _OFFLINE = {
@@ -142,9 +141,9 @@ def read(data: bytes, kind: str, anchors: str = "") -> Credentials | None:
 
 def _manifest(
     kind: str, source_type: str, generator: tuple[str, str], watermark: str | None
-) -> Manifest:
+) -> JsonObject:
     actions = {"actions": [{"action": "c2pa.created", "digitalSourceType": source_type}]}
-    assertions: list[Manifest] = [{"label": "c2pa.actions.v2", "data": actions}]
+    assertions: list[JsonObject] = [{"label": "c2pa.actions.v2", "data": actions}]
     if watermark is not None:
         binding = {"alg": WATERMARK_ALGORITHM, "blocks": [{"scope": {}, "value": watermark}]}
         assertions.append({"label": "c2pa.soft-binding", "data": binding})
@@ -158,7 +157,7 @@ def _manifest(
 @functools.lru_cache(maxsize=8)
 def _context(anchors: str | None) -> Any:
     """Settings for writing (None), or for reading with these trusted certificates."""
-    settings: Manifest = dict(_OFFLINE)
+    settings: JsonObject = dict(_OFFLINE)
     if anchors:
         settings["trust"] = {"user_anchors": anchors}
     return _library().Context.from_dict(settings)

@@ -18,12 +18,13 @@ import logging
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import ProvenanceError
 from calotype.moderation.images.decode import decode_image
 from calotype.moderation.provenance import content_credentials, watermark
@@ -150,7 +151,7 @@ class Provenance:
             self.credentials is not None and self.credentials.trusted
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {**asdict(self), "ours": self.ours}
 
 

@@ -12,9 +12,8 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
 
+from calotype.moderation.documents import ReadOnlyJson
 from calotype.moderation.errors import AuditError
 
 GENESIS = "0" * 64
@@ -35,7 +34,7 @@ class AuditLog:
         self._last = _last_hash(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def append(self, decision: Mapping[str, Any], digest: str | None = None) -> str:
+    def append(self, decision: ReadOnlyJson, digest: str | None = None) -> str:
         """Records a decision's payload and returns the line's hash. Raises OSError.
 
         Args:
@@ -81,7 +80,7 @@ def verify(path: pathlib.Path) -> int:
     return number
 
 
-def line_hash(entry: Mapping[str, Any]) -> str:
+def line_hash(entry: ReadOnlyJson) -> str:
     """The hash that seals an entry, which names the hash of the one before."""
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 

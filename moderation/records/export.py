@@ -21,8 +21,11 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import AuditError
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.provenance.signer import Signer, signature_fits
@@ -46,16 +49,71 @@ class Period:
         return isinstance(moment, int | float) and self.since <= moment < self.until
 
 
+class _Part(BaseModel):
+    """Fields of newer versions are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class LogProof(_Part):
+    """The part of one audit log that lies in the period."""
+
+    log: str
+    decisions: int = 0
+    lines: int = 0
+    """Of the whole log."""
+    after: str | None = None
+    """Hash of the line before the first decision of the period."""
+    first_line: int | None = None
+    head: str | None = None
+    """Hash of the last decision of the period."""
+    log_head: str = GENESIS
+    """Hash of the last line of the log."""
+
+
+class PolicyInForce(_Part):
+    """A policy that decisions of the period name."""
+
+    policy: str
+    sha256: str
+    first: float
+    last: float
+    decisions: int = 0
+    document: str | None = None
+    """Path of the policy's document in the export."""
+
+
+class Summary(_Part):
+    """``summary.json``."""
+
+    period: Period
+    decisions: int
+    verdict: dict[str, int]
+    stage: dict[str, int]
+    refused_for: dict[str, int]
+    people: dict[str, int]
+    """Action of reviewers -> how often."""
+    policies: list[PolicyInForce]
+    logs: list[LogProof]
+    prompts: Literal["in clear", "none"]
+    files: dict[str, str]
+    """File -> its SHA-256."""
+
+
+Forces = dict[tuple[str, str], PolicyInForce]
+"""(policy, digest) -> when it was in force."""
+
+
 def write(
     folder: pathlib.Path,
     logs: pathlib.Path,
     period: Period,
     *,
-    reviewer_actions: Iterable[Mapping[str, Any]] = (),
+    reviewer_actions: Iterable[Mapping[str, object]] = (),
     policies: Iterable[Policy] = (),
     signer: Signer | None = None,
     unseal: Unseal | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Writes the account and returns its summary.
 
     Args:
@@ -79,21 +137,20 @@ def write(
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("verdict", "stage", "refused_for")
     }
-    forces: dict[tuple[str, str], dict[str, Any]] = {}
+    forces: Forces = {}
     proofs = []
     with (folder / DECISIONS).open("w", encoding="utf-8") as file:
         for path in paths:
             verify(path)
-            proof: dict[str, Any] = {"log": path.name, "decisions": 0, "lines": 0}
-            proof |= {"after": None, "head": None, "log_head": GENESIS}
+            proof = LogProof(log=path.name)
             for number, entry in enumerate(_entries(path), 1):
-                proof["lines"], proof["log_head"] = number, entry["hash"]
+                proof.lines, proof.log_head = number, entry["hash"]
                 if entry["time"] not in period:
                     continue
-                if not proof["decisions"]:
-                    proof |= {"after": entry["previous"], "first_line": number}
-                proof["decisions"] += 1
-                proof["head"] = entry["hash"]
+                if not proof.decisions:
+                    proof.after, proof.first_line = entry["previous"], number
+                proof.decisions += 1
+                proof.head = entry["hash"]
                 _count(counts, forces, entry)
                 row = {"log": path.name, "line": number, "entry": entry}
                 if unseal is not None:
@@ -108,17 +165,19 @@ def write(
                 file.write(json.dumps(dict(action), sort_keys=True) + "\n")
     kept = _keep_policies(folder, policies, forces)
     names = [DECISIONS, PEOPLE, *kept]
-    summary: dict[str, Any] = {
-        "period": {"since": period.since, "until": period.until},
-        "decisions": sum(proof["decisions"] for proof in proofs),
-        **{name: dict(sorted(counter.items())) for name, counter in counts.items()},
-        "people": dict(sorted(acts.items())),
-        "policies": sorted(forces.values(), key=lambda found: found["first"]),
-        "logs": proofs,
-        "prompts": "in clear" if unseal is not None else "none",
-        "files": {name: _digest(folder / name) for name in names},
-    }
-    text = json.dumps(summary, indent=2, sort_keys=True) + "\n"
+    summary = Summary(
+        period=period,
+        decisions=sum(proof.decisions for proof in proofs),
+        verdict=dict(sorted(counts["verdict"].items())),
+        stage=dict(sorted(counts["stage"].items())),
+        refused_for=dict(sorted(counts["refused_for"].items())),
+        people=dict(sorted(acts.items())),
+        policies=sorted(forces.values(), key=lambda found: found.first),
+        logs=proofs,
+        prompts="in clear" if unseal is not None else "none",
+        files={name: _digest(folder / name) for name in names},
+    )
+    text = json.dumps(summary.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     (folder / SUMMARY).write_text(text, encoding="utf-8")
     if signer is not None:
         (folder / SIGNATURE).write_bytes(signer.sign(text.encode()))
@@ -126,7 +185,7 @@ def write(
     return summary
 
 
-def check(folder: pathlib.Path) -> dict[str, Any]:
+def check(folder: pathlib.Path) -> Summary:
     """Reads an account back and returns its summary.
 
     Raises:
@@ -138,12 +197,15 @@ def check(folder: pathlib.Path) -> dict[str, Any]:
         data, (folder / SIGNATURE).read_bytes(), (folder / CHAIN).read_text(encoding="ascii")
     ):
         raise AuditError(f"{folder / SUMMARY}: was changed after it was signed.")
-    summary: dict[str, Any] = json.loads(data)
-    for name, digest in summary["files"].items():
+    try:
+        summary = Summary.model_validate_json(data)
+    except ValidationError as error:
+        raise AuditError(f"{folder / SUMMARY}: is not the summary of an export.") from error
+    for name, digest in summary.files.items():
         if _digest(folder / name) != digest:
             raise AuditError(f"{folder / name}: was changed after the account was written.")
-    chains = {proof["log"]: proof for proof in summary["logs"]}
-    last = {name: proof["after"] for name, proof in chains.items()}
+    chains = {proof.log: proof for proof in summary.logs}
+    last = {name: proof.after for name, proof in chains.items()}
     for row in _entries(folder / DECISIONS):
         entry = dict(row["entry"])
         claimed = entry.pop("hash")
@@ -153,50 +215,50 @@ def check(folder: pathlib.Path) -> dict[str, Any]:
             )
         last[row["log"]] = claimed
     for name, proof in chains.items():
-        if proof["decisions"] and last[name] != proof["head"]:
+        if proof.decisions and last[name] != proof.head:
             raise AuditError(f"{folder / DECISIONS}: decisions of {name} are missing at the end.")
     return summary
 
 
 def _count(
     counts: dict[str, Counter[str]],
-    forces: dict[tuple[str, str], dict[str, Any]],
-    entry: Mapping[str, Any],
+    forces: Forces,
+    entry: JsonObject,
 ) -> None:
     decision = entry["decision"]
     counts["verdict"][str(decision.get("verdict"))] += 1
     counts["stage"][str(decision.get("stage"))] += 1
     counts["refused_for"].update(decision.get("categories", ()))
     name, digest = str(decision.get("policy")), str(decision.get("policy_sha256"))
-    begun = {"policy": name, "sha256": digest, "first": entry["time"], "decisions": 0}
+    moment = entry["time"]
+    begun = PolicyInForce(policy=name, sha256=digest, first=moment, last=moment)
     force = forces.setdefault((name, digest), begun)
-    force["first"] = min(force["first"], entry["time"])
-    force["last"] = max(force.get("last", 0.0), entry["time"])
-    force["decisions"] += 1
+    force.first, force.last = min(force.first, moment), max(force.last, moment)
+    force.decisions += 1
 
 
 def _keep_policies(
     folder: pathlib.Path,
     policies: Iterable[Policy],
-    forces: dict[tuple[str, str], dict[str, Any]],
+    forces: Forces,
 ) -> list[str]:
     """Writes the documents that decisions name; their paths in the account."""
     kept = []
     for policy in policies:
         for force in forces.values():
-            if force["sha256"] == policy.sha256 and "document" not in force:
+            if force.sha256 == policy.sha256 and force.document is None:
                 (folder / POLICIES).mkdir(exist_ok=True)
                 name = f"{POLICIES}/{policy.sha256}.json"
                 document = policy.model_dump(mode="json")
                 # The digest of the policy is that of these very bytes.
                 text = json.dumps(document, sort_keys=True, ensure_ascii=False)
                 (folder / name).write_text(text, encoding="utf-8")
-                force["document"] = name
+                force.document = name
                 kept.append(name)
     return kept
 
 
-def _entries(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _entries(path: pathlib.Path) -> Iterator[JsonObject]:
     with path.open(encoding="utf-8") as log:
         for line in log:
             yield json.loads(line)

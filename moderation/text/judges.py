@@ -35,11 +35,15 @@ class Answer:
     weight: float = 1.0
 
 
+Message = Mapping[str, str | list[dict[str, str]]]
+"""A chat message as tokenizers' templates take it: role and content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What a judge is asked: chat messages, how its answer begins, and how it may go on."""
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Message]
     answers: Sequence[Answer]
     prefix: str = ""
 
@@ -79,7 +83,7 @@ QUESTIONS = {
 }
 
 
-def _user(text: str) -> dict[str, str]:
+def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 

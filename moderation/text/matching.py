@@ -169,17 +169,16 @@ class TermMatcher:
 
 def _under(policy: Policy, owner: TermList) -> TermList | None:
     """A list with what it does under a policy; None if that is nothing."""
-    changes: dict[str, object] = {}
     if owner.action == "thresholds":
         effect = policy.rule(owner.category, Modality.TEXT).verdict(1.0)
         if effect is None:
             return None
-        changes["action"] = effect[0].value.lower()
+        owner = owner.model_copy(update={"action": effect[0].value.lower()})
     if owner.figures is not None:
         names, benign = _names(policy, owner.figures)
-        changes["groups"] = {**owner.groups, FIGURE: names}
-        changes["benign"] = (*owner.benign, *benign)
-    return owner.model_copy(update=changes) if changes else owner
+        groups = {**owner.groups, FIGURE: names}
+        owner = owner.model_copy(update={"groups": groups, "benign": (*owner.benign, *benign)})
+    return owner
 
 
 def _names(policy: Policy, category: Category) -> tuple[tuple[str, ...], tuple[str, ...]]:

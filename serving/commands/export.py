@@ -9,11 +9,14 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calotype.serving.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from calotype.moderation.records.export import Summary
 
 DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
@@ -86,16 +89,16 @@ def check_export(folder: pathlib.Path, as_json: bool) -> None:
     except OSError as error:
         raise InvalidRequest(f"{error.filename} cannot be read: {error.strerror}.") from None
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(json.dumps(summary.model_dump(mode="json"), indent=2))
         return
     signed = "the signature fits" if (folder / SIGNATURE).exists() else "it is not signed"
     click.echo(f"{folder}: {_line(summary)}; {signed}, the chains are whole.")
 
 
-def _line(summary: dict[str, Any]) -> str:
-    refused = sum(summary["verdict"].get(name, 0) for name in ("BLOCK", "ERROR", "REVIEW"))
-    policies = ", ".join(sorted({found["policy"] for found in summary["policies"]})) or "none"
-    return f"{summary['decisions']} decisions, {refused} not served, under {policies}"
+def _line(summary: Summary) -> str:
+    refused = sum(summary.verdict.get(name, 0) for name in ("BLOCK", "ERROR", "REVIEW"))
+    policies = ", ".join(sorted({found.policy for found in summary.policies})) or "none"
+    return f"{summary.decisions} decisions, {refused} not served, under {policies}"
 
 
 def _seconds(moment: datetime.datetime) -> float:

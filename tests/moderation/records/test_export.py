@@ -95,11 +95,11 @@ def test_only_the_period_is_in_it(data_dir: pathlib.Path) -> None:
     third = json.loads(entries[2])
     begin = Period(third["time"], time.time() + 60)
     summary = write(data_dir.parent / "some", data_dir / "audit", begin)
-    (one, _) = summary["logs"]
-    assert one["after"] == third["previous"] and one["lines"] == 4
-    assert check(data_dir.parent / "some")["decisions"] == summary["decisions"]
+    (one, _) = summary.logs
+    assert one.after == third["previous"] and one.lines == 4
+    assert check(data_dir.parent / "some").decisions == summary.decisions
     nothing = write(data_dir.parent / "none", data_dir / "audit", Period(0.0, 1.0))
-    assert nothing["decisions"] == 0 and check(data_dir.parent / "none") == nothing
+    assert nothing.decisions == 0 and check(data_dir.parent / "none") == nothing
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -51,9 +52,24 @@ CATEGORIES = {
 }
 
 
+class Folders(dict[str, pathlib.Path]):
+    """Format -> folder with a byte tokenizer and a model of its architecture, made when asked."""
+
+    def __init__(self, parent: pathlib.Path) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def __missing__(self, name: str) -> pathlib.Path:
+        self[name] = saved_model(self._parent / name, *ARCHITECTURES[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """Format -> folder with a tokenizer over bytes and a model of its architecture."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("judges"))
+
+
+def saved_model(folder: pathlib.Path, architecture: str, more: dict[str, Any]) -> pathlib.Path:
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -62,24 +78,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
     bytes_only = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()
-    found = {}
-    for name, (architecture, more) in ARCHITECTURES.items():
-        folder = tmp_path_factory.mktemp(name)
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=bytes_only,
-            chat_template=TEMPLATE,
-            pad_token="<|im_end|>",
-            eos_token="<|im_end|>",
-        )
-        tokenizer.add_special_tokens({"additional_special_tokens": CONTROL})
-        tokenizer.save_pretrained(folder)
-        torch.manual_seed(7)
-        config = getattr(transformers, f"{architecture}Config")(
-            vocab_size=len(tokenizer), **SMALL, **more
-        )
-        getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
-        found[name] = folder
-    return found
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        chat_template=TEMPLATE,
+        pad_token="<|im_end|>",
+        eos_token="<|im_end|>",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": CONTROL})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(7)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(tokenizer), **SMALL, **more
+    )
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    return folder
 
 
 def rules(folder: pathlib.Path, kind: str, **more: Any) -> JudgeRules:
@@ -87,7 +99,7 @@ def rules(folder: pathlib.Path, kind: str, **more: Any) -> JudgeRules:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_scores_its_categories(folders: dict[str, pathlib.Path], kind: str) -> None:
+def test_every_format_scores_its_categories(folders: Folders, kind: str) -> None:
     # Long answers are hopeless for a random model: the temperature brings them near each other.
     judge = Judge(rules(folders[kind], kind, temperature=50.0))
     first, again = judge.score(["a red circle", "a red circle"])
@@ -98,7 +110,7 @@ def test_every_format_scores_its_categories(folders: dict[str, pathlib.Path], ki
         assert judge.score(["quite another prompt"])[0] != first
 
 
-def test_likelihood_is_of_the_answer_alone(folders: dict[str, pathlib.Path]) -> None:
+def test_likelihood_is_of_the_answer_alone(folders: Folders) -> None:
     """Against the model asked token by token, without padding or a batch."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -127,7 +139,8 @@ def test_likelihood_is_of_the_answer_alone(folders: dict[str, pathlib.Path]) -> 
     assert found[category] == pytest.approx(expected, abs=1e-4)
 
 
-def test_calibration_moves_the_score(folders: dict[str, pathlib.Path]) -> None:
+def test_calibration_moves_the_score(folders: Folders) -> None:
+    @functools.cache
     def score(**more: float) -> float:
         judge = Judge(rules(folders["shieldgemma"], "shieldgemma", **more))
         return judge.score(["a red circle"])[0][Category.SEXUAL]
@@ -137,7 +150,7 @@ def test_calibration_moves_the_score(folders: dict[str, pathlib.Path]) -> None:
 
 
 def test_control_tokens_in_a_prompt_do_not_end_its_turn(
-    folders: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judge(rules(folders["qwen3guard"], "qwen3guard"))
     read: list[str] = []
@@ -162,7 +175,7 @@ def policy(judge: dict[str, Any], **categories: Any) -> Policy:
 
 
 def test_the_moderator_asks_when_uncertain_and_the_judge_has_thresholds_of_its_own(
-    folders: dict[str, pathlib.Path],
+    folders: Folders,
 ) -> None:
     judge = {"format": "yes-no", "model": str(folders["yes-no"]), "bias": 20.0}
     rule = {"text": {"block": 0.9}, "judge": {"block": 0.5}}
@@ -193,7 +206,7 @@ def test_a_judge_that_cannot_answer_lets_nothing_pass(tmp_path: pathlib.Path) ->
 
 
 def test_a_judge_is_kept_while_other_parts_of_the_policy_change(
-    folders: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[JudgeRules] = []
 
