@@ -201,7 +201,7 @@ def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: s
     What cannot fit is refused with a sentence that says what would.
     """
     from calotype.serving.core.request import ImageSize
-    from calotype.serving.engine.model.memory_plan import plan_memory
+    from calotype.serving.engine.sizing.memory_plan import plan_memory
 
     pixels = ImageSize.parse(size, "--size").pixels
     placed: Any = text_encoder  # click has checked the choice

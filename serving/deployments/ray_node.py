@@ -11,16 +11,10 @@ import socket
 from typing import Any
 
 import ray
+import ray._raylet
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.services import get_node_ip_address
-from ray._raylet import (
-    DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    METRICS_AGENT_PORT_NAME,
-    METRICS_EXPORT_PORT_NAME,
-    RUNTIME_ENV_AGENT_PORT_NAME,
-    persist_port,
-)
 
 from calotype.serving.core.errors import ModelLoadFailed
 
@@ -30,6 +24,7 @@ AGENT_PORTS = range(20_000, 32_000)
 NO_SERVICE = -1
 """How Ray writes the port of an agent's service that is not in use."""
 
+_raylet: Any = ray._raylet  # compiled: its stubs name a part of it only
 _node: Node | None = None
 
 
@@ -53,13 +48,13 @@ class _LocalNode(Node):  # type: ignore[misc]
     def start_raylet(self, *arguments: Any, **options: Any) -> None:
         folder, node = self.get_session_dir_path(), self.node_id
         for service in (
-            METRICS_AGENT_PORT_NAME,
-            METRICS_EXPORT_PORT_NAME,
-            DASHBOARD_AGENT_LISTEN_PORT_NAME,
+            _raylet.METRICS_AGENT_PORT_NAME,
+            _raylet.METRICS_EXPORT_PORT_NAME,
+            _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
         ):
-            persist_port(folder, node, service, NO_SERVICE)
+            _raylet.persist_port(folder, node, service, NO_SERVICE)
         port = self._ray_params.runtime_env_agent_port
-        persist_port(folder, node, RUNTIME_ENV_AGENT_PORT_NAME, port)
+        _raylet.persist_port(folder, node, _raylet.RUNTIME_ENV_AGENT_PORT_NAME, port)
         super().start_raylet(*arguments, **options)
 
 

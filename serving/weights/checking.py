@@ -14,8 +14,7 @@ import torch
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
 from calotype.serving.engine.lora.lora_file import LinearShapes, linear_shapes, read_lora
-from calotype.serving.engine.model.components import read_settings
-from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
+from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.model.weight_files import (
     FLOAT_DTYPES,
     WeightHeader,
@@ -23,6 +22,8 @@ from calotype.serving.engine.model.weight_files import (
     read_header,
     unfilled,
 )
+from calotype.serving.engine.sizing.configs import TransformerConfig
+from calotype.serving.engine.sizing.settings import read_settings
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.wire.fetch_faults import Fault, FetchFailed, failed
 

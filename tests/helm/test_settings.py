@@ -16,7 +16,7 @@ from calotype.moderation.policy.policy import Policy
 from calotype.operator.settings import OperatorSettings, ResourceProfile, load_settings
 from calotype.serving.config import ImageModel
 from calotype.serving.core.request import ImageSize
-from calotype.serving.engine.model.memory_plan import plan_memory
+from calotype.serving.engine.sizing.memory_plan import plan_memory
 
 
 def camel(model: type[BaseModel]) -> set[str | None]:

@@ -1,29 +1,40 @@
-"""Memory plans of the full-size models, built on the meta device."""
+"""Memory plans of the full-size models, and that they count what the modules have."""
 
 from __future__ import annotations
 
 import pytest
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.components import load_components
-from calotype.serving.engine.model.memory_plan import GPUS, plan_memory
-from calotype.serving.engine.model.model_sizes import measure_model
+from calotype.serving.engine.model.quantization import is_quantised
+from calotype.serving.engine.model.text_model import TextModel
+from calotype.serving.engine.model.transformer import Transformer
+from calotype.serving.engine.model.weight_files import unfilled
+from calotype.serving.engine.sizing.configs import (
+    AutoencoderConfig,
+    TextModelConfig,
+    TransformerConfig,
+)
+from calotype.serving.engine.sizing.memory_plan import GPUS, plan_memory
+from calotype.serving.engine.sizing.model_sizes import KNOWN_MODELS, measure_model
+from calotype.serving.engine.sizing.parameters import PartSize
 from calotype.serving.testing.models import save_tiny_flux2
 
 
 def test_flux2_dev_has_its_published_size():
     sizes = measure_model("flux-2-dev")
-    assert sizes.denoiser == pytest.approx(32.22e9, rel=1e-3)
+    assert sizes.denoiser.parameters == pytest.approx(32.22e9, rel=1e-3)
     # 30 of 40 layers of a 23.6 B language model, without its head.
-    assert sizes.text_encoder == pytest.approx(17.3e9, rel=0.01)
-    assert sizes.vae == pytest.approx(84e6, rel=0.01)
+    assert sizes.text_encoder.parameters == pytest.approx(17.3e9, rel=0.01)
+    assert sizes.vae.parameters == pytest.approx(84e6, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("name", "billions"), [("flux-2-klein-9b", 9.08), ("flux-2-klein-4b", 3.88)]
 )
 def test_klein_sizes(name, billions):
-    assert measure_model(name).denoiser == pytest.approx(billions * 1e9, rel=0.01)
+    assert measure_model(name).denoiser.parameters == pytest.approx(billions * 1e9, rel=0.01)
 
 
 def test_dev_on_an_80_gb_gpu_puts_the_text_encoder_apart():
@@ -88,8 +99,26 @@ def test_local_folder_is_counted_as_it_is_loaded(tmp_path, klein):
         (sizes.vae, loaded.vae),
         (sizes.text_encoder, loaded.text_encoder.model),
     ):
-        assert counted == sum(p.numel() for p in module.parameters())
+        assert counted.parameters == sum(p.numel() for p in module.parameters())
     assert plan_memory(folder, "l4-24gb").text_encoder == "same"
+
+
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_known_models_are_counted_as_their_modules_are_built(name):
+    known, sizes = KNOWN_MODELS[name], measure_model(name)
+    text = TextModelConfig.from_json(known.text, known.text_kind)
+    with unfilled():
+        denoiser = Transformer(TransformerConfig.from_json(known.denoiser))
+        text_encoder = TextModel(text, known.out_layers[-1])
+        vae = Autoencoder(AutoencoderConfig())
+    assert sizes.vae == PartSize(sum(p.numel() for p in vae.parameters()))
+    for counted, module in ((sizes.denoiser, denoiser), (sizes.text_encoder, text_encoder)):
+        weights = [m.weight for n, m in module.named_modules() if is_quantised(m, n)]
+        assert counted == PartSize(
+            sum(p.numel() for p in module.parameters()),
+            sum(w.numel() for w in weights),
+            sum(w.shape[0] for w in weights),
+        )
 
 
 def test_larger_pictures_need_more_memory():

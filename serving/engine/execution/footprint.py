@@ -6,9 +6,9 @@ import torch
 
 from calotype.serving.engine.execution.batch import DenoiseState
 from calotype.serving.engine.model.components import Components
-from calotype.serving.engine.model.model_sizes import TokenMemory
 from calotype.serving.engine.sampling.samplers import LinearSampler
 from calotype.serving.engine.scheduling.scheduler import Memory
+from calotype.serving.engine.sizing.model_sizes import TokenMemory
 
 _USABLE = 0.9
 """Share of what is free that is planned with; the rest is lost between allocations."""
@@ -31,7 +31,7 @@ class Footprint:
         self.memory: Memory | None = None
         """What the scheduler may plan with; None is no limit."""
         if memory_bytes is not None:
-            token = TokenMemory.of(components.denoiser).bytes(components.precision)
+            token = TokenMemory.of(components.denoiser.config).bytes(components.precision)
             self.memory = Memory(memory_bytes, token)
 
     def row(self, state: DenoiseState) -> float:

@@ -7,80 +7,17 @@ pixels, whole or in overlapping tiles. Tests hold it to diffusers.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from calotype.serving.engine.sizing.configs import AutoencoderConfig
+
 _EPS = 1e-6
 _TILE_OVERLAP = 0.25
 _DOWN_BLOCK, _UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
-
-
-@dataclass(frozen=True, slots=True)
-class AutoencoderConfig:
-    """Sizes of an autoencoder; fields and defaults are those of diffusers.
-
-    Attributes:
-        block_out_channels: channels at each resolution, from the pixels inwards.
-        decoder_block_out_channels: those of the decoder, if it has others.
-        sample_size: side of a tile in pixels.
-        batch_norm_eps: of ``bn``, by which latents are normalised.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = (_DOWN_BLOCK,) * 4
-    up_block_types: tuple[str, ...] = (_UP_BLOCK,) * 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    decoder_block_out_channels: tuple[int, ...] | None = None
-    layers_per_block: int = 2
-    act_fn: str = "silu"
-    latent_channels: int = 32
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, ...] = 1024
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-    batch_norm_eps: float = 1e-4
-    patch_size: tuple[int, ...] = (2, 2)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> AutoencoderConfig:
-        """Reads a ``config.json``; entries that the class lacks are left out.
-
-        Raises:
-            ValueError: the model computes something that this module does not.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
-            if key in known
-        }
-        config = cls(**values)  # type: ignore[arg-type]
-        if set(config.down_block_types) != {_DOWN_BLOCK}:
-            raise ValueError(f"down_block_types {config.down_block_types} are not known")
-        if set(config.up_block_types) != {_UP_BLOCK}:
-            raise ValueError(f"up_block_types {config.up_block_types} are not known")
-        if config.act_fn not in ("silu", "swish"):
-            raise ValueError(f"the activation {config.act_fn!r} is not known")
-        return config
-
-    @property
-    def tile_side(self) -> int:
-        """Side of a tile in pixels."""
-        return self.sample_size if isinstance(self.sample_size, int) else self.sample_size[0]
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """Side of the square of pixels that one latent stands for."""
-        halvings: int = len(self.block_out_channels) - 1
-        side: int = 2**halvings
-        return side
 
 
 class Autoencoder(nn.Module):

@@ -8,7 +8,6 @@ memory is spent on random numbers. Called by the engine's owner; knows nothing o
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from typing import Any, Literal
 import torch
 
 from calotype.serving.core.errors import ModelLoadFailed
-from calotype.serving.engine.model.autoencoder import Autoencoder, AutoencoderConfig
+from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 from calotype.serving.engine.model.quantization import quantize_int8
-from calotype.serving.engine.model.text_encoder import ChatStyle, TextEncoder
-from calotype.serving.engine.model.text_model import TextModel, TextModelConfig
+from calotype.serving.engine.model.text_encoder import TextEncoder
+from calotype.serving.engine.model.text_model import TextModel
 from calotype.serving.engine.model.tokenizer import load_tokenizer
-from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
+from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.model.weight_files import (
     WeightHeader,
     find_weight_headers,
@@ -31,32 +30,15 @@ from calotype.serving.engine.model.weight_files import (
     read_tensors,
     unfilled,
 )
+from calotype.serving.engine.sizing.configs import (
+    AutoencoderConfig,
+    TextModelConfig,
+    TransformerConfig,
+)
+from calotype.serving.engine.sizing.settings import ModelSettings, read_json, read_settings
 
 Part = Literal["text_encoder", "denoiser", "vae"]
 Precision = Literal["float32", "bfloat16", "int8"]
-
-PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """What `model_index.json` and `calotype.json` say of a model.
-
-    Attributes:
-        max_sequence_length: text tokens of every prompt, padding included.
-        text_encoder_out_layers: hidden states of the text encoder that the denoiser reads.
-        needs_two_passes: the model is not distilled ([klein] base): it follows a prompt only with
-            a second pass for the empty one.
-    """
-
-    pipeline: str
-    max_sequence_length: int
-    text_encoder_out_layers: tuple[int, ...]
-    needs_two_passes: bool = False
-
-    @property
-    def chat_style(self) -> ChatStyle:
-        return "mistral" if self.pipeline == "Flux2Pipeline" else "qwen"
 
 
 @dataclass(slots=True)
@@ -159,42 +141,8 @@ def load_components(
     return loaded
 
 
-def read_settings(folder: pathlib.Path) -> ModelSettings:
-    """Reads `model_index.json` and, where there is one, `calotype.json`.
-
-    Raises:
-        ModelLoadFailed: the folder holds no FLUX.2 model.
-    """
-    if not folder.is_dir():
-        raise ModelLoadFailed(f"{folder} is no folder.", param=str(folder))
-    index = _read_json(folder / "model_index.json")
-    name = index.get("_class_name")
-    if name not in PIPELINES:
-        raise ModelLoadFailed(
-            f"{folder / 'model_index.json'} names the pipeline {name!r}; calotype draws with "
-            "Flux2Pipeline and Flux2KleinPipeline."
-        )
-    klein = name == "Flux2KleinPipeline"
-    own = folder / "calotype.json"
-    extra = _read_json(own) if own.exists() else {}
-    length = extra.get("max_sequence_length", 512)
-    layers = extra.get("text_encoder_out_layers", (9, 18, 27) if klein else (10, 20, 30))
-    if not isinstance(length, int) or not 1 <= length <= 4096:
-        raise ModelLoadFailed(f"{own}: max_sequence_length must be 1 to 4096, got {length!r}.")
-    if (
-        not isinstance(layers, list | tuple)
-        or not layers
-        or any(not isinstance(k, int) or k < 0 for k in layers)
-    ):
-        raise ModelLoadFailed(
-            f"{own}: text_encoder_out_layers must be a list of layer numbers, got {layers!r}."
-        )
-    two = klein and not index.get("is_distilled", False)
-    return ModelSettings(str(name), length, tuple(layers), two)
-
-
 def _read_schedule(path: pathlib.Path) -> ScheduleConfig:
-    content = _read_json(path)
+    content = read_json(path)
     if content.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
         raise ModelLoadFailed(
             f"{path} names the scheduler {content.get('_class_name')!r}; FLUX.2 has a "
@@ -206,31 +154,19 @@ def _read_schedule(path: pathlib.Path) -> ScheduleConfig:
         raise ModelLoadFailed(f"{path} describes no schedule of FLUX.2: {fault}.") from fault
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadFailed(f"{path} is missing.", param=str(path)) from None
-    except (OSError, ValueError) as fault:
-        raise ModelLoadFailed(f"{path} is not valid JSON: {fault}.", param=str(path)) from None
-    if not isinstance(content, dict):
-        raise ModelLoadFailed(f"{path} must hold a JSON object.", param=str(path))
-    return content
-
-
 def _find_part(folder: pathlib.Path, part: Part) -> tuple[dict[str, Any], list[WeightHeader]]:
     """Configuration and checked weight files of one part."""
     name = {"text_encoder": "text_encoder", "denoiser": "transformer", "vae": "vae"}.get(part)
     if name is None:
         raise ModelLoadFailed(f"{part!r} is no part; the parts are text_encoder, denoiser, vae.")
-    config = _read_json(folder / name / "config.json")
+    config = read_json(folder / name / "config.json")
     if "quantization_config" in config:
         raise ModelLoadFailed(
             f"{folder / name / 'config.json'} is quantised; give the bfloat16 weights and ask for "
             "precision int8."
         )
     if part == "text_encoder":
-        _read_json(folder / "tokenizer" / "tokenizer.json")
+        read_json(folder / "tokenizer" / "tokenizer.json")
         return config, find_weight_headers(folder / name, "model", ModelLoadFailed)
     wanted = "Flux2Transformer2DModel" if part == "denoiser" else "AutoencoderKLFlux2"
     if config.get("_class_name") != wanted:

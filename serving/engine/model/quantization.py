@@ -15,9 +15,6 @@ from calotype.serving.core.errors import ModelLoadFailed
 
 Model = TypeVar("Model", bound=nn.Module)
 
-INT8_SCALE_BYTES = 4
-"""torchao keeps one float32 scale for each row of a weight."""
-
 _IN_A_LAYER = re.compile(r"(^|\.)\d+\.")
 
 

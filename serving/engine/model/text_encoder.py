@@ -12,14 +12,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from calotype.serving.engine.model.text_model import TextModel
 from calotype.serving.engine.model.tokenizer import ChatTokenizer
-
-ChatStyle = Literal["mistral", "qwen"]
+from calotype.serving.engine.sizing.settings import ChatStyle
 
 # Word for word diffusers.pipelines.flux2.system_messages.SYSTEM_MESSAGE (a test compares them);
 # importing it from there would load all of diffusers into the text encoder's process.

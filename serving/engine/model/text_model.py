@@ -9,67 +9,13 @@ nothing after that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True, slots=True)
-class TextModelConfig:
-    """Sizes of a language model.
-
-    Attributes:
-        layers: how many the whole model has; those above the last one read are not built.
-        head_norm: query and key are normalised per head (Qwen3).
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    head_dim: int
-    rope_theta: float
-    eps: float
-    head_norm: bool
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], kind: str) -> TextModelConfig:
-        """Reads transformers' ``config.json`` (of Mistral3, its ``text_config``).
-
-        Raises:
-            KeyError: a size is missing.
-            ValueError: the model computes something that this module does not.
-        """
-        rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ValueError(f"rotary embeddings of type {rope.get('rope_type')!r} are not known")
-        if content.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"the activation {content['hidden_act']!r} is not known")
-        if content.get("sliding_window") and content.get("use_sliding_window", kind == "mistral3"):
-            raise ValueError("sliding-window attention is not known")
-        if content.get("attention_bias"):
-            raise ValueError("attention biases are not known")
-        heads = int(content["num_attention_heads"])
-        hidden = int(content["hidden_size"])
-        qwen = kind == "qwen3"
-        return cls(
-            vocab_size=int(content["vocab_size"]),
-            hidden_size=hidden,
-            intermediate_size=int(content["intermediate_size"]),
-            layers=int(content["num_hidden_layers"]),
-            heads=heads,
-            key_value_heads=int(content.get("num_key_value_heads") or heads),
-            head_dim=int(content.get("head_dim") or (128 if qwen else hidden // heads)),
-            rope_theta=float(rope.get("rope_theta", content.get("rope_theta", 10_000.0))),
-            eps=float(content.get("rms_norm_eps", 1e-6)),
-            head_norm=qwen,
-        )
+from calotype.serving.engine.sizing.configs import TextModelConfig
 
 
 class TextModel(nn.Module):

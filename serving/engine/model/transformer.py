@@ -7,15 +7,15 @@ uses. The modules are here; `execution.forward` runs them in order. Tests hold i
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from calotype.serving.engine.sizing.configs import TransformerConfig
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, each float32 [tokens, head width]."""
@@ -24,47 +24,6 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention of query, key and value, each [n, tokens, heads, head width]."""
 
 _TIME_PERIOD = 10_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Sizes of a transformer; fields and defaults (FLUX.2 [dev]) are those of diffusers.
-
-    Attributes:
-        in_channels: of a token's latents.
-        num_layers: blocks with separate weights for image and text (double stream).
-        num_single_layers: blocks with common weights (single stream).
-        joint_attention_dim: width of the text embeddings.
-        axes_dims_rope: share of the head width for each of the four position axes.
-        guidance_embeds: the model is told a guidance scale.
-    """
-
-    patch_size: int = 1
-    in_channels: int = 128
-    out_channels: int | None = None
-    num_layers: int = 8
-    num_single_layers: int = 48
-    attention_head_dim: int = 128
-    num_attention_heads: int = 48
-    joint_attention_dim: int = 15360
-    timestep_guidance_channels: int = 256
-    mlp_ratio: float = 3.0
-    axes_dims_rope: tuple[int, ...] = (32, 32, 32, 32)
-    rope_theta: int = 2000
-    eps: float = 1e-6
-    guidance_embeds: bool = True
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> TransformerConfig:
-        """Reads a ``config.json``; entries that the class lacks are left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        config = cls(**{key: value for key, value in content.items() if key in known})  # type: ignore[arg-type]
-        return dataclasses.replace(config, axes_dims_rope=tuple(config.axes_dims_rope))
-
-    @property
-    def inner_dim(self) -> int:
-        """Width of the token streams."""
-        return self.num_attention_heads * self.attention_head_dim
 
 
 class Transformer(nn.Module):

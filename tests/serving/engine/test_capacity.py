@@ -24,9 +24,9 @@ from calotype.serving.engine.execution.step_profile import (
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.model.decoder import Decoder
 from calotype.serving.engine.model.latents import TokenGrid
-from calotype.serving.engine.model.memory_plan import plan_memory
-from calotype.serving.engine.model.model_sizes import TokenMemory, measure_model
 from calotype.serving.engine.scheduling.scheduler import Bucket
+from calotype.serving.engine.sizing.memory_plan import plan_memory
+from calotype.serving.engine.sizing.model_sizes import TokenMemory, measure_model, weight_bytes
 from calotype.serving.testing.in_memory import ManualClock
 from calotype.serving.testing.models import save_tiny_flux2
 
@@ -76,7 +76,7 @@ def test_planned_weights_are_those_that_are_held(loaded, model_folder):
         ("vae", loaded.vae),
     ):
         held = sum(t.nbytes for t in weights(module)) - sum(b.nbytes for b in module.buffers())
-        assert sizes.weight_bytes(part, loaded.precision) == pytest.approx(held, rel=0.02)
+        assert weight_bytes(getattr(sizes, part), loaded.precision) == pytest.approx(held, rel=0.02)
 
 
 @pytest.mark.parametrize("side", [8, 24])
@@ -101,14 +101,14 @@ def test_the_plan_is_the_sum_of_what_was_measured(model_folder):
     plan = plan_memory(model_folder, "l4-24gb", precision="bfloat16", max_pixels=256 * 256)
     sizes = measure_model(model_folder)
     parts = {item.name: item.bytes for item in plan.items}
-    assert parts["denoiser"] == sizes.weight_bytes("denoiser", "bfloat16")
-    assert parts["text encoder"] == sizes.weight_bytes("text_encoder", "bfloat16")
+    assert parts["denoiser"] == weight_bytes(sizes.denoiser, "bfloat16")
+    assert parts["text encoder"] == weight_bytes(sizes.text_encoder, "bfloat16")
     assert parts["activations, 1 picture"] == sizes.vae_activations(256 * 256, "bfloat16")
 
 
 def test_requests_wait_for_memory_and_all_are_drawn(components, new_engine, make_request):
     bucket = Bucket(4, 4, 32)
-    token = TokenMemory.of(components.denoiser).bytes("float32")
+    token = TokenMemory.of(components.denoiser.config).bytes("float32")
     engine = new_engine(memory_bytes=2.5 * bucket.tokens * token)
     for i in range(4):
         engine.add(make_request(f"r{i}", n=2, seed=10 * i))
@@ -120,7 +120,7 @@ def test_requests_wait_for_memory_and_all_are_drawn(components, new_engine, make
 
 
 def test_what_never_fits_is_refused_at_once(components, new_engine, make_request):
-    token = TokenMemory.of(components.denoiser).bytes("float32")
+    token = TokenMemory.of(components.denoiser.config).bytes("float32")
     engine = new_engine(memory_bytes=100 * token)
     with pytest.raises(OutOfMemory, match="memory for a picture of 160x160") as caught:
         engine.add(make_request(size=(160, 160)))

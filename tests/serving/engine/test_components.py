@@ -16,8 +16,8 @@ from transformers import Mistral3ForConditionalGeneration, PreTrainedTokenizerFa
 
 from calotype.serving.core.errors import ModelLoadFailed
 from calotype.serving.engine.model.components import load_components
-from calotype.serving.engine.model.text_model import TextModelConfig
 from calotype.serving.engine.model.tokenizer import load_tokenizer
+from calotype.serving.engine.sizing.configs import TextModelConfig
 
 
 def load_file(path):

@@ -21,14 +21,15 @@ from calotype.serving.config.built_in import BUILT_IN_MODEL
 from calotype.serving.engine.execution.forward import Forward, rotary_tables
 from calotype.serving.engine.lora.bfl_keys import from_bfl, from_kohya
 from calotype.serving.engine.lora.lora_file import linear_shapes
-from calotype.serving.engine.model.autoencoder import Autoencoder, AutoencoderConfig
+from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.model.latents import TokenGrid, image_ids, text_ids
 from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 from calotype.serving.engine.model.row_linear import keep_rows_apart
-from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
+from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.sampling import solvers
 from calotype.serving.engine.scheduling.scheduler import Bucket
+from calotype.serving.engine.sizing.configs import AutoencoderConfig, TransformerConfig
 from calotype.serving.weights.sources import model_folder as folder_of
 
 SHAPES = folder_of(BUILT_IN_MODEL)

@@ -13,8 +13,8 @@ from calotype.serving.core.request import AdapterRef, ImageSize
 from calotype.serving.engine.execution.step_profile import make_profile
 from calotype.serving.engine.lora.adapter_store import AdapterStore
 from calotype.serving.engine.model.components import load_components
-from calotype.serving.engine.model.model_sizes import measure_model
 from calotype.serving.engine.parallel.device_group import DeviceGroup
+from calotype.serving.engine.sizing.model_sizes import measure_model, weight_bytes
 from calotype.serving.testing.models import save_random_lora
 
 pytestmark = [
@@ -110,7 +110,7 @@ def test_weights_take_what_the_plan_says(model_folder, precision):
     held = torch.cuda.memory_allocated() - before
     sizes = measure_model(model_folder)
     parts = ("denoiser", "vae", "text_encoder")
-    planned = sum(sizes.weight_bytes(part, precision) for part in parts)
+    planned = sum(weight_bytes(getattr(sizes, part), precision) for part in parts)
     # The allocator hands out blocks of 512 bytes, of which a tiny model has many.
     tensors = sum(1 for part in (loaded.denoiser, loaded.vae) for _ in part.parameters())
     assert planned == pytest.approx(held, rel=0.1, abs=1024 * tensors)

@@ -1,7 +1,6 @@
 """What fits on which GPU: the memory plan behind `calotype plan`.
 
-The real classes of diffusers and transformers are built on the meta device, which takes no memory,
-and their parameters are counted. Activations are estimates, said to be so where they are printed.
+Parameters are counted; activations are estimates, said to be so where they are printed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.engine.model.model_sizes import ModelSizes, measure_model
+from calotype.serving.engine.sizing.model_sizes import ModelSizes, measure_model, weight_bytes
+from calotype.serving.engine.sizing.parameters import PartSize
 
 TextEncoderPlace = Literal["same", "separate"]
 PlanPrecision = Literal["float32", "bfloat16", "int8"]
@@ -211,20 +211,19 @@ def _plan(
         sizes.vae_activations(max_pixels, precision),
     )
     items = [
-        PlanItem("denoiser", here, sizes.weight_bytes("denoiser", precision), sizes.denoiser),
-        PlanItem("VAE", here, sizes.weight_bytes("vae", precision), sizes.vae),
+        _weights("denoiser", here, sizes.denoiser, precision),
+        _weights("VAE", here, sizes.vae, precision),
         PlanItem("activations, 1 picture", here, activations),
         PlanItem("runtime", here, _RUNTIME_BYTES),
-        PlanItem(
-            "text encoder",
-            there,
-            sizes.weight_bytes("text_encoder", precision),
-            sizes.text_encoder,
-        ),
+        _weights("text encoder", there, sizes.text_encoder, precision),
     ]
     if place == "separate":
         items.append(PlanItem("runtime", there, _RUNTIME_BYTES))
     return MemoryPlan(sizes.name, card, precision, place, max_pixels, tuple(items))
+
+
+def _weights(name: str, where: str, part: PartSize, precision: PlanPrecision) -> PlanItem:
+    return PlanItem(name, where, weight_bytes(part, precision), part.parameters)
 
 
 def _refusal(

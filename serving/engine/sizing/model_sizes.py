@@ -1,7 +1,4 @@
-"""How large a FLUX.2 is: its parameters, counted on the meta device, which takes no memory.
-
-Called by `serving.placement`.
-"""
+"""How large a FLUX.2 is: its parameters, and what its activations take."""
 
 from __future__ import annotations
 
@@ -12,13 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.engine.model.autoencoder import Autoencoder, AutoencoderConfig
-from calotype.serving.engine.model.components import read_settings
-from calotype.serving.engine.model.decoder import pixels_per_token
-from calotype.serving.engine.model.quantization import INT8_SCALE_BYTES, is_quantised
-from calotype.serving.engine.model.text_model import TextModel, TextModelConfig
-from calotype.serving.engine.model.transformer import Transformer, TransformerConfig
-from calotype.serving.engine.model.weight_files import unfilled
+from calotype.serving.engine.sizing.configs import (
+    AutoencoderConfig,
+    TextModelConfig,
+    TransformerConfig,
+)
+from calotype.serving.engine.sizing.parameters import (
+    PartSize,
+    count_autoencoder,
+    count_text_model,
+    count_transformer,
+)
+from calotype.serving.engine.sizing.settings import read_settings
+
+INT8_SCALE_BYTES = 4
+"""torchao keeps one float32 scale for each row of a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +31,17 @@ class ModelSizes:
     """Parameters of a model's parts, and what its activations depend on.
 
     Attributes:
-        in_layers: of each part, the parameters and the rows of the linear layers inside its
-            repeated layers: what int8 makes smaller (`quantization`).
         vae_channels: channels of the VAE decoder at full resolution, and of what comes into it.
     """
 
     name: str
-    denoiser: int
-    text_encoder: int
-    vae: int
-    in_layers: Mapping[str, tuple[int, int]]
+    denoiser: PartSize
+    text_encoder: PartSize
+    vae: PartSize
     token: TokenMemory
     vae_channels: tuple[int, int]
     text_tokens: int
     pixels_per_token: int
-
-    def weight_bytes(self, part: str, precision: str) -> float:
-        """Bytes of a part's weights: "denoiser", "text_encoder" or "vae"."""
-        item = _item(precision)
-        count: int = getattr(self, part)
-        if precision != "int8" or part == "vae":
-            return count * item
-        small, rows = self.in_layers[part]
-        return (count - small) * item + small + rows * INT8_SCALE_BYTES
 
     def denoiser_activations(self, pixels: int, precision: str) -> float:
         """Bytes of one picture in the denoiser."""
@@ -82,11 +75,10 @@ class TokenMemory:
     channels: int
 
     @classmethod
-    def of(cls, denoiser: Transformer) -> TokenMemory:
-        config = denoiser.config
+    def of(cls, config: TransformerConfig) -> TokenMemory:
         return cls(
-            denoiser.inner_dim,
-            int(denoiser.inner_dim * config.mlp_ratio),
+            config.inner_dim,
+            int(config.inner_dim * config.mlp_ratio),
             config.attention_head_dim,
             config.in_channels,
         )
@@ -106,6 +98,15 @@ class TokenMemory:
         if precision == "int8":
             wide = max(wide, 3 * 4 * (3 * d + 2 * m) + 2 * d * item + 2 * d)
         return wide + self.channels * item + 2 * 4 * self.head
+
+
+def weight_bytes(part: PartSize, precision: str) -> float:
+    """Bytes of a part's weights. The VAE has no layers that int8 makes smaller."""
+    item = _item(precision)
+    if precision != "int8":
+        return part.parameters * item
+    kept = part.parameters - part.in_layers
+    return kept * item + part.in_layers + part.rows * INT8_SCALE_BYTES
 
 
 def _item(precision: str) -> int:
@@ -228,32 +229,18 @@ def _count_parts(
     last_layer: int,
     text_tokens: int,
 ) -> ModelSizes:
-    text = TextModelConfig.from_json(text_config, text_kind)
-    with unfilled():
-        denoiser = Transformer(TransformerConfig.from_json(denoiser_config))
-        vae = Autoencoder(AutoencoderConfig.from_json(vae_config))
-        text_encoder = TextModel(text, last_layer)
-
-    def count(module: Any) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    channels = vae.config.decoder_block_out_channels or vae.config.block_out_channels
+    denoiser = TransformerConfig.from_json(denoiser_config)
+    vae = AutoencoderConfig.from_json(vae_config)
+    channels = vae.decoder_block_out_channels or vae.block_out_channels
     return ModelSizes(
         name=name,
-        denoiser=count(denoiser),
-        text_encoder=count(text_encoder),
-        vae=count(vae),
-        in_layers={"denoiser": _in_layers(denoiser), "text_encoder": _in_layers(text_encoder)},
+        denoiser=count_transformer(denoiser),
+        text_encoder=count_text_model(
+            TextModelConfig.from_json(text_config, text_kind), last_layer
+        ),
+        vae=count_autoencoder(vae),
         token=TokenMemory.of(denoiser),
         vae_channels=(channels[0], channels[min(1, len(channels) - 1)]),
         text_tokens=text_tokens,
-        pixels_per_token=pixels_per_token(vae),
+        pixels_per_token=2 * vae.pixels_per_latent,
     )
-
-
-def _in_layers(model: Any) -> tuple[int, int]:
-    """Parameters and rows of the linear layers that int8 makes smaller."""
-    weights = [
-        module.weight for name, module in model.named_modules() if is_quantised(module, name)
-    ]
-    return sum(w.numel() for w in weights), sum(w.shape[0] for w in weights)

@@ -1,0 +1,1 @@
+"""What a model needs, computed from its configuration; imports no torch."""
