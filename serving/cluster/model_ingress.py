@@ -18,8 +18,8 @@ import base64
 import binascii
 import hmac
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from fastapi import FastAPI
@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse, Response
 
 from calotype.serving.api.http.body import read_json
 from calotype.serving.api.http.failures import wire
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import CalotypeError, InvalidRequest, Unauthenticated
 from calotype.serving.wire.model_status import ModelAppStatus
 
@@ -49,12 +50,12 @@ class ModelApp(Protocol):
 
     async def cancel(self, job_id: str) -> None: ...
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
+        scope: CheckScope | None = None,
+    ) -> list[Decision]:
         """Decisions for every text, then for every image."""
         ...
 
@@ -76,7 +77,7 @@ def build_ingress(model_app: ModelApp, token: str) -> FastAPI:
     app.add_api_route(f"{jobs}/submit", ingress.submit, methods=["POST"])
     app.add_api_route(f"{jobs}/wait", ingress.wait, methods=["POST"])
     app.add_api_route(f"{jobs}/cancel", ingress.cancel, methods=["POST"])
-    app.add_api_route("/internal/v1/judge", ingress.judge, methods=["POST"])
+    app.add_api_route("/internal/v1/judge", ingress.moderate, methods=["POST"])
     app.add_api_route("/internal/v1/status", ingress.status, methods=["GET"])
     return app
 
@@ -99,7 +100,7 @@ class Ingress:
         await self._app.cancel(self._job(request))
         return Response(status_code=204)
 
-    async def judge(self, request: Request) -> JSONResponse:
+    async def moderate(self, request: Request) -> JSONResponse:
         self._check(request)
         body = await read_json(request, MAX_BODY_BYTES)
         texts, images = body.get("texts"), body.get("images")
@@ -109,8 +110,10 @@ class Ingress:
         scope = body.get("scope")
         if scope is not None and not isinstance(scope, dict):
             raise InvalidRequest("scope must be an object with policies and wish, or null.")
-        decisions = await self._app.judge([str(text) for text in texts], pictures, scope)
-        return JSONResponse({"decisions": decisions})
+        decisions = await self._app.moderate(
+            [str(text) for text in texts], pictures, CheckScope.from_payload(scope)
+        )
+        return JSONResponse({"decisions": [decision.to_payload() for decision in decisions]})
 
     async def status(self, request: Request) -> JSONResponse:
         self._check(request)

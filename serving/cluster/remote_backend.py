@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from calotype.serving.config import describe
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import (
     CalotypeError,
     ModerationUnavailable,
@@ -99,18 +100,18 @@ class RemoteBackend:
     async def cancel(self, job_id: str) -> None:
         await self._post(await self._app_of(job_id), f"jobs/{job_id}/cancel")
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
+        scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Decision]:
         """Asks the first model app that answers."""
         body = {
             "texts": list(texts),
             "images": await asyncio.to_thread(lambda: [_packed(image) for image in images]),
-            "scope": scope,
+            "scope": None if scope is None else scope.to_payload(),
         }
         problem = "This service has no model at the moment."
         for model in list(self.endpoints):
@@ -121,7 +122,7 @@ class RemoteBackend:
             except Overloaded as error:
                 problem = error.message
                 continue
-            return list(answer.json()["decisions"])
+            return [Decision.from_payload(found) for found in answer.json()["decisions"]]
         raise ModerationUnavailable(f"The safety stage cannot judge. {problem}", retry_after=5)
 
     async def status(self) -> list[ModelStatus]:

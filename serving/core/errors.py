@@ -7,7 +7,7 @@
     + PermissionDenied           the key is right but may not do this
     + NotFound                   no such model, adapter, job or asset (or not yours)
     + Conflict                   an idempotency key was used for another body
-    + ContentBlocked             the safety stage refused the prompt or every picture
+    + ContentBlocked             the safety stage refused the prompt or every image
     + QuotaExceeded              rate, quota or budget is spent
   - CapacityError                the caller may simply retry
     + Overloaded                 loading, draining or full
@@ -30,7 +30,9 @@ table in ``api/app.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from calotype.serving.core.json_object import JsonObject
 
 
 class CalotypeError(Exception):
@@ -53,19 +55,19 @@ class CalotypeError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
-        details: Mapping[str, Any] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message, code, param, retry_after, details)
         self.message = message
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after
-        self.details: dict[str, Any] = dict(details or {})
+        self.details: JsonObject = dict(details or {})
 
     def __str__(self) -> str:
         return self.message
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> JsonObject:
         """The JSON form in which a job row keeps its error."""
         return {
             "class": type(self).__name__,
@@ -168,7 +170,7 @@ def all_error_classes() -> list[type[CalotypeError]]:
     return found
 
 
-def error_from_payload(payload: Mapping[str, Any]) -> CalotypeError:
+def error_from_payload(payload: JsonObject) -> CalotypeError:
     """Rebuilds the error that `CalotypeError.to_payload` wrote; unknown classes become the root."""
     classes = {cls.__name__: cls for cls in all_error_classes()}
     cls = classes.get(str(payload.get("class")), CalotypeError)

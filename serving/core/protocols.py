@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from calotype.serving.core.decision import CheckScope, Decision
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -64,30 +66,23 @@ class ListedBlobStore(BlobStore, Protocol):
 
 
 class SafetyStage(Protocol):
-    """The safety stage as serving sees it. A decision is the JSON of `moderation.policy.Decision`.
+    """The safety stage as serving sees it.
 
-    Raises ModerationUnavailable when it cannot judge: fail closed.
+    Raises ModerationUnavailable when it cannot decide: fail closed.
     """
 
-    async def check_prompt(
-        self, text: str, scope: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Args:
-        scope: for whom, the JSON of `moderation.rulebook.Scope`: ``policies``, ``wish``.
-        """
-        ...
+    async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision: ...
 
     async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
-        scope: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        scope: CheckScope | None = None,
+    ) -> Decision:
         """Args:
-        prompt: what the picture was drawn for, if anything.
-        references: the pictures it was drawn from.
-        scope: as of `check_prompt`.
+        prompt: what the image was drawn for, if anything.
+        references: the images it was drawn from.
         """
         ...
 
@@ -124,17 +119,16 @@ class GenerationBackend(Protocol):
         """Asks for the job to stop before its next step. Idempotent."""
         ...
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
+        scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Decisions (`SafetyStage`) for every text, then for every image.
+    ) -> list[Decision]:
+        """Decisions for every text, then for every image.
 
         Args:
-            scope: as of `SafetyStage.check_prompt`.
             models: by the policy of one of these; None = of any.
         """
         ...

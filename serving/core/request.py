@@ -10,18 +10,19 @@ import importlib.metadata
 import itertools
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
-    """One picture: uint8, shape [height, width, 3], RGB."""
+    """One image: uint8, shape [height, width, 3], RGB."""
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 
@@ -34,7 +35,7 @@ SAMPLER_NAMES = ("flow-euler", "flow-heun", "flow-dpmpp-2m", "flow-unipc", "flow
 """The samplers of this package."""
 
 MAX_REFERENCES = 10
-"""Reference pictures of one request."""
+"""Reference images of one request."""
 
 
 def sampler_names() -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def check_sigmas(sigmas: Sequence[float], steps: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Pixels by which a picture is continued beyond its edges."""
+    """Pixels by which an image is continued beyond its edges."""
 
     left: int = 0
     top: int = 0
@@ -135,10 +136,10 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and the ``n`` pictures wanted of it; picture ``i`` is drawn with ``seed + i``.
+    """One prompt and the ``n`` images wanted of it; image ``i`` is drawn with ``seed + i``.
 
     ``rendered_size`` is what the denoiser draws; where it differs from ``size`` (a small model
-    asked for a large picture) the drawn one is enlarged to ``size`` afterwards.
+    asked for a large image) the drawn one is enlarged to ``size`` afterwards.
     """
 
     id: str
@@ -154,13 +155,13 @@ class GenerationRequest:
     priority: int = 0
     """Higher runs first."""
     negative_prompt: str | None = None
-    """What the picture shall not show; costs a second denoiser pass a step."""
+    """What the image shall not show; costs a second denoiser pass a step."""
     image: str | None = None
-    """Name of the picture to start from; the bytes are given to the engine by this name."""
+    """Name of the image to start from; the bytes are given to the engine by this name."""
     mask: str | None = None
     """Name of the mask: what it marks is drawn anew, the rest of ``image`` stays as it is."""
     references: tuple[str, ...] = ()
-    """Names of pictures that the model looks at, at most `MAX_REFERENCES`."""
+    """Names of images that the model looks at, at most `MAX_REFERENCES`."""
     strength: float | None = None
     """How far ``image`` is noised, above 0 to 1; None is 1 with a mask or margins, else 0.8."""
     expand: Margins | None = None
@@ -170,11 +171,11 @@ class GenerationRequest:
     weight: float = 1.0
     """The tenant's share of the steps against others."""
     deadline_seconds: float | None = None
-    """Time from `Engine.add` until the last picture; what cannot keep it fails early."""
+    """Time from `Engine.add` until the last image; what cannot keep it fails early."""
     checkpoint_every: int = 0
     """Emit a `Checkpoint` every so many steps; 0 = never."""
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> JsonObject:
         return {
             "id": self.id,
             "prompt": self.prompt,
@@ -204,7 +205,8 @@ class GenerationRequest:
         }
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Any]) -> GenerationRequest:
+    def from_payload(cls, payload: JsonObject) -> GenerationRequest:
+        """Fields that this release does not know are ignored."""
         return cls(
             id=payload["id"],
             prompt=payload["prompt"],
@@ -249,7 +251,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A decoded estimate of the finished picture ``index``, after ``step`` steps."""
+    """A decoded estimate of the finished image ``index``, after ``step`` steps."""
 
     request_id: str
     index: int
@@ -259,21 +261,21 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request is drawn: one picture per image, in order. Terminal."""
+    """The request is drawn: the images in their order. Terminal."""
 
     request_id: str
     images: tuple[Pixels, ...]
     denoise_seconds: float
     """Measured time in the denoiser and the decoder, this request's share of each batch."""
     evaluations: int = 0
-    """Denoiser passes that its pictures took, skipped ones included."""
+    """Denoiser passes that its images took, skipped ones included."""
     skipped: int = 0
     """Those of them that reused the last step's result (``step_cache``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ended without pictures; ``Cancelled`` after an abort. Terminal."""
+    """The request ended without images; ``Cancelled`` after an abort. Terminal."""
 
     request_id: str
     error: CalotypeError

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository
+from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.schema.tables import checkpoints, jobs, previews
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 
@@ -46,7 +46,7 @@ class Intermediates(Repository):
                 .returning(checkpoints.c.blob_key)
             )
             old = [key for key in gone.scalars() if key != checkpoint.blob_key]
-            connection.execute(checkpoints.insert().values(_values(checkpoint)))
+            connection.execute(checkpoints.insert().values(column_values(checkpoint)))
             add_ref(connection, [checkpoint.blob_key])
             release_ref(connection, old, self.clock.time())
         return True
@@ -85,7 +85,7 @@ class Intermediates(Repository):
             )
             if connection.execute(known).first() is not None:
                 return False
-            connection.execute(previews.insert().values(_values(preview)))
+            connection.execute(previews.insert().values(column_values(preview)))
             add_ref(connection, [preview.blob_key])
         return True
 
@@ -116,7 +116,3 @@ def _holds(connection: Connection, job_id: str, fence: int) -> bool:
         .values(fence=fence)
     )
     return found.rowcount == 1
-
-
-def _values(record: Checkpoint | PreviewRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}

@@ -5,7 +5,7 @@ Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, update
@@ -17,7 +17,7 @@ from calotype.serving.database.accounts.usage import record_usage, used_seconds
 from calotype.serving.database.blob_refs import add_ref
 from calotype.serving.database.connection import flush, reading, writing
 from calotype.serving.database.intermediates import clear_intermediates
-from calotype.serving.database.repository import Repository
+from calotype.serving.database.repository import ColumnValues, Repository, column_values
 from calotype.serving.database.review.held_images import (
     add_held,
     held_reasons,
@@ -25,7 +25,9 @@ from calotype.serving.database.review.held_images import (
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.endings import Ending
+from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.lifecycle import Status, sources
+from calotype.serving.jobs.moderation_record import ModerationRecord
 from calotype.serving.jobs.records import JobRecord, NewJob
 
 
@@ -49,7 +51,7 @@ class Jobs(Repository):
             QuotaExceeded, PermissionDenied: see `quotas.reserve`; there is no job then.
         """
         now = self.clock.time()
-        values: dict[str, Any] = {name: getattr(new, name) for name in new.__dataclass_fields__} | {
+        values: ColumnValues = column_values(new) | {
             "status": "queued",
             "fence": 0,
             "attempts": 0,
@@ -168,7 +170,7 @@ class Jobs(Repository):
 
     def requeue_job(self, job_id: str, fence: int, count_attempt: bool = True) -> JobRecord | None:
         """running -> queued; None when ``fence`` is not the current lease's."""
-        values: dict[str, Any] = {
+        values: ColumnValues = {
             "fence": jobs.c.fence + 1,
             "step": 0,
             "lease_replica": None,
@@ -179,26 +181,26 @@ class Jobs(Repository):
         return self._change(job_id, "queued", fence, values)
 
     def renew_leases(
-        self, replica: str, progress: Mapping[str, Sequence[int]], lease_expires: float
+        self, replica: str, progress: Mapping[str, LeaseProgress], lease_expires: float
     ) -> None:
-        """Records ``job_id -> (fence, step, steps)`` where the lease is this replica's."""
+        """Records the progress of jobs, by ID, where the lease is this replica's."""
         with writing(self.engine) as connection:
-            for job_id, (fence, step, steps) in progress.items():
+            for job_id, reached in progress.items():
                 connection.execute(
                     update(jobs)
                     .where(
                         jobs.c.id == job_id,
                         jobs.c.status == "running",
-                        jobs.c.fence == fence,
+                        jobs.c.fence == reached.fence,
                         jobs.c.lease_replica == replica,
                     )
-                    .values(step=step, steps=steps, lease_expires=lease_expires)
+                    .values(step=reached.step, steps=reached.steps, lease_expires=lease_expires)
                 )
 
-    def record_moderation(self, job_id: str, moderation: dict[str, Any]) -> None:
+    def record_moderation(self, job_id: str, moderation: ModerationRecord) -> None:
         with writing(self.engine) as connection:
             connection.execute(
-                update(jobs).where(jobs.c.id == job_id).values(moderation=moderation)
+                update(jobs).where(jobs.c.id == job_id).values(moderation=moderation.to_payload())
             )
 
     def finish_job(self, job_id: str, ending: Ending) -> JobRecord | None:
@@ -209,20 +211,14 @@ class Jobs(Repository):
         end the job.
         """
         now = self.clock.time()
-        values: dict[str, Any] = {"completed": now, "lease_replica": None, "lease_expires": None}
-        for name in ("error", "output", "moderation", "usage", "metrics"):
-            if (value := getattr(ending, name)) is not None:
-                values[name] = value
+        values: ColumnValues = {"completed": now, "lease_replica": None, "lease_expires": None}
+        values |= ending.columns()
         status, fence = ending.status, ending.fence
         with writing(self.engine, durable=True) as connection:
             if not self._compare_and_set(connection, job_id, status, fence, values):
                 return None
             for asset in ending.stored:
-                connection.execute(
-                    assets.insert().values(
-                        {name: getattr(asset, name) for name in asset.__dataclass_fields__}
-                    )
-                )
+                connection.execute(assets.insert().values(column_values(asset)))
             add_ref(connection, [asset.blob_key for asset in ending.stored])
             add_held(connection, ending.held, held_reasons(ending.moderation), now)
             job = _one(connection, job_id)
@@ -235,7 +231,7 @@ class Jobs(Repository):
     # -- inside --------------------------------------------------------------------------------
 
     def _change(
-        self, job_id: str, status: Status, fence: int | None, values: dict[str, Any]
+        self, job_id: str, status: Status, fence: int | None, values: ColumnValues
     ) -> JobRecord | None:
         with writing(self.engine) as connection:
             if not self._compare_and_set(connection, job_id, status, fence, values):
@@ -248,7 +244,7 @@ class Jobs(Repository):
         job_id: str,
         status: Status,
         fence: int | None,
-        values: dict[str, Any],
+        values: ColumnValues,
     ) -> bool:
         statement = update(jobs).where(
             jobs.c.id == job_id, jobs.c.status.in_(sorted(sources(status)))

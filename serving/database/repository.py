@@ -12,6 +12,14 @@ from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import Clock
 from calotype.serving.database.connection import reading
 
+ColumnValues = dict[str, Any]
+"""Column -> value or SQL expression, for an insert or an update."""
+
+
+def column_values(record: Any) -> ColumnValues:
+    """The fields of a dataclass that is a row, for an insert."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
 
 class Repository:
     """Base of the repositories.
@@ -59,9 +67,7 @@ class Repository:
             return connection.execute(query.order_by(*order).limit(limit)).mappings().all()
 
 
-def upsert(
-    connection: Connection, table: Table, values: dict[str, Any], keys: Sequence[str]
-) -> None:
+def upsert(connection: Connection, table: Table, values: ColumnValues, keys: Sequence[str]) -> None:
     """Inserts a row, or overwrites the one that has the same ``keys``."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     insert: Any = dialect.insert(table).values(values)

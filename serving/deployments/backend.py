@@ -6,11 +6,12 @@ import asyncio
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 
 from calotype.serving.cluster.remote_backend import model_status
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import CalotypeError, ModerationUnavailable, Overloaded
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.database.database import Database
@@ -69,13 +70,13 @@ class RayBackend:
         dispatcher = await self._dispatcher_of(job_id)
         await call(lambda: dispatcher.cancel.remote(job_id), "The dispatcher")
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
+        scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Decision]:
         apps = [app for name, app in self.models.items() if models is None or name in models]
         if not apps:
             raise ModerationUnavailable(

@@ -8,20 +8,22 @@ import pathlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from calotype.moderation.decision import Decision as ModerationDecision
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.rulebook import Scope
 from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import ContentBlocked
 from calotype.serving.core.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.core.request import Failed, Finished, GenerationRequest, Progress
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.engine.model.input_images import restore_outside
-from calotype.serving.images.encode import blur, enlarge, given_images
-from calotype.serving.jobs.judging import is_unavailable, refusal, unavailable
+from calotype.serving.images.encode import blur, given_images
+from calotype.serving.jobs.moderation_checks import refusal, unavailable
+from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
 from calotype.serving.worker.generation import EncodedPrompt
 from calotype.serving.worker.model_loader import load_model, load_text_encoder
 from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
@@ -37,27 +39,29 @@ class InProcessSafety:
     def __init__(self, moderator: Moderator) -> None:
         self._moderator = moderator
 
-    async def check_prompt(
-        self, text: str, scope: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        judge = partial(self._moderator.check_prompt, text, Scope.from_payload(scope))
-        return (await asyncio.to_thread(judge)).to_payload()
+    async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
+        check = partial(self._moderator.check_prompt, text, _scope(scope))
+        return Decision.from_payload((await asyncio.to_thread(check)).to_payload())
 
     async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
-        scope: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        judge = partial(
+        scope: CheckScope | None = None,
+    ) -> Decision:
+        check = partial(
             self._moderator.check_image,
             pixels,
             prompt=prompt,
             references=references,
-            scope=Scope.from_payload(scope),
+            scope=_scope(scope),
         )
-        return (await asyncio.to_thread(judge)).to_payload()
+        return Decision.from_payload((await asyncio.to_thread(check)).to_payload())
+
+
+def _scope(scope: CheckScope | None) -> Scope:
+    return Scope.from_payload(None if scope is None else scope.to_payload())
 
 
 class InProcessPrompts:
@@ -85,6 +89,7 @@ class LocalBackend:
     ) -> None:
         self._model, self._adapters = model, list(adapters)
         self._blobs, self._safety = blobs, safety
+        self._policy = policy = policy or DispatchPolicy()
         self._dispatcher = Dispatcher(database, safety, SystemClock(), policy, model=model.name)
         self._replica: GeneratorReplica | None = None
 
@@ -94,7 +99,7 @@ class LocalBackend:
         encoder = await asyncio.to_thread(load_text_encoder, self._model)
         await self._dispatcher.start()
         self._replica = GeneratorReplica(
-            ReplicaSettings("local"),
+            ReplicaSettings("local", check_retries=self._policy.check_retries),
             self._dispatcher,
             InProcessPrompts(encoder),
             self._safety,
@@ -116,37 +121,37 @@ class LocalBackend:
     async def cancel(self, job_id: str) -> None:
         await self._dispatcher.cancel(job_id)
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
+        scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Decision]:
         return [
             *[await self._safety.check_prompt(text, scope) for text in texts],
             *[await self._safety.check_image(image, scope=scope) for image in images],
         ]
 
     async def status(self) -> list[ModelStatus]:
-        state: dict[str, Any] = {"ready": False}
-        if self._replica is not None:
-            state = self._replica.state()
+        if self._replica is None:
+            return [ModelStatus(self._model.name, ready=False)]
+        state = self._replica.state()
         return [
             ModelStatus(
                 self._model.name,
-                ready=bool(state["ready"]),
-                replicas=int(state["ready"]),
+                ready=state.ready,
+                replicas=int(state.ready),
                 queue_seconds=self._dispatcher.backlog_seconds(),
-                adapters=dict(state.get("adapters", {})),
-                message=str(state.get("message", "")),
+                adapters=dict(state.adapters),
+                message=state.message,
             )
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One allowed picture."""
+    """One allowed image."""
 
     index: int
     seed: int
@@ -185,47 +190,41 @@ class LocalPipeline:
         on_step: Callable[[int, int], None],
         files: Mapping[str, bytes] | None = None,
     ) -> tuple[list[Drawn], int]:
-        """The allowed pictures, and how many were blocked; ``on_step(step, steps)`` as it goes.
+        """The allowed images, and how many were blocked; ``on_step(step, steps)`` as it goes.
 
         Args:
-            files: the pictures that the request names, as PNG, JPEG or WebP.
+            files: the images that the request names, as PNG, JPEG or WebP.
 
         Raises:
-            ContentBlocked: the prompt, or every picture, is refused.
-            ModerationUnavailable: the safety stage cannot judge.
+            ContentBlocked: the prompt, or every image, is refused.
+            ModerationUnavailable: the safety stage cannot decide.
             EngineError: it cannot be drawn.
         """
-        self._judge("input", self._moderator.check_prompt(request.prompt).to_payload(), request.id)
+        blocked = refusal(
+            "input", _decided(self._moderator.check_prompt(request.prompt)), request.id
+        )
+        if blocked is not None:
+            raise blocked
         given = files or {}
-        images = [
-            restore_outside(request, given, enlarge(pixels, request.size))
-            for pixels in self._run(request, on_step, given)
-        ]
+        images = at_requested_size(request, list(self._run(request, on_step, given)), given)
         seen = given_images(request, given)
         drawn: list[Drawn] = []
         refused: list[ContentBlocked] = []
         for index, pixels in enumerate(images):
-            decision = self._moderator.check_image(
-                pixels, prompt=request.prompt, references=seen
-            ).to_payload()
-            shown = blur(pixels) if decision["verdict"] == "BLUR" else pixels
-            try:
-                if decision["verdict"] != "BLUR":
-                    self._judge("output", decision, request.id)
-            except ContentBlocked as error:
-                refused.append(error)
+            decision = _decided(
+                self._moderator.check_image(pixels, prompt=request.prompt, references=seen)
+            )
+            fate = fate_of(decision, held_by_prompt=False, sealable=False)
+            if fate is Fate.BLOCK:
+                blocked = refusal("output", decision, request.id)
+                assert blocked is not None
+                refused.append(blocked)
                 continue
-            drawn.append(Drawn(index, request.seed + index, shown, bool(decision.get("flagged"))))
+            shown = blur(pixels) if fate is Fate.BLUR else pixels
+            drawn.append(Drawn(index, request.seed + index, shown, decision.flagged))
         if not drawn:
             raise refused[0]
         return drawn, len(refused)
-
-    def _judge(self, stage: str, decision: dict[str, Any], request_id: str) -> None:
-        if is_unavailable(decision):
-            raise unavailable(str(decision.get("reason") or "a classifier failed"))
-        blocked = refusal(stage, decision, request_id)
-        if blocked is not None:
-            raise blocked
 
     def _run(
         self,
@@ -245,3 +244,11 @@ class LocalPipeline:
                         yield from event.images
         finally:
             self._engine.abort(request.id)
+
+
+def _decided(found: ModerationDecision) -> Decision:
+    """Raises ModerationUnavailable where nothing could be decided."""
+    decision = Decision.from_payload(found.to_payload())
+    if decision.undecided:
+        raise unavailable(decision.reason or "a classifier failed")
+    return decision

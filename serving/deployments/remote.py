@@ -17,13 +17,17 @@ import grpc.aio
 import ray.exceptions
 from ray.serve.exceptions import RayServeException
 
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import (
     CalotypeError,
     EngineError,
     ModerationUnavailable,
     Overloaded,
 )
-from calotype.serving.jobs.lease import Lease
+from calotype.serving.core.json_object import JsonObject
+from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.records import Checkpoint, PreviewRecord
+from calotype.serving.jobs.result import GenerationResult
 from calotype.serving.worker.generation import EncodedPrompt
 
 if TYPE_CHECKING:
@@ -85,7 +89,7 @@ async def _awaited(response: Any) -> Any:
 
 
 class RemoteLeases:
-    """`generation.LeaseSource` over the dispatcher's handle."""
+    """`worker.lease_source.LeaseSource` over the dispatcher's handle; payloads go over it."""
 
     def __init__(self, dispatcher: DeploymentHandle) -> None:
         self._dispatcher = dispatcher
@@ -98,32 +102,33 @@ class RemoteLeases:
         )
         return [Lease.from_payload(payload) for payload in found]
 
-    async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> Sequence[str]:
+    async def heartbeat(self, replica: str, progress: Mapping[str, LeaseProgress]) -> Sequence[str]:
+        payload = {job_id: reached.to_payload() for job_id, reached in progress.items()}
         lost: Sequence[str] = await call(
-            lambda: self._dispatcher.heartbeat.remote(replica, dict(progress)),
+            lambda: self._dispatcher.heartbeat.remote(replica, payload),
             "The dispatcher",
             patience=0,
             limit=HEARTBEAT_SECONDS,
         )
         return lost
 
-    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool:
-        return bool(await self._tell("complete", job_id, fence, dict(result)))
+    async def complete(self, job_id: str, fence: int, result: GenerationResult) -> bool:
+        return bool(await self._tell("complete", job_id, fence, result.to_payload()))
 
-    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool:
-        return bool(await self._tell("fail", job_id, fence, dict(error)))
+    async def fail(self, job_id: str, fence: int, error: CalotypeError) -> bool:
+        return bool(await self._tell("fail", job_id, fence, error.to_payload()))
 
     async def release(self, job_id: str, fence: int) -> bool:
         return bool(await self._tell("release", job_id, fence))
 
-    async def spoiled(self, job_id: str, fence: int) -> bool:
-        return bool(await self._tell("spoiled", job_id, fence))
+    async def drop_checkpoint(self, job_id: str, fence: int) -> bool:
+        return bool(await self._tell("drop_checkpoint", job_id, fence))
 
-    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool:
-        return bool(await self._tell("checkpoint", job_id, fence, step, blob_key))
+    async def checkpoint(self, checkpoint: Checkpoint) -> bool:
+        return bool(await self._tell("checkpoint", checkpoint.to_payload()))
 
-    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool:
-        return bool(await self._tell("preview", job_id, fence, dict(preview)))
+    async def preview(self, preview: PreviewRecord) -> bool:
+        return bool(await self._tell("preview", preview.to_payload()))
 
     async def _tell(self, method: str, *arguments: Any) -> Any:
         return await call(
@@ -151,23 +156,23 @@ class RemoteSafety:
         self._moderator = moderator
         self._patience = patience
 
-    async def check_prompt(
-        self, text: str, scope: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        return await self._judge("check_prompt", text, scope)
+    async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
+        return await self._ask("check_prompt", text, _scope_payload(scope))
 
     async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
-        scope: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        return await self._judge("check_image", pixels, prompt, list(references), scope)
+        scope: CheckScope | None = None,
+    ) -> Decision:
+        return await self._ask(
+            "check_image", pixels, prompt, list(references), _scope_payload(scope)
+        )
 
-    async def _judge(self, method: str, *content: Any) -> dict[str, Any]:
+    async def _ask(self, method: str, *content: object) -> Decision:
         try:
-            decision: dict[str, Any] = await call(
+            decision = await call(
                 lambda: getattr(self._moderator, method).remote(*content),
                 "The safety stage",
                 patience=self._patience,
@@ -175,4 +180,8 @@ class RemoteSafety:
             )
         except CalotypeError as error:
             raise ModerationUnavailable(error.message, retry_after=5) from error
-        return decision
+        return Decision.from_payload(decision)
+
+
+def _scope_payload(scope: CheckScope | None) -> JsonObject | None:
+    return None if scope is None else scope.to_payload()

@@ -1,16 +1,15 @@
-"""What a dispatcher knows of time: it learns from jobs that end and foresees those that wait."""
+"""Estimates when jobs will be over: it learns from those that end."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 
 from calotype.serving.core.protocols import Clock
-from calotype.serving.database.forecasts import Forecast, foresee
-from calotype.serving.dispatch.fair_queue import FairQueue
-from calotype.serving.jobs.lease import HeldLease, KnownJob, LeaseTable
-from calotype.serving.jobs.predictor import WorkPredictor
+from calotype.serving.dispatch.lease_table import GrantedLease
+from calotype.serving.dispatch.open_jobs import OpenJobs
+from calotype.serving.jobs.forecast import Forecast, make_forecast
+from calotype.serving.jobs.predictor import Work, WorkPredictor
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.throughput import Throughput
 
@@ -19,74 +18,71 @@ _RECENT = 32
 
 
 class Estimator:
-    """Of one dispatcher, over its tables of jobs.
+    """Of one dispatcher, over its open jobs.
 
     Args:
-        most: jobs that a forecast tells of, one by one.
+        most: jobs of which a forecast tells one by one.
     """
 
-    def __init__(
-        self,
-        model: str | None,
-        clock: Clock,
-        known: Mapping[str, KnownJob],
-        leases: LeaseTable,
-        queue: FairQueue,
-        most: int,
-    ) -> None:
+    def __init__(self, model: str | None, clock: Clock, open_jobs: OpenJobs, most: int) -> None:
         self.predictor, self.throughput = WorkPredictor(), Throughput()
         self._model, self._clock, self._most = model or "", clock, most
-        self._known, self._leases, self._queue = known, leases, queue
-        self._told: Forecast | None = None
+        self._open = open_jobs
+        self._last: Forecast | None = None
         self._together: deque[int] = deque([1], maxlen=_RECENT)
 
     def backlog_seconds(self) -> float:
         """Predicted device seconds of everything that is not over."""
-        return sum(self._left(job_id) for job_id in self._known)
+        return sum(self._remaining(job_id) for job_id in self._open)
 
     def forecast(self) -> Forecast:
-        """What can be said of the time to come."""
-        running = [held.job_id for held in self._leases if held.job_id in self._known]
-        waiting = [queued.job_id for queued in self._queue.order() if queued.job_id in self._known]
-        told, silent = waiting[: self._most], waiting[self._most :]
-        found = foresee(
+        running = [lease.job_id for lease in self._open.leases if lease.job_id in self._open]
+        queue = self._open.queue.order()
+        waiting = [queued.job_id for queued in queue if queued.job_id in self._open]
+        listed, unlisted = waiting[: self._most], waiting[self._most :]
+        found = make_forecast(
             self._model,
             self._clock.time(),
-            [(job_id, self._left(job_id)) for job_id in running],
-            [(job_id, self._left(job_id)) for job_id in told],
+            [(job_id, self._remaining(job_id)) for job_id in running],
+            [(job_id, self._remaining(job_id)) for job_id in listed],
             self.predictor,
             self.throughput,
             together=max(self._together),
         )
-        beyond = sum(self._left(job_id) for job_id in silent) * found.throughput
+        beyond = sum(self._remaining(job_id) for job_id in unlisted) * found.throughput
         return replace(found, queued=len(waiting), backlog_seconds=found.backlog_seconds + beyond)
 
-    def news(self, repeat_seconds: float) -> Forecast | None:
-        """The forecast, when it says something new or the last one is old."""
-        found, told = self.forecast(), self._told
-        if told is not None and found == replace(told, updated=found.updated):
-            if found.updated - told.updated < repeat_seconds:
+    def changed_forecast(self, repeat_seconds: float) -> Forecast | None:
+        """The forecast, when it differs from the last one or that one is old."""
+        found, last = self.forecast(), self._last
+        if last is not None and found == replace(last, updated=found.updated):
+            if found.updated - last.updated < repeat_seconds:
                 return None
-        self._told = found
+        self._last = found
         return found
 
     def started(self, now: float) -> bool:
         """A job is about to be leased; whether nothing else runs or waits."""
         self.throughput.started(now)
-        self._together.append(len(self._leases) + 1)
-        for other in self._leases:
+        self._together.append(len(self._open.leases) + 1)
+        for other in self._open.leases:
             other.alone = False
-        return not len(self._leases) and not len(self._queue)
+        return not self._busy
 
-    def ended(self, job: JobRecord, lease: HeldLease | None, device_seconds: float) -> None:
+    def ended(self, job: JobRecord, lease: GrantedLease | None, device_seconds: float) -> None:
         """A job was drawn in so many measured device seconds; ``lease`` is what it ran under."""
-        self.predictor.learn(job.request, device_seconds)
-        busy = bool(len(self._leases) or len(self._queue))
-        now = self._clock.monotonic()
+        self.predictor.learn(Work.from_request(job.request), device_seconds)
+        busy, now = self._busy, self._clock.monotonic()
         self.throughput.ended(now, device_seconds, busy=busy)
         if lease is not None and lease.alone and not busy:
             self.throughput.ran_alone(now - lease.granted, device_seconds)
 
-    def _left(self, job_id: str) -> float:
-        whole = self.predictor.predict(self._known[job_id].request)
-        return whole * (1 - self._leases.done(job_id))
+    @property
+    def _busy(self) -> bool:
+        return bool(len(self._open.leases) or len(self._open.queue))
+
+    def _remaining(self, job_id: str) -> float:
+        job = self._open.get(job_id)
+        if job is None:
+            return 0.0
+        return self.predictor.predict(job.work) * (1 - self._open.leases.done(job_id))

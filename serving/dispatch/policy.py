@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class DispatchPolicy:
     """How often the database is asked for young jobs that nobody announced."""
     max_forecast: int = 2000
     """Jobs that a forecast tells of, one by one."""
-    judging_at_once: int = 16
+    checks_at_once: int = 16
+    """Prompts that are checked at the same time."""
     storage_delays: Sequence[float] = (0.1, 0.5, 2.0)
     """Pauses between attempts at a database that cannot be read or written."""
-    judging: JudgingPolicy = field(default_factory=JudgingPolicy)
+    check_retries: CheckRetries = field(default_factory=CheckRetries)

@@ -64,7 +64,7 @@ def encode_image(
     output_format: str,
     compression: int | None,
     *,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, object] | None = None,
     restore: Callable[[Pixels], Pixels] | None = None,
     marks: Marks | None = None,
 ) -> bytes:

@@ -1,4 +1,4 @@
-"""A recipe inside a picture file: written without touching a pixel, and read back.
+"""A recipe inside an image file: written without touching a pixel, and read back.
 
 PNG carries it as an international text chunk, JPEG as a comment, WebP as a chunk of its own, which
 readers skip.
@@ -10,8 +10,8 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.recipe import MAX_BYTES, canonical
 
 KEYWORD = b"calotype:recipe"
@@ -20,7 +20,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _COMMENT = 0xFE
 
 
-def stamp(data: bytes, recipe: Mapping[str, Any]) -> bytes:
+def stamp(data: bytes, recipe: Mapping[str, object]) -> bytes:
     """The file with the recipe in it.
 
     Raises:
@@ -47,8 +47,8 @@ def stamp(data: bytes, recipe: Mapping[str, Any]) -> bytes:
     raise ValueError("not a png, jpeg or webp file")
 
 
-def read_stamp(data: bytes) -> dict[str, Any] | None:
-    """The recipe in a picture file; None when there is none that can be read."""
+def read_stamp(data: bytes) -> JsonObject | None:
+    """The recipe in an image file; None when there is none that can be read."""
     try:
         text = next(_texts(data), None)
         found = None if text is None else json.loads(text)

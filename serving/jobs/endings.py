@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from calotype.serving.core.errors import Cancelled, DeadlineExceeded, EngineError
+from calotype.serving.core.errors import CalotypeError, Cancelled, DeadlineExceeded, EngineError
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import ImageSize
 from calotype.serving.jobs.lifecycle import Status
+from calotype.serving.jobs.moderation_record import HeldEntry, ModerationRecord
 from calotype.serving.jobs.records import AssetRecord, HeldRecord, JobRecord, new_id
-from calotype.serving.jobs.result import BlockedImage, GenerationResult, blocked_error, held_error
+from calotype.serving.jobs.refusals import blocked_error, held_error
+from calotype.serving.jobs.result import (
+    BlockedImage,
+    GenerationResult,
+    JobMetrics,
+    JobOutput,
+    TokenUsage,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What `Jobs.finish_job` writes."""
+    """What `Jobs.finish_job` writes; a column stays as it is where its part is None."""
 
     status: Status
     fence: int | None = None
-    """Only the holder of this lease may end the job so; None = whoever comes first."""
-    error: dict[str, Any] | None = None
-    output: dict[str, Any] | None = None
-    moderation: dict[str, Any] | None = None
-    usage: dict[str, Any] | None = None
-    metrics: dict[str, Any] | None = None
+    """Only the generator with this lease may end the job so; None = whoever comes first."""
+    error: CalotypeError | None = None
+    output: JobOutput | None = None
+    moderation: ModerationRecord | None = None
+    usage: TokenUsage | None = None
+    metrics: JobMetrics | None = None
     stored: Sequence[AssetRecord] = ()
     held: Sequence[HeldRecord] = ()
 
+    def columns(self) -> JsonObject:
+        """The JSON columns that it sets."""
+        parts = {
+            "error": self.error,
+            "output": self.output,
+            "moderation": self.moderation,
+            "usage": self.usage,
+            "metrics": self.metrics,
+        }
+        return {name: part.to_payload() for name, part in parts.items() if part is not None}
+
 
 def canceled_ending() -> Ending:
-    return Ending("canceled", error=Cancelled("The job was canceled.").to_payload())
+    return Ending("canceled", error=Cancelled("The job was canceled."))
 
 
 def late_ending() -> Ending:
     error = DeadlineExceeded("The job was not finished within the time allowed for it.")
-    return Ending("failed", error=error.to_payload())
+    return Ending("failed", error=error)
 
 
 def poison_ending(job: JobRecord) -> Ending:
@@ -45,18 +64,15 @@ def poison_ending(job: JobRecord) -> Ending:
         "Other requests are not affected; please report this one.",
         details={"reason": "worker_died", "attempts": job.attempts},
     )
-    return Ending("failed", error=error.to_payload())
+    return Ending("failed", error=error)
 
 
 def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
-    """At least one picture may be seen."""
+    """At least one image may be seen."""
     now, held = job.started or job.created, _held(job, result)
     return Ending(
         "succeeded",
-        output={
-            "images": result.to_payload()["images"],
-            "blocked": result.to_payload()["blocked"],
-        },
+        output=JobOutput(result.images, result.blocked),
         moderation=_moderation(job, result, held),
         held=held,
         usage=result.usage,
@@ -81,52 +97,38 @@ def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
 
 
 def blocked_ending(job: JobRecord, result: GenerationResult) -> Ending:
-    """The safety stage refused every picture, or holds them for a person."""
+    """The safety stage refused every image, or holds them for a reviewer."""
     held = _held(job, result)
+    moderation = _moderation(job, result, held)
     if held:
-        moderation = _moderation(job, result, held)
-        waiting = held_error(moderation["held"], str(job.input.get("request_id", job.id)))
-        return Ending(
-            "failed",
-            error=waiting.to_payload(),
-            moderation=moderation,
-            metrics=_metrics(job, result),
-            held=held,
+        error = held_error(moderation.held, job.options.request_id)
+    else:
+        first = result.blocked[0] if result.blocked else BlockedImage(0, [])
+        error = blocked_error(
+            "output",
+            [name for image in result.blocked for name in image.categories],
+            job.options.request_id,
+            decision_id=first.decision_id,
+            policy=first.policy,
         )
-    first = result.blocked[0] if result.blocked else BlockedImage(0, [])
-    error = blocked_error(
-        "output",
-        [name for image in result.blocked for name in image.categories],
-        str(job.input.get("request_id", job.id)),
-        decision_id=first.decision_id,
-        policy=first.policy,
-    )
     return Ending(
-        "failed",
-        error=error.to_payload(),
-        moderation=_moderation(job, result),
-        metrics=_metrics(job, result),
+        "failed", error=error, moderation=moderation, metrics=_metrics(job, result), held=held
     )
 
 
 def _moderation(
-    job: JobRecord, result: GenerationResult, held: Sequence[HeldRecord] = ()
-) -> dict[str, Any]:
-    found = {**(job.moderation or {}), "output": result.decisions}
-    if result.prompt_decision is not None:
-        found["input"] = result.prompt_decision
-    if held:
-        found["held"] = [
-            {
-                "index": picture.position,
-                "case_id": picture.case_id,
-                "asset_id": picture.asset_id,
-                "categories": image.categories,
-                "status": "held",
-            }
-            for picture, image in zip(held, result.held, strict=True)
-        ]
-    return found
+    job: JobRecord, result: GenerationResult, held: Sequence[HeldRecord]
+) -> ModerationRecord:
+    before = ModerationRecord.from_payload(job.moderation)
+    return replace(
+        before,
+        input=result.prompt_decision or before.input,
+        output=tuple(result.decisions),
+        held=tuple(
+            HeldEntry(row.position, row.case_id, row.asset_id, tuple(image.categories))
+            for row, image in zip(held, result.held, strict=True)
+        ),
+    )
 
 
 def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
@@ -139,7 +141,7 @@ def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
             team_id=job.team_id,
             position=image.index,
             blob_key=image.blob_key,
-            seal=str(job.input["seal"]),
+            seal=str(job.options.seal),
             content_type=image.content_type,
             width=image.width,
             height=image.height,
@@ -152,14 +154,15 @@ def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
     ]
 
 
-def _metrics(job: JobRecord, result: GenerationResult) -> dict[str, Any]:
-    request = job.request
-    size, n = ImageSize.parse(str(request["size"])), int(request["n"])
+def _metrics(job: JobRecord, result: GenerationResult) -> JobMetrics:
+    """What the worker measured, completed from the job."""
+    request, found = job.request, result.metrics
+    pixels = ImageSize.parse(str(request["size"])).pixels * int(request["n"])
     waited = (job.started or job.created) - job.created
-    return {
-        "queue_ms": round(1000 * max(0.0, waited)),
-        "megapixels": round(size.pixels * n / 1e6, 3),
-        "steps": request["steps"],
-        "rendered_size": request["rendered_size"],
-        **result.metrics,
-    }
+    return replace(
+        found,
+        queue_ms=round(1000 * max(0.0, waited)),
+        megapixels=round(pixels / 1e6, 3) if found.megapixels is None else found.megapixels,
+        steps=int(request["steps"]) if found.steps is None else found.steps,
+        rendered_size=found.rendered_size or str(request["rendered_size"]),
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import ImageSize
 
 PRIOR_SECONDS_PER_MEGAPIXEL_STEP = 0.2
@@ -13,19 +13,34 @@ _LEARNING_RATE = 0.2
 _MAX_SHAPES = 256
 
 
-def work_units(request: Mapping[str, Any]) -> float:
-    """Megapixels x steps x pictures of a `GenerationRequest` payload."""
-    size = ImageSize.parse(str(request["rendered_size"]))
-    return max(1e-6, size.pixels / 1e6 * int(request["steps"]) * int(request["n"]))
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What decides how long a request keeps a device busy."""
 
+    rendered_size: str
+    steps: int
+    n: int
+    """Images."""
 
-def shape_of(request: Mapping[str, Any]) -> str:
-    """What decides the time of one picture: drawn size and steps."""
-    return f"{request['rendered_size']}/{request['steps']}"
+    @classmethod
+    def from_request(cls, payload: JsonObject) -> Work:
+        """Of a `GenerationRequest` payload."""
+        return cls(str(payload["rendered_size"]), int(payload["steps"]), int(payload["n"]))
+
+    @property
+    def units(self) -> float:
+        """Megapixels x steps x images."""
+        size = ImageSize.parse(self.rendered_size)
+        return max(1e-6, size.pixels / 1e6 * self.steps * self.n)
+
+    @property
+    def shape(self) -> str:
+        """What decides the time of one image."""
+        return f"{self.rendered_size}/{self.steps}"
 
 
 class WorkPredictor:
-    """Seconds of one picture per shape, and per unit of work for shapes never seen.
+    """Seconds of one image per shape, and per unit of work for shapes never seen.
 
     Both are exponentially weighted means of what was measured.
     """
@@ -35,28 +50,26 @@ class WorkPredictor:
         self.measured = False
         self._shapes: dict[str, float] = {}
 
-    def predict(self, request: Mapping[str, Any]) -> float:
-        """Device seconds of all pictures of a `GenerationRequest` payload."""
-        one = self._shapes.get(shape_of(request))
-        if one is not None:
-            return one * int(request["n"])
-        return self.seconds_per_unit * work_units(request)
+    def predict(self, work: Work) -> float:
+        """Device seconds of all images."""
+        one = self._shapes.get(work.shape)
+        return self.seconds_per_unit * work.units if one is None else one * work.n
 
-    def learn(self, request: Mapping[str, Any], seconds: float) -> None:
+    def learn(self, work: Work, seconds: float) -> None:
         """Takes one measured run; the first one replaces the prior."""
         if not 0 < seconds < float("inf"):
             return
-        measured = seconds / work_units(request)
+        measured = seconds / work.units
         rate = _LEARNING_RATE if self.measured else 1.0
         self.seconds_per_unit += rate * (measured - self.seconds_per_unit)
         self.measured = True
-        shape, one = shape_of(request), seconds / int(request["n"])
+        shape, one = work.shape, seconds / work.n
         known = self._shapes.pop(shape, one)
         self._shapes[shape] = known + _LEARNING_RATE * (one - known)
         if len(self._shapes) > _MAX_SHAPES:
             del self._shapes[next(iter(self._shapes))]
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> JsonObject:
         return {
             "seconds_per_unit": self.seconds_per_unit,
             "measured": self.measured,
@@ -64,8 +77,8 @@ class WorkPredictor:
         }
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Any]) -> WorkPredictor:
-        """What `to_payload` wrote; a fresh one from nothing."""
+    def from_payload(cls, payload: JsonObject) -> WorkPredictor:
+        """What `to_payload` wrote, as a part of a forecast; a fresh one from nothing."""
         found = cls(payload.get("seconds_per_unit", PRIOR_SECONDS_PER_MEGAPIXEL_STEP))
         found.measured = bool(payload.get("measured"))
         found._shapes = dict(payload.get("shapes", {}))

@@ -1,4 +1,4 @@
-"""The recipe of a picture: everything that decides its bytes, and nothing else.
+"""The recipe of an image: everything that decides its bytes, and nothing else.
 
     {"version": 1, "operation": "generate", "build": "0.1.0+5be1...", "prompt": "a red fox",
      "size": "128x128", "seed": 7, "n": 1, "steps": 20, ...,
@@ -6,7 +6,7 @@
      "adapters": [{"name": "stripes", "digest": "sha256:...", "scale": 0.8}],
      "references": [{"sha256": "..."}], "output": {"format": "png", "compression": 100}}
 
-It is stored with the job, told in every answer, carried by the picture file, and may be posted
+It is stored with the job, told in every answer, carried by the image file, and may be posted
 again. Its hash is the sha256 of its canonical JSON: sorted names, no spaces, UTF-8. What a request
 leaves at "none" does not appear, so that a later parameter does not change the hash of recipes
 that do not use it.
@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 
 VERSION = 1
 MAX_BYTES = 60_000
@@ -40,13 +41,13 @@ _EMPTY: tuple[Any, ...] = (None, [], {}, "", 0.0)
 
 
 def make_recipe(
-    request: Mapping[str, Any],
+    request: JsonObject,
     *,
     operation: str,
     model: Mapping[str, str],
     adapter_digests: Mapping[str, str],
-    output: Mapping[str, Any],
-) -> dict[str, Any]:
+    output: JsonObject,
+) -> JsonObject:
     """The recipe of a `GenerationRequest` payload.
 
     Args:
@@ -55,7 +56,7 @@ def make_recipe(
         adapter_digests: adapter name -> digest of its file.
         output: ``format`` and ``compression`` of the files.
     """
-    recipe: dict[str, Any] = {
+    recipe: JsonObject = {
         "version": VERSION,
         "operation": operation,
         "build": engine_build(),
@@ -65,7 +66,7 @@ def make_recipe(
     for name, value in request.items():
         if name in _PLAIN or (name not in _NOT_THE_IMAGE and value not in _EMPTY):
             recipe[name] = value
-    # An adapter at scale 0 changes nothing, so it is not part of the picture.
+    # An adapter at scale 0 changes nothing, so it is not part of the image.
     adapters = [
         {"name": lora["id"], "digest": adapter_digests.get(lora["id"], ""), "scale": lora["scale"]}
         for lora in request.get("loras", [])
@@ -86,19 +87,19 @@ def digest_of_key(key: str) -> str:
     return key.rpartition("/")[2].partition(".")[0]
 
 
-def canonical(recipe: Mapping[str, Any]) -> str:
+def canonical(recipe: Mapping[str, object]) -> str:
     """The one JSON text of a recipe."""
     return json.dumps(
         recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
-def recipe_hash(recipe: Mapping[str, Any]) -> str:
+def recipe_hash(recipe: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical(recipe).encode("utf-8")).hexdigest()
 
 
-def image_recipe(recipe: Mapping[str, Any], index: int, with_prompt: bool) -> dict[str, Any]:
-    """The recipe of one picture of a batch, as its file carries it.
+def image_recipe(recipe: JsonObject, index: int, with_prompt: bool) -> JsonObject:
+    """The recipe of one image of a batch, as its file carries it.
 
     A prompt that the team keeps to itself, or that is too long, is left out; the hash of the whole
     recipe is given instead.
@@ -106,11 +107,11 @@ def image_recipe(recipe: Mapping[str, Any], index: int, with_prompt: bool) -> di
     whole = {**recipe, "seed": int(recipe["seed"]) + index, "n": 1}
     if with_prompt and len(canonical(whole).encode("utf-8")) <= MAX_BYTES:
         return whole
-    told = {k: v for k, v in whole.items() if k not in ("prompt", "negative_prompt")}
-    return told | {"recipe_hash": recipe_hash(whole)}
+    public = {k: v for k, v in whole.items() if k not in ("prompt", "negative_prompt")}
+    return public | {"recipe_hash": recipe_hash(whole)}
 
 
-def changes(given: Mapping[str, Any], made: Mapping[str, Any]) -> list[dict[str, Any]]:
+def changes(given: Mapping[str, object], made: Mapping[str, object]) -> list[JsonObject]:
     """What is not as a recipe says: ``{"field", "was", "is"}`` by name, such as ``model.digest``.
 
     A field that this version does not know is a change to None.
@@ -124,8 +125,8 @@ def changes(given: Mapping[str, Any], made: Mapping[str, Any]) -> list[dict[str,
     ]
 
 
-def parameters_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The request parameters (api.md section 2) that ask for the picture of a recipe.
+def parameters_of(recipe: Mapping[str, object]) -> JsonObject:
+    """The request parameters (api.md section 2) that ask for the image of a recipe.
 
     Raises:
         InvalidRequest: it is no recipe of a version that this service reads.
@@ -147,7 +148,7 @@ def parameters_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
             param="recipe",
         )
     assert isinstance(model, Mapping) and isinstance(output, Mapping)
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "model": model.get("name"),
         "output_format": output.get("format"),
         "output_compression": output.get("compression"),
@@ -177,7 +178,7 @@ def engine_build() -> str:
     return f"{importlib.metadata.version('calotype')}+{digest.hexdigest()[:12]}"
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(value: Any, name: str = "") -> JsonObject:
     if isinstance(value, Mapping):
         parts = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
     elif isinstance(value, list):

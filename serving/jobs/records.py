@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
+from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.payloads import known_fields
 from calotype.serving.jobs.lifecycle import TERMINAL, Status
+from calotype.serving.jobs.options import JobOptions
 
 
 def new_id(kind: str) -> str:
@@ -31,7 +33,7 @@ class TeamRecord:
     """Names of models; None = all."""
     policy: str | None = None
     prompt_in_files: bool = False
-    """Whether picture files carry the prompt that they were made with."""
+    """Whether image files carry the prompt that they were made with."""
     bucket_tokens: float | None = None
     bucket_time: float | None = None
     webhook_secret: str | None = None
@@ -61,9 +63,9 @@ class NewJob:
     id: str
     team_id: str
     model: str
-    input: dict[str, Any]
-    """What was asked, after defaults; also how the picture is encoded and answered."""
-    request: dict[str, Any]
+    input: JsonObject
+    """What was asked, after defaults; also how the image is encoded and answered."""
+    request: JsonObject
     """`GenerationRequest.to_payload`: what is drawn."""
     api_key_id: str | None = None
     type: str = "image.generate"
@@ -73,7 +75,7 @@ class NewJob:
     expires: float | None = None
     body_sha256: str | None = None
     idempotency: str | None = None
-    recipe: dict[str, Any] | None = None
+    recipe: JsonObject | None = None
     recipe_hash: str | None = None
     reserved_seconds: float = 0.0
     """Predicted device seconds, held back from the team's quota until the job is over."""
@@ -81,7 +83,7 @@ class NewJob:
     """What a device second of it costs."""
     promised: float | None = None
     """When it shall be over at the latest."""
-    webhook: dict[str, Any] | None = None
+    webhook: JsonObject | None = None
     batch_id: str | None = None
 
 
@@ -93,8 +95,8 @@ class JobRecord:
     type: str
     model: str
     status: Status
-    input: dict[str, Any]
-    request: dict[str, Any]
+    input: JsonObject
+    request: JsonObject
     metadata: dict[str, str]
     priority: int
     fence: int
@@ -109,22 +111,31 @@ class JobRecord:
     expires: float | None
     lease_replica: str | None
     lease_expires: float | None
-    error: dict[str, Any] | None
-    output: dict[str, Any] | None
-    moderation: dict[str, Any] | None
-    usage: dict[str, Any] | None
-    metrics: dict[str, Any] | None
+    error: JsonObject | None
+    """`CalotypeError.to_payload`."""
+    output: JsonObject | None
+    """`result.JobOutput.to_payload`."""
+    moderation: JsonObject | None
+    """`ModerationRecord.to_payload`."""
+    usage: JsonObject | None
+    """`result.TokenUsage.to_payload`."""
+    metrics: JsonObject | None
+    """`result.JobMetrics.to_payload`."""
     body_sha256: str | None
     idempotency: str | None
-    recipe: dict[str, Any] | None
+    recipe: JsonObject | None
     recipe_hash: str | None
     reserved_seconds: float
     reserved_day: str | None
     price: float
     promised: float | None
-    webhook: dict[str, Any] | None
+    webhook: JsonObject | None
     batch_id: str | None
     purged: float | None
+
+    @property
+    def options(self) -> JobOptions:
+        return JobOptions.from_payload(self.input, self.id)
 
     @property
     def over(self) -> bool:
@@ -179,19 +190,35 @@ class Checkpoint:
     step: int
     blob_key: str
 
+    def to_payload(self) -> JsonObject:
+        return asdict(self)
+
+    @classmethod
+    def from_payload(cls, payload: JsonObject) -> Checkpoint:
+        """Unknown fields are ignored."""
+        return cls(**known_fields(cls, payload))
+
 
 @dataclass(frozen=True, slots=True)
 class PreviewRecord:
-    """A decoded estimate of a picture that is being drawn."""
+    """A decoded estimate of a image that is being drawn."""
 
     job_id: str
     image_index: int
     partial_index: int
-    """Counts the previews of one picture from 0."""
+    """Counts the previews of one image from 0."""
     fence: int
     step: int
     blob_key: str
     content_type: str
+
+    def to_payload(self) -> JsonObject:
+        return asdict(self)
+
+    @classmethod
+    def from_payload(cls, payload: JsonObject) -> PreviewRecord:
+        """Unknown fields are ignored."""
+        return cls(**known_fields(cls, payload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +284,7 @@ class BatchRecord:
     status: str
     """OpenAI's: ``in_progress cancelling`` and the ends ``completed failed cancelled expired``."""
     metadata: dict[str, str]
-    errors: list[dict[str, Any]] | None
+    errors: list[JsonObject] | None
     created: float
     moments: dict[str, float]
     """State -> when it was entered."""
@@ -270,9 +297,9 @@ class BatchLine:
     batch_id: str
     line: int
     custom_id: str
-    body: dict[str, Any]
+    body: JsonObject
     job_id: str | None = None
-    answer: dict[str, Any] | None = None
+    answer: JsonObject | None = None
     """``status_code``, and ``body`` where it is not the job's own answer."""
 
 

@@ -1,30 +1,31 @@
-"""What a generator hands back for a job: the schema between worker, store and gateway.
+"""What a generator hands back for a job: the images that it stored, and how it made them.
 
-The worker encodes each allowed picture, puts it into the blob store, and completes the job with
-`GenerationResult.to_payload()`. Pictures that the safety stage refused are named in ``blocked``
-and stored nowhere. When nothing is left the dispatcher ends the job as `ContentBlocked`.
+The worker encodes each allowed image, puts it into the blob store, and completes the job with a
+`GenerationResult`. Images that the safety stage refused are named in ``blocked`` and stored
+nowhere; images for a reviewer are stored sealed and named in ``held``. Parts of it are columns of
+the job's row: `JobOutput`, `TokenUsage` and `JobMetrics` say how. Of payloads of other releases
+unknown fields are ignored; a higher version of the whole result is refused (`core.payloads`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from calotype.moderation.policy.refusals import held_message, refusal_message
-from calotype.serving.core.errors import ContentBlocked
+from calotype.serving.core.decision import Decision
+from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.payloads import check_version, known_fields, without_none
 from calotype.serving.core.request import ImageSize
 
+RESULT_VERSION = 1
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-HELD_FOR_REVIEW = "held_for_review"
-"""Code of the error of a job whose pictures all wait for a person."""
 TOKEN_SIDE = 16
-"""A picture costs one token per started square of this many pixels (api.md section 3)."""
+"""An image costs one token per started square of this many pixels (api.md section 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One stored picture."""
+    """One stored image."""
 
     asset_id: str
     blob_key: str
@@ -40,7 +41,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class BlockedImage:
-    """A drawn picture that nobody may see."""
+    """A drawn image that nobody may see."""
 
     index: int
     categories: list[str]
@@ -50,7 +51,7 @@ class BlockedImage:
 
 @dataclass(frozen=True, slots=True)
 class HeldImage:
-    """A drawn picture that waits for a person; its file is sealed."""
+    """A drawn image that waits for a reviewer; its file is sealed."""
 
     asset_id: str
     blob_key: str
@@ -60,119 +61,130 @@ class HeldImage:
     height: int
     content_type: str
     sha256: str
-    """Of the file itself."""
+    """Of the file before it was sealed."""
     categories: list[str]
     decision_id: str | None = None
     policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationResult:
-    images: list[ImageResult]
-    blocked: list[BlockedImage] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """Must hold ``gpu_seconds``: measured device time, of all devices together."""
-    usage: dict[str, Any] = field(default_factory=dict)
-    """`openai_usage(...)`."""
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-    """The safety stage's decision for every drawn picture, kept in the job's moderation log."""
-    prompt_decision: dict[str, Any] | None = None
-    """The prompt's, where the policy changed meanwhile and it was judged again."""
-    held: list[HeldImage] = field(default_factory=list)
+class JobOutput:
+    """The column ``output`` of a job that succeeded."""
+
+    images: Sequence[ImageResult]
+    blocked: Sequence[BlockedImage] = ()
+
+    def to_payload(self) -> JsonObject:
+        return {
+            "images": [asdict(image) for image in self.images],
+            "blocked": [asdict(image) for image in self.blocked],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """What a request costs in tokens; as JSON the ``usage`` object of OpenAI's Images API."""
+
+    text_tokens: int = 0
+    image_tokens: int = 0
+    """Of the drawn images."""
+
+    @classmethod
+    def of(cls, text_tokens: int, sizes: Sequence[ImageSize]) -> TokenUsage:
+        """``sizes``: of the images that were drawn."""
+        return cls(text_tokens, sum(image_tokens(size) for size in sizes))
+
+    def to_payload(self) -> JsonObject:
+        return {
+            "input_tokens": self.text_tokens,
+            "output_tokens": self.image_tokens,
+            "total_tokens": self.text_tokens + self.image_tokens,
+            "input_tokens_details": {"text_tokens": self.text_tokens, "image_tokens": 0},
+            "output_tokens_details": {"text_tokens": 0, "image_tokens": self.image_tokens},
+        }
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, object]) -> TokenUsage:
+        found = payload.get("input_tokens", 0), payload.get("output_tokens", 0)
+        return cls(*(int(count) if isinstance(count, int) else 0 for count in found))
+
+
+@dataclass(frozen=True, slots=True)
+class JobMetrics:
+    """The column ``metrics`` of a job. What is None is not written."""
+
+    gpu_seconds: float = 0.0
+    """Measured device time, of all devices together."""
+    queue_ms: int | None = None
+    megapixels: float | None = None
+    """Of all images as they were asked for."""
+    steps: int | None = None
+    rendered_size: str | None = None
+    draw_ms: int | None = None
+    moderation_ms: int | None = None
+    devices: int | None = None
+    """Devices that drew each image together; None = one."""
+    passes: int | None = None
+    """Denoiser passes, and those of them that ``step_cache`` skipped."""
+    passes_skipped: int | None = None
+    warnings: Sequence[str] | None = None
+    """Sentences for the client."""
 
     @property
     def drawing_seconds(self) -> float:
-        """Seconds that a replica drew; all of its ``devices`` at once."""
-        seconds = float(self.metrics.get("gpu_seconds", 0.0))
-        return seconds / int(self.metrics.get("devices", 1))
+        """Seconds for which a replica drew; all of its devices at once."""
+        return self.gpu_seconds / (self.devices or 1)
 
-    def to_payload(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_payload(self) -> JsonObject:
+        found = without_none(asdict(self))
+        return found | ({"warnings": list(self.warnings)} if self.warnings else {})
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Any]) -> GenerationResult:
+    def from_payload(cls, payload: Mapping[str, object]) -> JobMetrics:
+        return cls(**known_fields(cls, payload))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    images: Sequence[ImageResult]
+    blocked: Sequence[BlockedImage] = ()
+    metrics: JobMetrics = field(default_factory=JobMetrics)
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    decisions: Sequence[Decision] = ()
+    """The safety stage's decision for every drawn image, kept in the job's moderation record."""
+    prompt_decision: Decision | None = None
+    """The prompt's, where the policy changed meanwhile and it was checked again."""
+    held: Sequence[HeldImage] = ()
+
+    def to_payload(self) -> JsonObject:
+        prompt = self.prompt_decision
+        return {
+            "version": RESULT_VERSION,
+            **JobOutput(self.images, self.blocked).to_payload(),
+            "metrics": self.metrics.to_payload(),
+            "usage": self.usage.to_payload(),
+            "decisions": [decision.to_payload() for decision in self.decisions],
+            "prompt_decision": None if prompt is None else prompt.to_payload(),
+            "held": [asdict(image) for image in self.held],
+        }
+
+    @classmethod
+    def from_payload(cls, payload: JsonObject) -> GenerationResult:
+        """Raises EngineError for a higher version."""
+        check_version(payload, RESULT_VERSION, "A generation result")
+        prompt = payload.get("prompt_decision")
         return cls(
-            images=[ImageResult(**image) for image in payload["images"]],
-            blocked=[BlockedImage(**image) for image in payload.get("blocked", [])],
-            metrics=dict(payload.get("metrics", {})),
-            usage=dict(payload.get("usage", {})),
-            decisions=list(payload.get("decisions", [])),
-            prompt_decision=payload.get("prompt_decision"),
-            held=[HeldImage(**image) for image in payload.get("held", [])],
+            images=[ImageResult(**known_fields(ImageResult, i)) for i in payload["images"]],
+            blocked=[
+                BlockedImage(**known_fields(BlockedImage, i)) for i in payload.get("blocked", ())
+            ],
+            metrics=JobMetrics.from_payload(payload.get("metrics", {})),
+            usage=TokenUsage.from_payload(payload.get("usage", {})),
+            decisions=[Decision.from_payload(found) for found in payload.get("decisions", ())],
+            prompt_decision=None if prompt is None else Decision.from_payload(prompt),
+            held=[HeldImage(**known_fields(HeldImage, i)) for i in payload.get("held", ())],
         )
 
 
 def image_tokens(size: ImageSize) -> int:
     return -(-size.width // TOKEN_SIDE) * -(-size.height // TOKEN_SIDE)
-
-
-def openai_usage(text_tokens: int, sizes: Sequence[ImageSize]) -> dict[str, Any]:
-    """The ``usage`` object of OpenAI's Images API for ``sizes``, the pictures that were drawn."""
-    output = sum(image_tokens(size) for size in sizes)
-    return {
-        "input_tokens": text_tokens,
-        "output_tokens": output,
-        "total_tokens": text_tokens + output,
-        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": 0},
-        "output_tokens_details": {"text_tokens": 0, "image_tokens": output},
-    }
-
-
-APPEALS = "/v1/moderation/appeals"
-"""Where a refusal is appealed against, on the gateway that answered."""
-
-
-def held_error(held: Sequence[Mapping[str, Any]], request_id: str) -> ContentBlocked:
-    """Every picture that could be shown waits for a person.
-
-    Args:
-        held: as of a job's moderation: ``index``, ``case_id``, ``asset_id``, ``categories``.
-    """
-    names = sorted({str(name) for entry in held for name in entry["categories"]})
-    return ContentBlocked(
-        "Your request was held by the safety system: a person looks at the pictures before "
-        "anybody sees them, and those that are approved appear as the assets named in "
-        f"error.moderation.held. Request ID {request_id}. safety_violations=[{','.join(names)}].",
-        code=HELD_FOR_REVIEW,
-        details={
-            "moderation_details": {"moderation_stage": "output", "categories": names},
-            "moderation": {
-                "held": [dict(entry) for entry in held],
-                "user_message": held_message(),
-            },
-        },
-    )
-
-
-def blocked_error(
-    stage: str,
-    categories: Sequence[str],
-    request_id: str,
-    *,
-    decision_id: str | None = None,
-    policy: str | None = None,
-    own_words: str | None = None,
-) -> ContentBlocked:
-    """The refusal of api.md section 3; ``stage`` is ``input`` or ``output``.
-
-    LiteLLM recognises the first sentence, so its wording is part of the interface. The sentence for
-    people is ``moderation.user_message``, which the gateway says in the caller's language.
-
-    Args:
-        own_words: what the policy's owner tells people, if anything.
-    """
-    names = sorted(set(categories))
-    return ContentBlocked(
-        "Your request was rejected as a result of the safety system. If you believe this is an "
-        "error, contact your administrator and include the request ID "
-        f"{request_id}. safety_violations=[{','.join(names)}].",
-        details={
-            "moderation_details": {"moderation_stage": stage, "categories": names},
-            "moderation": {
-                "decision_id": decision_id,
-                "policy": policy,
-                "appeal_url": APPEALS if decision_id else None,
-                "user_message": refusal_message(names, own_words),
-            },
-        },
-    )

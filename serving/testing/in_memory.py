@@ -1,6 +1,6 @@
 """Second implementations of the protocols: in memory, scripted, without a GPU.
 
-For tests, and for people who develop clients: `PaintingBackend` answers at once with flat pictures
+For tests, and for people who develop clients: `PaintingBackend` answers at once with flat images
 through the same dispatcher, store and safety seam as the real service.
 """
 
@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import CalotypeError, NotFound
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
-from calotype.serving.core.request import GenerationRequest
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease
-from calotype.serving.jobs.result import GenerationResult, ImageResult, openai_usage
+from calotype.serving.jobs.result import GenerationResult, ImageResult, JobMetrics, TokenUsage
 from calotype.serving.storage import check_key
 from calotype.serving.testing.painter import Painter, PainterSettings
 
@@ -82,7 +83,7 @@ def decision(
     blocked: Iterable[str] = (),
     flagged: Iterable[str] = (),
     unavailable: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """A decision as `moderation.decision.Decision.to_payload` writes it."""
     refused, noticed = list(blocked), [*blocked, *flagged]
     verdict = "ERROR" if unavailable else "BLOCK" if refused else "FLAG" if noticed else "ALLOW"
@@ -104,49 +105,48 @@ def decision(
 
 
 class ScriptedSafety:
-    """A `SafetyStage` that does what two functions say; they return a decision or raise."""
+    """A `SafetyStage` that does what two functions say; they return a payload or raise."""
 
     def __init__(
         self,
-        prompt: Callable[[str], dict[str, Any]] = lambda text: decision("input"),
-        image: Callable[[Pixels], dict[str, Any]] = lambda pixels: decision("output"),
+        prompt: Callable[[str], JsonObject] = lambda text: decision("input"),
+        image: Callable[[Pixels], JsonObject] = lambda pixels: decision("output"),
     ) -> None:
         self.prompt, self.image = prompt, image
-        self.scopes: list[Mapping[str, Any] | None] = []
+        self.scopes: list[CheckScope | None] = []
         """For whom it was asked, in order."""
 
-    async def check_prompt(
-        self, text: str, scope: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
         self.scopes.append(scope)
-        return self.prompt(text)
+        return Decision.from_payload(self.prompt(text))
 
     async def check_image(
         self,
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
-        scope: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        scope: CheckScope | None = None,
+    ) -> Decision:
         self.scopes.append(scope)
-        return self.image(pixels)
+        return Decision.from_payload(self.image(pixels))
 
 
-def drawn_result(lease: Lease) -> dict[str, Any]:
-    """What a worker says that drew one picture for ``lease``; no such picture is stored."""
-    size = GenerationRequest.from_payload(lease.request).size
+def drawn_result(lease: Lease, gpu_seconds: float = 0.5) -> GenerationResult:
+    """As of a worker that drew one image for ``lease``; no such image is stored."""
+    size = lease.request.size
     image = ImageResult(
         asset_id=f"asset_{lease.job_id}_{lease.fence}",
         blob_key=f"{lease.job_id}.png",
         index=0,
-        seed=int(lease.request["seed"]),
+        seed=lease.request.seed,
         width=size.width,
         height=size.height,
         content_type="image/png",
         sha256="0" * 64,
     )
-    usage = openai_usage(3, [size])
-    return GenerationResult([image], metrics={"gpu_seconds": 0.5}, usage=usage).to_payload()
+    return GenerationResult(
+        [image], metrics=JobMetrics(gpu_seconds=gpu_seconds), usage=TokenUsage.of(3, [size])
+    )
 
 
 class PaintingBackend:
@@ -170,13 +170,13 @@ class PaintingBackend:
         self.dispatcher = Dispatcher(
             database, self.safety, clock or SystemClock(), policy, forecast_as=models[0]
         )
-        judging = (policy or DispatchPolicy()).judging
+        retries = (policy or DispatchPolicy()).check_retries
         self.painter = Painter(
             "painter",
             self.dispatcher,
             self.safety,
             blobs,
-            replace(settings or PainterSettings(), judging=judging),
+            replace(settings or PainterSettings(), check_retries=retries),
         )
         self._models = list(models)
         self._may_paint = threading.Event()
@@ -215,15 +215,15 @@ class PaintingBackend:
     async def cancel(self, job_id: str) -> None:
         await self.dispatcher.cancel(job_id)
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
+        scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
-        judged = [await self.safety.check_prompt(text, scope) for text in texts]
-        return judged + [await self.safety.check_image(image, scope=scope) for image in images]
+    ) -> list[Decision]:
+        found = [await self.safety.check_prompt(text, scope) for text in texts]
+        return found + [await self.safety.check_image(image, scope=scope) for image in images]
 
     async def status(self) -> list[ModelStatus]:
         backlog = self.dispatcher.backlog_seconds()

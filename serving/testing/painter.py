@@ -1,8 +1,8 @@
-"""A worker that paints flat pictures instead of drawing, step by step like a real one.
+"""A worker that paints images of one colour instead of drawing, step by step like a real one.
 
-Everything around the engine is real: leases, heartbeats, checkpoints, previews, judged pictures,
-stamped files. A picture follows from its recipe through every step, so one that was resumed from a
-checkpoint is the same only if the hand-over works.
+Everything around the engine is real: leases, heartbeats, checkpoints, previews, post-processing.
+An image follows from its recipe through every step, so one that was resumed from a checkpoint is
+the same only if resuming works.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,19 +23,14 @@ from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import GenerationRequest, ImageSize
 from calotype.serving.images.encode import encode_image
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently, scope_of
-from calotype.serving.jobs.lease import Lease
-from calotype.serving.jobs.records import new_id
-from calotype.serving.jobs.result import (
-    CONTENT_TYPES,
-    BlockedImage,
-    GenerationResult,
-    HeldImage,
-    ImageResult,
-    openai_usage,
-)
+from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.moderation_checks import CheckRetries, check_with_retries
+from calotype.serving.jobs.records import Checkpoint, PreviewRecord
+from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.storage import content_key
-from calotype.serving.worker.held_image import hold_image
+from calotype.serving.worker.given_files import read_given_files
+from calotype.serving.worker.lease_source import LeaseSource
+from calotype.serving.worker.postprocess import Postprocessor
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -43,36 +38,18 @@ if TYPE_CHECKING:
 _PREVIEW_SIDE = 32
 
 
-class Leases(Protocol):
-    """The generators' side of a dispatcher, hand-over included."""
-
-    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]: ...
-
-    async def heartbeat(
-        self, replica: str, progress: Mapping[str, Sequence[int]]
-    ) -> Sequence[str]: ...
-
-    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool: ...
-
-    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool: ...
-
-    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool: ...
-
-    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PainterSettings:
     seconds_per_step: float = 0.0
-    """Of each picture; 0 = at once."""
+    """Of each image; 0 = at once."""
     checkpoint_every: int = 0
     """Steps; 0 = never."""
     beat_seconds: float = 0.5
-    judging: JudgingPolicy = field(default_factory=JudgingPolicy)
+    check_retries: CheckRetries = field(default_factory=CheckRetries)
 
 
 def begin(request: GenerationRequest) -> list[bytes]:
-    """The state of each picture before its first step; it follows from all that was asked."""
+    """The state of each image before its first step; it follows from all that was asked."""
     states: list[bytes] = []
     for index in range(request.n):
         adapters = [(ref.name, ref.scale) for ref in request.adapters if ref.scale]
@@ -89,173 +66,133 @@ def advance(states: Sequence[bytes]) -> list[bytes]:
 
 
 def flat(state: bytes, size: ImageSize) -> Pixels:
-    """The picture of a state: one colour."""
+    """The image of a state: one colour."""
     colour = np.frombuffer(state[:3], np.uint8)
     return np.broadcast_to(colour, (size.height, size.width, 3)).copy()
 
 
 class Painter:
-    """Takes leases one at a time and answers for each."""
+    """Takes leases one at a time and answers each."""
 
     def __init__(
         self,
         replica: str,
-        leases: Leases,
+        leases: LeaseSource,
         safety: SafetyStage,
         blobs: BlobStore,
         settings: PainterSettings | None = None,
     ) -> None:
-        self.replica, self._leases = replica, leases
-        self._safety, self._blobs = safety, blobs
-        self._settings = settings or PainterSettings()
-        self._lost: set[str] = set()
+        self.replica, self.leases = replica, leases
+        self.safety, self.blobs = safety, blobs
+        self.settings = settings or PainterSettings()
+        self.postprocessor = Postprocessor(safety, blobs, self.settings.check_retries)
 
     async def work(self, wait_seconds: float) -> bool:
         """Waits for a lease and paints it; False when there was none."""
-        found = await self._leases.lease(self.replica, 1, wait_seconds)
+        found = await self.leases.lease(self.replica, 1, wait_seconds)
         for lease in found:
-            await self._paint(lease)
+            await _Painting(self, lease).run()
         return bool(found)
 
-    async def _paint(self, lease: Lease) -> None:
-        progress = [lease.fence, 0, int(lease.request["steps"])]
-        beating = asyncio.create_task(self._beat(lease.job_id, progress))
+
+class _Painting:
+    """One lease of a painter."""
+
+    def __init__(self, painter: Painter, lease: Lease) -> None:
+        self._painter, self._settings = painter, painter.settings
+        self._leases, self._blobs = painter.leases, painter.blobs
+        self._lease, self._request = lease, lease.request
+        self._step, self._lost = 0, False
+
+    async def run(self) -> None:
+        lease = self._lease
+        beating = asyncio.create_task(self._beat())
         try:
-            result = await self._finish(lease, progress)
+            result = await self._paint()
             if result is not None:
-                await self._leases.complete(lease.job_id, lease.fence, result.to_payload())
+                await self._leases.complete(lease.job_id, lease.fence, result)
         except CalotypeError as error:
-            await self._leases.fail(lease.job_id, lease.fence, error.to_payload())
+            await self._leases.fail(lease.job_id, lease.fence, error)
         finally:
             beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await beating
 
-    async def _beat(self, job_id: str, progress: list[int]) -> None:
+    async def _beat(self) -> None:
+        lease, steps = self._lease, self._request.sampling.steps
         while True:
             await asyncio.sleep(self._settings.beat_seconds)
+            progress = {lease.job_id: LeaseProgress(lease.fence, self._step, steps)}
             try:
-                if await self._leases.heartbeat(self.replica, {job_id: list(progress)}):
-                    self._lost.add(job_id)
+                if await self._leases.heartbeat(self._painter.replica, progress):
+                    self._lost = True
             except (CalotypeError, OSError):
                 continue  # the lease outlives a few lost beats
 
-    async def _finish(self, lease: Lease, progress: list[int]) -> GenerationResult | None:
+    async def _paint(self) -> GenerationResult | None:
         started = time.monotonic()
-        request = GenerationRequest.from_payload(lease.request)
-        states = begin(request)
-        done, states = await self._resume(lease, states)
+        request, settings = self._request, self._settings
+        done, states = await self._resume(begin(request))
         for step in range(done + 1, request.sampling.steps + 1):
-            if self._settings.seconds_per_step:
-                await asyncio.sleep(self._settings.seconds_per_step * request.n)
-            states, progress[1] = advance(states), step
-            if lease.job_id in self._lost:
-                self._lost.discard(lease.job_id)
+            if settings.seconds_per_step:
+                await asyncio.sleep(settings.seconds_per_step * request.n)
+            states, self._step = advance(states), step
+            if self._lost:
                 return None  # canceled, or another's: nobody wants it
             last = step == request.sampling.steps
             if request.preview_every and step % request.preview_every == 0 and not last:
-                await self._preview(lease, request, step, states)
-            every = self._settings.checkpoint_every
-            if every and step % every == 0 and not last:
-                await self._checkpoint(lease, step, states)
+                await self._preview(step, states)
+            if settings.checkpoint_every and step % settings.checkpoint_every == 0 and not last:
+                await self._checkpoint(step, states)
         spent = max(0.001 * request.n, time.monotonic() - started)
-        return await self._result(lease, request, states, spent)
+        painted = [flat(state, request.rendered_size) for state in states]
+        files = await read_given_files(self._blobs, request)
+        final = await self._painter.postprocessor.finalize(self._lease, painted, files)
+        return GenerationResult(
+            images=final.images,
+            blocked=final.blocked,
+            metrics=JobMetrics(gpu_seconds=round(spent, 4)),
+            usage=TokenUsage.of(len(request.prompt.split()), [request.size] * request.n),
+            decisions=final.decisions,
+            prompt_decision=final.prompt,
+            held=final.held,
+        )
 
-    async def _resume(self, lease: Lease, states: list[bytes]) -> tuple[int, list[bytes]]:
-        if lease.checkpoint is None:
+    async def _resume(self, states: list[bytes]) -> tuple[int, list[bytes]]:
+        if self._lease.checkpoint is None:
             return 0, states
         try:
-            left = json.loads(
-                await asyncio.to_thread(self._blobs.get, lease.checkpoint["blob_key"])
-            )
+            data = await asyncio.to_thread(self._blobs.get, self._lease.checkpoint.blob_key)
         except NotFound:
             return 0, states
+        left = json.loads(data)
         return int(left["step"]), [bytes.fromhex(state) for state in left["states"]]
 
-    async def _checkpoint(self, lease: Lease, step: int, states: Sequence[bytes]) -> None:
+    async def _checkpoint(self, step: int, states: Sequence[bytes]) -> None:
+        lease = self._lease
         data = json.dumps({"step": step, "states": [state.hex() for state in states]}).encode()
         key = content_key(lease.team_id, data + lease.job_id.encode(), "checkpoint")
         await asyncio.to_thread(self._blobs.put, key, data)
-        await self._leases.checkpoint(lease.job_id, lease.fence, step, key)
+        await self._leases.checkpoint(Checkpoint(lease.job_id, lease.fence, step, key))
 
-    async def _preview(
-        self, lease: Lease, request: GenerationRequest, step: int, states: Sequence[bytes]
-    ) -> None:
+    async def _preview(self, step: int, states: Sequence[bytes]) -> None:
+        safety = self._painter.safety
         for index, state in enumerate(states):
             pixels = flat(state, ImageSize(_PREVIEW_SIDE, _PREVIEW_SIDE))
-            if (await self._judged(pixels, scope_of(lease.input)))["blocked"]:
+            check = partial(safety.check_image, pixels, scope=self._lease.options.scope)
+            retries = self._settings.check_retries
+            if (await check_with_retries(check, retries, asyncio.sleep)).blocked:
                 continue
             data = encode_image(pixels, "jpeg", 80)
-            key = content_key(lease.team_id, data, "jpeg")
+            key = content_key(self._lease.team_id, data, "jpeg")
             await asyncio.to_thread(self._blobs.put, key, data)
-            preview = {
-                "image_index": index,
-                "partial_index": step // request.preview_every - 1,
-                "step": step,
-                "blob_key": key,
-                "content_type": "image/jpeg",
-            }
-            await self._leases.preview(lease.job_id, lease.fence, preview)
-
-    async def _result(
-        self, lease: Lease, request: GenerationRequest, states: Sequence[bytes], spent: float
-    ) -> GenerationResult:
-        pictures = [flat(state, request.size) for state in states]
-        scope = scope_of(lease.input)
-        decisions = [await self._judged(pixels, scope) for pixels in pictures]
-        images: list[ImageResult] = []
-        blocked: list[BlockedImage] = []
-        held: list[HeldImage] = []
-        for index, (pixels, judged) in enumerate(zip(pictures, decisions, strict=True)):
-            if judged["verdict"] == "REVIEW" or (lease.hold is not None and not judged["blocked"]):
-                data = encode_image(pixels, lease.input["output_format"], None)
-                held.append(
-                    await hold_image(
-                        self._blobs, lease, request, index, data, judged, lease.hold or ()
-                    )
-                )
-            elif judged["blocked"]:
-                blocked.append(
-                    BlockedImage(index, judged["categories"], judged["id"], judged["policy"])
-                )
-            else:
-                images.append(await self._store(lease, request, index, pixels, judged))
-        tokens = len(request.prompt.split())
-        return GenerationResult(
-            images=images,
-            blocked=blocked,
-            metrics={"gpu_seconds": round(spent, 4)},
-            usage=openai_usage(tokens, [request.size] * request.n),
-            decisions=decisions,
-            held=held,
-        )
-
-    async def _judged(self, pixels: Pixels, scope: Mapping[str, Any] | None) -> dict[str, Any]:
-        judge = partial(self._safety.check_image, pixels, scope=scope)
-        return await judge_patiently(judge, self._settings.judging, asyncio.sleep)
-
-    async def _store(
-        self,
-        lease: Lease,
-        request: GenerationRequest,
-        index: int,
-        pixels: Pixels,
-        judged: dict[str, Any],
-    ) -> ImageResult:
-        kind = lease.input["output_format"]
-        compression = lease.input["output_compression"]
-        data = encode_image(pixels, kind, compression, recipe=lease.stamp_for(index))
-        key = content_key(lease.team_id, data, kind)
-        # Never deleted here: another job's picture may be the same. What no row names is swept.
-        await asyncio.to_thread(self._blobs.put, key, data)
-        return ImageResult(
-            asset_id=new_id("asset"),
-            blob_key=key,
-            index=index,
-            seed=request.seed + index,
-            width=request.size.width,
-            height=request.size.height,
-            content_type=CONTENT_TYPES[kind],
-            sha256=hashlib.sha256(data).hexdigest(),
-            flagged=judged["flagged"],
-        )
+            preview = PreviewRecord(
+                job_id=self._lease.job_id,
+                image_index=index,
+                partial_index=step // self._request.preview_every - 1,
+                fence=self._lease.fence,
+                step=step,
+                blob_key=key,
+                content_type="image/jpeg",
+            )
+            await self._leases.preview(preview)

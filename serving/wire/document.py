@@ -8,15 +8,13 @@ misunderstand raises the version, and a document of a higher version is refused.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 from pydantic.alias_generators import to_camel
 
 from calotype.serving.config import ImageModel, LoRAAdapter
-
-JsonObject = dict[str, Any]
-"""An object of JSON whose fields are read elsewhere, for example the spec of a policy."""
+from calotype.serving.core.json_object import JsonObject as JsonObject
 
 
 def _as_given(manifest: ImageModel | LoRAAdapter) -> JsonObject:

@@ -1,14 +1,17 @@
-"""``spec.probe`` of an adapter: a picture that its new revision must draw before it serves."""
+"""``spec.probe`` of an adapter: an image that its new revision must draw before it serves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.core.decision import Decision
 from calotype.serving.core.errors import AdapterLoadFailed, CalotypeError
 from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import (
@@ -19,9 +22,9 @@ from calotype.serving.core.request import (
     ImageSize,
     SamplingParams,
 )
-from calotype.serving.jobs.judging import JudgingPolicy, judge_patiently
+from calotype.serving.jobs.moderation_checks import CheckRetries, check_with_retries
 from calotype.serving.weights.sources import adapter_revision
-from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 
 if TYPE_CHECKING:
     from calotype.serving.worker.generation import PromptSource
@@ -34,7 +37,7 @@ RETRY_SECONDS = 5.0
 
 
 class AdapterProbe:
-    """Probes of one engine. A revision that drew its picture is not asked again."""
+    """Probes of one engine. A revision that drew its image is not probed again."""
 
     def __init__(
         self, engine: EngineThread, model: ImageModel, prompts: PromptSource, safety: SafetyStage
@@ -44,7 +47,7 @@ class AdapterProbe:
         self._proved: dict[str, str] = {}
 
     def wanted(self, adapter: LoRAAdapter, file: pathlib.Path) -> bool:
-        """Whether the file must draw its picture before it is loaded under the adapter's name."""
+        """Whether the file must draw its image before it is loaded under the adapter's name."""
         if adapter.spec.probe is None:
             return False
         return self._proved.get(adapter.name) != _key(adapter, file)
@@ -67,10 +70,10 @@ class AdapterProbe:
                 return ""
 
     async def _draw(self, adapter: LoRAAdapter, file: pathlib.Path) -> None:
-        """Raises CalotypeError when the file does not load, or the picture is not to be had."""
+        """Raises CalotypeError when the file does not load or its image is not drawn or refused."""
         probe = adapter.spec.probe
         assert probe is not None
-        await self._judged("prompt", self._safety.check_prompt, probe.prompt)
+        await self._check("prompt", lambda: self._safety.check_prompt(probe.prompt))
         encoded = await self._prompts.encode(probe.prompt)
         # Beside the revision that serves, under a name that no request can have.
         name = f"{adapter.name} (probe)"
@@ -92,21 +95,25 @@ class AdapterProbe:
         )
         try:
             await asyncio.to_thread(store.load, name, file, wait=LOAD_SECONDS)
-            async with contextlib.aclosing(self._engine.draw(request, encoded.embeds)) as events:
+            async with contextlib.aclosing(
+                self._engine.draw(request, EngineInputs(encoded.embeds))
+            ) as events:
                 async for event in events:
                     if isinstance(event, Failed):
                         raise event.error
                     if isinstance(event, Finished):
-                        await self._judged(
-                            "picture", self._safety.check_image, event.images[0], probe.prompt
+                        image = event.images[0]
+                        await self._check(
+                            "picture",
+                            functools.partial(self._safety.check_image, image, probe.prompt),
                         )
         finally:
             store.unload(name)
 
-    async def _judged(self, what: str, judge: Any, *content: Any) -> None:
-        decision = await judge_patiently(lambda: judge(*content), JudgingPolicy(), asyncio.sleep)
-        if decision["blocked"]:
-            named = ", ".join(str(name) for name in decision.get("categories", []))
+    async def _check(self, what: str, check: Callable[[], Awaitable[Decision]]) -> None:
+        decision = await check_with_retries(check, CheckRetries(), asyncio.sleep)
+        if decision.blocked:
+            named = ", ".join(decision.categories)
             raise AdapterLoadFailed(f"the safety stage blocks its {what} ({named}).")
 
 

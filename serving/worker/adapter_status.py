@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from calotype.serving.core.json_object import JsonObject
 
 
 @dataclass(slots=True)
@@ -33,6 +35,16 @@ class AdapterLoad:
         if self.serving is None:
             return self.message
         return f"{self.message} The revision before it ({self.serving or 'unnamed'}) is served on."
+
+    def to_payload(self) -> JsonObject:
+        """As the status of a model shows it."""
+        return {
+            "state": self.state,
+            "revision": self.revision,
+            "servingRevision": self.serving,
+            "message": self.text if self.state == "failed" else "",
+            "loadMilliseconds": self.load_milliseconds,
+        }
 
 
 class AdapterLoads:
@@ -88,15 +100,6 @@ class AdapterLoads:
         """Name -> `AdapterLoad.text`."""
         return {name: load.text for name, load in sorted(self._loads.items())}
 
-    def payload(self) -> dict[str, dict[str, Any]]:
-        """Name -> JSON with the names of the wire."""
-        return {
-            name: {
-                "state": load.state,
-                "revision": load.revision,
-                "servingRevision": load.serving,
-                "message": "" if load.state != "failed" else load.text,
-                "loadMilliseconds": load.load_milliseconds,
-            }
-            for name, load in sorted(self._loads.items())
-        }
+    def snapshot(self) -> dict[str, AdapterLoad]:
+        """Copies, by name."""
+        return {name: replace(load) for name, load in sorted(self._loads.items())}

@@ -1,17 +1,19 @@
-"""The engine on a thread of its own, spoken to from an event loop.
+"""Runs the engine on a thread of its own, for callers in an event loop.
 
 `Engine.step` blocks for one denoise step; the thread calls it while there is work, and every event
-finds its way to the coroutine that waits for its request.
+is handed to the coroutine that waits for its request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.core.errors import CalotypeError, EngineError, GroupLost
@@ -24,10 +26,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TELL_SECONDS = 0.2
-"""How late progress may be heard of: waking the event loop at every step costs a tenth of it."""
+"""How late progress may be reported: waking the event loop at every step costs a tenth of it."""
 
 ALIVE_SECONDS = 0.2
-"""How often it is looked whether there is still a thread that could tell of an end."""
+"""How often it is checked whether the thread is still there to report an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInputs:
+    """What a request is drawn from beside its parameters: see `Engine.add`."""
+
+    embeds: Any = None
+    """Of the prompt: [tokens, width], a tensor or an array."""
+    negative: Any = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """The images that the request names, by name."""
+    checkpoint: bytes | None = None
 
 
 class EngineThread:
@@ -52,22 +66,19 @@ class EngineThread:
         return self._thread.is_alive()
 
     async def draw(
-        self, request: GenerationRequest, embeds: Any, **more: Any
+        self, request: GenerationRequest, given: EngineInputs
     ) -> AsyncGenerator[Event, None]:
         """Adds the request and yields its events; the last one is `Finished` or `Failed`.
 
         A caller that stops iterating aborts the request, and waits until the engine has let it go:
         the same request may come again.
-
-        Args:
-            more: what else `Engine.add` takes: ``negative``, ``files``, ``checkpoint``.
         """
         queue: asyncio.Queue[Event] = asyncio.Queue()
         with self._changed:
             self._listeners[request.id] = (asyncio.get_running_loop(), queue)
         terminal = added = False
         try:
-            await self._add(request, embeds, more)
+            await self._add(request, given)
             added = True
             with self._changed:
                 self._changed.notify()
@@ -88,12 +99,20 @@ class EngineThread:
             with self._changed:
                 self._listeners.pop(request.id, None)
 
-    async def _add(self, request: GenerationRequest, embeds: Any, more: Mapping[str, Any]) -> None:
-        if not more.get("files"):
-            self.engine.add(request, embeds, **more)
+    async def _add(self, request: GenerationRequest, given: EngineInputs) -> None:
+        add = functools.partial(
+            self.engine.add,
+            request,
+            given.embeds,
+            negative=given.negative,
+            files=given.files or None,
+            checkpoint=given.checkpoint,
+        )
+        if not given.files:
+            add()
             return
-        # Pictures take a while to decode, and the event loop has others to serve meanwhile.
-        adding = asyncio.ensure_future(asyncio.to_thread(self.engine.add, request, embeds, **more))
+        # Images take a while to decode, and the event loop has others to serve meanwhile.
+        adding = asyncio.ensure_future(asyncio.to_thread(add))
         try:
             await asyncio.shield(adding)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The way of one lease: prompt to embeddings, steps, judged pictures, stored files, completion.
+"""The course of one lease: prompt to embeddings, steps, checked images, stored files, completion.
 
 A `GenerationWorker` pulls leases from a dispatcher and answers for each of them with exactly one
 `complete`, `fail` or `release`. It knows neither Ray nor HTTP: what it talks to are Protocols, so
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -32,15 +32,19 @@ from calotype.serving.core.request import (
     Preview,
     Progress,
 )
-from calotype.serving.jobs.lease import Lease
-from calotype.serving.jobs.result import GenerationResult, openai_usage
+from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.moderation_checks import CheckRetries
+from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.observability import tracing
-from calotype.serving.worker.engine_thread import EngineThread
-from calotype.serving.worker.intermediates import Intermediates, IntermediatesKeeper
+from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
+from calotype.serving.worker.given_files import read_given_files
+from calotype.serving.worker.intermediates import Intermediates
+from calotype.serving.worker.lease_source import LeaseSource
 from calotype.serving.worker.postprocess import Postprocessor
 
 log = logging.getLogger(__name__)
 
+TRUNCATED = "The prompt is longer than the model reads; its end changed nothing."
 RETRY_SECONDS = 1.0
 """Pause after the dispatcher could not be reached."""
 
@@ -58,29 +62,10 @@ class PromptSource(Protocol):
     async def encode(self, prompt: str) -> EncodedPrompt: ...
 
 
-class LeaseSource(IntermediatesKeeper, Protocol):
-    """The generators' side of `jobs.dispatcher.Dispatcher`."""
-
-    async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]: ...
-
-    async def heartbeat(
-        self, replica: str, progress: Mapping[str, Sequence[int]]
-    ) -> Sequence[str]: ...
-
-    async def complete(self, job_id: str, fence: int, result: Mapping[str, Any]) -> bool: ...
-
-    async def fail(self, job_id: str, fence: int, error: Mapping[str, Any]) -> bool: ...
-
-    async def release(self, job_id: str, fence: int) -> bool: ...
-
-    async def spoiled(self, job_id: str, fence: int) -> bool: ...
-
-
 @dataclass(slots=True)
 class _Running:
     lease: Lease
-    request: GenerationRequest
-    trail: Intermediates
+    intermediates: Intermediates
     step: int = 0
     task: asyncio.Task[None] | None = None
     lost: bool = field(default=False)
@@ -90,9 +75,10 @@ class GenerationWorker:
     """Draws leased jobs on one engine, several at a time so that they share steps.
 
     Args:
-        concurrency: leases held at once.
+        concurrency: leases at once.
         beat_seconds: pause between heartbeats, and between the checkpoints of a request.
         wait_seconds: length of one long poll for work.
+        check_retries: how the safety stage is asked again while it is away.
     """
 
     def __init__(
@@ -107,11 +93,12 @@ class GenerationWorker:
         concurrency: int = 8,
         beat_seconds: float = 2.0,
         wait_seconds: float = 10.0,
+        check_retries: CheckRetries | None = None,
     ) -> None:
         self.replica = replica
         self._engine, self._leases, self._prompts = engine, leases, prompts
         self._safety, self._blobs = safety, blobs
-        self._desk = Postprocessor(safety, blobs)
+        self._postprocessor = Postprocessor(safety, blobs, check_retries)
         self._concurrency, self._beat = concurrency, beat_seconds
         self._wait = wait_seconds
         self._running: dict[str, _Running] = {}
@@ -120,7 +107,7 @@ class GenerationWorker:
 
     @property
     def busy(self) -> int:
-        """Leases held now."""
+        """Leases that are being drawn."""
         return len(self._running)
 
     async def run(self) -> None:
@@ -146,7 +133,7 @@ class GenerationWorker:
             await self._tell(self._leases.release(running.lease.job_id, running.lease.fence))
 
     async def abandon(self) -> None:
-        """Stops without a word, because the engine is dead.
+        """Stops without an answer, because the engine is dead.
 
         Nothing is given back: were one of the jobs its death, that job would kill one replica after
         the other. Leases that run out are counted.
@@ -178,43 +165,38 @@ class GenerationWorker:
 
     def _begin(self, lease: Lease) -> _Running:
         # The engine shares its steps out between teams.
-        request = replace(GenerationRequest.from_payload(lease.request), tenant=lease.team_id)
-        trail = Intermediates(lease, request, self._leases, self._safety, self._blobs)
-        return _Running(lease, request, trail, int((lease.checkpoint or {}).get("step", 0)))
+        lease = replace(lease, request=replace(lease.request, tenant=lease.team_id))
+        left = Intermediates(lease, self._leases, self._safety, self._blobs)
+        return _Running(lease, left, 0 if lease.checkpoint is None else lease.checkpoint.step)
 
     async def _answer_for(self, running: _Running, before: _Running | None = None) -> None:
         """Args:
         before: an earlier lease of the same job, which ran out unnoticed.
         """
         lease = running.lease
-        told: bool | None = False
+        heard: bool | None = False
         try:
             if before is not None:
                 await self._abandon(before)
-            parent = lease.input.get("traceparent")
-            with tracing.span("draw", parent, job=lease.job_id, fence=lease.fence):
+            with tracing.span(
+                "draw", lease.options.traceparent, job=lease.job_id, fence=lease.fence
+            ):
                 result = await self._draw(running)
-            told = await self._tell(
-                self._leases.complete(lease.job_id, lease.fence, result.to_payload())
-            )
+            heard = await self._tell(self._leases.complete(lease.job_id, lease.fence, result))
         except CalotypeError as error:
             if not (running.lost and isinstance(error, Cancelled)):
-                told = await self._tell(
-                    self._leases.fail(lease.job_id, lease.fence, error.to_payload())
-                )
+                heard = await self._tell(self._leases.fail(lease.job_id, lease.fence, error))
         except Exception as error:
             log.exception("job %s failed", lease.job_id)
             fault = EngineError(f"The picture could not be drawn: {type(error).__name__}: {error}.")
-            told = await self._tell(
-                self._leases.fail(lease.job_id, lease.fence, fault.to_payload())
-            )
+            heard = await self._tell(self._leases.fail(lease.job_id, lease.fence, fault))
         finally:
             if self._running.get(lease.job_id) is running:
                 del self._running[lease.job_id]
             self._slots.release()
-            await running.trail.close()
-        if told:
-            await running.trail.forget()
+            await running.intermediates.close()
+        if heard:
+            await running.intermediates.forget()
 
     async def _abandon(self, running: _Running) -> None:
         """Ends what is still done under a lease that somebody else has by now."""
@@ -225,59 +207,60 @@ class GenerationWorker:
 
     async def _draw(self, running: _Running) -> GenerationResult:
         started = time.monotonic()
-        request = running.request
+        request = running.lease.request
         with tracing.span("encode prompt"):
-            encoded, files = await asyncio.gather(self._encoded(request), self._files(request))
+            encoded, files = await asyncio.gather(
+                self._encoded(request), read_given_files(self._blobs, request)
+            )
         prompt = encoded[0]
-        given: dict[str, Any] = {}
-        if len(encoded) > 1:
-            given["negative"] = encoded[1].embeds
         if files:
-            given["files"] = files
             with tracing.span("judge given pictures"):
-                await self._desk.admit(running.lease, request, files)
+                await self._postprocessor.admit(running.lease, files)
+        given = EngineInputs(prompt.embeds, encoded[1].embeds if len(encoded) > 1 else None, files)
         with tracing.span("denoise", steps=request.sampling.steps):
-            finished = await self._drawn(running, prompt.embeds, given)
+            finished = await self._drawn(running, given)
         drawn_at = time.monotonic()
         with tracing.span("judge and store"):
-            handed, _ = await asyncio.gather(
-                self._desk.finalize(running.lease, request, finished.images, files),
-                running.trail.finish(),
+            final, _ = await asyncio.gather(
+                self._postprocessor.finalize(running.lease, finished.images, files),
+                running.intermediates.finish(),
             )
         devices = self._engine.engine.devices
-        metrics: dict[str, Any] = {
-            "gpu_seconds": round(devices * finished.denoise_seconds, 4),
-            "megapixels": round(request.n * request.size.pixels / 1e6, 4),
-            "steps": request.sampling.steps,
-            "rendered_size": str(request.rendered_size),
-            "draw_ms": round(1000 * (drawn_at - started)),
-            "moderation_ms": round(1000 * handed.judging_seconds),
-        }
-        if devices > 1:
-            metrics["devices"] = devices
-        if request.sampling.step_cache:
-            metrics["passes"], metrics["passes_skipped"] = finished.evaluations, finished.skipped
-        if any(text.truncated for text in encoded):
-            metrics["warnings"] = [
-                "The prompt is longer than the model reads; its end changed nothing."
-            ]
-        usage = openai_usage(prompt.token_count, [request.size] * request.n)
+        skips = bool(request.sampling.step_cache)
+        truncated = any(text.truncated for text in encoded)
+        metrics = JobMetrics(
+            gpu_seconds=round(devices * finished.denoise_seconds, 4),
+            megapixels=round(request.n * request.size.pixels / 1e6, 4),
+            steps=request.sampling.steps,
+            rendered_size=str(request.rendered_size),
+            draw_ms=round(1000 * (drawn_at - started)),
+            moderation_ms=round(1000 * final.check_seconds),
+            devices=devices if devices > 1 else None,
+            passes=finished.evaluations if skips else None,
+            passes_skipped=finished.skipped if skips else None,
+            warnings=[TRUNCATED] if truncated else None,
+        )
         return GenerationResult(
-            *(handed.images, handed.blocked, metrics, usage, handed.decisions, handed.prompt),
-            held=handed.held,
+            images=final.images,
+            blocked=final.blocked,
+            metrics=metrics,
+            usage=TokenUsage.of(prompt.token_count, [request.size] * request.n),
+            decisions=final.decisions,
+            prompt_decision=final.prompt,
+            held=final.held,
         )
 
-    async def _drawn(self, running: _Running, embeds: Any, given: Mapping[str, Any]) -> Finished:
+    async def _drawn(self, running: _Running, given: EngineInputs) -> Finished:
         """Raises what the engine ends the request with, if it is not drawn."""
         begun = time.time_ns()
-        async with contextlib.aclosing(self._events(running, embeds, given)) as events:
+        async with contextlib.aclosing(self._events(running, given)) as events:
             async for event in events:
                 if isinstance(event, Progress):
                     running.step = event.step
                     tracing.record("denoise step", begun, event.done_ns, step=event.step)
                     begun = event.done_ns
                 elif isinstance(event, Preview | Checkpoint):
-                    running.trail.note(event)
+                    running.intermediates.note(event)
                 elif isinstance(event, Failed):
                     raise event.error
                 else:
@@ -289,30 +272,12 @@ class GenerationWorker:
         texts = self._engine.engine.prompts_of(request)
         return list(await asyncio.gather(*(self._prompts.encode(text) for text in texts)))
 
-    async def _files(self, request: GenerationRequest) -> dict[str, bytes]:
-        """The pictures that the request names, by blob key.
-
-        Raises:
-            InvalidRequest: one of them is not kept any more.
-        """
-        names = [request.image, request.mask, *request.references]
-        keys = list(dict.fromkeys(name for name in names if name is not None))
-        try:
-            found = [await asyncio.to_thread(self._blobs.get, key) for key in keys]
-        except NotFound:
-            raise InvalidRequest(
-                "A picture that the request names is not kept any more; send it again.",
-                param="image",
-            ) from None
-        return dict(zip(keys, found, strict=True))
-
-    async def _events(
-        self, running: _Running, embeds: Any, given: Mapping[str, Any]
-    ) -> AsyncGenerator[Event, None]:
+    async def _events(self, running: _Running, given: EngineInputs) -> AsyncGenerator[Event, None]:
         """The engine's events, from the checkpoint on where there is one that can be used."""
+        request = running.lease.request
         left = await self._checkpoint(running)
         if left is not None:
-            drawing = self._engine.draw(running.request, embeds, **given, checkpoint=left)
+            drawing = self._engine.draw(request, replace(given, checkpoint=left))
             # Closed at once, or else its end would take the events of the next attempt.
             async with contextlib.aclosing(drawing) as events:
                 refusal: CalotypeError | None = None
@@ -324,9 +289,9 @@ class GenerationWorker:
             if refusal is None:
                 return
             log.warning("job %s begins anew: %s", running.lease.job_id, refusal)
-            await self._spoiled(running)
+            await self._drop_checkpoint(running)
         running.step = 0
-        async with contextlib.aclosing(self._engine.draw(running.request, embeds, **given)) as more:
+        async with contextlib.aclosing(self._engine.draw(request, given)) as more:
             async for event in more:
                 yield event
 
@@ -335,23 +300,24 @@ class GenerationWorker:
         if left is None:
             return None
         try:
-            return await asyncio.to_thread(self._blobs.get, left["blob_key"])
+            return await asyncio.to_thread(self._blobs.get, left.blob_key)
         except NotFound:
-            await self._spoiled(running)
+            await self._drop_checkpoint(running)
         except CalotypeError as error:
             log.warning("job %s begins anew: %s", running.lease.job_id, error)
         return None
 
-    async def _spoiled(self, running: _Running) -> None:
-        await self._tell(self._leases.spoiled(running.lease.job_id, running.lease.fence))
+    async def _drop_checkpoint(self, running: _Running) -> None:
+        lease = running.lease
+        await self._tell(self._leases.drop_checkpoint(lease.job_id, lease.fence))
 
     async def _beat_forever(self) -> None:
         # A dead engine's leases shall run out.
         while self._engine.alive:
             await asyncio.sleep(self._beat)
             progress = {
-                job_id: (running.lease.fence, running.step, running.request.sampling.steps)
-                for job_id, running in self._running.items()
+                job_id: LeaseProgress(r.lease.fence, r.step, r.lease.request.sampling.steps)
+                for job_id, r in self._running.items()
             }
             for job_id in progress:
                 self._engine.engine.checkpoint(job_id)
@@ -365,7 +331,7 @@ class GenerationWorker:
                     self._running[job_id].lost = True
                     self._engine.abort(job_id)
 
-    async def _tell(self, call: Any) -> bool | None:
+    async def _tell(self, call: Awaitable[bool]) -> bool | None:
         """Tells the dispatcher how a lease ended; None when nobody knows whether it heard.
 
         When it cannot be reached for long the lease expires and the job is drawn again elsewhere:

@@ -1,14 +1,13 @@
-"""A drawn picture that waits for a person: its file is sealed before it is stored."""
+"""A drawn image that waits for a reviewer: its file is sealed before it is stored."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from calotype.serving.core.decision import Decision
 from calotype.serving.core.protocols import BlobStore
-from calotype.serving.core.request import GenerationRequest
 from calotype.serving.images.sealing import seal
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import new_id
@@ -18,13 +17,12 @@ from calotype.serving.jobs.result import CONTENT_TYPES, HeldImage
 async def hold_image(
     blobs: BlobStore,
     lease: Lease,
-    request: GenerationRequest,
     index: int,
     data: bytes,
-    decision: Mapping[str, Any],
+    decision: Decision,
     prompt: Sequence[str] = (),
 ) -> HeldImage:
-    """Stores picture ``index`` of a request sealed.
+    """Stores image ``index`` of a request sealed.
 
     Args:
         data: its file.
@@ -34,9 +32,10 @@ async def hold_image(
     Raises:
         StorageFailed: the file could not be written.
     """
+    request, options = lease.request, lease.options
     asset_id = new_id("asset")
     key = f"{lease.team_id}/held/{asset_id}.sealed"
-    sealed = await asyncio.to_thread(seal, data, str(lease.input["seal"]), asset_id)
+    sealed = await asyncio.to_thread(seal, data, str(options.seal), asset_id)
     await asyncio.to_thread(blobs.put, key, sealed)
     return HeldImage(
         asset_id=asset_id,
@@ -45,9 +44,9 @@ async def hold_image(
         seed=request.seed + index,
         width=request.size.width,
         height=request.size.height,
-        content_type=CONTENT_TYPES[str(lease.input.get("output_format") or "png")],
+        content_type=CONTENT_TYPES[options.output_format],
         sha256=hashlib.sha256(data).hexdigest(),
-        categories=sorted({*map(str, decision.get("categories", ())), *prompt}),
-        decision_id=decision.get("id"),
-        policy=decision.get("policy"),
+        categories=sorted({*decision.categories, *prompt}),
+        decision_id=decision.id,
+        policy=decision.policy,
     )

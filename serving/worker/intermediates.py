@@ -1,7 +1,6 @@
-"""What a lease leaves behind while it is drawn: checkpoints for a successor, previews for clients.
+"""What a lease leaves while it is drawn: checkpoints to go on from, previews for clients.
 
-Neither holds up the steps: storing and judging go on beside them. That something of it fails costs
-a successor some steps or a client a preview, never a picture.
+Best effort, beside the steps: a failure loses a resume point or a preview, never the image.
 """
 
 from __future__ import annotations
@@ -9,31 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
 
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.protocols import BlobStore, SafetyStage
-from calotype.serving.core.request import Checkpoint, GenerationRequest, Preview
+from calotype.serving.core.request import Checkpoint, Preview
 from calotype.serving.images.encode import encode_image
-from calotype.serving.jobs.judging import scope_of
 from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
+from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.jobs.result import CONTENT_TYPES
 from calotype.serving.storage import content_key
-from calotype.serving.worker.postprocess import image_format
+from calotype.serving.worker.lease_source import IntermediatesSink
 
 log = logging.getLogger(__name__)
 
 PREVIEW_PATIENCE = 5.0
-"""Seconds that a finished picture waits for previews that are still being judged."""
-
-
-class IntermediatesKeeper(Protocol):
-    """Who is told of it: `jobs.dispatcher.Dispatcher`."""
-
-    async def checkpoint(self, job_id: str, fence: int, step: int, blob_key: str) -> bool: ...
-
-    async def preview(self, job_id: str, fence: int, preview: Mapping[str, Any]) -> bool: ...
+"""Seconds that a finished image waits for previews that are still being checked."""
 
 
 class Intermediates:
@@ -45,16 +35,15 @@ class Intermediates:
     def __init__(
         self,
         lease: Lease,
-        request: GenerationRequest,
-        keeper: IntermediatesKeeper,
+        sink: IntermediatesSink,
         safety: SafetyStage,
         blobs: BlobStore,
     ) -> None:
-        self._lease, self._request = lease, request
-        self._keeper, self._safety, self._blobs = keeper, safety, blobs
+        self._lease, self._sink = lease, sink
+        self._safety, self._blobs = safety, blobs
         self._waiting: list[Preview | Checkpoint] = []
         self._task: asyncio.Task[None] | None = None
-        self._keys: list[str] = [lease.checkpoint["blob_key"]] if lease.checkpoint else []
+        self._keys: list[str] = [lease.checkpoint.blob_key] if lease.checkpoint else []
         """Checkpoints that are stored; the job's row names one of them."""
 
     def note(self, event: Preview | Checkpoint) -> None:
@@ -65,7 +54,7 @@ class Intermediates:
             self._task = asyncio.create_task(self._work())
 
     async def finish(self) -> None:
-        """The picture is drawn: no checkpoint is needed any more, previews are waited for."""
+        """The image is drawn: no checkpoint is needed any more, previews are waited for."""
         self._drop_waiting_checkpoints()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=PREVIEW_PATIENCE)
@@ -106,7 +95,8 @@ class Intermediates:
         key = f"{place}-{lease.fence}-{checkpoint.step}.checkpoint"
         await asyncio.to_thread(self._blobs.put, key, checkpoint.data)
         self._keys.append(key)
-        if await self._keeper.checkpoint(lease.job_id, lease.fence, checkpoint.step, key):
+        record = CheckpointRecord(lease.job_id, lease.fence, checkpoint.step, key)
+        if await self._sink.checkpoint(record):
             # This lease is the current one, so nobody else was told of an older one.
             old, self._keys = self._keys[:-1], [key]
         else:  # another replica has the job
@@ -115,28 +105,31 @@ class Intermediates:
             await self._delete(name)
 
     async def _show(self, preview: Preview) -> None:
-        if self._lease.hold is not None:
+        lease, options = self._lease, self._lease.options
+        if lease.review_categories is not None:
             return
         decision = await self._safety.check_image(
-            preview.pixels,
-            str(self._lease.request["prompt"]),
-            scope=scope_of(self._lease.input),
+            preview.pixels, lease.request.prompt, scope=options.scope
         )
-        if decision.get("blocked", True):
+        if decision.blocked:
             return
-        lease, kind = self._lease, image_format(self._lease)
-        compression = lease.input.get("output_compression")
-        data = await asyncio.to_thread(encode_image, preview.pixels, kind, compression)
+        kind = options.output_format
+        data = await asyncio.to_thread(
+            encode_image, preview.pixels, kind, options.output_compression
+        )
         key = content_key(lease.team_id, data, kind)
         await asyncio.to_thread(self._blobs.put, key, data)
-        shown = {
-            "image_index": preview.index,
-            "partial_index": preview.step // self._request.preview_every - 1,
-            "step": preview.step,
-            "blob_key": key,
-            "content_type": CONTENT_TYPES[kind],
-        }
-        await self._keeper.preview(lease.job_id, lease.fence, shown)
+        await self._sink.preview(
+            PreviewRecord(
+                job_id=lease.job_id,
+                image_index=preview.index,
+                partial_index=preview.step // lease.request.preview_every - 1,
+                fence=lease.fence,
+                step=preview.step,
+                blob_key=key,
+                content_type=CONTENT_TYPES[kind],
+            )
+        )
 
     async def _delete(self, key: str) -> None:
         with contextlib.suppress(CalotypeError):  # the sweeper finds it

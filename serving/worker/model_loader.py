@@ -5,10 +5,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calotype.serving.config import ImageModel, bytes_of
 from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import Failed, GenerationRequest, ImageSize, SamplingParams
 from calotype.serving.weights.sources import model_folder
 
@@ -26,8 +27,34 @@ ROWS_UNMEASURED = 8
 
 
 @dataclass(frozen=True, slots=True)
+class EngineState:
+    """How a replica draws."""
+
+    device: str
+    precision: str
+    devices: int
+    """That draw each image together."""
+    compiled: bool
+    rows: int
+    """Passes that share a step at most."""
+    profiled: bool
+    """Whether `calotype profile` said so."""
+
+    def to_payload(self) -> JsonObject:
+        """As the status of a model shows it."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "devicesPerPicture": self.devices,
+            "compiled": self.compiled,
+            "rowsPerStep": self.rows,
+            "profiled": self.profiled,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """An engine, and the group if several devices draw each picture.
+    """An engine, and the group if several devices draw each image.
 
     Attributes:
         rows: passes that share a step at most.
@@ -50,17 +77,16 @@ class LoadedModel:
         if self.group is not None:
             self.group.close()
 
-    def state(self) -> dict[str, Any]:
-        """JSON, with the names of the wire: how it draws."""
+    def state(self) -> EngineState:
         components = self.engine.components
-        return {
-            "device": str(components.device),
-            "precision": components.precision,
-            "devicesPerPicture": self.engine.devices,
-            "compiled": self.compiled,
-            "rowsPerStep": self.rows,
-            "profiled": self.profiled,
-        }
+        return EngineState(
+            device=str(components.device),
+            precision=components.precision,
+            devices=self.engine.devices,
+            compiled=self.compiled,
+            rows=self.rows,
+            profiled=self.profiled,
+        )
 
 
 def load_parts(

@@ -1,6 +1,6 @@
-"""What is done with drawn pixels: enlarge, judge, encode, stamp, store.
+"""What is done with drawn pixels: enlarge, check, encode, sign, store.
 
-The pixels that were judged are the pixels that are encoded; of a blocked picture nothing is stored.
+The pixels that were checked are the pixels that are encoded; of a blocked image nothing is stored.
 """
 
 from __future__ import annotations
@@ -10,29 +10,27 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from calotype.moderation.errors import ImageError
+from calotype.serving.core.decision import Decision
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import BlobStore, SafetyStage
-from calotype.serving.core.request import GenerationRequest
 from calotype.serving.engine.model.input_images import restore_outside
-from calotype.serving.images.encode import blur, encode_image, enlarge, given_images
-from calotype.serving.jobs.judging import (
-    JudgingPolicy,
-    held_categories,
-    judge_patiently,
-    judged_text,
-    refusal,
-    scope_of,
-    unavailable,
-    version_of,
-)
+from calotype.serving.images.encode import blur, encode_image, given_images
 from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.moderation_checks import (
+    CheckRetries,
+    check_with_retries,
+    prompt_text,
+    refusal,
+    unavailable,
+)
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage, ImageResult
 from calotype.serving.storage import content_key
+from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
 from calotype.serving.worker.held_image import hold_image
 
 if TYPE_CHECKING:
@@ -40,174 +38,162 @@ if TYPE_CHECKING:
 
 
 SWITCH_PAUSES = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
-"""Between attempts to have all of a request judged by one version; replicas switch in seconds."""
-JUDGED_SIDE = 1024
-"""Given pictures are judged no larger than this."""
+"""Between attempts to have all of a request checked by one version; replicas switch in seconds."""
+CHECKED_SIDE = 1024
+"""Given images are checked no larger than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finalized:
-    """What became of the pictures of a request."""
+    """What became of the images of a request."""
 
-    images: list[ImageResult]
-    blocked: list[BlockedImage]
-    decisions: list[dict[str, Any]]
-    """One for each picture, in order."""
-    judging_seconds: float
-    """Judging and encoding, which go on at once."""
-    prompt: dict[str, Any] | None = None
-    """The prompt's decision, if it had to be judged again."""
-    held: list[HeldImage] = field(default_factory=list)
+    images: Sequence[ImageResult]
+    blocked: Sequence[BlockedImage]
+    held: Sequence[HeldImage]
+    decisions: Sequence[Decision]
+    """One for each image, in order."""
+    check_seconds: float
+    """Checking and encoding, which go on at once."""
+    prompt: Decision | None = None
+    """The prompt's decision, if it had to be checked again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the pictures of a request were drawn from."""
+class Sources:
+    """What the images of a request were drawn from."""
 
     files: Mapping[str, bytes]
+    """The images that the request names, by name."""
     pixels: Sequence[Pixels]
 
 
 class Postprocessor:
-    def __init__(self, safety: SafetyStage, blobs: BlobStore) -> None:
-        self._safety, self._blobs = safety, blobs
+    """Args:
+    retries: how the safety stage is asked again while it comes back from a crash.
+    """
 
-    async def admit(
-        self, lease: Lease, request: GenerationRequest, files: Mapping[str, bytes]
+    def __init__(
+        self, safety: SafetyStage, blobs: BlobStore, retries: CheckRetries | None = None
     ) -> None:
-        """Judges the pictures that a request is drawn from, before anything is drawn.
+        self._safety, self._blobs = safety, blobs
+        self._retries = retries or CheckRetries()
+
+    async def admit(self, lease: Lease, files: Mapping[str, bytes]) -> None:
+        """Checks the images that a request is drawn from, before anything is drawn.
 
         Raises:
             ContentBlocked: one of them does not pass.
             InvalidRequest: one of them cannot be read.
-            ModerationUnavailable: one of them could not be judged.
+            ModerationUnavailable: one of them could not be checked.
         """
         try:
-            seen = await asyncio.to_thread(given_images, request, files, JUDGED_SIDE)
+            seen = await asyncio.to_thread(given_images, lease.request, files, CHECKED_SIDE)
         except ImageError as error:
             raise InvalidRequest(str(error), param="image") from error
-        judging = (self._judged(lease, view, "", ()) for view in seen)
-        for decision in await asyncio.gather(*judging):
-            blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
+        checks = (self._check_image(lease, view, "", ()) for view in seen)
+        for decision in await asyncio.gather(*checks):
+            blocked = refusal("input", decision, lease.options.request_id)
             if blocked is not None:
                 raise blocked
 
     async def finalize(
-        self,
-        lease: Lease,
-        request: GenerationRequest,
-        drawn: Sequence[Pixels],
-        files: Mapping[str, bytes],
+        self, lease: Lease, drawn: Sequence[Pixels], files: Mapping[str, bytes]
     ) -> Finalized:
         """Args:
             drawn: uint8 [height, width, 3] each, as the denoiser drew them.
-            files: the pictures that the request names.
+            files: the images that the request names.
 
         Raises:
-            ContentBlocked: the prompt, or a picture that the request brings, is refused by a policy
-                that has changed since it was judged first.
-            ModerationUnavailable: a picture could not be judged, so none is stored.
+            ContentBlocked: the prompt, or an image that the request brings, is refused by a policy
+                that has changed since it was checked first.
+            ModerationUnavailable: an image could not be checked, so none is stored.
             StorageFailed: a file could not be written.
         """
-        pictures = list(drawn)
-        if request.rendered_size != request.size:
-            pictures = await asyncio.to_thread(
-                lambda: [restore_outside(request, files, enlarge(p, request.size)) for p in drawn]
-            )
+        request = lease.request
+        pixels = await asyncio.to_thread(at_requested_size, request, drawn, files)
         begun = time.monotonic()
         restore = None
         if request.mask is not None or request.expand is not None:
             restore = functools.partial(restore_outside, request, files)
-        encode = functools.partial(_encoded, lease)
-        # Encoded while they are judged: the file of a blocked picture is dropped unseen.
-        seen = await asyncio.to_thread(given_images, request, files)
+        # Encoded while they are checked: the file of a blocked image is dropped unseen.
+        sources = Sources(files, await asyncio.to_thread(given_images, request, files))
         (decisions, prompt), encoded = await asyncio.gather(
-            self._judged_whole(lease, request, pictures, Seen(files, seen)),
+            self._check_all(lease, pixels, sources),
             asyncio.to_thread(
-                lambda: [encode(pixels, i, restore) for i, pixels in enumerate(pictures)]
+                lambda: [_encoded(lease, image, i, restore) for i, image in enumerate(pixels)]
             ),
         )
         seconds = time.monotonic() - begun
+        review = lease.review_categories if prompt is None else prompt.review_categories
         images: list[ImageResult] = []
         blocked: list[BlockedImage] = []
         held: list[HeldImage] = []
-        because = lease.hold if prompt is None else held_categories(prompt)
-        for index, (pixels, decision) in enumerate(zip(pictures, decisions, strict=True)):
-            verdict = decision.get("verdict")
-            waits = verdict == "REVIEW" or (because is not None and verdict != "BLOCK")
-            if waits and "seal" in lease.input:
-                data = encoded[index]
-                held.append(
-                    await hold_image(
-                        self._blobs, lease, request, index, data, decision, because or ()
+        for index, (data, decision) in enumerate(zip(encoded, decisions, strict=True)):
+            sealable = lease.options.seal is not None
+            match fate_of(decision, held_by_prompt=review is not None, sealable=sealable):
+                case Fate.HOLD:
+                    held.append(
+                        await hold_image(self._blobs, lease, index, data, decision, review or ())
                     )
-                )
-                continue
-            if decision["blocked"] and verdict != "BLUR":
-                names = [str(name) for name in decision.get("categories", [])]
-                blocked.append(
-                    BlockedImage(index, names, decision.get("id"), decision.get("policy"))
-                )
-                continue
-            data = encoded[index]
-            if verdict == "BLUR":
-                data = await asyncio.to_thread(encode, blur(pixels), index, None)
-            images.append(await self._store(lease, request, index, data, decision))
-        return Finalized(images, blocked, list(decisions), seconds, prompt, held)
+                case Fate.BLOCK:
+                    names = list(decision.categories)
+                    blocked.append(BlockedImage(index, names, decision.id, decision.policy))
+                case Fate.BLUR:
+                    blurred = blur(pixels[index])
+                    data = await asyncio.to_thread(_encoded, lease, blurred, index, None)
+                    images.append(await self._store(lease, index, data, decision))
+                case Fate.SHOW:
+                    images.append(await self._store(lease, index, data, decision))
+        return Finalized(images, blocked, held, decisions, seconds, prompt)
 
-    async def _judged_whole(
-        self, lease: Lease, request: GenerationRequest, images: Sequence[Pixels], seen: Seen
-    ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """The decisions of all pictures, and the prompt's if it was made anew: of one version.
+    async def _check_all(
+        self, lease: Lease, images: Sequence[Pixels], sources: Sources
+    ) -> tuple[list[Decision], Decision | None]:
+        """The decisions of all images, and the prompt's if it was made anew: of one version.
 
-        Where the policy changed since the prompt was judged, the newer one judges everything.
+        Where the policy changed since the prompt was checked, the newer one decides everything.
         """
+        text = lease.request.prompt
         for pause in SWITCH_PAUSES:
-            judging = (self._judged(lease, p, request.prompt, seen.pixels) for p in images)
-            decisions = list(await asyncio.gather(*judging))
-            versions = [version_of(decision) for decision in decisions]
-            now = versions[0]
-            if versions == [now] * len(versions):
-                if lease.version is None or now == list(lease.version):
+            checks = (self._check_image(lease, image, text, sources.pixels) for image in images)
+            decisions = list(await asyncio.gather(*checks))
+            version = decisions[0].version
+            if all(decision.version == version for decision in decisions):
+                if lease.prompt_policy in (None, version):
                     return decisions, None
-                prompt = await self._prompt_again(lease)
-                if version_of(prompt) == now:
-                    await self.admit(lease, request, seen.files)
+                prompt = await self._check_prompt(lease)
+                if prompt.version == version:
+                    await self.admit(lease, sources.files)
                     return decisions, prompt
             await asyncio.sleep(pause)
         raise unavailable("its policy changed again and again")
 
-    async def _prompt_again(self, lease: Lease) -> dict[str, Any]:
+    async def _check_prompt(self, lease: Lease) -> Decision:
         """Raises ContentBlocked where it does not pass any more."""
-        judge = functools.partial(
-            self._safety.check_prompt, judged_text(lease.request), scope_of(lease.input)
+        options = lease.options
+        check = functools.partial(
+            self._safety.check_prompt, prompt_text(lease.request), options.scope
         )
-        decision = await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
-        blocked = refusal("input", decision, str(lease.input.get("request_id", lease.job_id)))
-        holds = "seal" in lease.input and held_categories(decision) is not None
+        decision = await check_with_retries(check, self._retries, asyncio.sleep)
+        blocked = refusal("input", decision, options.request_id)
+        holds = options.seal is not None and decision.review_categories is not None
         if blocked is not None and not holds:
             raise blocked
         return decision
 
-    async def _judged(
+    async def _check_image(
         self, lease: Lease, pixels: Pixels, prompt: str, given: Sequence[Pixels]
-    ) -> dict[str, Any]:
-        """The safety stage's decision; asked again while the stage comes back from a crash."""
-        scope = scope_of(lease.input)
-        judge = functools.partial(self._safety.check_image, pixels, prompt, given, scope)
-        return await judge_patiently(judge, JudgingPolicy(), asyncio.sleep)
+    ) -> Decision:
+        scope = lease.options.scope
+        check = functools.partial(self._safety.check_image, pixels, prompt, given, scope)
+        return await check_with_retries(check, self._retries, asyncio.sleep)
 
     async def _store(
-        self,
-        lease: Lease,
-        request: GenerationRequest,
-        index: int,
-        data: bytes,
-        decision: Mapping[str, Any],
+        self, lease: Lease, index: int, data: bytes, decision: Decision
     ) -> ImageResult:
-        kind = image_format(lease)
+        request, kind = lease.request, lease.options.output_format
         key = content_key(lease.team_id, data, kind)
-        # Never deleted here: another job's picture may be the same. What no row names is swept.
+        # Never deleted here: another job's image may be the same. What no row names is swept.
         await asyncio.to_thread(self._blobs.put, key, data)
         return ImageResult(
             asset_id=new_id("asset"),
@@ -218,22 +204,18 @@ class Postprocessor:
             height=request.size.height,
             content_type=CONTENT_TYPES[kind],
             sha256=hashlib.sha256(data).hexdigest(),
-            flagged=bool(decision.get("flagged")),
+            flagged=decision.flagged,
         )
-
-
-def image_format(lease: Lease) -> str:
-    """``png``, ``jpeg`` or ``webp``."""
-    return str(lease.input.get("output_format") or "png")
 
 
 def _encoded(
     lease: Lease, pixels: Pixels, index: int, restore: Callable[[Pixels], Pixels] | None
 ) -> bytes:
+    options = lease.options
     return encode_image(
         pixels,
-        image_format(lease),
-        lease.input.get("output_compression"),
-        recipe=lease.stamp_for(index),
+        options.output_format,
+        options.output_compression,
+        recipe=lease.file_recipe(index),
         restore=restore,
     )

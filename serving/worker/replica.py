@@ -11,31 +11,34 @@ import asyncio
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.config.environment import DATA_DIR
 from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import BlobStore, SafetyStage
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.weights.sources import adapter_file, adapter_revision
 from calotype.serving.worker.adapter_probe import AdapterProbe
-from calotype.serving.worker.adapter_status import AdapterLoads
+from calotype.serving.worker.adapter_status import AdapterLoad, AdapterLoads
 from calotype.serving.worker.engine_thread import EngineThread
-from calotype.serving.worker.generation import GenerationWorker, LeaseSource, PromptSource
-from calotype.serving.worker.model_loader import LoadedModel, load_model
+from calotype.serving.worker.generation import GenerationWorker, PromptSource
+from calotype.serving.worker.lease_source import LeaseSource
+from calotype.serving.worker.model_loader import EngineState, LoadedModel, load_model
 
 if TYPE_CHECKING:
     from calotype.serving.engine.lora.adapter_store import AdapterStore
 
 log = logging.getLogger(__name__)
 
-_LOADED: dict[str, Any] = {
+_LOADED: JsonObject = {
     "source": True,
     "precision": True,
     "device": True,
-    "acceleration": {"compile", "devices_per_picture"},
+    "acceleration": {"compile": True, "devices_per_picture": True},
 }
 """What of an ImageModel makes another engine; requests carry the rest."""
 
@@ -48,7 +51,7 @@ class ReplicaSettings:
     """What a replica is given by where it runs.
 
     Attributes:
-        concurrency: jobs held at once; more where a profile lets more of them share a step.
+        concurrency: jobs at once; more where a profile lets more of them share a step.
         on_lost: told, from any thread, when a device that draws along is gone: only another
             process can draw then.
     """
@@ -57,7 +60,25 @@ class ReplicaSettings:
     torch_threads: int | None = 1
     concurrency: int = 8
     drain_seconds: float = 300.0
+    check_retries: CheckRetries = field(default_factory=CheckRetries)
     on_lost: Callable[[str], None] = lambda reason: None
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorState:
+    """What a replica says of itself."""
+
+    replica: str
+    ready: bool
+    message: str
+    """What keeps it from drawing as it should; "" = nothing."""
+    busy: int
+    """Jobs that it draws."""
+    engine: EngineState | None
+    """How it draws; None while it loads."""
+    adapters: Mapping[str, str]
+    """Name -> ``loading``, ``ready`` or why not."""
+    loads: Mapping[str, AdapterLoad]
 
 
 @dataclass(slots=True)
@@ -100,24 +121,19 @@ class GeneratorReplica:
         self._want(mine)
         self._changed.set()
 
-    def state(self) -> dict[str, Any]:
-        """JSON: ``ready``, ``message``, ``busy``, how it draws, and every adapter's state.
-
-        ``adapters`` says of each "loading", "ready" or why not; ``load_states`` says all of it
-        (`adapter_loads.AdapterLoads.payload`).
-        """
+    def state(self) -> GeneratorState:
         serving = self._serving
         if serving is not None:
             self._loads.observe(serving.engine.engine.adapters.states())
-        return {
-            "replica": self.settings.name,
-            "ready": serving is not None and self.healthy,
-            "message": self._problem,
-            "busy": serving.worker.busy if serving is not None else 0,
-            "engine": serving.loaded.state() if serving is not None else None,
-            "adapters": self._loads.texts(),
-            "load_states": self._loads.payload(),
-        }
+        return GeneratorState(
+            replica=self.settings.name,
+            ready=serving is not None and self.healthy,
+            message=self._problem,
+            busy=serving.worker.busy if serving is not None else 0,
+            engine=serving.loaded.state() if serving is not None else None,
+            adapters=self._loads.texts(),
+            loads=self._loads.snapshot(),
+        )
 
     @property
     def healthy(self) -> bool:
@@ -180,15 +196,16 @@ class GeneratorReplica:
             self._safety,
             self._blobs,
             concurrency=max(self.settings.concurrency, loaded.rows),
+            check_retries=self.settings.check_retries,
         )
         self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
         probe = AdapterProbe(engine, model, self._prompts, self._safety)
         drawing = asyncio.create_task(worker.run())
         self._serving = _Serving(key, loaded, engine, worker, drawing, probe)
         if old is not None:
-            farewell = asyncio.create_task(self._retire(old))
-            self._retiring.add(farewell)
-            farewell.add_done_callback(self._retiring.discard)
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
 
     async def _retire(self, serving: _Serving) -> None:
         if serving.engine.alive and not serving.loaded.lost:

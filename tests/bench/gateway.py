@@ -25,6 +25,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from calotype.serving.core.errors import EngineError
 from calotype.serving.core.protocols import ModelStatus, SystemClock
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
@@ -135,7 +136,7 @@ async def insert_to_lease(database: Database, team_id: str, key_id: str) -> list
         await dispatcher.submit(job.id)
         [lease] = await waiting
         found.append(1000 * (time.perf_counter() - begun))
-        await dispatcher.fail(lease.job_id, lease.fence, {"message": "measured"})
+        await dispatcher.fail(lease.job_id, lease.fence, EngineError("measured"))
     await dispatcher.stop()
     return found
 

@@ -26,8 +26,9 @@ from calotype.moderation.testing import (
     NaNClassifier,
     RaisingClassifier,
 )
+from calotype.serving.core.decision import Decision
 from calotype.serving.core.errors import ModerationUnavailable
-from calotype.serving.jobs.judging import is_unavailable, unavailable
+from calotype.serving.jobs.moderation_checks import unavailable
 
 IMAGE = texture(1, 64)
 LARGE = texture(2, 400)
@@ -95,7 +96,7 @@ def refused(moderator: Moderator, reason: str, image: Pixels = IMAGE) -> None:
     assert decision.verdict is Verdict.ERROR and decision.blocked and decision.unavailable
     assert reason in (decision.reason or ""), decision.reason
     error = unavailable(decision.reason or "")
-    assert is_unavailable(decision.to_payload())
+    assert Decision.from_payload(decision.to_payload()).undecided
     assert isinstance(error, ModerationUnavailable) and error.code == "moderation_unavailable"
 
 

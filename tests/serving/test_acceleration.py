@@ -31,6 +31,8 @@ from calotype.serving.deployments.local import LocalBackend
 from calotype.serving.images.provenance import MARKS, installation_marks
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety
 from calotype.serving.testing.models import save_tiny_flux2
+from calotype.serving.worker.model_loader import EngineState
+from calotype.serving.worker.replica import GeneratorState
 
 
 @dataclass
@@ -57,13 +59,14 @@ class House:
         self.backend._replica.configure(image_model(model, acceleration), [])
 
     def devices(self) -> int:
-        return int((self.state()["engine"] or {}).get("devicesPerPicture", 0))
+        engine = self.state().engine
+        return 0 if engine is None else engine.devices
 
     async def until(self, holds: Callable[[], bool]) -> None:
         for _ in range(2400):
             if holds():
                 return
-            assert not self.state()["message"], self.state()["message"]
+            assert not self.state().message, self.state().message
             await asyncio.sleep(0.05)
         raise AssertionError(f"it never came true: {self.state()}")
 
@@ -73,10 +76,16 @@ class House:
         (found,) = [p for p in mine if "calotype.serving.engine.parallel.follower" in p.cmdline()]
         return found
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GeneratorState:
         """What the replica says of itself to dispatcher and operator."""
         assert self.backend._replica is not None
         return self.backend._replica.state()
+
+
+def engine_of(house: House) -> EngineState:
+    engine = house.state().engine
+    assert engine is not None
+    return engine
 
 
 def image_model(folder: pathlib.Path, acceleration: dict[str, Any]) -> ImageModel:
@@ -106,7 +115,7 @@ async def living(
             transport=transport, base_url="http://gateway", headers=headers, timeout=240
         ) as client:
             house = House(client, backend, blobs)
-            await house.until(lambda: house.state()["ready"])
+            await house.until(lambda: house.state().ready)
             yield house
     database.close()
 
@@ -137,7 +146,7 @@ def plain(tiny: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
     async def draw() -> dict[str, Any]:
         async with living(tmp_path_factory.mktemp("plain"), tiny, {}) as house:
-            assert house.state()["engine"] == {
+            assert engine_of(house).to_payload() == {
                 "device": "cpu",
                 "precision": "float32",
                 "devicesPerPicture": 1,
@@ -175,7 +184,7 @@ async def test_two_devices_draw_the_same_picture(
     tiny: pathlib.Path, tmp_path: pathlib.Path, plain: dict[str, Any]
 ) -> None:
     async with living(tmp_path, tiny, {"devices_per_picture": 2}) as house:
-        assert house.state()["engine"]["devicesPerPicture"] == 2
+        assert house.devices() == 2
         shared = await house.draw()
         refused = await house.client.post(
             "/v1/images/generations", json={"prompt": "a dog", "size": "64x64", "step_cache": 0.1}
@@ -195,7 +204,7 @@ async def test_a_replica_that_lost_a_device_takes_no_more_jobs(
     async with living(tmp_path, tiny, {"devices_per_picture": 2}) as house:
         await house.draw(steps=1)
         house.follower().kill()
-        while house.state()["ready"]:
+        while house.state().ready:
             await asyncio.sleep(0.05)
         assert not house.backend._replica.healthy  # type: ignore[union-attr]
 
@@ -228,8 +237,8 @@ async def test_a_profile_of_the_machine_says_how_many_share_a_step(
                 time["seconds"] = seconds
     file.write_text(json.dumps(measured))
     async with living(tmp_path / "service", tiny, {}) as house:
-        assert house.state()["engine"]["profiled"] is True
-        assert house.state()["engine"]["rowsPerStep"] == 16
+        assert engine_of(house).profiled is True
+        assert engine_of(house).rows == 16
         answers = await asyncio.gather(*(house.draw(seed=i, n=4, steps=4) for i in range(5)))
     assert all(len(answer["data"]) == 4 for answer in answers)
 
@@ -239,7 +248,7 @@ async def test_a_compiled_model_draws_the_same_picture(
     tiny: pathlib.Path, tmp_path: pathlib.Path, plain: dict[str, Any]
 ) -> None:
     async with living(tmp_path, tiny, {"compile": True}) as house:
-        assert house.state()["engine"]["compiled"] is True
+        assert engine_of(house).compiled is True
         answer = await house.draw()
     assert np.abs(pixels(answer) - pixels(plain)).max() <= 1
 

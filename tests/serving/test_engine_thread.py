@@ -20,7 +20,7 @@ from calotype.serving.core.request import (
 from calotype.serving.engine.engine import Engine
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.testing.models import save_tiny_flux2
-from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 
 SIZE = ImageSize(64, 64)
 
@@ -49,7 +49,7 @@ def image():
 
 
 async def drawn(thread, asked, **more):
-    return [event async for event in thread.draw(asked, None, **more)]
+    return [event async for event in thread.draw(asked, EngineInputs(**more))]
 
 
 async def idle(engine):

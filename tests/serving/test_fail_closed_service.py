@@ -32,7 +32,7 @@ from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.local import InProcessSafety, LocalBackend
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.testing.in_memory import MemoryBlobStore
 from calotype.serving.testing.models import save_tiny_flux2
 
@@ -149,10 +149,8 @@ async def house(
     model: pathlib.Path,
     tmp_path: pathlib.Path,
     classifiers: Callable[[str], Faulty],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[House]:
-    once = JudgingPolicy(delays=())
-    monkeypatch.setattr("calotype.serving.worker.postprocess.JudgingPolicy", lambda: once)
+    once = CheckRetries(delays=())
     base = {"version": 1, "categories": RULES, "timeoutSeconds": SECONDS}
     trial = [
         {"classifier": name, "model": f"/models/{name}", "sample": 1.0}
@@ -183,7 +181,7 @@ async def house(
     )
     database, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
     backend = LocalBackend(
-        resource, [], database, blobs, InProcessSafety(stage), DispatchPolicy(judging=once)
+        resource, [], database, blobs, InProcessSafety(stage), DispatchPolicy(check_retries=once)
     )
     app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource]))
     clients = {}

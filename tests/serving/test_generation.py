@@ -33,7 +33,7 @@ from calotype.serving.jobs.recipe import make_recipe, recipe_hash
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.testing.models import save_tiny_flux2
-from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 from calotype.serving.worker.generation import EncodedPrompt, GenerationWorker
 
 STEPS = 150
@@ -79,11 +79,11 @@ class RecordingThread(EngineThread):
         self.first_steps: list[int] = []
 
     async def draw(
-        self, request: GenerationRequest, embeds: Any, **more: Any
+        self, request: GenerationRequest, given: EngineInputs
     ) -> AsyncGenerator[Event, None]:
-        self.checkpoints.append(more.get("checkpoint"))
+        self.checkpoints.append(given.checkpoint)
         first = True
-        async for event in super().draw(request, embeds, **more):
+        async for event in super().draw(request, given):
             if first and isinstance(event, Progress):
                 self.first_steps.append(event.step)
                 first = False

@@ -21,6 +21,7 @@ from calotype.serving.core.request import GenerationRequest, ImageSize, Sampling
 from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.images.encode import GIVEN_SIDE, given_images
 from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.options import JobOptions
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.worker.postprocess import Postprocessor
 
@@ -57,17 +58,17 @@ def test_all_given_pictures_are_seen_small() -> None:
         ("a little girl", None, ["sexual/minors"]),
     ],
 )
-def test_the_desk_tells_the_safety_stage_what_was_asked_for(
+def test_post_processing_tells_the_safety_stage_what_was_asked_for(
     tmp_path: Any, prompt: str, reference: Pixels | None, refused: Sequence[str]
 ) -> None:
     suspicious = FixedImageClassifier({"sexual": 0.4})
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[suspicious])
-    desk = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    postprocessor = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
     given = {} if reference is None else {"references": ("f",)}
     asked = request(prompt, **given)
-    lease = Lease("j", 1, asked.to_payload(), {"output_format": "png"}, "team", 0.0)
+    lease = Lease("j", 1, asked, JobOptions("req_1"), "team", 0.0)
     files = {} if reference is None else {"f": png(reference)}
-    handed = asyncio.run(desk.finalize(lease, asked, [np.array(drawing(4))], files))
+    handed = asyncio.run(postprocessor.finalize(lease, [np.array(drawing(4))], files))
     assert [name for item in handed.blocked for name in item.categories] == refused
     assert len(handed.images) == (0 if refused else 1)
 
@@ -78,12 +79,12 @@ def test_a_given_picture_that_does_not_pass_is_refused_before_anything_is_drawn(
 ) -> None:
     marked = FixedImageClassifier({"sexual": 0.99}, colour=(255, 0, 0), cover=0.5)
     stage = Moderator(Policy.default(), text_classifiers=[], image_classifiers=[marked])
-    desk = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
+    postprocessor = Postprocessor(InProcessSafety(stage), FolderBlobStore(tmp_path))
 
     def admit(data: bytes) -> None:
         asked = request(**{field: ("f",) if field == "references" else "f"})
-        lease = Lease("j", 1, asked.to_payload(), {"request_id": "req_7"}, "team", 0.0)
-        asyncio.run(desk.admit(lease, asked, {"f": data}))
+        lease = Lease("j", 1, asked, JobOptions("req_7"), "team", 0.0)
+        asyncio.run(postprocessor.admit(lease, {"f": data}))
 
     red = np.zeros((400, 3000, 3), dtype=np.uint8)
     red[..., 0] = 255

@@ -1,11 +1,10 @@
-"""The desk seals what the policy holds; nothing of it is stored readable."""
+"""Post-processing seals what the policy holds; nothing of it is stored readable."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,15 @@ from samples.images import drawing
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier, FixedTextClassifier
+from calotype.serving.core.decision import Decision
 from calotype.serving.core.errors import StorageFailed
 from calotype.serving.core.request import GenerationRequest, ImageSize, Preview, SamplingParams
 from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.images.sealing import make_seal, unseal
-from calotype.serving.jobs.judging import held_categories, version_of
 from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.options import JobOptions
+from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
+from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.worker.intermediates import Intermediates
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
@@ -48,20 +50,19 @@ def safety(text: dict[str, float], image: dict[str, float]) -> InProcessSafety:
     )
 
 
-def lease_of(prompt: dict[str, Any], **given: Any) -> Lease:
-    inputs = {"output_format": "png", "seal": SEAL} | given
+def lease_of(prompt: Decision) -> Lease:
     return Lease(
-        *("j", 1, request().to_payload(), inputs, "team", 0.0),
-        version=version_of(prompt),
-        hold=held_categories(prompt),
+        *("j", 1, request(), JobOptions("req_1", seal=SEAL), "team", 0.0),
+        prompt_policy=prompt.version,
+        review_categories=prompt.review_categories,
     )
 
 
-def handed_out(folder: pathlib.Path, stage: InProcessSafety, **given: Any) -> Finalized:
+def finalized(folder: pathlib.Path, stage: InProcessSafety) -> Finalized:
     async def run() -> Finalized:
-        lease = lease_of(await stage.check_prompt("a hat"), **given)
-        desk = Postprocessor(stage, FolderBlobStore(folder))
-        return await desk.finalize(lease, request(), [np.array(drawing(1, 64))], {})
+        lease = lease_of(await stage.check_prompt("a hat"))
+        postprocessor = Postprocessor(stage, FolderBlobStore(folder))
+        return await postprocessor.finalize(lease, [np.array(drawing(1, 64))], {})
 
     return asyncio.run(run())
 
@@ -78,9 +79,9 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 def test_what_is_held_is_sealed(
     tmp_path: pathlib.Path, text: dict[str, float], image: dict[str, float]
 ) -> None:
-    handed = handed_out(tmp_path, safety(text, image))
-    assert not handed.images and not handed.blocked
-    (held,) = handed.held
+    found = finalized(tmp_path, safety(text, image))
+    assert not found.images and not found.blocked
+    (held,) = found.held
     assert held.categories == ["violence"] and held.seed == 1
     (file,) = files(tmp_path)
     data = unseal(file.read_bytes(), SEAL, held.asset_id)
@@ -92,26 +93,26 @@ def test_what_is_held_is_sealed(
 
 
 def test_what_is_blocked_is_not_held(tmp_path: pathlib.Path) -> None:
-    handed = handed_out(tmp_path, safety({"review": 0.5}, {"block": 0.5}))
-    assert not handed.held and len(handed.blocked) == 1 and not files(tmp_path)
+    found = finalized(tmp_path, safety({"review": 0.5}, {"block": 0.5}))
+    assert not found.held and len(found.blocked) == 1 and not files(tmp_path)
 
 
 def test_a_held_request_shows_no_previews(tmp_path: pathlib.Path) -> None:
-    shown: list[Any] = []
+    shown: list[PreviewRecord] = []
 
-    class Keeper:
-        async def checkpoint(self, *given: Any) -> bool:
+    class Sink:
+        async def checkpoint(self, checkpoint: CheckpointRecord) -> bool:
             return True
 
-        async def preview(self, *given: Any) -> bool:
-            shown.append(given)
+        async def preview(self, preview: PreviewRecord) -> bool:
+            shown.append(preview)
             return True
 
     async def run(stage: InProcessSafety) -> None:
         lease = lease_of(await stage.check_prompt("a hat"))
-        trail = Intermediates(lease, request(), Keeper(), stage, FolderBlobStore(tmp_path))
-        trail.note(Preview("r", 0, 1, np.array(drawing(1, 64))))
-        await trail.finish()
+        left = Intermediates(lease, Sink(), stage, FolderBlobStore(tmp_path))
+        left.note(Preview("r", 0, 1, np.array(drawing(1, 64))))
+        await left.finish()
 
     asyncio.run(run(safety({}, {})))
     assert len(shown) == 1

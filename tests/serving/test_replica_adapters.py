@@ -15,12 +15,13 @@ from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.errors import Overloaded
 from calotype.serving.deployments.local import InProcessPrompts
 from calotype.serving.engine.model.components import load_components
-from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
+from calotype.serving.worker.adapter_status import AdapterLoad
 from calotype.serving.worker.generation import EncodedPrompt
 from calotype.serving.worker.model_loader import load_model
-from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
+from calotype.serving.worker.replica import GeneratorReplica, GeneratorState, ReplicaSettings
 
 PROBE = {"prompt": "a shoe", "seed": 3}
 
@@ -32,7 +33,7 @@ class NoWork:
         await asyncio.sleep(wait_seconds)
         return []
 
-    async def heartbeat(self, replica: str, progress: Mapping[str, Sequence[int]]) -> Sequence[str]:
+    async def heartbeat(self, replica: str, progress: Mapping[str, LeaseProgress]) -> Sequence[str]:
         return []
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +104,7 @@ def adapter(file: pathlib.Path, name: str = "shoe", **spec: Any) -> LoRAAdapter:
     return LoRAAdapter.model_validate({"metadata": {"name": name}, "spec": content})
 
 
-async def state(replica: GeneratorReplica, holds: Callable[[dict[str, Any]], Any]) -> Any:
+async def state(replica: GeneratorReplica, holds: Callable[[GeneratorState], Any]) -> Any:
     """What ``holds`` finds in the replica's state, as soon as it finds something."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(100):
@@ -113,19 +114,21 @@ async def state(replica: GeneratorReplica, holds: Callable[[dict[str, Any]], Any
     raise AssertionError(replica.state())
 
 
-async def loaded(replica: GeneratorReplica, name: str = "shoe") -> Any:
-    def over(found: dict[str, Any]) -> Any:
-        load = found["load_states"].get(name, {})
-        return load if load.get("state") in ("ready", "failed") else None
+async def loaded(replica: GeneratorReplica, name: str = "shoe") -> AdapterLoad:
+    def over(found: GeneratorState) -> AdapterLoad | None:
+        load = found.loads.get(name)
+        return load if load is not None and load.state in ("ready", "failed") else None
 
-    return await state(replica, over)
+    load = await state(replica, over)
+    assert isinstance(load, AdapterLoad)
+    return load
 
 
 async def test_an_adapter_serves_when_its_probe_was_drawn(
     replica: GeneratorReplica, folder: pathlib.Path, file: pathlib.Path, prompts: Prompts
 ) -> None:
     replica.configure(model(folder), [adapter(file, probe=PROBE)])
-    assert (await loaded(replica))["state"] == "ready"
+    assert (await loaded(replica)).state == "ready"
     assert prompts.asked == ["a shoe"]
     replica.configure(model(folder), [adapter(file, probe=PROBE, triggerWords=["shoe"])])
     await asyncio.sleep(0.2)
@@ -142,7 +145,7 @@ async def test_a_probe_waits_for_the_text_encoder(
     monkeypatch.setattr("calotype.serving.worker.adapter_probe.RETRY_SECONDS", 0.01)
     prompts.away = 2
     replica.configure(model(folder), [adapter(file, probe=PROBE)])
-    assert (await loaded(replica))["state"] == "ready"
+    assert (await loaded(replica)).state == "ready"
     assert len(prompts.asked) == 3
 
 
@@ -162,10 +165,10 @@ async def test_a_blocked_probe_fails_the_adapter_and_no_other_one(
     other = file.with_name("other.safetensors")
     shutil.copy(file, other)
     replica.configure(model(folder), [adapter(file, probe=PROBE), adapter(other, "other")])
-    assert (await loaded(replica, "other"))["state"] == "ready"
+    assert (await loaded(replica, "other")).state == "ready"
     found = await loaded(replica)
-    assert found["state"] == "failed"
-    assert f"the safety stage blocks its {stage} (sexual)" in found["message"]
+    assert found.state == "failed"
+    assert f"the safety stage blocks its {stage} (sexual)" in found.text
 
 
 async def test_a_revision_whose_probe_fails_leaves_the_one_before_it(
@@ -182,20 +185,20 @@ async def test_a_revision_whose_probe_fails_leaves_the_one_before_it(
         update={"metadata": type(first.metadata)(name="shoe", annotations=note)}
     )
     replica.configure(model(folder), [first])
-    assert (await loaded(replica))["servingRevision"] == old
+    assert (await loaded(replica)).serving == old
     safety.image = lambda pixels: decision("output", blocked=["violence"])
     newer = save_random_lora(folder, tmp_path / "newer.safetensors", 4, seed=9)
     second = adapter(newer, probe=PROBE)
     replica.configure(model(folder), [second])
     found = await state(
         replica,
-        lambda s: (load := s["load_states"]["shoe"])["state"] == "failed" and load,
+        lambda s: (load := s.loads["shoe"]).state == "failed" and load,
     )
-    assert found["servingRevision"] == old
-    assert "violence" in found["message"]
+    assert found.serving == old
+    assert "violence" in found.text
     safety.image = lambda pixels: decision("output")
     replica.configure(model(folder), [second])
-    assert (await loaded(replica))["servingRevision"] == "unpinned"
+    assert (await loaded(replica)).serving == "unpinned"
 
 
 async def test_preloaded_adapters_must_fit_the_budget_together(
@@ -207,10 +210,10 @@ async def test_preloaded_adapters_must_fit_the_budget_together(
     both = [adapter(file, "a", preload="Always"), adapter(other, "b", preload="Always")]
     replica.configure(model(folder, str(size * 3 // 2)), both)
     states = [(await loaded(replica, name)) for name in ("a", "b")]
-    assert sorted(found["state"] for found in states) == ["failed", "ready"]
-    assert any("preload: Always" in found["message"] for found in states)
+    assert sorted(found.state for found in states) == ["failed", "ready"]
+    assert any("preload: Always" in found.text for found in states)
     replica.configure(model(folder), [both[0], adapter(other, "b")])
-    assert (await loaded(replica, "b"))["state"] == "ready"
+    assert (await loaded(replica, "b")).state == "ready"
 
 
 def test_copies_of_adapters_stay_within_the_memory_that_the_manifest_allows(

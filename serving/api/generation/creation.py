@@ -31,6 +31,7 @@ from calotype.serving.core.errors import (
 )
 from calotype.serving.database.accounts.quotas import RateState, rate_state
 from calotype.serving.images.sealing import make_seal
+from calotype.serving.jobs.predictor import Work
 from calotype.serving.jobs.recipe import changes, recipe_hash
 from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, TeamRecord, new_id
 from calotype.serving.observability import metrics, tracing
@@ -125,7 +126,8 @@ async def create_or_join(
     now = gateway.database.clock.time()
     request = plan.request.to_payload()
     forecast = await gateway.estimates.forecast(plan.model.name)
-    estimate = gateway.estimates.estimate(forecast, request)
+    work = Work.from_request(request)
+    estimate = gateway.estimates.estimate(forecast, work)
     try:
         check_deadline(estimate, terms.wanted_seconds)
         details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
@@ -155,7 +157,7 @@ async def create_or_join(
             idempotency=origin.idempotency,
             recipe=plan.recipe,
             recipe_hash=recipe_hash(plan.recipe),
-            reserved_seconds=forecast.device_seconds(request) if forecast.measured else 0.0,
+            reserved_seconds=forecast.device_seconds(work) if forecast.measured else 0.0,
             price=gateway.settings.gpu_second_price,
             promised=promised_by(now, estimate),
             webhook=terms.webhook,

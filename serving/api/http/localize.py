@@ -9,7 +9,7 @@ import copy
 
 from calotype.moderation.policy.refusals import held_message, preferred_language, refusal_message
 from calotype.serving.core.errors import CalotypeError
-from calotype.serving.jobs.result import HELD_FOR_REVIEW
+from calotype.serving.jobs.refusals import HELD_FOR_REVIEW
 
 
 def localized(error: CalotypeError, accept_language: str) -> CalotypeError:

@@ -18,6 +18,7 @@ from calotype.moderation.wire import openai_result_of_payload
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import read_json
 from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.decision import CheckScope
 from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
 from calotype.serving.jobs.records import KeyRecord
 
@@ -50,16 +51,16 @@ async def moderate(
         raise InvalidRequest("model must be a string.", code="invalid_type", param="model")
     texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
-    scope = {"policies": [team.policy]} if team is not None and team.policy else None
+    scope = CheckScope((team.policy,)) if team is not None and team.policy else None
     models = team.allowed_models if team is not None else None
-    decisions = await gateway.backend.judge(texts, images, scope, models)
+    decisions = await gateway.backend.moderate(texts, images, scope, models)
     for decision in decisions:
-        if decision.get("unavailable"):
+        if decision.unavailable:
             raise ModerationUnavailable(
                 "The safety stage cannot judge at the moment. Try again in a few seconds.",
                 retry_after=5,
             )
-    results = [openai_result_of_payload(decision) for decision in decisions]
+    results = [openai_result_of_payload(decision.to_payload()) for decision in decisions]
     return {
         "id": f"modr-{secrets.token_hex(12)}",
         "model": model,

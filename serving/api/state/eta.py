@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.serving.core.errors import Overloaded
 from calotype.serving.database.database import Database
-from calotype.serving.database.forecasts import Forecast, promise
+from calotype.serving.jobs.forecast import Forecast, promise
+from calotype.serving.jobs.predictor import Work
 from calotype.serving.jobs.records import JobRecord
 
 FRESH_SECONDS = 60.0
@@ -50,14 +49,14 @@ class Estimates:
         left = forecast.seconds_left(job.id, now)
         if left is None:
             # Not in the forecast yet: it stands behind everything that is.
-            left = forecast.new_job_seconds(job.request)
+            left = forecast.new_job_seconds(Work.from_request(job.request))
             position = forecast.queued if job.status == "queued" else None
         return JobEstimate(position, left)
 
-    def estimate(self, forecast: Forecast, request: Mapping[str, Any]) -> float | None:
+    def estimate(self, forecast: Forecast, work: Work) -> float | None:
         """Seconds until a job that is made now is over; None when nothing was measured yet."""
         fresh = self._database.clock.time() - forecast.updated <= FRESH_SECONDS
-        return forecast.new_job_seconds(request) if forecast.measured and fresh else None
+        return forecast.new_job_seconds(work) if forecast.measured and fresh else None
 
 
 def check_deadline(estimate: float | None, deadline_seconds: float | None) -> None:

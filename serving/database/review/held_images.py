@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
@@ -12,11 +11,12 @@ from calotype.serving.core.errors import NotFound
 from calotype.serving.core.protocols import Clock
 from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository
+from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.review.cases import CaseRecord, Cases
 from calotype.serving.database.schema.held_table import held_images
 from calotype.serving.database.schema.tables import assets, cases, jobs
 from calotype.serving.database.webhooks import announce
+from calotype.serving.jobs.moderation_record import HeldStatus, ModerationRecord
 from calotype.serving.jobs.records import HeldRecord, JobRecord
 from calotype.serving.jobs.webhook_events import RELEASED_EVENT
 
@@ -45,17 +45,16 @@ def add_held(
                 created=now,
             )
         )
-        values = {name: getattr(image, name) for name in image.__dataclass_fields__}
-        values |= {"created": now, "expires": now + HELD_SECONDS}
+        values = column_values(image) | {"created": now, "expires": now + HELD_SECONDS}
         connection.execute(insert(held_images).values(values))
     add_ref(connection, [image.blob_key for image in held])
 
 
-def held_reasons(moderation: Mapping[str, Any] | None) -> list[str]:
-    """What a reviewer reads of each held picture, by the job's moderation."""
+def held_reasons(moderation: ModerationRecord | None) -> list[str]:
+    """What a reviewer reads of each held image, by the job's moderation."""
     return [
-        f"The policy holds this picture for {', '.join(entry['categories']) or 'review'}."
-        for entry in (moderation or {}).get("held", [])
+        f"The policy holds this picture for {', '.join(entry.categories) or 'review'}."
+        for entry in (() if moderation is None else moderation.held)
     ]
 
 
@@ -104,7 +103,7 @@ class HeldImages(Repository):
                 )
             )
             add_ref(connection, [blob_key])
-            job = _noted(connection, job, held.asset_id, "released")
+            job = _with_status(connection, job, held.asset_id, "released")
             announce(connection, job, now, RELEASED_EVENT)
 
         return self._cases.decide_case(case.id, reviewer, "approved", note, release)
@@ -114,7 +113,7 @@ class HeldImages(Repository):
 
         def reject(connection: Connection) -> None:
             held = _taken(connection, case.subject, self.clock.time())
-            _noted(connection, _job(connection, held.job_id), held.asset_id, "rejected")
+            _with_status(connection, _job(connection, held.job_id), held.asset_id, "rejected")
 
         return self._cases.decide_case(case.id, reviewer, "rejected", note, reject)
 
@@ -133,7 +132,7 @@ class HeldImages(Repository):
                 )
                 job = _find_job(connection, held.job_id)
                 if job is not None:
-                    _noted(connection, job, held.asset_id, "rejected")
+                    _with_status(connection, job, held.asset_id, "rejected")
         return len(late)
 
 
@@ -159,14 +158,13 @@ def _find_job(connection: Connection, job_id: str) -> JobRecord | None:
     return None if row is None else JobRecord(**row)
 
 
-def _noted(connection: Connection, job: JobRecord, asset_id: str, status: str) -> JobRecord:
-    """The job with the new state of one of its held pictures."""
-    if job.moderation is None:  # expired meanwhile: nothing tells of its pictures any more
+def _with_status(
+    connection: Connection, job: JobRecord, asset_id: str, status: HeldStatus
+) -> JobRecord:
+    """Writes the new state of one of a job's held images."""
+    if job.moderation is None:  # expired meanwhile: nothing tells of its images any more
         return job
-    held: list[dict[str, Any]] = [
-        {**entry, "status": status} if entry["asset_id"] == asset_id else entry
-        for entry in job.moderation.get("held", [])
-    ]
-    moderation = {**job.moderation, "held": held}
+    record = ModerationRecord.from_payload(job.moderation).with_status(asset_id, status)
+    moderation = record.to_payload()
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(moderation=moderation))
     return replace(job, moderation=moderation)

@@ -7,12 +7,12 @@ Kubernetes Deployment: there the gateway outlives the GPUs.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.backend import RayBackend
@@ -42,7 +42,7 @@ class GatewayDeployment:
         self._app, self._catalog = app, Catalog([])
         self._backend = RayBackend(self._database, {})
 
-    def reconfigure(self, config: Mapping[str, Any]) -> None:
+    def reconfigure(self, config: JsonObject) -> None:
         """Takes the `GeneratorConfig` of the model app beside it."""
         told = GeneratorConfig.model_validate(config)
         self._catalog.replace([told.model], told.adapters)

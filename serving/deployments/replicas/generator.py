@@ -6,15 +6,15 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 
 from calotype.serving.config.environment import NODE_NAME
 from calotype.serving.core.errors import EngineError
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.deployments.remote import RemoteLeases, RemotePrompts, RemoteSafety
-from calotype.serving.deployments.reporting import report_forever
+from calotype.serving.deployments.reporting import ReplicaReport, report_forever
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import open_blobs
 from calotype.serving.wire.application import GeneratorConfig
@@ -58,7 +58,7 @@ class GeneratorDeployment:
             report_forever(dispatcher, self._state, self._hear)
         )
 
-    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, config: JsonObject) -> None:
         """Takes a `GeneratorConfig`: it is recorded, and loaded afterwards."""
         self._config_hash = config_hash(config)
         wanted = GeneratorConfig.model_validate(config)
@@ -81,9 +81,19 @@ class GeneratorDeployment:
         self._reporting.cancel()
         await self._replica.close()
 
-    def _state(self) -> dict[str, Any]:
-        own = {"kind": "generator", "node": self._node, "config_hash": self._config_hash}
-        return own | self._replica.state()
+    def _state(self) -> ReplicaReport:
+        state = self._replica.state()
+        return ReplicaReport(
+            kind="generator",
+            replica=state.replica,
+            ready=state.ready,
+            message=state.message,
+            node=self._node,
+            config_hash=self._config_hash,
+            engine=None if state.engine is None else state.engine.to_payload(),
+            adapters=dict(state.adapters),
+            load_states={name: load.to_payload() for name, load in state.loads.items()},
+        )
 
     def _hear(self, backlog_seconds: float) -> None:
         self._backlog_seconds = backlog_seconds

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.deployments.remote import RemoteSafety, call
 from calotype.serving.wire.model_status import ModelAppStatus
 
@@ -58,12 +59,12 @@ class IngressDeployment:
     async def cancel(self, job_id: str) -> None:
         await call(lambda: self._dispatcher.cancel.remote(job_id), "The dispatcher")
 
-    async def judge(
+    async def moderate(
         self,
         texts: Sequence[str],
         images: Sequence[Pixels],
-        scope: Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
+        scope: CheckScope | None = None,
+    ) -> list[Decision]:
         return list(
             await asyncio.gather(
                 *(self._safety.check_prompt(text, scope) for text in texts),

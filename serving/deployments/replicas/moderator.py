@@ -6,7 +6,7 @@ import asyncio
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 from ray.util.metrics import Counter
@@ -20,12 +20,12 @@ from calotype.moderation.policy.rulebook import Scope
 from calotype.moderation.records.audit import AuditLog
 from calotype.moderation.records.vault import PromptVault
 from calotype.serving.core.errors import ModerationUnavailable
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.database import Database
 from calotype.serving.database.takedowns import TakenDown
 from calotype.serving.images.provenance import payload_fingerprint
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
-from calotype.serving.wire.document import JsonObject
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class ModeratorDeployment:
-    """Judges in threads; a decision is `moderation.decision.Decision.to_payload`.
+    """Checks in threads; a decision is `moderation.decision.Decision.to_payload`.
 
     Args:
         audit_folder: every decision is written to a hash-chained log there, one file a replica.
@@ -60,14 +60,12 @@ class ModeratorDeployment:
             lambda name, result: trials.inc(tags={"classifier": name, "result": result}),
         )
 
-    def reconfigure(self, config: Mapping[str, Any]) -> None:
+    def reconfigure(self, config: JsonObject) -> None:
         """Takes a `ModeratorConfig`."""
         wanted = ModeratorConfig.model_validate(config)
         self._moderator.reconfigure(read_policy(wanted.policy), read_named(wanted.policies))
 
-    async def check_prompt(
-        self, text: str, scope: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    async def check_prompt(self, text: str, scope: JsonObject | None = None) -> JsonObject:
         return await asyncio.to_thread(self._check_prompt, text, scope)
 
     async def check_image(
@@ -75,11 +73,11 @@ class ModeratorDeployment:
         pixels: Pixels,
         prompt: str = "",
         references: Sequence[Pixels] = (),
-        scope: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        scope: JsonObject | None = None,
+    ) -> JsonObject:
         return await asyncio.to_thread(self._check_image, pixels, prompt, references, scope)
 
-    def _check_prompt(self, text: str, scope: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _check_prompt(self, text: str, scope: JsonObject | None) -> JsonObject:
         decision = self._moderator.check_prompt(text, Scope.from_payload(scope))
         return self._recorded(decision, text)
 
@@ -88,15 +86,15 @@ class ModeratorDeployment:
         pixels: Pixels,
         prompt: str,
         references: Sequence[Pixels],
-        scope: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
+        scope: JsonObject | None,
+    ) -> JsonObject:
         return self._recorded(
             self._moderator.check_image(
                 pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
             )
         )
 
-    def _recorded(self, decision: Decision, prompt: str | None = None) -> dict[str, Any]:
+    def _recorded(self, decision: Decision, prompt: str | None = None) -> JsonObject:
         """A decision that cannot be recorded is not given: the audit has no gaps."""
         payload, privacy = decision.to_payload(), decision.privacy
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import CalotypeError, Overloaded
-from calotype.serving.deployments.reporting import report_forever
+from calotype.serving.core.json_object import JsonObject
+from calotype.serving.deployments.reporting import ReplicaReport, report_forever
 from calotype.serving.wire.application import TextEncoderConfig
 from calotype.serving.worker.model_loader import load_text_encoder
 
@@ -35,7 +35,7 @@ class TextEncoderDeployment:
             report_forever(dispatcher, self._state)
         )
 
-    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, config: JsonObject) -> None:
         """Takes a `TextEncoderConfig`; returns at once, loads in the background."""
         model = TextEncoderConfig.model_validate(config).model
         key = model.spec.model_dump_json(include={"source", "precision", "device"})
@@ -53,13 +53,9 @@ class TextEncoderDeployment:
         found = (await asyncio.to_thread(encoder.encode, [prompt]))[0]
         return found.embeds.float().cpu().numpy(), found.token_count, found.truncated
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "kind": "text_encoder",
-            "replica": self._name,
-            "ready": self._encoder is not None,
-            "message": self._problem,
-        }
+    def _state(self) -> ReplicaReport:
+        ready = self._encoder is not None
+        return ReplicaReport("text_encoder", self._name, ready, self._problem)
 
     async def _load(self, model: ImageModel) -> None:
         try:

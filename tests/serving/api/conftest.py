@@ -28,7 +28,7 @@ from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import (
     MemoryBlobStore,
@@ -126,7 +126,7 @@ def running(
     database = Database.connect(sqlite_url(folder), clock)
     safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
     quick = policy or DispatchPolicy(
-        judging=JudgingPolicy(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
+        check_retries=CheckRetries(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
     )
     backend = PaintingBackend(database, blobs, safety, policy=quick, settings=painter)
     catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])

@@ -10,7 +10,7 @@ import pytest
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel
 from calotype.serving.config.base import ModelRef
 from calotype.serving.core.protocols import ModelStatus
-from calotype.serving.database.forecasts import Forecast
+from calotype.serving.jobs.forecast import Forecast
 
 STRIPES = BUILT_IN_ADAPTER.model_copy(
     update={"spec": BUILT_IN_ADAPTER.spec.model_copy(update={"model_ref": ModelRef(name="main")})}

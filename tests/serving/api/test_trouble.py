@@ -15,7 +15,7 @@ from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import AdapterLoadFailed, Overloaded, StorageFailed
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.testing.in_memory import PaintingBackend
 
 
@@ -149,7 +149,7 @@ def test_a_full_queue_is_a_429_with_a_time_to_come_back(start_service: Callable[
     service.backend.hold()
     waiting = threading.Thread(target=service.generate, kwargs={"prompt": "first"})
     waiting.start()
-    until(lambda: service.backend.dispatcher.snapshot()["queued"] == 1, "the first did not queue")
+    until(lambda: service.backend.dispatcher.snapshot().queued == 1, "the first did not queue")
     answer = service.generate(prompt="second")
     assert answer.status_code == 429
     assert answer.json()["error"]["type"] == "requests"
@@ -287,7 +287,7 @@ def test_a_damaged_adapter_is_refused_by_name_and_the_next_works(
 def test_pictures_that_cannot_be_judged_are_neither_stored_nor_shown(
     start_service: Callable[..., Any],
 ) -> None:
-    service = start_service(policy=DispatchPolicy(judging=JudgingPolicy(delays=(0.0,))))
+    service = start_service(policy=DispatchPolicy(check_retries=CheckRetries(delays=(0.0,))))
 
     def broken(pixels: Any) -> Any:
         raise ConnectionError("the moderator is gone")

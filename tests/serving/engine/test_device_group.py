@@ -16,7 +16,7 @@ from calotype.serving.core.errors import GroupLost, ModelLoadFailed
 from calotype.serving.core.request import Progress
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.parallel.device_group import DeviceGroup
-from calotype.serving.worker.engine_thread import EngineThread
+from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 
 PARENT = """
 import sys, time
@@ -89,7 +89,7 @@ async def test_the_thread_of_an_engine_that_lost_its_group_is_dead(
     pair, loss, model_folder, new_engine, make_request
 ):
     thread = EngineThread(new_engine(load_components(model_folder), group=pair.join()))
-    drawing = thread.draw(make_request(steps=200), None)
+    drawing = thread.draw(make_request(steps=200), EngineInputs())
     async for event in drawing:
         if isinstance(event, Progress) and event.step == 2:
             psutil.Process(pair.pids[0]).kill()

@@ -19,7 +19,7 @@ from calotype.serving.database.schema.tables import jobs
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.images.sealing import make_seal
 from calotype.serving.jobs.records import JobRecord
-from calotype.serving.jobs.result import GenerationResult, HeldImage
+from calotype.serving.jobs.result import GenerationResult, HeldImage, JobMetrics
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
 
 AddJob = Callable[..., JobRecord]
@@ -49,7 +49,7 @@ async def ended(
     await dispatcher.submit(job.id)
     (lease,) = await dispatcher.lease("one", 1, 10)
     held = [held_image(job, index) for index in indices]
-    result = GenerationResult([], metrics={"gpu_seconds": 0.5}, held=held).to_payload()
+    result = GenerationResult([], metrics=JobMetrics(gpu_seconds=0.5), held=held)
     assert await dispatcher.complete(job.id, lease.fence, result)
     assert not await dispatcher.complete(job.id, lease.fence, result), "a job ends once"
     found = database.jobs.get_job(job.id)
@@ -142,7 +142,7 @@ async def test_a_prompt_that_is_held_is_leased_with_the_reason(
     job = sealed_job(database, add_job)
     await dispatcher.submit(job.id)
     (lease,) = await dispatcher.lease("one", 1, 10)
-    assert lease.hold == ["public_figure"]
+    assert lease.review_categories == ("public_figure",)
 
 
 async def test_a_job_of_before_seals_is_refused_instead(

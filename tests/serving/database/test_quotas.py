@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.core.errors import InvalidRequest, PermissionDenied, QuotaExceeded
+from calotype.serving.core.errors import (
+    EngineError,
+    InvalidRequest,
+    PermissionDenied,
+    QuotaExceeded,
+)
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import team_days, usage_records
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.result import ImageResult, JobMetrics, JobOutput, TokenUsage
 from calotype.serving.testing.in_memory import ManualClock
 
 AddJob = Callable[..., JobRecord]
@@ -32,12 +38,15 @@ def taken(database: Database) -> tuple[float, float, float]:
 def finish(database: Database, job: JobRecord, seconds: float) -> None:
     leased = database.jobs.start_job(job.id, "r1", 0.0)
     assert leased is not None
-    metrics = {"gpu_seconds": seconds, "megapixels": 0.5}
-    output: dict[str, Any] = {"images": [{}], "blocked": []}
-    usage = {"input_tokens": 3, "output_tokens": 64}
-    assert database.jobs.finish_job(
-        job.id, Ending("succeeded", fence=leased.fence, metrics=metrics, output=output, usage=usage)
+    image = ImageResult("asset_1", "a/b.png", 0, 7, 64, 64, "image/png", "0" * 64)
+    ending = Ending(
+        "succeeded",
+        fence=leased.fence,
+        metrics=JobMetrics(gpu_seconds=seconds, megapixels=0.5),
+        output=JobOutput([image]),
+        usage=TokenUsage(3, 64),
     )
+    assert database.jobs.finish_job(job.id, ending)
 
 
 def test_a_quota_is_reserved_settled_and_released(database: Database, add_job: AddJob) -> None:
@@ -50,7 +59,7 @@ def test_a_quota_is_reserved_settled_and_released(database: Database, add_job: A
     finish(database, first, 2.0)
     assert taken(database) == (0.0, 2.0, 1.0)
     second = add_job(reserved_seconds=6.0, price=0.5)
-    assert database.jobs.finish_job(second.id, Ending("failed", error={"message": "x"}))
+    assert database.jobs.finish_job(second.id, Ending("failed", error=EngineError("x")))
     assert taken(database) == (0.0, 2.0, 1.0), "what failed before it ran costs nothing"
     third = add_job(reserved_seconds=8.0)
     assert database.jobs.finish_job(third.id, Ending("canceled"))

@@ -1,4 +1,4 @@
-"""Nothing is drawn that was not judged, and nothing that was refused is shown."""
+"""Nothing is drawn whose prompt was not checked, and nothing that was refused is shown."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
+from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import (
     BlockedImage,
     GenerationResult,
 )
-from calotype.serving.testing.in_memory import ScriptedSafety, decision
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
 
 AddJob = Callable[..., JobRecord]
 
@@ -103,28 +105,32 @@ async def test_what_cannot_be_judged_fails_closed(
     assert error(database, job)["class"] == "ModerationUnavailable"
 
 
-async def test_slow_judging_of_one_job_does_not_hold_up_another(
-    dispatcher: Dispatcher, safety: ScriptedSafety, add_job: AddJob
+class WaitingSafety(ScriptedSafety):
+    """Decides on the prompt "slow" only once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_decide = asyncio.Event()
+
+    async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
+        if text == "slow":
+            await self.may_decide.wait()
+        return await super().check_prompt(text, scope)
+
+
+async def test_a_slow_check_of_one_job_does_not_delay_another(
+    database: Database, clock: ManualClock, add_job: AddJob
 ) -> None:
-    may_go_on = asyncio.Event()
-
-    class Slow:
-        async def check_prompt(self, text: str, scope: Any = None) -> dict[str, Any]:
-            if text == "slow":
-                await may_go_on.wait()
-            return decision("input")
-
-        async def check_image(self, pixels: Any) -> dict[str, Any]:
-            return decision("output")
-
-    dispatcher._safety = Slow()
+    safety = WaitingSafety()
+    dispatcher = Dispatcher(database, safety, clock, DispatchPolicy(sweep_seconds=None))
     slow, quick = add_job("slow"), add_job("quick")
     await dispatcher.submit(slow.id)
     await dispatcher.submit(quick.id)
     assert (await take(dispatcher)).job_id == quick.id
-    assert dispatcher.snapshot()["judging"] == 1
-    may_go_on.set()
+    assert dispatcher.snapshot().checking == 1
+    safety.may_decide.set()
     assert (await take(dispatcher)).job_id == slow.id
+    await dispatcher.stop()
 
 
 async def test_a_wholly_blocked_batch_ends_as_blocked(
@@ -134,7 +140,7 @@ async def test_a_wholly_blocked_batch_ends_as_blocked(
     await dispatcher.submit(job.id)
     lease = await take(dispatcher)
     result = GenerationResult([], [BlockedImage(0, ["sexual"], "dec_1", "default@1")])
-    assert await dispatcher.complete(job.id, lease.fence, result.to_payload())
+    assert await dispatcher.complete(job.id, lease.fence, result)
     details = error(database, job)["details"]
     assert details["moderation_details"]["moderation_stage"] == "output"
     assert details["moderation"] == {

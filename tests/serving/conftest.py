@@ -15,7 +15,7 @@ from calotype.serving.database.database import Database
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.judging import JudgingPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
 from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
@@ -152,8 +152,8 @@ async def dispatcher(
     database: Database, safety: ScriptedSafety, clock: ManualClock
 ) -> AsyncIterator[Dispatcher]:
     """Sweeps only when it is told to, and takes five jobs."""
-    judging = JudgingPolicy(delays=(0.0, 0.0, 0.0))
-    policy = DispatchPolicy(sweep_seconds=None, max_queue=5, judging=judging)
+    retries = CheckRetries(delays=(0.0, 0.0, 0.0))
+    policy = DispatchPolicy(sweep_seconds=None, max_queue=5, check_retries=retries)
     dispatcher = Dispatcher(database, safety, clock, policy)
     await dispatcher.start()
     yield dispatcher

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calotype.serving.dispatch.fair_queue import FairQueue, QueuedJob
-from calotype.serving.jobs.predictor import WorkPredictor, work_units
+from calotype.serving.jobs.predictor import Work, WorkPredictor
 
 
 def job(name: str, team: str = "a", seconds: float = 1.0, priority: int = 0) -> QueuedJob:
@@ -96,14 +96,14 @@ def test_every_job_leaves_once_unless_it_was_removed(
 
 
 def test_predictions_follow_what_was_measured() -> None:
-    request = {"rendered_size": "1000x1000", "steps": 10, "n": 2}
-    assert work_units(request) == pytest.approx(20.0)
+    work = Work("1000x1000", steps=10, n=2)
+    assert work.units == pytest.approx(20.0)
     predictor = WorkPredictor()
-    predictor.learn(request, 40.0)
-    assert predictor.predict(request) == pytest.approx(40.0)
-    predictor.learn(request, 80.0)
-    assert 40.0 < predictor.predict(request) < 80.0
+    predictor.learn(work, 40.0)
+    assert predictor.predict(work) == pytest.approx(40.0)
+    predictor.learn(work, 80.0)
+    assert 40.0 < predictor.predict(work) < 80.0
     before = predictor.seconds_per_unit
     for nonsense in (0.0, -1.0, float("nan"), float("inf")):
-        predictor.learn(request, nonsense)
+        predictor.learn(work, nonsense)
     assert predictor.seconds_per_unit == before

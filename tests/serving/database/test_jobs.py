@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.core.errors import EngineError, InvalidRequest, StorageFailed
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending
@@ -53,7 +53,12 @@ def test_exactly_one_of_many_threads_starts_and_ends_a_job(
         return sum(result is not None for result in results)
 
     assert race(lambda i: database.jobs.start_job(job.id, f"r{i}", 0.0)) == 1
-    assert race(lambda i: database.jobs.finish_job(job.id, Ending("failed", error={"n": i}))) == 1
+    assert (
+        race(
+            lambda i: database.jobs.finish_job(job.id, Ending("failed", error=EngineError(str(i))))
+        )
+        == 1
+    )
 
 
 def test_jobs_are_listed_newest_first_in_pages_of_one_team(

@@ -97,7 +97,8 @@ def test_three_processes_that_start_at_once_all_find_the_tables(
     url = new_database()
     program = (
         "import sys; from calotype.serving.database.database import Database; "
-        "s = Database.open(sys.argv[1]); s.ensure_team('t'); print(s.service_secret('x').hex())"
+        "database = Database.open(sys.argv[1]); database.teams.ensure_team('t'); "
+        "print(database.secrets.service_secret('x').hex())"
     )
     started = [
         subprocess.Popen(

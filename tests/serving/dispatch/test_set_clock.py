@@ -9,6 +9,7 @@ import pytest
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, drawn_result
 
@@ -49,7 +50,7 @@ async def test_a_running_job_keeps_its_lease_and_ends_once(
     [lease] = await dispatcher.lease("r1", 1, 5)
     clock.offset = jump
     await dispatcher.sweep()
-    assert await dispatcher.heartbeat("r1", {lease.job_id: (lease.fence, 3, 20)}) == []
+    assert await dispatcher.heartbeat("r1", {lease.job_id: LeaseProgress(lease.fence, 3, 20)}) == []
     clock.advance(1)
     await dispatcher.sweep()
     assert await dispatcher.complete(lease.job_id, lease.fence, drawn_result(lease))

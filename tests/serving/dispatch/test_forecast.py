@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
 
 from calotype.serving.database.database import Database
-from calotype.serving.database.forecasts import Forecast, promise
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.forecast import Forecast, promise
+from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.predictor import Work
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, drawn_result
 
@@ -33,14 +33,14 @@ async def dispatcher(database: Database, clock: ManualClock) -> AsyncIterator[Di
 async def submit(dispatcher: Dispatcher, *jobs: JobRecord) -> None:
     for job in jobs:
         await dispatcher.submit(job.id)
-    while dispatcher.snapshot()["judging"]:
+    while dispatcher.snapshot().checking:
         await asyncio.sleep(0.001)
 
 
 async def draw(dispatcher: Dispatcher, clock: ManualClock, slots: int = 1) -> list[Lease]:
     """Draws up to ``slots`` jobs that share the device; the clock goes on as they would take."""
     leases = await dispatcher.lease("r1", slots, 1)
-    left = {lease.job_id: 1.2 * SECONDS[lease.request["n"]] for lease in leases}
+    left = {lease.job_id: 1.2 * SECONDS[lease.request.n] for lease in leases}
     by_id = {lease.job_id: lease for lease in leases}
     while left:
         job_id = min(left, key=lambda name: left[name])
@@ -48,8 +48,7 @@ async def draw(dispatcher: Dispatcher, clock: ManualClock, slots: int = 1) -> li
         clock.advance(share * len(left))
         left = {name: rest - share for name, rest in left.items() if name != job_id}
         lease = by_id[job_id]
-        result = drawn_result(lease)
-        result["metrics"]["gpu_seconds"] = SECONDS[lease.request["n"]]
+        result = drawn_result(lease, gpu_seconds=SECONDS[lease.request.n])
         assert await dispatcher.complete(job_id, lease.fence, result)
     return leases
 
@@ -92,7 +91,7 @@ async def test_estimates_hold_when_jobs_share_a_device(
     await draw(dispatcher, clock, slots=4)
     await dispatcher.sweep()
     told, began = database.forecasts.get_forecast("shapes"), clock.time()
-    while dispatcher.snapshot()["queued"]:
+    while dispatcher.snapshot().queued:
         leases = await draw(dispatcher, clock, slots=4)
         took = clock.time() - began
         for lease in leases:
@@ -107,9 +106,9 @@ async def test_a_new_job_stands_behind_the_backlog(
     await submit(dispatcher, *[add_job(n=1) for _ in range(10)])
     await dispatcher.sweep()
     told = database.forecasts.get_forecast("shapes")
-    request: dict[str, Any] = add_job(n=4).request
-    assert told.device_seconds(request) == pytest.approx(8.0, rel=0.1)
-    assert told.new_job_seconds(request) == pytest.approx(1.2 * (10 * 2.0 + 8.0), rel=0.25)
+    work = Work.from_request(add_job(n=4).request)
+    assert told.device_seconds(work) == pytest.approx(8.0, rel=0.1)
+    assert told.new_job_seconds(work) == pytest.approx(1.2 * (10 * 2.0 + 8.0), rel=0.25)
 
 
 async def test_work_that_is_half_done_counts_half(
@@ -119,7 +118,7 @@ async def test_work_that_is_half_done_counts_half(
     job = add_job(n=4)
     await submit(dispatcher, job)
     [lease] = await dispatcher.lease("r1", 1, 1)
-    await dispatcher.heartbeat("r1", {job.id: [lease.fence, 10, 20]})
+    await dispatcher.heartbeat("r1", {job.id: LeaseProgress(lease.fence, 10, 20)})
     await dispatcher.sweep()
     assert database.forecasts.get_forecast("shapes").ends[job.id] == pytest.approx(
         1.2 * 4.0, rel=0.25
@@ -149,7 +148,7 @@ async def test_two_equal_teams_get_equal_time_whatever_they_ask_for(
     for place in range(150):
         for lease in await draw(dispatcher, clock):
             team = "b" if lease.job_id in teams else "a"
-            seconds[team] += SECONDS[lease.request["n"]]
+            seconds[team] += SECONDS[lease.request.n]
             first_of_b = place if team == "b" and first_of_b is None else first_of_b
         if not teams - {"done"} or seconds["b"] >= 300:
             break

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.core.errors import Overloaded
+from calotype.serving.core.errors import EngineError, Overloaded
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
-from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision, drawn_result
 
@@ -43,7 +43,7 @@ async def test_a_job_is_leased_drawn_and_over(
     await dispatcher.submit(job.id)
     clock.advance(2)
     lease = await take(dispatcher)
-    assert lease.request["prompt"] == "a dog"
+    assert lease.request.prompt == "a dog"
     assert Lease.from_payload(lease.to_payload()) == lease
     running = database.jobs.get_job(job.id)
     assert running is not None
@@ -87,9 +87,11 @@ async def test_a_silent_replica_loses_its_lease_and_its_late_word_is_refused(
     assert not await dispatcher.complete(job.id, zombie.fence, drawn_result(zombie))
     second = await take(dispatcher, "r2")
     assert second.fence > zombie.fence
-    assert await dispatcher.heartbeat("r1", {job.id: [zombie.fence, 3, 20]}) == [job.id]
+    assert await dispatcher.heartbeat("r1", {job.id: LeaseProgress(zombie.fence, 3, 20)}) == [
+        job.id
+    ]
     assert not await dispatcher.complete(job.id, zombie.fence, drawn_result(zombie))
-    assert not await dispatcher.fail(job.id, zombie.fence, {"message": "late"})
+    assert not await dispatcher.fail(job.id, zombie.fence, EngineError("late"))
     assert not await dispatcher.release(job.id, zombie.fence)
     assert await dispatcher.complete(job.id, second.fence, drawn_result(second))
     assert database.files.get_asset(f"asset_{job.id}_{zombie.fence}") is None
@@ -104,11 +106,15 @@ async def test_a_heartbeat_keeps_the_lease_and_records_progress(
     lease = await take(dispatcher)
     for step in (5, 10, 15):
         clock.advance(dispatcher.policy.lease_seconds - 1)
-        assert await dispatcher.heartbeat("r1", {job.id: [lease.fence, step, 20]}) == []
+        assert (
+            await dispatcher.heartbeat("r1", {job.id: LeaseProgress(lease.fence, step, 20)}) == []
+        )
         await dispatcher.sweep()
     found = database.jobs.get_job(job.id)
     assert found is not None and (found.status, found.progress) == ("running", 75)
-    assert await dispatcher.heartbeat("r2", {job.id: [lease.fence, 16, 20]}) == [job.id]
+    assert await dispatcher.heartbeat("r2", {job.id: LeaseProgress(lease.fence, 16, 20)}) == [
+        job.id
+    ]
 
 
 async def test_a_job_over_which_two_replicas_died_is_given_up(
@@ -147,7 +153,7 @@ async def test_completing_twice_says_true_twice_and_ends_once(
     lease = await take(dispatcher)
     assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
     assert await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
-    assert not await dispatcher.fail(job.id, lease.fence, {"message": "no"})
+    assert not await dispatcher.fail(job.id, lease.fence, EngineError("no"))
     assert not await dispatcher.cancel(job.id)
     assert status(database, job) == "succeeded"
 
@@ -162,7 +168,7 @@ async def test_every_way_to_end_at_once_ends_a_job_once(
         ended = await asyncio.gather(
             dispatcher.cancel(job.id),
             dispatcher.complete(job.id, lease.fence, drawn_result(lease)),
-            dispatcher.fail(job.id, lease.fence, {"message": "x"}),
+            dispatcher.fail(job.id, lease.fence, EngineError("x")),
             dispatcher.cancel(job.id),
         )
         assert sum(ended) == 1
@@ -179,7 +185,9 @@ async def test_a_canceled_job_is_not_leased_and_a_running_one_is_called_back(
     assert await dispatcher.cancel(queued.id)
     assert await dispatcher.cancel(running.id)
     assert await dispatcher.lease("r2", 1, 0.05) == []
-    assert await dispatcher.heartbeat("r1", {running.id: [lease.fence, 1, 20]}) == [running.id]
+    assert await dispatcher.heartbeat("r1", {running.id: LeaseProgress(lease.fence, 1, 20)}) == [
+        running.id
+    ]
     assert not await dispatcher.complete(running.id, lease.fence, drawn_result(lease))
     assert status(database, running) == status(database, queued) == "canceled"
 
@@ -261,8 +269,13 @@ async def test_a_new_dispatcher_takes_over_what_the_database_holds(
     second = Dispatcher(database, safety, clock, dispatcher.policy)
     await second.start()
     try:
-        assert await second.heartbeat("r-alive", {alive.id: [alive_lease.fence, 9, 20]}) == []
-        assert await second.heartbeat("r-dead", {dead.id: [dead_lease.fence, 9, 20]}) == [dead.id]
+        assert (
+            await second.heartbeat("r-alive", {alive.id: LeaseProgress(alive_lease.fence, 9, 20)})
+            == []
+        )
+        assert await second.heartbeat(
+            "r-dead", {dead.id: LeaseProgress(dead_lease.fence, 9, 20)}
+        ) == [dead.id]
         leases = {lease.job_id: lease for lease in [await take(second), await take(second)]}
         assert set(leases) == {dead.id, queued.id}
         assert leases[dead.id].fence > dead_lease.fence
@@ -277,10 +290,10 @@ async def test_a_lease_call_that_is_abandoned_gives_its_jobs_back(
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
-    while not dispatcher.snapshot()["queued"]:
+    while not dispatcher.snapshot().queued:
         await asyncio.sleep(0)
     asking = asyncio.create_task(dispatcher.lease("gone", 1, 30))
-    while dispatcher.snapshot()["queued"]:
+    while dispatcher.snapshot().queued:
         await asyncio.sleep(0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -297,7 +310,7 @@ async def test_two_teams_share_whatever_one_of_them_has_queued(
     first = [add_job(team="a") for _ in range(8)]
     for job in first:
         await dispatcher.submit(job.id)
-    while dispatcher.snapshot()["judging"]:
+    while dispatcher.snapshot().checking:
         await asyncio.sleep(0)
     taken = [await take(dispatcher) for _ in range(3)]
     late = []
@@ -305,7 +318,7 @@ async def test_two_teams_share_whatever_one_of_them_has_queued(
         clock.advance(0.001)
         late.append(add_job(team="b"))
         await dispatcher.submit(late[-1].id)
-    while dispatcher.snapshot()["judging"]:
+    while dispatcher.snapshot().checking:
         await asyncio.sleep(0)
     taken = [await take(dispatcher) for _ in range(4)]
     assert {job.id for job in late} <= {lease.job_id for lease in taken[:4]}
@@ -324,5 +337,5 @@ async def test_the_backlog_is_predicted_from_what_was_measured(
     await dispatcher.submit(pair.id)
     assert dispatcher.backlog_seconds() == pytest.approx(1.0)
     lease = await take(dispatcher)
-    await dispatcher.heartbeat("r1", {pair.id: [lease.fence, 10, 20]})
+    await dispatcher.heartbeat("r1", {pair.id: LeaseProgress(lease.fence, 10, 20)})
     assert dispatcher.backlog_seconds() == pytest.approx(0.5)
