@@ -10,8 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from functools import lru_cache
 
-import yaml
-
+from calotype.moderation.documents import packaged_yaml
 from calotype.moderation.policy.categories import Category
 
 DEFAULT = "en"
@@ -25,7 +24,7 @@ _MAX_RANGES = 20
 def sentences() -> dict[str, dict[str, str]]:
     """Category (or ``any``, ``held``) -> language -> sentence."""
     path = pathlib.Path(__file__).with_name("refusals.yaml")
-    found: dict[str, dict[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = packaged_yaml(path.read_text(encoding="utf-8"))
     return found
 
 

@@ -21,6 +21,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from calotype.moderation.documents import packaged_yaml
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.categories import Category, Modality
 from calotype.moderation.policy.policy import Policy
@@ -196,7 +197,7 @@ def load_list(name: str) -> TermList:
     """Reads and checks one file of ``lists/``."""
     path = LISTS / f"{name}.yaml"
     try:
-        return TermList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return TermList.model_validate(packaged_yaml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except yaml.YAMLError as error:

@@ -73,6 +73,7 @@ def test_a_list_that_is_dropped_serves_what_it_refused(log: pathlib.Path) -> Non
 def test_what_was_not_measured_is_counted_apart(tmp_path: pathlib.Path) -> None:
     audit = AuditLog(tmp_path / "audit.jsonl")
     audit.append({"id": "dec_old", "verdict": "BLOCK", "categories": ["hate"]})
+    audit.close()
     assert replay(tmp_path, policy()).skipped == 1
 
 

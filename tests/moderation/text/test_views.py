@@ -2,9 +2,11 @@
 
 import base64
 import codecs
+import math
 from collections.abc import Callable
 
 import pytest
+from wordfreq import get_frequency_dict
 
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.text.matching import TermMatcher
@@ -38,6 +40,15 @@ EVASIONS: dict[str, Callable[[str], str]] = {
     "reversed": lambda text: text[::-1],
     "reversed words": lambda text: " ".join(word[::-1] for word in text.split()),
 }
+
+
+def test_the_word_list_is_that_of_wordfreq() -> None:
+    lexicon, frequencies = Lexicon(), get_frequency_dict("en", wordlist="small")
+    assert len(frequencies) > 20_000
+    for word, frequency in frequencies.items():
+        assert (word in lexicon) is (frequency >= 1e-6)
+        if len(word) > 1:
+            assert math.isclose(lexicon.cost(word), -math.log(frequency))
 
 
 @pytest.mark.parametrize("evasion", EVASIONS)
