@@ -28,6 +28,7 @@ from calotype.serving.core.errors import (
     InvalidRequest,
     QuotaExceeded,
     StorageFailed,
+    Unauthenticated,
     error_from_payload,
 )
 from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord
@@ -108,6 +109,9 @@ class BatchRunner:
 
     async def _start(self, batch: BatchRecord, line: BatchLine) -> str:
         gateway, settings = self._gateway, self._gateway.settings
+        # A key that is revoked in the middle of its batch draws nothing more.
+        if await asyncio.to_thread(self._database.api_keys.is_revoked, batch.api_key_id):
+            raise Unauthenticated("The API key that made this batch was revoked.")
         wanted, recipe = expand_recipe(line.body)
         schema: type[GenerationBody] = GenerationBody
         if batch.endpoint.endswith("/edits"):

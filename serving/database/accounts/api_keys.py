@@ -176,6 +176,13 @@ class ApiKeys(Repository):
             return False
         return True
 
+    def is_revoked(self, key_id: str) -> bool:
+        """Also when there is no such key any more."""
+        query = select(api_keys.c.revoked).where(api_keys.c.id == key_id)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).first()
+        return row is None or row[0] is not None
+
     def find_key(self, digest: str) -> KeyRecord | None:
         """The key of that sha256, revoked or not."""
         with reading(self.engine) as connection:

@@ -24,9 +24,16 @@ _COLUMNS: dict[str, Any] = {
 
 
 def used_seconds(job: JobRecord) -> float:
-    """Measured device time of a job that is over."""
-    seconds = (job.metrics or {}).get("gpu_seconds", 0.0)
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
+    """Device time of a job that is over: measured, or its share of the predicted time.
+
+    A job that its client ended has no measurement; it is charged for the steps that were done.
+    """
+    seconds = (job.metrics or {}).get("gpu_seconds")
+    if isinstance(seconds, int | float):
+        return float(seconds)
+    if job.status == "canceled" and job.steps:
+        return job.reserved_seconds * min(1.0, job.step / job.steps)
+    return 0.0
 
 
 def record_usage(connection: Connection, job: JobRecord) -> None:

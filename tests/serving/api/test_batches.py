@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -11,6 +12,9 @@ from typing import Any
 import openai
 import pytest
 from samples.images import same_pixels
+
+from calotype.serving.api.background.batch_runner import BatchRunner
+from calotype.serving.api.state.settings import GatewaySettings
 
 
 def lines(*bodies: Any, url: str = "/v1/images/generations") -> bytes:
@@ -180,3 +184,15 @@ def test_a_pictures_bytes_in_a_batch_are_a_picture(service: Any) -> None:
     [line] = read(service, over.output_file_id).values()
     data = base64.b64decode(line["response"]["body"]["data"][0]["b64_json"])
     assert data[8:12] == b"WEBP"
+
+
+def test_a_revoked_key_draws_nothing_more_of_its_batch(start_service: Any) -> None:
+    service = start_service(settings=GatewaySettings(hangup_grace=0, batch_seconds=None))
+    batch = start(service, lines({"prompt": "a fox"}, {"prompt": "a hare"}))
+    [key] = service.database.api_keys.list_keys()
+    other, _ = service.database.api_keys.create()
+    assert service.database.api_keys.revoke_key(key.id)
+    asyncio.run(BatchRunner(service.gateway()).work_once())
+    found = service.sdk(other).batches.retrieve(batch.id)
+    assert (found.request_counts.failed, found.request_counts.completed) == (2, 0)
+    assert service.jobs() == []

@@ -202,3 +202,14 @@ def test_usage_is_one_row_for_each_job_that_ended(
     ]
     assert database.usage.report(None, "2001-01-01", "2001-01-02") == []
     assert database.usage.promises() == [("shapes", 1, 1)]
+
+
+def test_a_job_that_its_client_ends_costs_the_steps_that_were_done(
+    database: Database, add_job: AddJob
+) -> None:
+    job = add_job(reserved_seconds=8.0, price=0.5)
+    leased = database.jobs.start_job(job.id, "r1", 60.0)
+    assert leased is not None
+    database.jobs.renew_leases("r1", {job.id: (leased.fence, 15, 20)}, 60.0)
+    assert database.jobs.finish_job(job.id, Ending("canceled"))
+    assert taken(database) == (0.0, 6.0, 3.0)
