@@ -20,7 +20,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.http.server import build_server, listening_socket
+from calotype.serving.api.http.listener import listening_socket
+from calotype.serving.api.http.server import build_server
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster.config_map import ConfigMapReader

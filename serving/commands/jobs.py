@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from calotype.serving.client import Client, Job, JobEvent
 from calotype.serving.commands.service_options import (
     Command,
     Refused,
@@ -19,12 +18,17 @@ from calotype.serving.commands.service_options import (
     write_file,
 )
 
+if TYPE_CHECKING:
+    from calotype.serving.client import Client, Job, JobEvent
+
 
 @click.group()
 @service_options
 @click.pass_context
 def jobs(context: click.Context, url: str, key_file: pathlib.Path | None) -> None:
     """Generations of a running service."""
+    from calotype.serving.client import Client
+
     context.obj = Client(url, read_key(key_file))
     context.call_on_close(context.obj.close)
 

@@ -6,11 +6,12 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from calotype.serving.client import ApiError, ServiceUnreachable
+if TYPE_CHECKING:
+    from calotype.serving.client import Reviewer
 
 Command = Callable[..., Any]
 
@@ -51,9 +52,18 @@ def read_key(key_file: pathlib.Path | None) -> str:
     return key.strip()
 
 
+def open_reviewer(url: str, key_file: pathlib.Path | None) -> Reviewer:
+    """A client for the people of the safety stage, to be closed."""
+    from calotype.serving.client import Reviewer
+
+    return Reviewer(url, read_key(key_file))
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """What the service refuses ends the command with a sentence."""
+    from calotype.serving.client import ApiError, ServiceUnreachable
+
     try:
         yield
     except ApiError as error:

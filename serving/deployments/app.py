@@ -24,7 +24,7 @@ from calotype.serving.config import ImageModel, LoRAAdapter, load_manifests, wit
 from calotype.serving.config.environment import DATA_DIR
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.deployments.gpu_shares import NO_GPUS, GpuShares
-from calotype.serving.deployments.policies import moderation_of
+from calotype.serving.deployments.preparation import moderation_of
 from calotype.serving.deployments.ray_environment import QUIET_THREADS
 from calotype.serving.deployments.replicas.dispatcher import DispatcherDeployment
 from calotype.serving.deployments.replicas.gateway import GatewayDeployment

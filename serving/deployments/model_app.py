@@ -26,7 +26,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from calotype.serving.api.http.server import listening_socket
+from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed

@@ -1,81 +1,46 @@
-"""`calotype serve`: Ray, the model apps and the gateway on this machine, until Ctrl-C."""
+"""Ray, the model apps and the gateway on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import io
 import logging
 import os
 import pathlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.http.server import build_server, listening_socket
+from calotype.serving.api.http.server import build_server
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
-from calotype.serving.config import LoRAAdapter, Manifests, load_manifests, with_defaults
-from calotype.serving.core.errors import (
-    CalotypeError,
-    InvalidRequest,
-    ModelLoadFailed,
-    StorageFailed,
-)
+from calotype.serving.config import Manifests
+from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.app import QUIET_LOG, build_model_app
 from calotype.serving.deployments.backend import RayBackend, app_name
 from calotype.serving.deployments.gpu_shares import local_shares
-from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
+from calotype.serving.deployments.preparation import (
+    ServeOptions,
+    declare_teams,
+    moderation_of,
+    read_resources,
+)
 from calotype.serving.deployments.ray_node import start_ray, stop_ray
-from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.storage import FolderBlobStore
-from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    host: str
-    port: int
-    data_dir: pathlib.Path
-    manifests: Sequence[pathlib.Path] = ()
-    threads: int = 1
-    api_key: str | None = None
-    say: Callable[[str], None] = field(default=print)
-    """Where sentences for the person at the terminal go."""
-
-
-def run_service(options: ServeOptions) -> None:
-    """Serves until SIGINT or SIGTERM.
-
-    Raises:
-        CalotypeError: a manifest is wrong, a model cannot be loaded, the port or the data folder
-            is taken; one sentence.
-    """
-    # A person reads the terminal: what goes well is not written there.
-    set_up_logs(level=logging.WARNING)
-    resources = read_resources(options.manifests)
-    with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
-        service = Service(options, resources, listener)
-        try:
-            service.start()
-            asyncio.run(service.run())
-        finally:
-            service.close()
 
 
 class Service:
@@ -230,52 +195,6 @@ class Service:
                 stat = file.stat()
                 found.append((str(file), stat.st_mtime, stat.st_size))
         return found
-
-
-def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
-    """Manifests with the defaults of the package, checked as far as no model is needed for it.
-
-    Raises:
-        CalotypeError: something in them cannot be used.
-    """
-    resources = with_defaults(load_manifests(paths))
-    Catalog(resources.models, resources.adapters)
-    for model in resources.models:
-        model_folder(model)
-    adapters = [_with_revision(adapter) for adapter in resources.adapters]
-    check_policies(resources)
-    return resources.model_copy(update={"adapters": adapters})
-
-
-def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:
-    """The adapter with its file's time and size noted: a changed file is a changed user_config."""
-    stat = adapter_file(adapter).stat()
-    noted = {"annotations": {REVISION_ANNOTATION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
-    metadata = adapter.metadata.model_copy(update=noted)
-    return adapter.model_copy(update={"metadata": metadata})
-
-
-@contextlib.contextmanager
-def claimed(data_dir: pathlib.Path) -> Iterator[None]:
-    """The data folder for this process alone: two services on one database would fight."""
-    lock: IO[str]
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "serve.lock").open("w")
-    except OSError as error:
-        raise StorageFailed(
-            f"The data folder {data_dir} cannot be written ({error.strerror}); "
-            "name another one with --data-dir."
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InvalidRequest(
-                f"Another calotype serve uses the data folder {data_dir}; end it, or name another "
-                "folder with --data-dir and another port with --port."
-            ) from None
-        yield
 
 
 @contextlib.contextmanager

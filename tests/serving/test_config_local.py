@@ -27,7 +27,7 @@ from calotype.serving.config.namespaces import LabelSelector
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
-from calotype.serving.deployments.policies import check_policies, declare_teams, moderation_of
+from calotype.serving.deployments.preparation import check_policies, declare_teams, moderation_of
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 MODEL = changed(VALID["ImageModel"], "spec.moderationPolicyRef", REMOVED)

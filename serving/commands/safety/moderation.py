@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from calotype.serving.commands.export import check_export, export
-from calotype.serving.commands.review import appeal, report, review
-from calotype.serving.commands.shadow import shadow
-from calotype.serving.commands.takedown import takedown
+from calotype.serving.commands.safety.export import check_export, export
+from calotype.serving.commands.safety.review import appeal, report, review
+from calotype.serving.commands.safety.shadow import shadow
+from calotype.serving.commands.safety.takedown import takedown
 from calotype.serving.core.errors import InvalidRequest
 
 policy_option = click.option(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import click
 
-from calotype.serving.client import Case, Reviewer
 from calotype.serving.commands.service_options import (
-    read_key,
+    open_reviewer,
     refusals,
     service_options,
     write_file,
 )
+
+if TYPE_CHECKING:
+    from calotype.serving.client import Case, Reviewer
 
 VERDICTS = ("upheld", "overturned", "dismissed", "taken_down", "approved", "rejected")
 as_json = click.option("--json", "plain", is_flag=True, help="Print JSON as the service sends it.")
@@ -29,7 +32,7 @@ def appeal(
     decision_id: str, reason: str, plain: bool, url: str, key_file: pathlib.Path | None
 ) -> None:
     """Ask people to look at a refusal again; DECISION_ID stands in the refusal."""
-    with refusals(), Reviewer(url, read_key(key_file)) as desk:
+    with refusals(), open_reviewer(url, key_file) as desk:
         _show(desk.appeal(decision_id, reason), plain)
 
 
@@ -42,7 +45,7 @@ def report(
     asset_id: str, reason: str, plain: bool, url: str, key_file: pathlib.Path | None
 ) -> None:
     """Say that a picture should not exist; ASSET_ID stands in its address."""
-    with refusals(), Reviewer(url, read_key(key_file)) as desk:
+    with refusals(), open_reviewer(url, key_file) as desk:
         _show(desk.report(asset_id, reason), plain)
 
 
@@ -51,7 +54,7 @@ def report(
 @click.pass_context
 def review(context: click.Context, url: str, key_file: pathlib.Path | None) -> None:
     """Answer appeals and reports, with a key of the scope moderation."""
-    context.obj = Reviewer(url, read_key(key_file))
+    context.obj = open_reviewer(url, key_file)
     context.call_on_close(context.obj.close)
 
 

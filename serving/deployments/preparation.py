@@ -1,18 +1,95 @@
-"""By which ModerationPolicies requests are judged, where manifests come from files."""
+"""What a service is given: manifests, by which policies they judge, and a data folder.
+
+Checked here before anything starts. Imports no Ray: what is refused is refused at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import fcntl
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
 
 from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.strictness import laxer_at
-from calotype.serving.config import ImageModel, LoRAAdapter, Manifests, Team
-from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.database.database import Database
+from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.config import (
+    ImageModel,
+    LoRAAdapter,
+    Manifests,
+    Team,
+    load_manifests,
+    with_defaults,
+)
+from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
 
+if TYPE_CHECKING:
+    from calotype.serving.database.database import Database
+
 DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    host: str
+    port: int
+    data_dir: pathlib.Path
+    manifests: Sequence[pathlib.Path] = ()
+    threads: int = 1
+    api_key: str | None = None
+    say: Callable[[str], None] = field(default=print)
+    """Where sentences for the person at the terminal go."""
+
+
+def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
+    """Manifests with the defaults of the package, checked as far as no model is needed for it.
+
+    Raises:
+        CalotypeError: something in them cannot be used.
+    """
+    resources = with_defaults(load_manifests(paths))
+    Catalog(resources.models, resources.adapters)
+    for model in resources.models:
+        model_folder(model)
+    adapters = [_with_revision(adapter) for adapter in resources.adapters]
+    check_policies(resources)
+    return resources.model_copy(update={"adapters": adapters})
+
+
+def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:
+    """The adapter with its file's time and size noted: a changed file is a changed user_config."""
+    stat = adapter_file(adapter).stat()
+    noted = {"annotations": {REVISION_ANNOTATION: f"{stat.st_mtime_ns}-{stat.st_size}"}}
+    metadata = adapter.metadata.model_copy(update=noted)
+    return adapter.model_copy(update={"metadata": metadata})
+
+
+@contextlib.contextmanager
+def claimed(data_dir: pathlib.Path) -> Iterator[None]:
+    """The data folder for this process alone: two services on one database would fight."""
+    lock: IO[str]
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "serve.lock").open("w")
+    except OSError as error:
+        raise StorageFailed(
+            f"The data folder {data_dir} cannot be written ({error.strerror}); "
+            "name another one with --data-dir."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InvalidRequest(
+                f"Another calotype serve uses the data folder {data_dir}; end it, or name another "
+                "folder with --data-dir and another port with --port."
+            ) from None
+        yield
 
 
 def moderation_of(model: ImageModel, manifests: Manifests) -> ModeratorConfig:

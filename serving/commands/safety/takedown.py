@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import click
 
 from calotype.moderation.policy.categories import Category
-from calotype.serving.client import Reviewer, Takedown
-from calotype.serving.commands.service_options import Refused, read_key, refusals, service_options
+from calotype.serving.commands.service_options import (
+    Refused,
+    open_reviewer,
+    refusals,
+    service_options,
+)
+
+if TYPE_CHECKING:
+    from calotype.serving.client import Takedown
 
 MAX_FILE_BYTES = 20 * 2**20
 
@@ -47,7 +55,7 @@ def takedown(
     """
     if [file, asset, lift, listing or None].count(None) != 3:
         raise click.UsageError("Give one of FILE, --asset, --list and --lift.")
-    with refusals(), Reviewer(url, read_key(key_file)) as desk:
+    with refusals(), open_reviewer(url, key_file) as desk:
         if listing:
             for row in desk.takedowns():
                 click.echo(json.dumps(row) if plain else _line(row))

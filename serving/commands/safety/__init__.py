@@ -1,0 +1,1 @@
+"""Commands of the safety stage: judge, measure, review, export, take down."""
