@@ -25,6 +25,13 @@ from calotype.serving.engine.model.components import Components, load_components
 from calotype.serving.testing.models import MAX_SEQUENCE_LENGTH, OUT_LAYERS, save_tiny_flux2
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compares with diffusers is slow: importing it takes 20 s of CPU."""
+    for item in items:
+        if {"oracle", "load_oracle"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     # The cores are shared: two OpenMP threads that wait for each other are slower than one.

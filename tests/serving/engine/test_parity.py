@@ -137,6 +137,7 @@ def test_prompts_seen_before_come_from_the_cache_within_its_budget(components, m
     assert encoder._cached_bytes <= 2 * size
 
 
+@pytest.mark.slow
 def test_system_message_is_flux2s():
     from diffusers.pipelines.flux2 import system_messages
 

@@ -8,7 +8,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinInpaintPipeline
 from PIL import Image
 
 from calotype.serving.core.errors import InvalidRequest, OutOfMemory
@@ -71,6 +70,8 @@ def test_requests_with_references_of_one_layout_share_steps(engine, new_engine, 
 
 @pytest.fixture(scope="module")
 def klein(tmp_path_factory, load_oracle):
+    from diffusers import Flux2KleinInpaintPipeline
+
     folder = save_tiny_flux2(tmp_path_factory.mktemp("klein") / "klein", klein=True)
     parts = load_oracle(folder).components
     pipeline = Flux2KleinInpaintPipeline(**parts, is_distilled=True)

@@ -16,6 +16,7 @@ from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.parallel.device_group import DeviceGroup
 from calotype.serving.testing.models import save_random_lora
 
+pytestmark = pytest.mark.slow
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
 

@@ -7,14 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    FlowMatchLCMScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from calotype.serving.core.errors import EngineError, InvalidRequest
 from calotype.serving.core.request import SAMPLER_NAMES, Finished, Progress, sampler_names
@@ -30,12 +22,16 @@ PROMPT = "a red circle on a blue background"
 
 
 def euler(steps, mu):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     return scheduler, scheduler.sigmas[:-1]
 
 
 def heun(steps, mu):
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
     sigmas = euler(steps, mu)[0].sigmas
     scheduler = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(steps)
@@ -45,6 +41,8 @@ def heun(steps, mu):
 
 
 def dpmpp_2m(steps, mu):
+    from diffusers import DPMSolverMultistepScheduler
+
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, algorithm_type="dpmsolver++"
     )
@@ -54,6 +52,8 @@ def dpmpp_2m(steps, mu):
 
 
 def unipc(steps, mu):
+    from diffusers import UniPCMultistepScheduler
+
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -65,6 +65,8 @@ def unipc(steps, mu):
 
 
 def lcm(steps, mu):
+    from diffusers import FlowMatchLCMScheduler
+
     scheduler = FlowMatchLCMScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     return scheduler, scheduler.sigmas[:-1]
@@ -82,6 +84,8 @@ BY_HAND = {
 @torch.no_grad()
 def drawn_by_hand(oracle, name, steps, seed, told=3.0, negative=None, weight=1.0):
     """Packed latents of a 64x64 picture from diffusers' transformer and scheduler in a loop."""
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn((1, oracle.transformer.config.in_channels, 4, 4), generator=generator)
     latents = noise.flatten(2).transpose(1, 2)

@@ -11,6 +11,7 @@ from calotype.serving.core.request import AdapterRef
 from calotype.serving.engine.lora.adapter_store import AdapterStore
 from calotype.serving.testing.models import save_random_lora
 
+pytestmark = pytest.mark.slow
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
 
@@ -70,7 +71,6 @@ def test_steps_with_adapters_are_not_compiled(
     assert not compiled_calls
 
 
-@pytest.mark.slow
 def test_inductor_draws_the_same(new_engine, make_request):
     images = []
     for compiler in ("inductor", None):
