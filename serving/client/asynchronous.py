@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any
 
 import httpx
 
@@ -21,6 +20,7 @@ from calotype.serving.client.calls import (
     unreachable,
 )
 from calotype.serving.client.models import Image, Job, JobEvent, JobPage
+from calotype.serving.core.json_object import JsonObject
 
 
 class AsyncClient:
@@ -51,7 +51,7 @@ class AsyncClient:
 
     async def submit(
         self,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, object],
         *,
         model: str | None = None,
         wait_seconds: int = 0,
@@ -133,8 +133,8 @@ class AsyncClient:
                 for event in reader.read(line):
                     yield event
 
-    async def _json(self, call: Call) -> dict[str, Any]:
-        found: dict[str, Any] = (await self._send(call)).json()
+    async def _json(self, call: Call) -> JsonObject:
+        found: JsonObject = (await self._send(call)).json()
         return found
 
     async def _send(self, call: Call) -> httpx.Response:

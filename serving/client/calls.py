@@ -6,11 +6,11 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 
 from calotype.serving.client.models import JobEvent
+from calotype.serving.core.json_object import JsonObject
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 4
@@ -22,7 +22,7 @@ _LONGEST_WAIT = 60.0
 class ApiError(Exception):
     """The service refused; `code` says why in a word and the message in a sentence."""
 
-    def __init__(self, status: int, error: Mapping[str, Any], request_id: str | None) -> None:
+    def __init__(self, status: int, error: JsonObject, request_id: str | None) -> None:
         self.status = status
         self.message = str(error.get("message") or f"The service answered {status}.")
         self.code, self.type = error.get("code"), error.get("type")
@@ -41,7 +41,7 @@ class Call:
 
     method: str
     path: str
-    body: Mapping[str, Any] | None = None
+    body: JsonObject | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = TIMEOUT_SECONDS
@@ -54,7 +54,7 @@ class Call:
             del request.headers["authorization"]
         return request
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """Arguments of ``httpx.Client.build_request``."""
         return {
             "method": self.method,
@@ -68,7 +68,7 @@ class Call:
 
 
 def submit_call(
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, object],
     *,
     model: str | None,
     wait_seconds: int,
@@ -78,7 +78,7 @@ def submit_call(
     idempotency_key: str | None,
     kind: str,
 ) -> Call:
-    body: dict[str, Any] = {"type": kind, "input": dict(parameters)}
+    body: JsonObject = {"type": kind, "input": dict(parameters)}
     for name, value in (
         ("model", model),
         ("metadata", dict(metadata) if metadata else None),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from calotype.serving.core.json_object import JsonObject
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
 
@@ -25,7 +25,7 @@ class Image:
     flagged: bool
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Image:
+    def of(cls, raw: JsonObject) -> Image:
         return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
 
 
@@ -43,17 +43,17 @@ class Job:
     estimated_seconds: float | None
     created_at: int
     images: list[Image]
-    error: dict[str, Any] | None
+    error: JsonObject | None
     metadata: dict[str, str]
     recipe_hash: str | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: JsonObject = field(repr=False)
 
     @property
     def over(self) -> bool:
         return self.status in TERMINAL
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Job:
+    def of(cls, raw: JsonObject) -> Job:
         output = raw.get("output") or {}
         return cls(
             id=raw["id"],
@@ -81,7 +81,7 @@ class JobPage:
     """``after`` of the next page."""
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> JobPage:
+    def of(cls, raw: JsonObject) -> JobPage:
         return cls([Job.of(job) for job in raw["data"]], raw["has_more"], raw["last_id"])
 
 
@@ -92,7 +92,7 @@ class JobEvent:
     id: int
     type: str
     """``job.queued started progress partial_image succeeded failed canceled``."""
-    data: dict[str, Any]
+    data: JsonObject
 
     @property
     def terminal(self) -> bool:

@@ -10,13 +10,13 @@ with Reviewer("https://img.example", key_with_the_scope_moderation) as desk:
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from calotype.serving.client.calls import Call
 from calotype.serving.client.synchronous import Client
+from calotype.serving.core.json_object import JsonObject
 
 Verdict = Literal["upheld", "overturned", "dismissed", "taken_down"]
 
@@ -36,10 +36,10 @@ class Case:
     note: str | None
     created_at: int
     decided_at: int | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: JsonObject = field(repr=False)
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Case:
+    def of(cls, raw: JsonObject) -> Case:
         return cls(
             id=raw["id"],
             kind=str(raw["object"]).rpartition(".")[2],
@@ -65,12 +65,12 @@ class Takedown:
     """Payload of the mark that the picture carries."""
     pdq: str | None
     """None where there is too little in the picture to know it by."""
-    matches: list[dict[str, Any]]
+    matches: list[JsonObject]
     """``asset_id job_id team_id by distance created_at`` of the first hundred."""
     match_count: int
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Takedown:
+    def of(cls, raw: JsonObject) -> Takedown:
         return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
 
 
@@ -124,7 +124,7 @@ class Reviewer(Client):
             image: the picture as somebody found it; or ``asset_id``, a stored one.
             dry_run: only find the copies.
         """
-        body: dict[str, Any] = {"reason": reason, "category": category}
+        body: JsonObject = {"reason": reason, "category": category}
         if image is not None:
             body["image"] = base64.b64encode(image).decode("ascii")
         if asset_id is not None:
@@ -137,9 +137,9 @@ class Reviewer(Client):
             if not answer["unsearched"]:
                 return Takedown.of(answer)
 
-    def takedowns(self) -> list[dict[str, Any]]:
+    def takedowns(self) -> list[JsonObject]:
         """What is refused, the oldest first."""
-        found: list[dict[str, Any]] = self._json(Call("GET", "/v1/moderation/takedowns"))["data"]
+        found: list[JsonObject] = self._json(Call("GET", "/v1/moderation/takedowns"))["data"]
         return found
 
     def lift_takedown(self, takedown_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
@@ -21,6 +21,7 @@ from calotype.serving.client.calls import (
     unreachable,
 )
 from calotype.serving.client.models import Image, Job, JobEvent, JobPage
+from calotype.serving.core.json_object import JsonObject
 
 
 class Client:
@@ -62,7 +63,7 @@ class Client:
 
     def submit(
         self,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, object],
         *,
         model: str | None = None,
         wait_seconds: int = 0,
@@ -147,8 +148,8 @@ class Client:
             for line in checked(answer).iter_lines():
                 yield from reader.read(line)
 
-    def _json(self, call: Call) -> dict[str, Any]:
-        found: dict[str, Any] = self._send(call).json()
+    def _json(self, call: Call) -> JsonObject:
+        found: JsonObject = self._send(call).json()
         return found
 
     def _send(self, call: Call) -> httpx.Response:

@@ -19,7 +19,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
 from calotype.serving.database.database import Database
@@ -46,7 +45,7 @@ _AT_ONCE = 16
 _SLOW_DOWN = (429, 502, 504)
 _GONE = 410
 
-DescribeJob = Callable[[JobRecord], dict[str, Any]]
+DescribeJob = Callable[[JobRecord], Mapping[str, object]]
 
 
 def sign(secrets: Sequence[str], message_id: str, timestamp: int, body: str) -> str:
@@ -60,7 +59,7 @@ def sign(secrets: Sequence[str], message_id: str, timestamp: int, body: str) -> 
     return " ".join(found)
 
 
-def event_body(event_type: str, moment: float, data: Mapping[str, Any]) -> str:
+def event_body(event_type: str, moment: float, data: Mapping[str, object]) -> str:
     """The JSON of an event: Standard Webhooks' fields and OpenAI's beside them."""
     body = {
         "type": event_type,
@@ -186,6 +185,7 @@ class WebhookSender:
 
     async def _write_body(self, delivery: DeliveryRecord) -> str:
         job = await asyncio.to_thread(self._database.jobs.get_job, delivery.job_id or "")
+        data: Mapping[str, object]
         data = {"id": delivery.job_id} if job is None else self._describe(job)
         body = event_body(delivery.event_type, delivery.created, data)
         await asyncio.to_thread(self._database.webhooks.write_body, delivery.id, body)

@@ -31,6 +31,7 @@ from calotype.serving.core.errors import (
     Unauthenticated,
     error_from_payload,
 )
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord
 from calotype.serving.observability import metrics
 
@@ -82,7 +83,7 @@ class BatchRunner:
             good = job is not None and job.status == "succeeded"
             metrics.BATCH_LINES.labels("completed" if good else "failed").inc()
             if good:
-                answer: dict[str, Any] = {"status_code": 200}
+                answer: JsonObject = {"status_code": 200}
             elif job is None or not job.error:
                 answer = _failure(Cancelled("The job was canceled."))
             else:
@@ -184,8 +185,8 @@ class BatchRunner:
             )
         )
 
-    async def _written(self, line: BatchLine) -> dict[str, Any]:
-        answer: dict[str, Any] = dict(line.answer or {})
+    async def _written(self, line: BatchLine) -> JsonObject:
+        answer: JsonObject = dict(line.answer or {})
         error = None
         if answer.get("status_code") == 200:
             job = await asyncio.to_thread(self._database.jobs.get_job, line.job_id or "")
@@ -230,7 +231,7 @@ class BatchRunner:
         self._database.batches.set_line(line, **values)
 
 
-def _failure(error: CalotypeError) -> dict[str, Any]:
+def _failure(error: CalotypeError) -> JsonObject:
     return {"status_code": wire(error).status, "body": {"error": error_object(error)}}
 
 

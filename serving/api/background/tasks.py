@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from calotype.serving.api.background.batch_runner import BatchRunner
-from calotype.serving.api.http.job_object import describe_job
+from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError
@@ -36,7 +36,7 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
     """Runs the gateway's background tasks while the context lasts."""
     settings = gateway.settings
 
-    def describe(job: JobRecord) -> dict[str, object]:
+    def describe(job: JobRecord) -> JobObject:
         base = gateway.base_url(None)
         return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
 

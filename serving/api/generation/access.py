@@ -7,13 +7,13 @@ judged is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy deci
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import LoRAAdapter
 from calotype.serving.core.errors import PermissionDenied
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import TeamRecord
 
 
@@ -50,7 +50,7 @@ def scope_for(
     adapters: Collection[str],
     team: TeamRecord | None,
     level: str | None = None,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """For whom a request is judged (`protocols.SafetyStage`); None = nobody in particular.
 
     Args:
@@ -64,7 +64,7 @@ def scope_for(
             named.append(ref.name)
     if not named and level is None:
         return None
-    scope: dict[str, Any] = {"policies": list(dict.fromkeys(named))}
+    scope: JsonObject = {"policies": list(dict.fromkeys(named))}
     return scope if level is None else scope | {"wish": level}
 
 
@@ -75,14 +75,14 @@ def requested_level(body: GenerationBody) -> str | None:
     return "low" if body.moderation == "low" else None
 
 
-def level_parameters(body: GenerationBody) -> dict[str, Any]:
+def level_parameters(body: GenerationBody) -> JsonObject:
     """The same as parameters: part of the recipe, since a picture may be blurred by it."""
     if body.safety_tolerance is not None:
         return {"safety_tolerance": body.safety_tolerance}
     return {"moderation": "low"} if body.moderation == "low" else {}
 
 
-def level_warning(moderation: Mapping[str, Any] | None) -> list[str]:
+def level_warning(moderation: JsonObject | None) -> list[str]:
     """A sentence where a job was judged otherwise than its caller asked for.
 
     Args:

@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import Request
 
@@ -29,6 +27,7 @@ from calotype.serving.core.errors import (
     QuotaExceeded,
     error_from_payload,
 )
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.quotas import RateState, rate_state
 from calotype.serving.images.sealing import make_seal
 from calotype.serving.jobs.predictor import Work
@@ -53,9 +52,9 @@ class Terms:
     metadata: dict[str, str]
     wanted_seconds: float | None = None
     """The deadline that the client itself set: refused when it cannot be met."""
-    webhook: dict[str, Any] | None = None
+    webhook: JsonObject | None = None
     images: Images | None = None
-    recipe: Mapping[str, Any] | None = None
+    recipe: JsonObject | None = None
     """What is asked to be drawn again."""
 
 
@@ -93,7 +92,7 @@ async def create_or_join(
     gateway: Gateway,
     origin: Origin,
     body: GenerationBody,
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     terms: Terms,
 ) -> JobRecord:
     """The job of this request, submitted to the backend.
@@ -130,7 +129,7 @@ async def create_or_join(
     estimate = gateway.estimates.estimate(forecast, work)
     try:
         check_deadline(estimate, terms.wanted_seconds)
-        details: dict[str, Any] = {"traceparent": tracing.traceparent(), "seal": make_seal()}
+        details: JsonObject = {"traceparent": tracing.traceparent(), "seal": make_seal()}
         if origin.language:
             details["language"] = origin.language
         if team is not None and team.prompt_in_files:

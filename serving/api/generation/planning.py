@@ -6,7 +6,6 @@ import functools
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.serving.api.generation.access import level_parameters, requested_level
 from calotype.serving.api.generation.recipes import adapter_digest, model_digest
@@ -15,6 +14,7 @@ from calotype.serving.api.http.schemas import EditBody, GenerationBody, Variatio
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import (
     MAX_SEED,
     GenerationRequest,
@@ -43,8 +43,8 @@ class PlannedGeneration:
 
     model: ImageModel
     request: GenerationRequest
-    input: dict[str, Any]
-    recipe: dict[str, Any]
+    input: JsonObject
+    recipe: JsonObject
     requested_level: str | None = None
     """How strictly the caller wants to be judged (`access.requested_level`)."""
 
@@ -255,9 +255,9 @@ def quality_name(quality: str) -> str:
     return _QUALITY_NAMES.get(quality, quality)
 
 
-def _input(body: GenerationBody, request: GenerationRequest, request_id: str) -> dict[str, Any]:
+def _input(body: GenerationBody, request: GenerationRequest, request_id: str) -> JsonObject:
     """The job's ``input``: what was asked after defaults, and how to encode and answer it."""
-    wanted: dict[str, Any] = {
+    wanted: JsonObject = {
         "prompt": body.prompt,
         "model": body.model,
         "n": request.n,

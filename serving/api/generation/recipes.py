@@ -13,6 +13,7 @@ from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.recipe import parameters_of
 
 # What may stand beside a recipe: it says how to deliver, not what to draw.
@@ -31,7 +32,7 @@ _SAMPLES = 8
 _MODELS = pathlib.Path(__file__).parents[2] / "weights" / "embedded"
 
 
-def expand_recipe(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+def expand_recipe(raw: JsonObject) -> tuple[JsonObject, JsonObject | None]:
     """The parameters that a body asks for, and its recipe if it has one.
 
     Raises:
@@ -41,7 +42,7 @@ def expand_recipe(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
     recipe = raw.get("recipe")
     if recipe is None:
         return dict(raw), None
-    if not isinstance(recipe, Mapping):
+    if not isinstance(recipe, dict):
         raise InvalidRequest("recipe must be an object.", code="invalid_type", param="recipe")
     wanted = parameters_of(recipe)
     for name, value in raw.items():
@@ -65,9 +66,7 @@ def expand_recipe(raw: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
     return wanted, recipe
 
 
-async def recipe_images(
-    gateway: Gateway, team_id: str, recipe: Mapping[str, Any] | None
-) -> Images | None:
+async def recipe_images(gateway: Gateway, team_id: str, recipe: JsonObject | None) -> Images | None:
     """The stored pictures that a recipe names by digest.
 
     Raises:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from calotype.serving.api.generation.access import level_warning
+from calotype.serving.api.http.job_object import SHOWN_HELD, SHOWN_METRICS, shown, usage_of
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import Cancelled, DeadlineExceeded, NotFound, error_from_payload
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
 
 
-async def images_body(gateway: Gateway, base: str, job: JobRecord) -> dict[str, Any]:
+async def images_body(gateway: Gateway, base: str, job: JobRecord) -> JsonObject:
     """`ImagesResponse` of a job that is over.
 
     Raises:
@@ -24,10 +25,10 @@ async def images_body(gateway: Gateway, base: str, job: JobRecord) -> dict[str, 
     """
     images = drawn_images(job)
     data = await asyncio.gather(*(_item(gateway, base, job, image) for image in images))
-    return described(job) | {"data": list(data), "usage": job.usage}
+    return described(job) | {"data": list(data), "usage": usage_of(job)}
 
 
-def drawn_images(job: JobRecord) -> list[dict[str, Any]]:
+def drawn_images(job: JobRecord) -> list[JsonObject]:
     """The pictures of a job that may be seen.
 
     Raises:
@@ -44,9 +45,9 @@ def drawn_images(job: JobRecord) -> list[dict[str, Any]]:
     return list(job.output["images"])
 
 
-def described(job: JobRecord) -> dict[str, Any]:
+def described(job: JobRecord) -> JsonObject:
     """What an answer says beside the pictures."""
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "created": int(job.created),
         "background": "opaque",
         "output_format": job.input["output_format"],
@@ -54,7 +55,7 @@ def described(job: JobRecord) -> dict[str, Any]:
         "size": job.input["size"],
         "job_id": job.id,
         "model": job.model,
-        "metrics": {k: v for k, v in (job.metrics or {}).items() if k != "warnings"},
+        "metrics": shown(job.metrics, SHOWN_METRICS),
         "recipe_hash": job.recipe_hash,
         "recipe": job.recipe,
     }
@@ -69,7 +70,7 @@ def described(job: JobRecord) -> dict[str, Any]:
     ]
     if warnings:
         body["warnings"] = warnings
-    blocked: list[dict[str, Any]] = (job.output or {}).get("blocked", [])
+    blocked: list[JsonObject] = (job.output or {}).get("blocked", [])
     if blocked:
         body["moderation"] = {
             "blocked": [
@@ -83,7 +84,7 @@ def described(job: JobRecord) -> dict[str, Any]:
         }
     held = (job.moderation or {}).get("held")
     if held:
-        body.setdefault("moderation", {})["held"] = held
+        body.setdefault("moderation", {})["held"] = [shown(entry, SHOWN_HELD) for entry in held]
     return body
 
 
@@ -92,8 +93,8 @@ async def images_response(
 ) -> JSONResponse:
     """The answer of the synchronous routes. Raises like `images_body`."""
     body = await images_body(gateway, gateway.base_url(request), job)
-    images: list[dict[str, Any]] = (job.output or {})["images"]
-    blocked: list[dict[str, Any]] = (job.output or {}).get("blocked", [])
+    images: list[JsonObject] = (job.output or {})["images"]
+    blocked: list[JsonObject] = (job.output or {}).get("blocked", [])
     headers = {
         "openai-version": "2020-10-01",
         "openai-processing-ms": str(processing_ms),
@@ -108,10 +109,8 @@ async def images_response(
     return JSONResponse(body, headers=headers)
 
 
-async def _item(
-    gateway: Gateway, base: str, job: JobRecord, image: dict[str, Any]
-) -> dict[str, Any]:
-    item: dict[str, Any] = {}
+async def _item(gateway: Gateway, base: str, job: JobRecord, image: JsonObject) -> JsonObject:
+    item: JsonObject = {}
     if job.input["response_format"] == "url":
         item["url"] = content_url(gateway, base, image["asset_id"])
     else:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,9 +13,11 @@ from starlette.responses import Response
 from calotype.serving.api.generation.responses import described, drawn_images, images_response
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
 from calotype.serving.api.http.failures import error_object
+from calotype.serving.api.http.job_object import usage_of
 from calotype.serving.api.http.localize import localized
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import JobRecord
 
 _FIRST_WORD_SECONDS = 2.0
@@ -99,17 +100,17 @@ async def _frames(
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:
     """One event a picture; the whole usage is on the last one, the others have zeros."""
     images = drawn_images(job)
-    told = described(job)
+    told, usage = described(job), usage_of(job)
     for place, image in enumerate(images):
         last = place == len(images) - 1
-        data: dict[str, Any] = {
+        data: JsonObject = {
             "type": name,
             "b64_json": await gateway.read_base64(image["blob_key"]),
             **_common(job),
             "image_index": image["index"],
             "seed": image["seed"],
             "flagged": image["flagged"],
-            "usage": job.usage if last else _zeros(job.usage or {}),
+            "usage": usage if last else _zeros(usage or {}),
             "job_id": job.id,
             "recipe_hash": job.recipe_hash,
         }
@@ -119,7 +120,7 @@ async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterat
         yield frame(name, data)
 
 
-def _common(job: JobRecord) -> dict[str, Any]:
+def _common(job: JobRecord) -> JsonObject:
     return {
         "created_at": int(job.created),
         "size": job.input["size"],
@@ -129,7 +130,7 @@ def _common(job: JobRecord) -> dict[str, Any]:
     }
 
 
-def _zeros(usage: dict[str, Any]) -> dict[str, Any]:
+def _zeros(usage: JsonObject) -> JsonObject:
     return {k: _zeros(v) if isinstance(v, dict) else 0 for k, v in usage.items()}
 
 

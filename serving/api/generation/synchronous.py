@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +14,7 @@ from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.disconnects import ClientGone
 from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import KeyRecord
 
 CLIENT_CLOSED_REQUEST = 499
@@ -26,10 +25,10 @@ async def answer(
     request: Request,
     key: KeyRecord,
     body: GenerationBody,
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     *,
     images: Images | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: JsonObject | None = None,
     started: float,
 ) -> Response:
     """Creates or joins the job of a synchronous request, waits and answers."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 
 _PARSED_AT_ONCE = 64 * 1024
 """Bytes of a body that are parsed on the event loop; a longer one would delay other requests."""
@@ -32,7 +33,7 @@ def json_body(schema: type[BaseModel]) -> dict[str, object]:
     }
 
 
-async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> dict[str, Any]:
+async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> JsonObject:
     """The request's JSON object.
 
     Args:
@@ -49,7 +50,7 @@ async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> 
     return await asyncio.to_thread(parse_object, raw)
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes) -> JsonObject:
     """`read_json` for bytes."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise InvalidRequest(
@@ -135,7 +136,7 @@ def _no_constant(name: str) -> Any:
     raise InvalidRequest(f"The body contains {name}, which is not JSON.", code="invalid_json")
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_twins(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)

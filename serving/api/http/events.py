@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from typing_extensions import TypedDict
 
+from calotype.serving.api.http.job_object import JobObject
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.jobs.events import JobEvent, events_since
@@ -20,7 +21,16 @@ KEEP_ALIVE = ": keep-alive\n\n"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
-def frame(event: str, data: dict[str, Any], number: int | None = None) -> str:
+class PartialImage(TypedDict):
+    """A preview in an event."""
+
+    image_index: int
+    partial_image_index: int
+    b64_json: str
+    output_format: str
+
+
+def frame(event: str, data: Mapping[str, object], number: int | None = None) -> str:
     """One event as it goes over the wire."""
     head = "" if number is None else f"id: {number}\n"
     return f"{head}event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
@@ -82,7 +92,7 @@ async def job_stream(
     request: Request,
     job_id: str,
     last_id: int | None,
-    describe: Callable[[JobRecord], dict[str, Any]],
+    describe: Callable[[JobRecord], JobObject],
 ) -> AsyncIterator[str]:
     """The frames of GET /v1/jobs/{id}/events."""
     async for found in follow(gateway, job_id, last_id):
@@ -91,9 +101,9 @@ async def job_stream(
             continue
         job, event = found
         if event.terminal:
-            data = describe(job)
+            data: Mapping[str, object] = describe(job)
         elif event.preview is not None:
-            data = await partial_data(gateway, event.preview) | {"job_id": job.id}
+            data = {**await partial_data(gateway, event.preview), "job_id": job.id}
         else:
             estimates = await gateway.estimates.of_job(job)
             data = {
@@ -107,7 +117,7 @@ async def job_stream(
         yield frame(f"job.{event.kind}", data, event.id)
 
 
-async def partial_data(gateway: Gateway, preview: PreviewRecord) -> dict[str, Any]:
+async def partial_data(gateway: Gateway, preview: PreviewRecord) -> PartialImage:
     return {
         "image_index": preview.image_index,
         "partial_image_index": preview.partial_index,

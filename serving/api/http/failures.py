@@ -7,12 +7,13 @@ status of 400 or more is made here, in the shape of api.md section 3.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
 from calotype.serving.core import errors
 from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.json_object import JsonObject
 
 
 class Wire(NamedTuple):
@@ -61,6 +62,9 @@ BY_CLASS: dict[type[CalotypeError], Wire] = {
     CalotypeError: Wire(500, "server_error", retry=False),
 }
 
+SHOWN_DETAILS = ("moderation_details", "moderation", "estimated_seconds", "reason", "attempts")
+"""The fields of `CalotypeError.details` that clients see."""
+
 # openai-node ignores a longer Retry-After, openai-python does not retry at all above 120 s.
 _MAX_RETRY_AFTER = 60
 
@@ -72,17 +76,14 @@ def wire(error: CalotypeError) -> Wire:
     return next(BY_CLASS[cls] for cls in type(error).__mro__ if cls in BY_CLASS)
 
 
-def error_object(error: CalotypeError) -> dict[str, Any]:
+def error_object(error: CalotypeError) -> JsonObject:
     """What stands under ``error`` in an answer or a job."""
     return {
         "message": error.message,
         "type": wire(error).type,
         "param": error.param,
         "code": error.code,
-    } | {name: value for name, value in error.details.items() if name not in _OWN_FIELDS}
-
-
-_OWN_FIELDS = frozenset({"message", "type", "param", "code"})
+    } | {name: value for name, value in error.details.items() if name in SHOWN_DETAILS}
 
 
 def error_response(error: CalotypeError) -> JSONResponse:

@@ -2,22 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from calotype.serving.api.http.failures import error_object
 from calotype.serving.api.http.localize import localized
 from calotype.serving.core.errors import error_from_payload
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability.tracing import trace_id_of
 
-# Of the stored input: not the client's words.
-_HIDDEN = frozenset({"language", "prompt_in_files", "scope", "seal", "traceparent"})
+SHOWN_INPUT = (
+    *("prompt", "model", "n", "size", "quality", "style", "revised_prompt", "seed", "steps"),
+    *("guidance_scale", "loras", "output_format", "output_compression", "response_format"),
+    *("stream", "partial_images", "moderation", "safety_tolerance", "safety_identifier"),
+    *("request_id", "recipe_changes", "warnings"),
+)
+"""The fields of a job's ``input`` that clients see: what was asked, after defaults. The others are
+for the processes of the service (`creation.create_or_join`)."""
+SHOWN_METRICS = (
+    *("gpu_seconds", "queue_ms", "draw_ms", "moderation_ms", "megapixels", "steps"),
+    *("rendered_size", "devices", "passes", "passes_skipped"),
+)
+SHOWN_USAGE = (
+    *("input_tokens", "output_tokens", "total_tokens"),
+    *("input_tokens_details", "output_tokens_details"),
+)
+SHOWN_HELD = ("index", "case_id", "asset_id", "categories", "status")
+
+
+class ImageObject(TypedDict):
+    """A finished picture of a job."""
+
+    asset_id: str
+    url: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    sha256: str
+    flagged: bool
+
+
+class ImagesObject(TypedDict):
+    images: list[ImageObject]
+
+
+class JobUrls(TypedDict):
+    get: str
+    cancel: str
+    events: str
+
+
+class JobObject(TypedDict):
+    """api.md section 4; moments are seconds since the epoch."""
+
+    id: str
+    object: Literal["image.job"]
+    type: str
+    model: str
+    status: str
+    progress: int
+    queue_position: int | None
+    estimated_seconds: float | None
+    promised_by: int | None
+    created_at: int
+    started_at: int | None
+    completed_at: int | None
+    expires_at: int | None
+    input: JsonObject
+    recipe: JsonObject | None
+    recipe_hash: str | None
+    output: ImagesObject | None
+    error: JsonObject | None
+    moderation: JsonObject | None
+    usage: JsonObject | None
+    metrics: JsonObject | None
+    metadata: dict[str, str]
+    trace_id: str | None
+    urls: JobUrls
+
+
+def shown(stored: JsonObject | None, names: Collection[str]) -> JsonObject:
+    """The fields of a stored object that clients may see, in their stored order."""
+    return {name: value for name, value in (stored or {}).items() if name in names}
+
+
+def usage_of(job: JobRecord) -> JsonObject | None:
+    """The tokens of a job, as OpenAI's Images API counts them."""
+    return None if job.usage is None else shown(job.usage, SHOWN_USAGE)
 
 
 def describe_job(
     job: JobRecord, base_url: str, address_of: Callable[[str], str], language: str = ""
-) -> dict[str, Any]:
+) -> JobObject:
     """The job object of api.md section 4; pictures are addresses.
 
     Args:
@@ -39,28 +120,30 @@ def describe_job(
         "started_at": _seconds(job.started),
         "completed_at": _seconds(job.completed),
         "expires_at": _seconds(job.expires),
-        "input": {name: value for name, value in job.input.items() if name not in _HIDDEN},
+        "input": shown(job.input, SHOWN_INPUT),
         "recipe": job.recipe,
         "recipe_hash": job.recipe_hash,
         "output": _output(job, address_of),
         "error": _error(job, language),
         "moderation": _moderation(job, address_of),
-        "usage": job.usage,
-        "metrics": job.metrics,
+        "usage": usage_of(job),
+        "metrics": None
+        if job.metrics is None
+        else shown(job.metrics, (*SHOWN_METRICS, "warnings")),
         "metadata": job.metadata,
         "trace_id": trace_id_of(job.input.get("traceparent")),
         "urls": {"get": here, "cancel": f"{here}/cancel", "events": f"{here}/events"},
     }
 
 
-def _error(job: JobRecord, language: str) -> dict[str, Any] | None:
+def _error(job: JobRecord, language: str) -> JsonObject | None:
     if job.error is None:
         return None
     language = language or str(job.input.get("language", ""))
     return error_object(localized(error_from_payload(job.error), language))
 
 
-def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:
+def _output(job: JobRecord, address_of: Callable[[str], str]) -> ImagesObject | None:
     if job.output is None:
         return None
     return {
@@ -81,12 +164,12 @@ def _output(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] 
     }
 
 
-def _moderation(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, Any] | None:
+def _moderation(job: JobRecord, address_of: Callable[[str], str]) -> JsonObject | None:
     """What was decided, without scores: those would teach how to get around the policy."""
     if job.moderation is None:
         return None
     stages = {"input": [job.moderation.get("input")], "output": job.moderation.get("output") or []}
-    told: dict[str, Any] = {
+    found: JsonObject = {
         stage: [
             {
                 "decision_id": decision.get("id"),
@@ -100,14 +183,14 @@ def _moderation(job: JobRecord, address_of: Callable[[str], str]) -> dict[str, A
         for stage, decisions in stages.items()
     }
     if "held" in job.moderation:
-        told["held"] = [_held(entry, address_of) for entry in job.moderation["held"]]
-    return told
+        found["held"] = [_held(entry, address_of) for entry in job.moderation["held"]]
+    return found
 
 
-def _held(entry: dict[str, Any], address_of: Callable[[str], str]) -> dict[str, Any]:
+def _held(entry: JsonObject, address_of: Callable[[str], str]) -> JsonObject:
     """A picture that waits for a person, and its address once it was released."""
     released = entry["status"] == "released"
-    return entry | ({"url": address_of(entry["asset_id"])} if released else {})
+    return shown(entry, SHOWN_HELD) | ({"url": address_of(entry["asset_id"])} if released else {})
 
 
 def _seconds(moment: float | None) -> int | None:

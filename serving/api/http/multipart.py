@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from starlette.requests import Request
 
 from calotype.serving.api.http.body import limited_stream, parse_object
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 
 MAX_FILES = 20
 MAX_FIELDS = 200
@@ -47,7 +47,7 @@ class FormFile:
 class Form:
     """A multipart body."""
 
-    fields: dict[str, Any]
+    fields: JsonObject
     files: list[FormFile]
 
     def images(self) -> list[FormFile]:
@@ -105,9 +105,9 @@ def is_multipart(request: Request) -> bool:
     return kind == "multipart/form-data"
 
 
-def typed(fields: Mapping[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
+def typed(fields: JsonObject, schema: type[BaseModel]) -> JsonObject:
     """Strings as the numbers and booleans that ``schema`` wants; others stay and are refused."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     properties = schema.model_json_schema()["properties"]
     for name, value in fields.items():
         kinds = _kinds(properties.get(_ALIASES.get(name, name), {}))
@@ -118,7 +118,7 @@ def typed(fields: Mapping[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
 _ALIASES = {"guidance": "guidance_scale"}
 
 
-def _kinds(described: Mapping[str, Any]) -> set[str]:
+def _kinds(described: JsonObject) -> set[str]:
     options = described.get("anyOf", [described])
     return {str(option.get("type")) for option in options}
 
@@ -134,11 +134,11 @@ def _converted(text: str, kinds: set[str]) -> Any:
     return text
 
 
-def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
+def _gather(plain: list[tuple[str, str]]) -> JsonObject:
     """Fields by name: JSON where it is documented, ``loras[0][id]`` joined, columns refused."""
-    found: dict[str, Any] = {}
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    objects: dict[str, dict[str, Any]] = {}
+    found: JsonObject = {}
+    rows: dict[str, dict[int, JsonObject]] = {}
+    objects: dict[str, JsonObject] = {}
     for name, value in plain:
         if "\0" in name or "\0" in value:
             raise InvalidRequest("The body contains a NUL character.", code="invalid_multipart")
@@ -160,7 +160,7 @@ def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
             raise InvalidRequest(f"The body names '{name[:80]}' twice.", param=name[:80])
         else:
             found[name] = _parsed(name, value) if name in _JSON_FIELDS else value
-    joined: dict[str, Any] = {n: [row[index] for index in sorted(row)] for n, row in rows.items()}
+    joined: JsonObject = {n: [row[index] for index in sorted(row)] for n, row in rows.items()}
     for name, whole in (joined | objects).items():
         if name in found:
             raise InvalidRequest(f"The body names '{name}' twice.", param=name)
@@ -168,7 +168,7 @@ def _gather(plain: list[tuple[str, str]]) -> dict[str, Any]:
     return found
 
 
-def _add_member(target: dict[str, Any], name: str, member: str, value: str) -> None:
+def _add_member(target: JsonObject, name: str, member: str, value: str) -> None:
     if member in target:
         raise InvalidRequest(f"The body names '{name}[{member}]' twice.", param=name)
     target[member] = _converted(value, {"integer"}) if name == "expand" else value

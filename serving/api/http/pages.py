@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Generic, Literal, TypeVar
+
+from typing_extensions import TypedDict
 
 from calotype.serving.core.errors import InvalidRequest
 
@@ -17,7 +19,34 @@ def page_size(limit: str, most: int = MAX_PAGE) -> int:
     return int(limit)
 
 
-def list_object(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+class Listed(TypedDict):
+    """What lists hold."""
+
+    id: str
+
+
+class Deleted(TypedDict):
+    """The answer to a deletion."""
+
+    id: str
+    object: str
+    deleted: Literal[True]
+
+
+T = TypeVar("T", bound=Listed)
+
+
+class Page(TypedDict, Generic[T]):
+    """Some objects of a list."""
+
+    object: Literal["list"]
+    data: list[T]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+def list_object(items: Sequence[T], has_more: bool) -> Page[T]:
     return {
         "object": "list",
         "data": list(items),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calotype.serving.config.model.acceleration import MOST_REUSE
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import MAX_SEED
 from calotype.serving.jobs.webhook_events import EventType
 
@@ -71,7 +72,7 @@ class GenerationBody(Body):
     )
     frame_count: int | None = None
     frame_duration_ms: int | None = None
-    svg: dict[str, Any] | None = None
+    svg: JsonObject | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Picture i uses seed+i.")
     steps: int | None = Field(None, ge=1, description="Denoise steps; wins over quality.")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Distilled guidance.")
@@ -168,10 +169,10 @@ class JobBody(Body):
 
     type: Literal["image.generate", "image.edit", "image.variation"] = "image.generate"
     model: str | None = None
-    input: dict[str, Any] = Field(
+    input: JsonObject = Field(
         default_factory=dict, description="The parameters of /v1/images/generations."
     )
-    recipe: dict[str, Any] | None = Field(
+    recipe: JsonObject | None = Field(
         None, description="A recipe of an earlier picture, instead of its parameters."
     )
     priority: Literal["low", "normal", "high"] = "normal"
@@ -184,7 +185,7 @@ class JobBody(Body):
 
 
 def parse_generation(
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     features: Collection[str] = (),
     schema: type[GenerationBody] = GenerationBody,
 ) -> GenerationBody:
@@ -236,7 +237,7 @@ def parse_generation(
     return body
 
 
-def parse(schema: type[B], raw: Mapping[str, Any]) -> B:
+def parse(schema: type[B], raw: JsonObject) -> B:
     """``raw`` as ``schema``; null means "not given", as in OpenAI's API.
 
     Raises:
@@ -249,8 +250,8 @@ def parse(schema: type[B], raw: Mapping[str, Any]) -> B:
         raise _refusal(schema, error) from None
 
 
-def _without_aliases(raw: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
+def _without_aliases(raw: JsonObject) -> JsonObject:
+    plain: JsonObject = {}
     for name, value in raw.items():
         target = ALIASES.get(name, name)
         if target in plain and plain[target] is not None and value is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.pages import Deleted
 from calotype.serving.api.http.signing import content_url, signature_fits
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import NotFound
@@ -18,6 +20,22 @@ from calotype.serving.jobs.records import AssetRecord, KeyRecord
 router = APIRouter(tags=["assets"])
 
 check_key = allowed("images")
+
+
+class AssetObject(TypedDict):
+    """A stored picture."""
+
+    id: str
+    object: Literal["asset"]
+    job_id: str
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    sha256: str
+    created_at: int
+    expires_at: int | None
+    url: str
 
 
 async def _find(gateway: Gateway, asset_id: str, team_id: str | None) -> AssetRecord:
@@ -32,7 +50,7 @@ async def _find(gateway: Gateway, asset_id: str, team_id: str | None) -> AssetRe
 @router.get("/v1/assets/{asset_id}")
 async def get_asset(
     request: Request, asset_id: str, key: Annotated[KeyRecord, Depends(check_key)]
-) -> dict[str, Any]:
+) -> AssetObject:
     gateway = gateway_of(request)
     asset = await _find(gateway, asset_id, key.team_id)
     return {
@@ -53,7 +71,7 @@ async def get_asset(
 @router.delete("/v1/assets/{asset_id}")
 async def delete_asset(
     request: Request, asset_id: str, key: Annotated[KeyRecord, Depends(check_key)]
-) -> dict[str, Any]:
+) -> Deleted:
     """Forgets the picture: its addresses stop working at once."""
     gateway = gateway_of(request)
     if not await asyncio.to_thread(gateway.database.files.delete_asset, asset_id, key.team_id):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
 from calotype.serving.api.generation.files import find_file
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, parse_object, read_json
-from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
@@ -30,6 +31,51 @@ ENDPOINTS = ("/v1/images/generations", "/v1/images/edits")
 _MAX_ERRORS = 100
 
 
+class BatchError(TypedDict):
+    """What is wrong with a line of the file, or with all of it."""
+
+    code: str | None
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchErrors(TypedDict):
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class BatchCounts(TypedDict):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchObject(TypedDict):
+    """OpenAI's batch object."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    metadata: dict[str, str]
+
+
 class BatchBody(Body):
     input_file_id: str = Field(max_length=64, description="A file of purpose batch.")
     endpoint: Literal["/v1/images/generations", "/v1/images/edits"]
@@ -40,7 +86,7 @@ class BatchBody(Body):
 
 
 @router.post("/v1/batches", openapi_extra=json_body(BatchBody))
-async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
+async def create_batch(request: Request, key: Caller) -> BatchObject:
     """Takes a file of requests; its lines become jobs of low priority within a day."""
     gateway = gateway_of(request)
     raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
@@ -68,7 +114,7 @@ async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
         error_file_id=None,
         status=status,
         metadata=body.metadata,
-        errors=errors or None,
+        errors=[dict(error) for error in errors] or None,
         created=now,
         moments={status: now},
         deadline=now + WINDOW_SECONDS,
@@ -80,7 +126,7 @@ async def create_batch(request: Request, key: Caller) -> dict[str, Any]:
 @router.get("/v1/batches")
 async def list_batches(
     request: Request, key: Caller, limit: str = "20", after: str | None = None
-) -> dict[str, Any]:
+) -> Page[BatchObject]:
     """The team's batches, newest first."""
     gateway = gateway_of(request)
     count = page_size(limit)
@@ -96,7 +142,7 @@ async def list_batches(
 
 
 @router.get("/v1/batches/{batch_id}")
-async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
+async def get_batch(request: Request, batch_id: str, key: Caller) -> BatchObject:
     database = gateway_of(request).database
     return await _described(
         request, await asyncio.to_thread(database.batches.get_batch, batch_id, key.team_id)
@@ -104,7 +150,7 @@ async def get_batch(request: Request, batch_id: str, key: Caller) -> dict[str, A
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
-async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str, Any]:
+async def cancel_batch(request: Request, batch_id: str, key: Caller) -> BatchObject:
     """Ends the lines that are not over; answers that are there stay."""
     database = gateway_of(request).database
     await asyncio.to_thread(database.batches.get_batch, batch_id, key.team_id)
@@ -116,17 +162,19 @@ async def cancel_batch(request: Request, batch_id: str, key: Caller) -> dict[str
     return await _described(request, batch)
 
 
-async def _described(request: Request, batch: BatchRecord) -> dict[str, Any]:
+async def _described(request: Request, batch: BatchRecord) -> BatchObject:
     counts = await asyncio.to_thread(gateway_of(request).database.batches.batch_counts, [batch.id])
     return batch_object(batch, counts.get(batch.id, (0, 0, 0)))
 
 
-def batch_object(batch: BatchRecord, counts: tuple[int, int, int]) -> dict[str, Any]:
+def batch_object(batch: BatchRecord, counts: tuple[int, int, int]) -> BatchObject:
     def moment(state: str) -> int | None:
         found = batch.moments.get(state)
         return None if found is None else int(found)
 
-    errors = None if batch.errors is None else {"object": "list", "data": batch.errors}
+    errors: BatchErrors | None = None
+    if batch.errors is not None:
+        errors = {"object": "list", "data": cast(list[BatchError], batch.errors)}
     return {
         "id": batch.id,
         "object": "batch",
@@ -153,10 +201,10 @@ def batch_object(batch: BatchRecord, counts: tuple[int, int, int]) -> dict[str, 
 
 def _read_lines(
     batch_id: str, data: bytes, endpoint: str
-) -> tuple[list[BatchLine], list[dict[str, Any]]]:
+) -> tuple[list[BatchLine], list[BatchError]]:
     """The requests of a file, and what is wrong with it."""
     lines: list[BatchLine] = []
-    errors: list[dict[str, Any]] = []
+    errors: list[BatchError] = []
     seen: set[str] = set()
     for number, text in enumerate(data.split(b"\n"), start=1):
         if not text.strip() or len(errors) >= _MAX_ERRORS:
@@ -185,7 +233,7 @@ def _read_lines(
     return lines, errors
 
 
-def _fault(code: str, message: str) -> dict[str, Any]:
+def _fault(code: str, message: str) -> BatchError:
     return {"code": code, "message": message, "param": None, "line": None}
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
-from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.routes.case_images import open_held
 from calotype.serving.api.routes.takedowns import take_down_asset
@@ -30,6 +31,21 @@ Caller = Annotated[KeyRecord, Depends(allowed("images"))]
 Reviewer = Annotated[KeyRecord, Depends(allowed("moderation"))]
 
 _DECISION = re.compile(r"dec_[0-9a-f]{24}")
+
+
+class CaseObject(TypedDict):
+    """An appeal, a report or a held picture."""
+
+    id: str
+    object: str
+    decision_id: NotRequired[str]
+    """Of an appeal; the others have `asset_id`."""
+    asset_id: NotRequired[str]
+    reason: str
+    status: str
+    note: str | None
+    created_at: int
+    decided_at: int | None
 
 
 class CaseBody(BaseModel):
@@ -93,7 +109,7 @@ async def report(request: Request, key: Caller) -> Response:
 
 
 @router.get("/v1/moderation/cases/{case_id}")
-async def get_case(request: Request, case_id: str, key: Caller) -> dict[str, Any]:
+async def get_case(request: Request, case_id: str, key: Caller) -> CaseObject:
     """A case of one's own team; a reviewer sees everybody's."""
     reviewer = bool({"moderation", "admin"} & set(key.scopes))
     team = None if reviewer else key.team_id
@@ -104,7 +120,7 @@ async def get_case(request: Request, case_id: str, key: Caller) -> dict[str, Any
 @router.get("/v1/moderation/cases")
 async def list_cases(
     request: Request, key: Reviewer, status: str = "open", limit: str = "100"
-) -> dict[str, Any]:
+) -> Page[CaseObject]:
     """The queue, the oldest first."""
     found = await asyncio.to_thread(
         gateway_of(request).database.cases.list_cases, status, page_size(limit)
@@ -120,7 +136,7 @@ async def take_case(request: Request, key: Reviewer) -> Response:
 
 
 @router.post("/v1/moderation/cases/{case_id}/decide", openapi_extra=json_body(DecideBody))
-async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str, Any]:
+async def decide_case(request: Request, case_id: str, key: Reviewer) -> CaseObject:
     """Ends a case that this key took; what is taken down or rejected is gone at once."""
     gateway = gateway_of(request)
     body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
@@ -144,19 +160,19 @@ async def decide_case(request: Request, case_id: str, key: Reviewer) -> dict[str
     return describe_case(case)
 
 
-def describe_case(case: CaseRecord) -> dict[str, Any]:
+def describe_case(case: CaseRecord) -> CaseObject:
     """A case as the API shows it."""
-    subject = "decision_id" if case.kind == "appeal" else "asset_id"
-    return {
+    found: CaseObject = {
         "id": case.id,
         "object": f"moderation.{case.kind}",
-        subject: case.subject,
         "reason": case.reason,
         "status": case.status,
         "note": case.note,
         "created_at": int(case.created),
         "decided_at": None if case.decided is None else int(case.decided),
     }
+    found["decision_id" if case.kind == "appeal" else "asset_id"] = case.subject
+    return found
 
 
 def decide_held(

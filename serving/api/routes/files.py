@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from calotype.serving.api.generation.files import find_file, keep_file
 from calotype.serving.api.generation.uploads import check_image
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.multipart import is_multipart, read_form
-from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.pages import Deleted, Page, list_object, page_size
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import FileRecord, KeyRecord
 
 router = APIRouter(tags=["OpenAI"])
@@ -26,6 +28,21 @@ PURPOSES = ("batch", "vision", "user_data", "assistants", "fine-tune", "evals")
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 86_400
 _MAX_PAGE = 10_000
+
+
+class FileObject(TypedDict):
+    """OpenAI's file object."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    sha256: str
+
 
 _FORM = {
     "requestBody": {
@@ -53,7 +70,7 @@ _FORM = {
 
 
 @router.post("/v1/files", openapi_extra=_FORM)
-async def create_file(request: Request, key: Caller) -> dict[str, Any]:
+async def create_file(request: Request, key: Caller) -> FileObject:
     """Keeps a file, for a batch or as an image of later requests."""
     gateway = gateway_of(request)
     settings = gateway.settings
@@ -109,7 +126,7 @@ async def list_files(
     after: str | None = None,
     purpose: str | None = None,
     order: str = "desc",
-) -> dict[str, Any]:
+) -> Page[FileObject]:
     """The team's files."""
     gateway = gateway_of(request)
     count = page_size(limit, _MAX_PAGE)
@@ -128,7 +145,7 @@ async def list_files(
 
 
 @router.get("/v1/files/{file_id}")
-async def get_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
+async def get_file(request: Request, file_id: str, key: Caller) -> FileObject:
     return file_object(await find_file(gateway_of(request), file_id, key.team_id))
 
 
@@ -144,14 +161,14 @@ async def get_file_content(request: Request, file_id: str, key: Caller) -> Respo
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete_file(request: Request, file_id: str, key: Caller) -> dict[str, Any]:
+async def delete_file(request: Request, file_id: str, key: Caller) -> Deleted:
     """Forgets the file; jobs that use it already go on."""
     gateway = gateway_of(request)
     await asyncio.to_thread(gateway.database.files.delete_file, file_id, key.team_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def file_object(file: FileRecord) -> dict[str, Any]:
+def file_object(file: FileRecord) -> FileObject:
     return {
         "id": file.id,
         "object": "file",
@@ -165,7 +182,7 @@ def file_object(file: FileRecord) -> dict[str, Any]:
     }
 
 
-def _expires(fields: dict[str, Any], now: float) -> float | None:
+def _expires(fields: JsonObject, now: float) -> float | None:
     anchor = fields.get("expires_after[anchor]")
     seconds = fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
@@ -32,6 +32,7 @@ from calotype.serving.api.http.schemas import (
 )
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import KeyRecord
 
 router = APIRouter(tags=["OpenAI"])
@@ -98,7 +99,7 @@ async def _draw_from_images(
     if is_multipart(request):
         form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
         wanted, recipe = expand_recipe(typed(form.fields, schema))
-        raw: dict[str, Any] = form.fields | {"files": _digests(form)}
+        raw: JsonObject = form.fields | {"files": _digests(form)}
     else:
         raw = await read_json(request, settings.max_upload_bytes, settings.body_seconds)
         form = Form({}, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
@@ -16,8 +16,8 @@ from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.events import event_response, job_stream
-from calotype.serving.api.http.job_object import describe_job
-from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.job_object import JobObject, describe_job
+from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import (
     EditBody,
     GenerationBody,
@@ -106,7 +106,7 @@ async def list_jobs(
     after: str | None = None,
     status: str | None = None,
     created_after: str | None = None,
-) -> dict[str, Any]:
+) -> Page[JobObject]:
     """The team's jobs, newest first; ``metadata[k]=v`` keeps those that carry it."""
     gateway = gateway_of(request)
     if status is not None and status not in STATUSES:
@@ -129,13 +129,13 @@ async def list_jobs(
 
 
 @router.get("/v1/jobs/{job_id}")
-async def get_job(request: Request, job_id: str, key: Caller) -> dict[str, Any]:
+async def get_job(request: Request, job_id: str, key: Caller) -> JobObject:
     gateway = gateway_of(request)
     return await with_estimate(gateway, request, await _find(gateway, job_id, key))
 
 
 @router.post("/v1/jobs/{job_id}/cancel")
-async def cancel_job(request: Request, job_id: str, key: Caller) -> dict[str, Any]:
+async def cancel_job(request: Request, job_id: str, key: Caller) -> JobObject:
     """Ends the job if it is not over, and answers with it either way."""
     gateway = gateway_of(request)
     job = await _find(gateway, job_id, key)
@@ -176,17 +176,17 @@ async def _find(gateway: Gateway, job_id: str, key: KeyRecord) -> JobRecord:
     return job
 
 
-async def with_estimate(gateway: Gateway, request: Request, job: JobRecord) -> dict[str, Any]:
+async def with_estimate(gateway: Gateway, request: Request, job: JobRecord) -> JobObject:
     """`job_object` with what is known of the time to come."""
     estimates = await gateway.estimates.of_job(job)
-    estimate = estimates.estimated_seconds
-    return job_object(gateway, request, job) | {
-        "queue_position": estimates.queue_position,
-        "estimated_seconds": None if estimate is None else round(estimate, 1),
-    }
+    found = job_object(gateway, request, job)
+    found["queue_position"] = estimates.queue_position
+    if estimates.estimated_seconds is not None:
+        found["estimated_seconds"] = round(estimates.estimated_seconds, 1)
+    return found
 
 
-def job_object(gateway: Gateway, request: Request, job: JobRecord) -> dict[str, Any]:
+def job_object(gateway: Gateway, request: Request, job: JobRecord) -> JobObject:
     """The job as clients see it; pictures are addresses."""
     base = gateway.base_url(request)
     language = request.headers.get("accept-language", "")

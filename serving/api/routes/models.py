@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
 from calotype.serving.api.generation.access import is_open
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.config import ImageModel
+from calotype.serving.config.lora_adapter import Scale
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.jobs.records import KeyRecord, TeamRecord
 
@@ -19,11 +22,55 @@ router = APIRouter(tags=["OpenAI"])
 
 Caller = Annotated[KeyRecord, Depends(allowed("images"))]
 
+
+class ScaleObject(TypedDict):
+    default: float
+    min: float
+    max: float
+
+
+class AdapterObject(TypedDict):
+    id: str
+    scale: ScaleObject
+    trigger_words: list[str]
+
+
+class StatusObject(TypedDict):
+    """How a model is."""
+
+    name: str
+    ready: bool
+    replicas: int
+    queue_seconds: float
+    adapters: dict[str, str]
+    """Adapter -> ``loading``, ``ready``, or why it failed."""
+    message: str
+
+
+class ModelObject(TypedDict):
+    """OpenAI's model object, and what may be asked of the model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    aliases: list[str]
+    adapters: list[AdapterObject]
+    defaults: JsonObject
+    limits: JsonObject
+    status: NotRequired[StatusObject]
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
 # OpenAI's clients want a creation time; a manifest has none, so it is the format's own.
 _CREATED = 1_764_028_800
 
 
-def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> dict[str, Any]:
+def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> ModelObject:
     spec = model.spec
     return {
         "id": model.name,
@@ -34,7 +81,7 @@ def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> d
         "adapters": [
             {
                 "id": adapter.name,
-                "scale": adapter.spec.scale.model_dump(),
+                "scale": _scale(adapter.spec.scale),
                 "trigger_words": adapter.spec.trigger_words,
             }
             for adapter in gateway.catalog.adapters(model.name)
@@ -45,8 +92,12 @@ def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> d
     }
 
 
+def _scale(scale: Scale) -> ScaleObject:
+    return {"default": scale.default, "min": scale.min, "max": scale.max}
+
+
 @router.get("/v1/models")
-async def list_models(request: Request, key: Caller) -> dict[str, Any]:
+async def list_models(request: Request, key: Caller) -> ModelList:
     gateway = gateway_of(request)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
     offered = gateway.catalog.models()
@@ -55,26 +106,27 @@ async def list_models(request: Request, key: Caller) -> dict[str, Any]:
 
 
 @router.get("/v1/models/{name:path}")
-async def get_model(request: Request, name: str, key: Caller) -> dict[str, Any]:
+async def get_model(request: Request, name: str, key: Caller) -> ModelObject:
     """One model, by name or alias; ``id`` is what was asked for."""
     gateway = gateway_of(request)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
-    return await _with_status(gateway, gateway.catalog.model(name), team) | {"id": name}
+    found = await _with_status(gateway, gateway.catalog.model(name), team)
+    found["id"] = name
+    return found
 
 
-async def _with_status(
-    gateway: Gateway, model: ImageModel, team: TeamRecord | None
-) -> dict[str, Any]:
+async def _with_status(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> ModelObject:
     """The model; from a gateway that outlives its models also whether it is there."""
     described = _describe(gateway, model, team)
     if not gateway.outlives_models:
         return described
     statuses = {status.name: status for status in await gateway.backend.status()}
     absent = ModelStatus(model.name, ready=False, message="It has no app yet.")
-    return described | {"status": status_object(statuses.get(model.name, absent))}
+    described["status"] = status_object(statuses.get(model.name, absent))
+    return described
 
 
-def status_object(status: ModelStatus) -> dict[str, Any]:
+def status_object(status: ModelStatus) -> StatusObject:
     """How a model is, as /v1/models and /readyz say it."""
     return {
         "name": status.name,

@@ -20,6 +20,7 @@ from calotype.serving.api.http.body import read_json
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.decision import CheckScope
 from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import KeyRecord
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ MAX_VIEWS = 64
 @router.post("/v1/moderations")
 async def moderate(
     request: Request, key: Annotated[KeyRecord, Depends(allowed("images"))]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Judges texts and pictures: one result per string, one for a list of parts."""
     gateway = gateway_of(request)
     raw = await read_json(request, gateway.settings.max_body_bytes)
@@ -152,7 +153,7 @@ def _image(url: Any, where: str) -> list[Pixels]:
         raise InvalidRequest(str(error), code="invalid_image", param=where) from None
 
 
-def _join(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _join(results: Sequence[JsonObject]) -> JsonObject:
     """Text and pictures as one result: true if any, the highest score, every kind of input."""
     first = results[0]
     names = list(first["categories"])

@@ -9,11 +9,12 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images import pdq
@@ -24,7 +25,7 @@ from calotype.moderation.provenance import watermark
 from calotype.moderation.provenance.installation_keys import InstallationKeys
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
-from calotype.serving.api.http.pages import list_object
+from calotype.serving.api.http.pages import Deleted, Page, list_object
 from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.config.environment import DATA_DIR
@@ -42,6 +43,44 @@ SHOWN = 100
 _PAGE = 20
 
 
+class MatchObject(TypedDict):
+    """A stored picture that is a copy of the one that was looked for."""
+
+    asset_id: str
+    job_id: str
+    team_id: str
+    by: str
+    distance: int | None
+    created_at: int
+
+
+class TakedownAnswer(TypedDict):
+    """What was found, and deleted unless it was a dry run."""
+
+    id: str | None
+    deleted: int
+    dry_run: bool
+    object: Literal["moderation.takedown"]
+    watermark: str | None
+    pdq: str | None
+    matches: list[MatchObject]
+    match_count: int
+    unsearched: int
+
+
+class TakedownObject(TypedDict):
+    """A picture that is refused."""
+
+    id: str
+    object: Literal["moderation.takedown"]
+    category: str
+    reason: str
+    watermark: str | None
+    pdq: str | None
+    by: str
+    created_at: int
+
+
 class TakedownBody(BaseModel):
     """A picture that must not exist."""
 
@@ -57,7 +96,7 @@ class TakedownBody(BaseModel):
 
 
 @router.post("/v1/moderation/takedowns", openapi_extra=json_body(TakedownBody))
-async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
+async def take_down(request: Request, key: Reviewer) -> TakedownAnswer:
     """Deletes every stored copy of a picture and refuses it from now on.
 
     Copies are known by the watermark and by PDQ. Where ``unsearched`` is not 0 there are stored
@@ -77,7 +116,10 @@ async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
     if body.asset_id is not None and all(m.asset.id != body.asset_id for m in matches):
         named = await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id)
         matches += [] if named is None else [StoredMatch(named, "asset_id", None)]
-    found = {
+    found: TakedownAnswer = {
+        "id": None,
+        "deleted": 0,
+        "dry_run": True,
         "object": "moderation.takedown",
         "watermark": looked_for.payload,
         "pdq": looked_for.pdq,
@@ -86,22 +128,23 @@ async def take_down(request: Request, key: Reviewer) -> dict[str, Any]:
         "unsearched": unsearched,
     }
     if body.dry_run or unsearched:
-        return {"id": None, "deleted": 0, "dry_run": True} | found
+        return found
     taken, deleted = await asyncio.to_thread(
         remove, gateway, data, looked_for, matches, category, body.reason, key.id
     )
-    return {"id": taken.id, "deleted": deleted, "dry_run": False} | found
+    found.update({"id": taken.id, "deleted": deleted, "dry_run": False})
+    return found
 
 
 @router.get("/v1/moderation/takedowns")
-async def list_takedowns(request: Request, key: Reviewer) -> dict[str, Any]:
+async def list_takedowns(request: Request, key: Reviewer) -> Page[TakedownObject]:
     """What is refused, the oldest first."""
     found = await asyncio.to_thread(gateway_of(request).database.takedowns.list_takedowns)
     return list_object([_described(record) for record in found], has_more=False)
 
 
 @router.delete("/v1/moderation/takedowns/{takedown_id}")
-async def lift_takedown(request: Request, takedown_id: str, key: Reviewer) -> dict[str, Any]:
+async def lift_takedown(request: Request, takedown_id: str, key: Reviewer) -> Deleted:
     """Lets the picture come again; what was deleted stays so."""
     database = gateway_of(request).database
     await asyncio.to_thread(database.takedowns.lift_takedown, takedown_id)
@@ -229,7 +272,7 @@ async def _image(gateway: Gateway, body: TakedownBody) -> bytes:
         ) from None
 
 
-def _match(match: StoredMatch) -> dict[str, Any]:
+def _match(match: StoredMatch) -> MatchObject:
     asset = match.asset
     return {
         "asset_id": asset.id,
@@ -241,7 +284,7 @@ def _match(match: StoredMatch) -> dict[str, Any]:
     }
 
 
-def _described(record: TakedownRecord) -> dict[str, Any]:
+def _described(record: TakedownRecord) -> TakedownObject:
     return {
         "id": record.id,
         "object": "moderation.takedown",

@@ -5,18 +5,32 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest, PermissionDenied
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.usage import GROUPS
 from calotype.serving.jobs.records import KeyRecord
 
 router = APIRouter(tags=["usage"])
+
+
+class UsageObject(TypedDict):
+    """Sums of the jobs of some days."""
+
+    object: Literal["usage"]
+    start: str
+    end: str
+    group_by: list[str]
+    data: list[JsonObject]
+    """The groups' values, then the sums."""
+
 
 _MAX_DAYS = 366
 _MAX_ROWS = 10_000
@@ -30,7 +44,7 @@ async def get_usage(
     end: str | None = None,
     group_by: str = "day,model",
     team: str | None = None,
-) -> dict[str, Any]:
+) -> UsageObject:
     """Sums of the team's jobs that ended from `start` to `end` (days of UTC, both counted).
 
     ``team=*`` is every team, for keys with the scope admin; then `group_by` may name team.
@@ -69,7 +83,7 @@ async def get_usage(
     }
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
+def _row(row: JsonObject) -> JsonObject:
     return {
         name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()
     }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
-from calotype.serving.api.http.pages import list_object, page_size
+from calotype.serving.api.http.pages import Deleted, Page, list_object, page_size
 from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import (
     AttemptRecord,
     DeliveryRecord,
@@ -31,6 +33,57 @@ Caller = Annotated[KeyRecord, Depends(allowed("jobs"))]
 
 MAX_ENDPOINTS = 50
 _STATES = ("pending", "delivered", "failed")
+
+
+class EventTypeObject(TypedDict):
+    id: str
+    object: Literal["webhook_event_type"]
+
+
+class EventTypeList(TypedDict):
+    object: Literal["list"]
+    data: list[EventTypeObject]
+
+
+class EndpointObject(TypedDict):
+    """OpenAI's webhook endpoint."""
+
+    id: str
+    object: Literal["webhook_endpoint"]
+    created_at: int
+    updated_at: int
+    event_types: list[str]
+    name: str
+    url: str
+    signing_secret_hint: str
+    signing_secret: NotRequired[str]
+    """Told once: when the endpoint is made, and when its secret is rotated."""
+    enabled: bool
+    disabled_reason: str | None
+
+
+class AttemptObject(TypedDict):
+    number: int
+    at: int
+    seconds: float
+    http_status: int | None
+    error: str | None
+
+
+class DeliveryObject(TypedDict):
+    """An event on its way to one address."""
+
+    id: str
+    object: Literal["webhook_delivery"]
+    event_type: str
+    job_id: str | None
+    endpoint_id: str | None
+    url: str
+    status: str
+    created_at: int
+    completed_at: int | None
+    next_attempt_at: int | None
+    attempts: list[AttemptObject]
 
 
 class EndpointBody(Body):
@@ -55,7 +108,7 @@ class TestBody(Body):
 
 
 @router.get("/v1/webhook_event_types")
-async def list_event_types(request: Request, key: Caller) -> dict[str, Any]:
+async def list_event_types(request: Request, key: Caller) -> EventTypeList:
     """What an endpoint may ask for."""
     return {
         "object": "list",
@@ -71,7 +124,7 @@ async def get_default_secret(request: Request, key: Caller) -> dict[str, str]:
 
 
 @router.post("/v1/webhook_endpoints", openapi_extra=json_body(EndpointBody))
-async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
+async def create_endpoint(request: Request, key: Caller) -> EndpointObject:
     """Registers an address; the answer holds its signing secret, for the only time."""
     gateway = gateway_of(request)
     body = parse(EndpointBody, await _read(request))
@@ -88,18 +141,18 @@ async def create_endpoint(request: Request, key: Caller) -> dict[str, Any]:
         body.url,
         list(body.event_types),
     )
-    return endpoint_object(endpoint) | {"signing_secret": endpoint.secret}
+    return {**endpoint_object(endpoint), "signing_secret": endpoint.secret}
 
 
 @router.get("/v1/webhook_endpoints")
-async def list_endpoints(request: Request, key: Caller) -> dict[str, Any]:
+async def list_endpoints(request: Request, key: Caller) -> Page[EndpointObject]:
     database = gateway_of(request).database
     found = await asyncio.to_thread(database.webhooks.list_endpoints, key.team_id)
     return list_object([endpoint_object(endpoint) for endpoint in found], False)
 
 
 @router.get("/v1/webhook_endpoints/{endpoint_id}")
-async def get_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
+async def get_endpoint(request: Request, endpoint_id: str, key: Caller) -> EndpointObject:
     database = gateway_of(request).database
     return endpoint_object(
         await asyncio.to_thread(database.webhooks.get_endpoint, endpoint_id, key.team_id)
@@ -107,7 +160,7 @@ async def get_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[
 
 
 @router.post("/v1/webhook_endpoints/{endpoint_id}", openapi_extra=json_body(EndpointChange))
-async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
+async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> EndpointObject:
     """Changes what is named; ``enabled: true`` ends a disablement."""
     gateway = gateway_of(request)
     body = parse(EndpointChange, await _read(request))
@@ -125,7 +178,7 @@ async def update_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
 
 
 @router.delete("/v1/webhook_endpoints/{endpoint_id}")
-async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
+async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> Deleted:
     """Forgets the address; what was on its way there is given up."""
     database = gateway_of(request).database
     await asyncio.to_thread(database.webhooks.delete_endpoint, endpoint_id, key.team_id)
@@ -135,7 +188,7 @@ async def delete_endpoint(request: Request, endpoint_id: str, key: Caller) -> di
 @router.post(
     "/v1/webhook_endpoints/{endpoint_id}/rotate_secret", openapi_extra=json_body(RotationBody)
 )
-async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
+async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> EndpointObject:
     """Gives the endpoint a new secret; for a day the old one may sign beside it."""
     database = gateway_of(request).database
     body = parse(RotationBody, await _read(request))
@@ -145,11 +198,11 @@ async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> dict
         key.team_id,
         body.keep_old_secret_active_for_24_hours,
     )
-    return endpoint_object(endpoint) | {"signing_secret": endpoint.secret}
+    return {**endpoint_object(endpoint), "signing_secret": endpoint.secret}
 
 
 @router.post("/v1/webhook_endpoints/{endpoint_id}/test", openapi_extra=json_body(TestBody))
-async def test_endpoint(request: Request, endpoint_id: str, key: Caller) -> dict[str, Any]:
+async def test_endpoint(request: Request, endpoint_id: str, key: Caller) -> DeliveryObject:
     """Sends an event that says nothing, signed like any other."""
     database = gateway_of(request).database
     body = parse(TestBody, await _read(request))
@@ -180,7 +233,7 @@ async def list_deliveries(
     job_id: str | None = None,
     endpoint_id: str | None = None,
     status: str | None = None,
-) -> dict[str, Any]:
+) -> Page[DeliveryObject]:
     """What was sent or is on its way, newest first, with every attempt."""
     database = gateway_of(request).database
     count = page_size(limit)
@@ -205,7 +258,7 @@ async def list_deliveries(
 
 
 @router.get("/v1/webhook_deliveries/{delivery_id}")
-async def get_delivery(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
+async def get_delivery(request: Request, delivery_id: str, key: Caller) -> DeliveryObject:
     database = gateway_of(request).database
     delivery = await asyncio.to_thread(database.webhooks.get_delivery, delivery_id, key.team_id)
     attempts = await asyncio.to_thread(database.webhooks.list_attempts, [delivery.id])
@@ -213,7 +266,7 @@ async def get_delivery(request: Request, delivery_id: str, key: Caller) -> dict[
 
 
 @router.post("/v1/webhook_deliveries/{delivery_id}/redeliver")
-async def redeliver(request: Request, delivery_id: str, key: Caller) -> dict[str, Any]:
+async def redeliver(request: Request, delivery_id: str, key: Caller) -> DeliveryObject:
     """Sends it again: the same id and body, a new signature."""
     database = gateway_of(request).database
     delivery = await asyncio.to_thread(database.webhooks.redeliver, delivery_id, key.team_id)
@@ -221,7 +274,7 @@ async def redeliver(request: Request, delivery_id: str, key: Caller) -> dict[str
     return delivery_object(delivery, attempts.get(delivery.id, []))
 
 
-async def _read(request: Request) -> dict[str, Any]:
+async def _read(request: Request) -> JsonObject:
     settings = gateway_of(request).settings
     # OpenAI's SDKs send no body at all where every field has a default.
     if request.headers.get("content-length", "0") == "0" and not request.headers.get(
@@ -231,7 +284,7 @@ async def _read(request: Request) -> dict[str, Any]:
     return await read_json(request, settings.max_body_bytes, settings.body_seconds)
 
 
-def endpoint_object(endpoint: EndpointRecord) -> dict[str, Any]:
+def endpoint_object(endpoint: EndpointRecord) -> EndpointObject:
     return {
         "id": endpoint.id,
         "object": "webhook_endpoint",
@@ -246,7 +299,7 @@ def endpoint_object(endpoint: EndpointRecord) -> dict[str, Any]:
     }
 
 
-def delivery_object(delivery: DeliveryRecord, attempts: list[AttemptRecord]) -> dict[str, Any]:
+def delivery_object(delivery: DeliveryRecord, attempts: list[AttemptRecord]) -> DeliveryObject:
     due = delivery.due if delivery.status == "pending" else None
     return {
         "id": delivery.id,
