@@ -19,8 +19,7 @@ from calotype.serving.client.calls import (
     submit_call,
     unreachable,
 )
-from calotype.serving.client.models import Image, Job, JobEvent, JobPage
-from calotype.serving.core.json_object import JsonObject
+from calotype.serving.client.models import Image, Job, JobEvent, JobPage, JsonObject
 
 
 class AsyncClient:

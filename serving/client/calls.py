@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from calotype.serving.client.models import JobEvent
-from calotype.serving.core.json_object import JsonObject
+from calotype.serving.client.models import JobEvent, JsonObject
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 4

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from calotype.serving.core.json_object import JsonObject
+JsonObject = dict[str, Any]
+"""As the service answered it. The client imports nothing of the service, also not its alias."""
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
 

@@ -15,8 +15,8 @@ from typing import Literal
 from urllib.parse import quote
 
 from calotype.serving.client.calls import Call
+from calotype.serving.client.models import JsonObject
 from calotype.serving.client.synchronous import Client
-from calotype.serving.core.json_object import JsonObject
 
 Verdict = Literal["upheld", "overturned", "dismissed", "taken_down"]
 
