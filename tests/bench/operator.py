@@ -15,13 +15,15 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # as pytest does
 
 from cluster.kinds.installing import install_kinds
-from cluster.operator.many_adapters import MANY, ManyAdapters
+from cluster.operator.many_adapters import ManyAdapters
 from cluster.operator.operator_process import running_operator
 from cluster.operator.resources import model
 from controlplane import binaries
 from controlplane.client.cluster import Cluster
 from controlplane.processes.control_plane import ControlPlane
 
+MANY = 1000
+"""The most adapters of one model, as the operator's settings have it by default."""
 CHANGED = range(50, MANY, 50)
 """Which of the adapters are changed, one after the other."""
 
@@ -55,15 +57,15 @@ def measure_many_adapters(
     with running_operator(cluster, helm, folder) as (operator, pods):
         operator.start()
         many = ManyAdapters(cluster, operator, pods)
-        cluster.apply(model(), "-n", many.namespace)
+        cluster.apply_objects(model(), namespace=many.namespace)
         cluster.wait("imagemodels", "shapes", "Ready", many.namespace)
         empty = operator.memory()
-        pushes = len(pods.app("shapes").pushes)
+        pushes = len(pods.pushes("shapes"))
         begun = time.perf_counter()
         many.create(f"a{number:04}" for number in range(MANY))
         many.wait_ready(MANY)
         took = time.perf_counter() - begun
-        pushed = len(pods.app("shapes").pushes) - pushes
+        pushed = len(pods.pushes("shapes")) - pushes
         full = operator.memory()
         change = many.median_change(f"a{number:04}" for number in CHANGED)
     return {

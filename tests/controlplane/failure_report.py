@@ -4,7 +4,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from controlplane.client.cluster import Cluster
+from controlplane.client.cluster import OPEN
 
 # Of the processes beside the pods only these are the tests' own.
 AGENTS = ("node.log", "kuberay.log")
@@ -16,14 +16,11 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed:
-        folders = {
-            fixture.folder
-            for fixture in getattr(item, "funcargs", {}).values()
-            if isinstance(fixture, Cluster)
-        }
-        for folder in sorted(folders):
-            report.sections.append((f"logs of the cluster in {folder}", ends(folder)))
+    # Also where a fixture failed, which is then no argument of the test.
+    if report.failed and item.get_closest_marker("cluster"):
+        for folder in sorted(cluster.folder for cluster in OPEN):
+            if logs := ends(folder):
+                report.sections.append((f"logs of the cluster in {folder}", logs))
     return report
 
 

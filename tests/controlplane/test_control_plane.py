@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from controlplane.client.cluster import Cluster, CommandFailed
+from controlplane.client.cluster import Cluster
+from controlplane.client.commands import CommandFailed
 from controlplane.client.objects import Object
 from controlplane.processes.control_plane import ControlPlane
 from controlplane.processes.fake_nodes import FakeNodes

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from controlplane.client.objects import Object
-from controlplane.processes.pod_cluster import PodCluster
+from controlplane.processes.pod_cluster import CHECKOUT, PodCluster
 
 pytestmark = pytest.mark.cluster
 
@@ -259,6 +259,21 @@ def test_a_container_sees_its_image_and_nothing_of_the_machine(
     assert re.fullmatch(r"CapBnd:\t0+NoNewPrivs:\t1", lines[4])
     assert int(lines[5]) <= 5  # this script's processes and no others
     assert lines[6] == "inside"
+
+
+def test_a_volume_hides_no_image_that_lies_below_it(
+    pod_cluster: PodCluster, pod_namespace: str
+) -> None:
+    """A checkout below /tmp is seen by the chart's pods, which have a volume at /tmp."""
+    document = pod(
+        "below",
+        *("bash", "-c", f"touch {CHECKOUT.parent}/written && head -n1 {CHECKOUT}/pyproject.toml"),
+        image=pod_cluster.image("calotype-gateway"),
+        volumes=[{"name": "around", "emptyDir": {}}],
+        volumeMounts=[{"name": "around", "mountPath": str(CHECKOUT.parent)}],
+    )
+    text, ended = run(pod_cluster, pod_namespace, document)
+    assert (text, ended["status"]["phase"]) == ("[build-system]\n", "Succeeded")
 
 
 def test_a_pod_reaches_no_address_outside_the_cluster(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from controlplane.client.commands import CommandFailed
 from controlplane.client.objects import Object
 from controlplane.processes.pod_cluster import PodCluster, start_pod_cluster
 
@@ -40,7 +41,9 @@ def processes(network: str) -> set[int]:
     return found
 
 
-def test_a_world_ends_without_a_trace(cluster_binaries: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pod_cluster_ends_without_a_trace(
+    cluster_binaries: dict[str, Path], tmp_path: Path
+) -> None:
     if "etcd" not in cluster_binaries:
         pytest.skip("a cluster that is not ours is not started by the tests")
     try:
@@ -74,6 +77,41 @@ def test_pods_die_with_a_killed_node_and_run_again_with_it(
     with pod_cluster.forward("svc/web", 80, pod_namespace) as url:
         pod_cluster.until(lambda: answers(url), "the pod answers again, through its Service")
     assert pod_cluster.pid("web", pod_namespace) != before
+
+
+CRASHING = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: crashing}
+spec:
+  selector: {matchLabels: {app: crashing}}
+  template:
+    metadata: {labels: {app: crashing}}
+    spec:
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: main
+          image: tools
+          command: [bash, -c, echo there is no configuration; exit 1]
+          readinessProbe: {exec: {command: ["false"]}}
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+"""
+
+
+def test_a_helm_install_that_fails_says_what_its_pods_say(
+    pod_cluster: PodCluster, pod_namespace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: crashing\nversion: 0.1.0\n")
+    (tmp_path / "templates" / "deployment.yaml").write_text(CRASHING)
+    with pytest.raises(CommandFailed) as failed:
+        pod_cluster.helm(
+            "install", "crashing", tmp_path, "-n", pod_namespace, "--wait", "--timeout", "8s"
+        )
+    text = str(failed.value)
+    assert f"--- pod {pod_namespace}/crashing-" in text
+    assert "there is no configuration" in text
+    assert "BackOff" in text  # an event of the pod
 
 
 def answers(url: str) -> bool:

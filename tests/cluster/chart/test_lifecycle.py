@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from cluster.kinds.installing import await_kinds
 from controlplane.client.cluster import Cluster
 from controlplane.client.objects import Object
 from controlplane.fixtures import foreign
@@ -22,7 +24,7 @@ from helm.rendering import CHART, Chart
 pytestmark = pytest.mark.cluster
 
 EXAMPLES = CHART.parent / "examples"
-KINDS = ("imagemodels", "loraadapters", "moderationpolicies", "teams", "loratrainings")
+KINDS = [f"{file.stem}.calotype.dev" for file in sorted((CHART / "crd-files").glob("*.yaml"))]
 TRIAL = ("-f", str(CHART / "values-trial.yaml"))
 # Nothing runs on fake nodes, so the script of a hook would not either: it is run below.
 NO_MODEL = (*TRIAL, "--set", "defaultModel.enabled=false")
@@ -53,9 +55,8 @@ def cluster(
 def namespace(cluster: Cluster) -> Iterator[str]:
     with cluster.namespace() as name:
         yield name
-    for kind in KINDS:
-        if kind in cluster.kubectl("api-resources", "--api-group=calotype.dev", "-o", "name"):
-            cluster.kubectl("delete", f"{kind}.calotype.dev", "--all", "-n", name)
+    for kind in definitions(cluster):
+        cluster.delete_all(kind, name)
 
 
 def definitions(cluster: Cluster) -> dict[str, Object]:
@@ -64,15 +65,6 @@ def definitions(cluster: Cluster) -> dict[str, Object]:
         for item in cluster.items("customresourcedefinitions", None)
         if item["spec"]["group"] == "calotype.dev"
     }
-
-
-def await_kinds(cluster: Cluster, namespace: str) -> None:
-    """A new kind is Established before its storage answers."""
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    for kind in KINDS:
-        path = cluster.path(kind, namespace)
-        served = lambda path=path: cluster.api.get(path).is_success  # noqa: E731
-        cluster.until(served, f"{kind} are served")
 
 
 def belongings(cluster: Cluster, namespace: str) -> Object:
@@ -108,8 +100,8 @@ def test_upgrade_rollback_and_uninstallation_keep_what_is_the_users(
 ) -> None:
     helm = ("calotype", str(CHART), "-n", namespace)
     cluster.helm("install", *helm, *NO_MODEL)
-    assert set(definitions(cluster)) == {f"{kind}.calotype.dev" for kind in KINDS}
-    await_kinds(cluster, namespace)
+    assert set(definitions(cluster)) == set(KINDS)
+    await_kinds(cluster, KINDS)
     assert configuration(cluster, namespace) is None  # the gateway takes that as: no models yet
     cluster.apply(EXAMPLES, "-n", namespace)
     write_configuration(cluster, namespace, '{"models": ["mine"]}')
@@ -218,11 +210,8 @@ def test_kinds_that_are_not_to_be_kept_go_with_the_release(
 def account(cluster: Cluster, name: str, namespace: str, folder: Path) -> Path:
     """The folder that a pod with this ServiceAccount finds."""
     folder.mkdir()
-    token = cluster.kubectl("create", "token", name, "-n", namespace)
-    (folder / "token").write_text(token.strip(), encoding="utf-8")
-    raw = json.loads(cluster.kubectl("config", "view", "--raw", "--flatten", "-o", "json"))
-    authority = raw["clusters"][0]["cluster"]["certificate-authority-data"]
-    (folder / "ca.crt").write_bytes(base64.b64decode(authority))
+    (folder / "token").write_text(cluster.token(name, namespace), encoding="utf-8")
+    (folder / "ca.crt").write_bytes(cluster.endpoint[1])
     return folder
 
 
@@ -230,9 +219,8 @@ def run_hook(
     cluster: Cluster, folder: Path, *words: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """The chart's script as its pod runs it."""
-    raw = json.loads(cluster.kubectl("config", "view", "--raw", "-o", "json"))
-    host, _, port = raw["clusters"][0]["cluster"]["server"].removeprefix("https://").rpartition(":")
-    place = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+    server = httpx.URL(cluster.endpoint[0])
+    address = {"KUBERNETES_SERVICE_HOST": server.host, "KUBERNETES_SERVICE_PORT": str(server.port)}
     start = (
         "import pathlib, runpy, sys; hook = runpy.run_path(sys.argv[1]); "
         "hook['main'].__globals__['ACCOUNT'] = pathlib.Path(sys.argv[2]); "
@@ -240,11 +228,11 @@ def run_hook(
     )
     script = str(CHART / "scripts" / "hook.py")
     return subprocess.run(
-        [sys.executable, "-c", start, script, str(folder), *words],
+        [sys.executable, "-S", "-c", start, script, str(folder), *words],
         capture_output=True,
         text=True,
         timeout=180,
-        env={**os.environ, **place, **more},
+        env={**os.environ, **address, **more},
     )
 
 
@@ -255,7 +243,7 @@ def applying(
     """Folders of the account and of the objects that the hook of the trial values is given."""
     as_helm = ("--server-side", "--force-conflicts", "--field-manager=helm")
     cluster.apply(CHART / "crd-files", *as_helm)
-    await_kinds(cluster, namespace)
+    await_kinds(cluster, KINDS)
     (tmp_path / "scratch").mkdir()
     chart = Chart(cluster_binaries["helm"], tmp_path / "scratch")
     rendered = chart.render("values-trial.yaml", namespace=namespace)
@@ -264,7 +252,7 @@ def applying(
         for item in rendered.objects
         if item["metadata"]["name"] == "acme-defaults" and item["kind"] != "Job"
     ]
-    cluster.apply(mine, "-n", namespace)
+    cluster.apply_objects(*mine, namespace=namespace)
     objects = tmp_path / "objects"
     objects.mkdir()
     for name, text in rendered.one("ConfigMap", "acme-defaults", namespace)["data"].items():

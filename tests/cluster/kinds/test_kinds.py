@@ -146,30 +146,22 @@ COLUMNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cluster(control_plane: Cluster) -> Cluster:
-    control_plane.apply(FOLDER, "--server-side")
-    names = [f"crd/{file.stem}.calotype.dev" for file in FOLDER.glob("*.yaml")]
-    control_plane.kubectl("wait", "--for=condition=Established", *names)
-    return control_plane
-
-
-def test_the_definitions_apply_twice_without_a_change(cluster: Cluster) -> None:
+def test_the_definitions_apply_twice_without_a_change(kinds: Cluster) -> None:
     def generations() -> dict[str, int]:
-        found = [crd["metadata"] for crd in cluster.items("crd", None)]
+        found = [crd["metadata"] for crd in kinds.items("crd", None)]
         return {m["name"]: m["generation"] for m in found if m["name"].endswith(".calotype.dev")}
 
+    apply = (FOLDER, "--server-side", "--force-conflicts")
+    kinds.apply(*apply)
     before = generations()
-    cluster.apply(FOLDER, "--server-side")
+    kinds.apply(*apply)
     assert len(before) == len(KINDS)
     assert generations() == before
 
 
 @pytest.mark.parametrize("kind", VALID)
-def test_what_is_stored_is_what_the_classes_read(
-    cluster: Cluster, namespace: str, kind: str
-) -> None:
-    stored = cluster.create(VALID[kind], namespace)
+def test_what_is_stored_is_what_the_classes_read(kinds: Cluster, namespace: str, kind: str) -> None:
+    stored = kinds.create(VALID[kind], namespace)
     resource = CLASSES[kind].resource
     read = resource.model_validate(stored)
     assert read.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"] == stored["spec"]
@@ -177,28 +169,28 @@ def test_what_is_stored_is_what_the_classes_read(
 
 
 @pytest.mark.parametrize("kind", STATUS)
-def test_a_status_is_stored_whole_and_shown(cluster: Cluster, namespace: str, kind: str) -> None:
+def test_a_status_is_stored_whole_and_shown(kinds: Cluster, namespace: str, kind: str) -> None:
     name = VALID[kind]["metadata"]["name"]
-    cluster.create(VALID[kind], namespace)
+    kinds.create(VALID[kind], namespace)
     status = STATUS[kind]
     said = CLASSES[kind].status.model_validate(status)
     assert set(status) == {f.alias for f in type(said).model_fields.values()}, "every field is here"
-    stored = cluster.patch(kind, name, {"status": status}, namespace, sub="status")
+    stored = kinds.patch(kind, name, {"status": status}, namespace, sub="status")
     assert stored["status"] == status
     assert stored["metadata"]["generation"] == 1
-    header, row = cluster.kubectl("get", kind, "-n", namespace, "-o", "wide").splitlines()
+    header, row = kinds.kubectl("get", kind, "-n", namespace, "-o", "wide").splitlines()
     wanted, values = COLUMNS[kind]
     assert header.split() == wanted.split()
     assert row.split()[:-1] == values.split()
-    cluster.kubectl("wait", "--for=condition=Ready", f"{kind}/{name}", "-n", namespace)
+    kinds.kubectl("wait", "--for=condition=Ready", f"{kind}/{name}", "-n", namespace)
 
 
 def test_a_status_field_that_no_class_has_is_refused_by_a_strict_writer(
-    cluster: Cluster, namespace: str
+    kinds: Cluster, namespace: str
 ) -> None:
-    cluster.create(VALID["Team"], namespace)
-    url = cluster.path("Team", namespace, "shoes") + "/status?fieldValidation=Strict"
-    answer = cluster.api.patch(
+    kinds.create(VALID["Team"], namespace)
+    url = kinds.path("Team", namespace, "shoes") + "/status?fieldValidation=Strict"
+    answer = kinds.api.patch(
         url,
         json={"status": {"mood": "good"}},
         headers={"content-type": "application/merge-patch+json"},
@@ -207,16 +199,16 @@ def test_a_status_field_that_no_class_has_is_refused_by_a_strict_writer(
     assert 'unknown field "status.mood"' in answer.json()["message"]
 
 
-def test_short_names_and_the_category(cluster: Cluster, namespace: str) -> None:
+def test_short_names_and_the_category(kinds: Cluster, namespace: str) -> None:
     for document in VALID.values():
-        cluster.create(document, namespace)
-    short = cluster.kubectl("get", "im,lora,modpol,team,loratrain", "-n", namespace, "-o", "name")
-    category = cluster.kubectl("get", "calotype", "-n", namespace, "-o", "name")
+        kinds.create(document, namespace)
+    short = kinds.kubectl("get", "im,lora,modpol,team,loratrain", "-n", namespace, "-o", "name")
+    category = kinds.kubectl("get", "calotype", "-n", namespace, "-o", "name")
     assert sorted(short.split()) == sorted(category.split())
     assert len(short.split()) == len(VALID)
 
 
-def test_null_and_no_spec_at_all_are_defaults(cluster: Cluster, namespace: str) -> None:
+def test_null_and_no_spec_at_all_are_defaults(kinds: Cluster, namespace: str) -> None:
     nulls = manifest(
         "ImageModel",
         "nulls",
@@ -227,34 +219,34 @@ def test_null_and_no_spec_at_all_are_defaults(cluster: Cluster, namespace: str) 
             "precision": None,
         },
     )
-    spec = cluster.create(nulls, namespace)["spec"]
+    spec = kinds.create(nulls, namespace)["spec"]
     assert spec["source"] == {"builtIn": {"name": "shapes"}}
     assert spec["replicas"] == {"min": 1, "max": 1}
     assert spec["precision"] == "bfloat16"
     assert "enlarge" not in spec
     team: dict[str, Any] = {**VALID["Team"]}
     del team["spec"]
-    assert cluster.create(team, namespace)["spec"]["weight"] == 1
+    assert kinds.create(team, namespace)["spec"]["weight"] == 1
 
 
-def test_a_number_of_bytes_is_an_amount_too(cluster: Cluster, namespace: str) -> None:
+def test_a_number_of_bytes_is_an_amount_too(kinds: Cluster, namespace: str) -> None:
     plain = changed(VALID["ImageModel"], "spec.cache.persistentVolumeClaim.size", 2**40)
-    cluster.create(plain, namespace)
+    kinds.create(plain, namespace)
     smaller = changed(plain, "spec.cache.persistentVolumeClaim.size", "1000Gi")
-    answer = cluster.apply(smaller, "-n", namespace, check=False)
+    answer = kinds.apply(smaller, "-n", namespace, check=False)
     assert "a volume can grow but not shrink" in answer.err
     larger = changed(plain, "spec.cache.persistentVolumeClaim.size", "2Ti")
-    cluster.apply(larger, "-n", namespace)
+    kinds.apply(larger, "-n", namespace)
 
 
-def test_every_field_is_explained(cluster: Cluster) -> None:
-    said = cluster.kubectl("explain", "loraadapter.spec.scale")
+def test_every_field_is_explained(kinds: Cluster) -> None:
+    said = kinds.kubectl("explain", "loraadapter.spec.scale")
     assert "Largest scale of a request. Default: 1.5." in said
-    said = cluster.kubectl("explain", "imagemodel.spec.autoscaling.scaleToZeroAfterSeconds")
+    said = kinds.kubectl("explain", "imagemodel.spec.autoscaling.scaleToZeroAfterSeconds")
     assert "in seconds" in " ".join(said.split())
 
 
-def test_the_examples_apply_as_they_are(cluster: Cluster, namespace: str) -> None:
-    first = cluster.apply(EXAMPLES, "-n", namespace)
+def test_the_examples_apply_as_they_are(kinds: Cluster, namespace: str) -> None:
+    first = kinds.apply(EXAMPLES, "-n", namespace)
     assert first.count("created") == len(list(EXAMPLES.glob("*.yaml")))
-    assert cluster.apply(EXAMPLES, "-n", namespace).count("unchanged") == first.count("created")
+    assert kinds.apply(EXAMPLES, "-n", namespace).count("unchanged") == first.count("created")

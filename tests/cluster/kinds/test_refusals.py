@@ -1,4 +1,4 @@
-"""`kubectl apply` of wrong manifests: the API server refuses each and says what to write."""
+"""Wrong manifests: the API server refuses each and says what to write."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ from controlplane.client.cluster import Cluster
 from samples.valid_manifests import VALID, changed
 from samples.wrong_manifests import WRONG, Wrong
 
-from calotype.operator.api.crdgen import FOLDER
-
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def cluster(control_plane: Cluster) -> Cluster:
-    control_plane.apply(FOLDER, "--server-side")
-    names = [f"crd/{file.stem}.calotype.dev" for file in FOLDER.glob("*.yaml")]
-    control_plane.kubectl("wait", "--for=condition=Established", *names)
-    return control_plane
-
-
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_a_wrong_manifest_is_refused_with_what_to_write(cluster: Cluster, wrong: Wrong) -> None:
-    answer = cluster.apply(wrong.manifest, check=False)
+def test_a_wrong_manifest_is_refused_with_what_to_write(kinds: Cluster, wrong: Wrong) -> None:
+    if wrong.field in ("apiVersion", "kind"):  # kubectl finds no such kind and asks for nothing
+        answer = kinds.apply(wrong.manifest, check=False)
+        assert answer.code != 0, answer
+        message = answer.err
+    else:
+        message = kinds.dry_create(wrong.manifest).message
+    assert (wrong.server or wrong.says) in message
+
+
+def test_kubectl_says_what_the_api_server_says(kinds: Cluster) -> None:
+    several = [wrong for wrong in WRONG if wrong.field not in ("apiVersion", "kind")][::10]
+    manifests = [
+        changed(wrong.manifest, "metadata.name", f"wrong-{number}")
+        for number, wrong in enumerate(several)
+        if wrong.field != "metadata.name"
+    ]
+    answer = kinds.apply(manifests, check=False)
     assert answer.code != 0, answer
-    assert (wrong.server or wrong.says) in answer.err
+    for wrong in several:
+        if wrong.field != "metadata.name":
+            assert (wrong.server or wrong.says) in answer.err
 
 
 @pytest.mark.parametrize("kind", VALID)
-def test_the_manifests_that_are_changed_are_accepted(cluster: Cluster, kind: str) -> None:
-    assert "created" in cluster.apply(VALID[kind], "--dry-run=server")
+def test_the_manifests_that_are_changed_are_accepted(kinds: Cluster, kind: str) -> None:
+    assert kinds.dry_create(VALID[kind]).message == ""
 
 
 # Field of a valid object, its next value, and what is said.
@@ -79,43 +87,43 @@ ALLOWED = [
 
 
 @pytest.fixture(scope="module")
-def stored(cluster: Cluster) -> Iterator[Cluster]:
-    for document in VALID.values():
-        cluster.apply(document)
-    yield cluster
-    for kind, document in VALID.items():
-        cluster.delete(kind, document["metadata"]["name"], "default")
+def stored(kinds: Cluster) -> Iterator[str]:
+    """A namespace with one object of each kind."""
+    with kinds.namespace() as namespace:
+        for document in VALID.values():
+            kinds.create(document, namespace)
+        yield namespace
 
 
 @pytest.mark.parametrize(("kind", "field", "value", "says"), FORBIDDEN)
 def test_what_cannot_change_is_refused_with_what_to_do(
-    stored: Cluster, kind: str, field: str, value: object, says: str
+    kinds: Cluster, stored: str, kind: str, field: str, value: object, says: str
 ) -> None:
-    answer = stored.apply(changed(VALID[kind], field, value), check=False)
-    assert answer.code != 0, answer
-    assert says in answer.err
+    assert says in kinds.dry_replace(changed(VALID[kind], field, value), stored).message
 
 
 @pytest.mark.parametrize(("kind", "field", "value"), ALLOWED)
-def test_what_can_change_is_accepted(stored: Cluster, kind: str, field: str, value: object) -> None:
-    answer = stored.apply(changed(VALID[kind], field, value), "--dry-run=server")
-    assert "configured" in answer
+def test_what_can_change_is_accepted(
+    kinds: Cluster, stored: str, kind: str, field: str, value: object
+) -> None:
+    assert kinds.dry_replace(changed(VALID[kind], field, value), stored).message == ""
 
 
-def test_an_adapter_stays_with_the_model_that_it_was_checked_for(stored: Cluster) -> None:
+def test_an_adapter_stays_with_the_model_that_it_was_checked_for(
+    kinds: Cluster, stored: str
+) -> None:
     document = changed(VALID["LoRAAdapter"], "metadata.name", "checked")
-    stored.apply(document)
-    stored.patch(
-        "LoRAAdapter", "checked", {"status": {"sha256": "a" * 64}}, "default", sub="status"
-    )
+    kinds.create(document, stored)
+    kinds.patch("LoRAAdapter", "checked", {"status": {"sha256": "a" * 64}}, stored, sub="status")
     moved = changed(document, "spec.modelRef.name", "flux-2-klein")
-    answer = stored.apply(moved, check=False)
-    assert "spec.modelRef cannot be changed after the adapter was checked" in answer.err
-    stored.delete("LoRAAdapter", "checked", "default")
+    said = kinds.dry_replace(moved, stored).message
+    assert "spec.modelRef cannot be changed after the adapter was checked" in said
 
 
-def test_scaling_beyond_the_most_replicas_is_refused(stored: Cluster) -> None:
-    stored.kubectl("scale", "imagemodel/flux-2-dev", "--replicas=3")
-    assert stored.get("ImageModel", "flux-2-dev")["spec"]["replicas"] == {"min": 3, "max": 8}
-    answer = stored.kubectl("scale", "imagemodel/flux-2-dev", "--replicas=9", check=False)
+def test_scaling_beyond_the_most_replicas_is_refused(kinds: Cluster, stored: str) -> None:
+    scale = ("scale", "imagemodel/flux-2-dev", "-n", stored)
+    kinds.kubectl(*scale, "--replicas=3")
+    replicas = kinds.get("ImageModel", "flux-2-dev", stored)["spec"]["replicas"]
+    assert replicas == {"min": 3, "max": 8}
+    answer = kinds.kubectl(*scale, "--replicas=9", check=False)
     assert "replicas.min must not exceed replicas.max" in answer.err

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import openai
-from controlplane.client.cluster import Answer
+from controlplane.client.commands import Answer
 from controlplane.client.objects import Object
 from controlplane.processes.pod_cluster import PodCluster
 from helm.rendering import CHART

@@ -12,8 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,13 @@ class OperatorProcess:
         if self._process is None:
             return 0
         self._process.send_signal(number)
-        code = self._process.wait(30)
+        code = self._process.wait(120)
         self._process = None
         return code
+
+    def calls(self) -> int:
+        """How many calls of the operator the API server has answered so far."""
+        return sum(1 for _ in self.cluster.processes.audit(self.user))
 
     def memory(self) -> float:
         """Resident memory in MB."""
@@ -121,16 +124,16 @@ def running_operator(
     cluster: Cluster, helm: Path, folder: Path
 ) -> Iterator[tuple[OperatorProcess, SimulatedPods]]:
     """A namespace with the chart's rights and an operator that is not started yet."""
-    with cluster.namespace() as namespace:
-        for obj in operator_rights(helm, folder, namespace):
-            cluster.apply(obj, "-n", namespace)
+    with cluster.namespace(keep=True) as namespace:
+        cluster.apply_objects(*operator_rights(helm, folder, namespace), namespace=namespace)
         with SimulatedPods(cluster, namespace) as pods:
             operator = OperatorProcess(cluster, namespace, folder, pods.url)
             try:
                 yield operator, pods
             finally:
                 operator.kill()
-                remove_finalizers(cluster, namespace)
+                if cluster.foreign:
+                    remove_finalizers(cluster, namespace)
 
 
 def remove_finalizers(cluster: Cluster, namespace: str) -> None:
@@ -146,7 +149,7 @@ def remove_finalizers(cluster: Cluster, namespace: str) -> None:
 def no_orphans(cluster: Cluster, namespace: str) -> None:
     """Deletes every custom resource of ours, and waits until nothing of theirs is left."""
     for kind in ("loraadapters", "loratrainings", "imagemodels", "moderationpolicies", "teams"):
-        cluster.kubectl("delete", kind, "--all", "-n", namespace, "--timeout=120s")
+        cluster.delete_all(kind, namespace)
     for kind in (
         *("deployments", "services", "jobs", "pods", "secrets", "persistentvolumeclaims"),
         *("rayservices", "rayjobs"),
@@ -157,13 +160,3 @@ def no_orphans(cluster: Cluster, namespace: str) -> None:
         )
     left = {c["metadata"]["name"] for c in cluster.items("configmaps", namespace)}
     assert left <= {"kube-root-ca.crt", "calotype-gateway-config"}
-
-
-def wait_while(holds: Callable[[], Any], seconds: float) -> bool:
-    """Whether something held for so long."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not holds():
-            return False
-        time.sleep(0.2)
-    return True

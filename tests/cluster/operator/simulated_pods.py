@@ -29,6 +29,7 @@ class SimulatedPods:
         self.apps: dict[str, FakeModelApp] = {}
         self.fetch: Callable[[Object], Object] = good_fetch
         self.fetched: list[str] = []
+        self.status_calls = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
         simulated = self
@@ -69,8 +70,19 @@ class SimulatedPods:
     def app(self, model: str) -> FakeModelApp:
         return self.apps.setdefault(model, FakeModelApp())
 
+    def pushes(self, model: str) -> list[list[str]]:
+        """The adapters of each configuration that the model's app was given, oldest first."""
+        with self._lock:
+            return list(self.app(model).pushes)
+
+    def adapters(self, model: str) -> dict[str, Object]:
+        """The adapters that the model's app was given last, by name."""
+        with self._lock:
+            return self.app(model).adapters()
+
     def status(self, namespace: str, model: str) -> Object | None:
         with self._lock:
+            self.status_calls += 1
             application = self._application(namespace, model)
             if application is None:
                 return None

@@ -6,35 +6,27 @@ import base64
 import json
 import random
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.kinds.installing import install_kinds
 from cluster.operator.operator_process import (
     OperatorProcess,
     no_orphans,
     operator_rights,
     running_operator,
-    wait_while,
 )
 from cluster.operator.resources import TEAM, adapter, hub_adapter, model
 from cluster.operator.simulated_pods import SimulatedPods
-from controlplane.client.cluster import Cluster
+from controlplane.client.cluster import Cluster, condition
 from controlplane.client.objects import Object
 from controlplane.fixtures import foreign
 
 from calotype.operator.testing.cluster import good_fetch
 
+KILLS = 6
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def kinds(control_plane: Cluster) -> Cluster:
-    install_kinds(control_plane)
-    return control_plane
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def test_a_user_reads_the_truth_from_kubectl_get(
 ) -> None:
     operator, _ = running
     namespace = operator.namespace
-    kinds.apply([model(), adapter(), hub_adapter(), TEAM], "-n", namespace)
+    kinds.apply_objects(model(), adapter(), hub_adapter(), TEAM, namespace=namespace)
     kinds.wait("imagemodels", "shapes", "Ready", namespace)
     kinds.wait("loraadapters", "stripes", "Ready", namespace)
     found = kinds.wait("loraadapters", "sneaker", "Ready", namespace)
@@ -100,15 +92,13 @@ def test_fifty_adapters_applied_at_once_are_one_push(
 ) -> None:
     operator, pods = running
     namespace = operator.namespace
-    kinds.apply(model(), "-n", namespace)
+    kinds.apply_objects(model(), namespace=namespace)
     kinds.wait("imagemodels", "shapes", "Ready", namespace)
-    pushes = pods.app("shapes").pushes
-    before = len(pushes)
+    before = len(pods.pushes("shapes"))
     names = [f"a{number:02}" for number in range(50)]
-    kinds.apply([adapter(name) for name in names], "-n", namespace)
-    for name in names:
-        kinds.wait("loraadapters", name, "Ready", namespace)
-    assert [len(pushed) for pushed in pushes[before:]] == [50]
+    kinds.apply_objects(*[adapter(name) for name in names], namespace=namespace)
+    kinds.until(lambda: all_ready(kinds, namespace), "every adapter is ready")
+    assert [len(pushed) for pushed in pods.pushes("shapes")[before:]] == [50]
 
 
 def test_secrets_that_are_missing_wrong_and_rotated(
@@ -116,7 +106,9 @@ def test_secrets_that_are_missing_wrong_and_rotated(
 ) -> None:
     operator, pods = running
     namespace = operator.namespace
-    kinds.apply([model(), hub_adapter(credentialsSecretRef={"name": "hub"})], "-n", namespace)
+    kinds.apply_objects(
+        model(), hub_adapter(credentialsSecretRef={"name": "hub"}), namespace=namespace
+    )
     kinds.wait("loraadapters", "sneaker", "CredentialsReady=False", namespace)
     refused = {"ok": False, "reason": "CredentialsRejected", "message": "The hub says 403."}
     pods.fetch = lambda config: refused
@@ -148,16 +140,16 @@ def test_a_namespace_that_is_deleted_goes_and_the_others_are_served_on(
     ):
         namespace = operator.namespace
         values = {"rbac": {"namespaces": [shoes]}}
-        for obj in operator_rights(cluster_binaries["helm"], tmp_path, namespace, values):
-            kinds.apply(obj, *([] if "namespace" in obj["metadata"] else ["-n", namespace]))
+        rights = operator_rights(cluster_binaries["helm"], tmp_path, namespace, values)
+        kinds.apply_objects(*rights, namespace=namespace)
         operator.start(namespaces=[namespace, shoes])
-        kinds.apply(model(adapters={"namespaces": {"from": "All"}}), "-n", namespace)
+        kinds.apply_objects(model(adapters={"namespaces": {"from": "All"}}), namespace=namespace)
         foreign_one = hub_adapter(modelRef={"name": "shapes", "namespace": namespace})
-        kinds.apply([foreign_one, TEAM], "-n", shoes)
+        kinds.apply_objects(foreign_one, TEAM, namespace=shoes)
         kinds.wait("loraadapters", "sneaker", "Ready", shoes)
         kinds.kubectl("delete", "namespace", shoes, "--timeout=90s")
         kinds.until(lambda: "sneaker" not in configured(kinds, namespace), "it is forgotten", 90)
-        kinds.apply(adapter(), "-n", namespace)
+        kinds.apply_objects(adapter(), namespace=namespace)
         kinds.wait("loraadapters", "stripes", "Ready", namespace)
         kinds.until(lambda: not kinds.items("jobs", namespace), "no Job is left over")
 
@@ -172,12 +164,15 @@ def test_an_operator_that_is_killed_anywhere_and_a_restarted_api_server(
     operator, pods = running
     namespace = operator.namespace
     names = [f"sneaker-{number}" for number in range(8)]
-    kinds.apply([model(), TEAM, *(hub_adapter(name) for name in names)], "-n", namespace)
+    kinds.apply_objects(model(), TEAM, *(hub_adapter(name) for name in names), namespace=namespace)
     dice = random.Random(4)
-    for round_ in range(8):
-        time.sleep(dice.uniform(0.8, 2.2))
+    for round_ in range(KILLS):
+        # It lists every kind when it starts, in some 20 calls, and works then.
+        calls = operator.calls() + dice.randrange(10, 60)
+        reached = lambda calls=calls: operator.calls() >= calls or all_ready(kinds, namespace)  # noqa: E731
+        kinds.until(reached, "the operator is at work")
         operator.kill()
-        if round_ == 4:
+        if round_ == KILLS // 2:
             kinds.processes.restart("kube-apiserver", signal.SIGKILL)
         operator.start()
     for name in names:
@@ -195,13 +190,16 @@ def test_an_operator_that_is_killed_anywhere_and_a_restarted_api_server(
         for name in names
     }
     operator.kill()
+    asked = pods.status_calls
     operator.start()
-
-    def unchanged() -> bool:
-        return versions == {
-            o["metadata"]["name"]: o["metadata"]["resourceVersion"]
-            for o in kinds.items("loraadapters", namespace)
-        }
-
-    assert wait_while(unchanged, 5), "a restart alone writes nothing"
+    kinds.until(lambda: pods.status_calls >= asked + 4, "it has looked at the model several times")
+    assert versions == {
+        found["metadata"]["name"]: found["metadata"]["resourceVersion"]
+        for found in kinds.items("loraadapters", namespace)
+    }, "a restart alone writes nothing"
     no_orphans(kinds, namespace)
+
+
+def all_ready(cluster: Cluster, namespace: str) -> bool:
+    ready = condition("Ready")
+    return all(map(ready, cluster.items("loraadapters", namespace)))

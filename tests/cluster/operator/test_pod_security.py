@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.kinds.installing import install_kinds
 from cluster.operator.operator_process import OperatorProcess, running_operator
 from cluster.operator.resources import resource
 from controlplane.client.cluster import Cluster
@@ -19,10 +18,9 @@ ENCODER = {"resourceProfile": "a100", "replicas": {"min": 1, "max": 2}}
 
 @pytest.fixture
 def operator(
-    control_plane: Cluster, cluster_binaries: dict[str, Path], tmp_path: Path
+    kinds: Cluster, cluster_binaries: dict[str, Path], tmp_path: Path
 ) -> Iterator[OperatorProcess]:
-    install_kinds(control_plane)
-    with running_operator(control_plane, cluster_binaries["helm"], tmp_path) as (operator, _):
+    with running_operator(kinds, cluster_binaries["helm"], tmp_path) as (operator, _):
         operator.start()
         yield operator
 
@@ -50,14 +48,14 @@ def templates(cluster: Cluster, namespace: str) -> dict[str, Object]:
 
 
 def test_pods_of_models_fetches_and_trainings_are_restricted(
-    control_plane: Cluster, operator: OperatorProcess
+    kinds: Cluster, operator: OperatorProcess
 ) -> None:
     namespace = operator.namespace
     shapes = {"builtIn": {"name": "shapes"}}
     hub = {"huggingFace": {"repo": "acme/flux"}}
     dataset = {"http": {"url": "https://example.com/photos.zip"}}
-    control_plane.apply(
-        [
+    kinds.apply_objects(
+        *[
             resource(
                 "ImageModel", "ray", source=shapes, textEncoder=ENCODER, resourceProfile="a100"
             ),
@@ -70,12 +68,12 @@ def test_pods_of_models_fetches_and_trainings_are_restricted(
                 cache={"persistentVolumeClaim": {"size": "1Gi"}},
             ),
         ],
-        *("-n", namespace),
+        namespace=namespace,
     )
     for kind, name in (("rayservices", "ray"), ("rayjobs", "sneaker"), ("deployments", "pod")):
-        control_plane.wait(kind, name, lambda found: found["spec"], namespace)
-    control_plane.wait("deployments", "hub", lambda found: found["spec"], namespace)
-    found = templates(control_plane, namespace)
+        kinds.wait(kind, name, lambda found: found["spec"], namespace)
+    kinds.wait("deployments", "hub", lambda found: found["spec"], namespace)
+    found = templates(kinds, namespace)
     assert {name.split("-")[0] for name in found} >= {"rayservices", "rayjobs", "deployments"}
     assert {name for name in found if name.startswith("rayservices-ray-")} > {
         "rayservices-ray-head"
@@ -88,5 +86,5 @@ def test_pods_of_models_fetches_and_trainings_are_restricted(
             "spec": {**template["spec"], "restartPolicy": "Never"},
         }
         pod["spec"].pop("serviceAccountName", None)  # it is not there, and nobody asks for it here
-        answer = control_plane.apply(pod, "--server-side", "--dry-run=server", "-n", namespace)
-        assert "Warning" not in answer.err, (name, answer.err)
+        answer = kinds.dry_run(pod, namespace)
+        assert (answer.message, answer.warnings) == ("", []), name

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -16,12 +17,16 @@ from typing import Any
 import httpx
 import pytest
 from controlplane.child_process import ChildProcess
+from controlplane.client.commands import Answer, CommandFailed
+from controlplane.client.diagnosis import describe_pods
 from controlplane.client.discovery import Discovery
+from controlplane.client.dry_run import PARAMETERS, DryRun
 from controlplane.client.objects import Object
 from controlplane.processes.certificates import write_kubeconfig
 from controlplane.processes.control_plane import ControlPlane
 
 POLL_SECONDS = 0.1
+APPLY = "application/apply-patch+yaml"
 PATIENCE = 180.0
 """Seconds that a thing may take on a machine that is busy with others."""
 RESTRICTED = {
@@ -29,31 +34,8 @@ RESTRICTED = {
     "pod-security.kubernetes.io/warn": "restricted",
 }
 
-
-class CommandFailed(AssertionError):
-    """kubectl or helm ended with an error; `answer` holds what it wrote."""
-
-    def __init__(self, answer: "Answer") -> None:
-        words = " ".join(answer.command)
-        super().__init__(f"{words}\nended with {answer.code}\n{answer.err}{answer.out}")
-        self.answer = answer
-
-
-class Answer(str):
-    """What a command wrote to stdout, with `err` (stderr), `code` (exit code) and `command`."""
-
-    err: str
-    code: int
-    command: list[str]
-
-    def __new__(cls, done: subprocess.CompletedProcess[str]) -> "Answer":
-        answer = super().__new__(cls, done.stdout)
-        answer.err, answer.code, answer.command = done.stderr, done.returncode, list(done.args)
-        return answer
-
-    @property
-    def out(self) -> str:
-        return str(self)
+OPEN: set["Cluster"] = set()
+"""The clusters of this test run that are not closed yet."""
 
 
 class Cluster:
@@ -73,14 +55,15 @@ class Cluster:
         socket = Path(self._sockets.name, "api")
         command = [str(self._binaries["kubectl"]), "proxy", f"--unix-socket={socket}"]
         self._proxy = ChildProcess("kubectl proxy", command, folder / "proxy.log", self.env)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not socket.exists():
             self._proxy.check()
-            assert time.monotonic() < deadline, "kubectl proxy made no socket in 20 s"
+            assert time.monotonic() < deadline, "kubectl proxy made no socket in 60 s"
             time.sleep(0.02)
         transport = httpx.HTTPTransport(uds=str(socket), retries=3)
-        self.api = httpx.Client(transport=transport, base_url="http://localhost", timeout=30)
+        self.api = httpx.Client(transport=transport, base_url="http://localhost", timeout=60)
         self._discovery = Discovery(self.api)
+        OPEN.add(self)
 
     @property
     def env(self) -> dict[str, str]:
@@ -91,6 +74,11 @@ class Cluster:
         return {"KUBECONFIG": str(self.kubeconfig), **home}
 
     @property
+    def foreign(self) -> bool:
+        """Whether the cluster is somebody else's and outlives the tests."""
+        return self._processes is None
+
+    @property
     def processes(self) -> ControlPlane:
         """The processes of the control plane: `processes.restart("kube-apiserver")`,
         `processes.audit()`. A test that asks for them is skipped on a cluster that is not ours."""
@@ -99,6 +87,7 @@ class Cluster:
         return self._processes
 
     def close(self) -> None:
+        OPEN.discard(self)
         self.api.close()
         self._proxy.signal(signal.SIGKILL)
         self._proxy.end()
@@ -115,8 +104,12 @@ class Cluster:
     def helm(
         self, *words: str | Path, stdin: str = "", check: bool = True, timeout: float = 240
     ) -> Answer:
-        """`helm WORDS`; CommandFailed unless check=False."""
-        return self._run("helm", words, stdin, check, timeout)
+        """`helm WORDS`; CommandFailed, with what the release's pods say, unless check=False."""
+        answer = self._run("helm", words, stdin, False, timeout)
+        if check and answer.code:
+            namespace = str(words[words.index("-n") + 1]) if "-n" in words else "default"
+            raise CommandFailed(answer, f"\n{describe_pods(self.api, namespace)}")
+        return answer
 
     def _run(
         self, program: str, words: Sequence[str | Path], stdin: str, check: bool, timeout: float
@@ -169,6 +162,30 @@ class Cluster:
         answer = self.api.get(self.path(kind, namespace), params=parameters).raise_for_status()
         return [dict(item) for item in answer.json()["items"]]
 
+    def dry_run(self, document: Object, namespace: str = "default") -> DryRun:
+        """What the API server says of server-side apply of an object; nothing is stored."""
+        where = document["metadata"].get("namespace", namespace)
+        answer = self.api.patch(
+            self.path(document["kind"], where, document["metadata"]["name"]),
+            params={**PARAMETERS, "fieldManager": "tests", "force": "true"},
+            content=json.dumps(document),
+            headers={"content-type": APPLY},
+        )
+        return DryRun.of(answer)
+
+    def dry_create(self, document: Object, namespace: str = "default") -> DryRun:
+        """What the API server says of a new object; nothing is stored."""
+        where = document["metadata"].get("namespace", namespace)
+        url = self.path(document["kind"], where)
+        return DryRun.of(self.api.post(url, params=PARAMETERS, json=document))
+
+    def dry_replace(self, document: Object, namespace: str = "default") -> DryRun:
+        """What the API server says of another spec for an object that is there."""
+        url = self.path(document["kind"], namespace, document["metadata"]["name"])
+        stored = self.api.get(url).raise_for_status().json()
+        changed = {**stored, "spec": document["spec"]}
+        return DryRun.of(self.api.put(url, params=PARAMETERS, json=changed))
+
     def create(self, document: Object, namespace: str = "default") -> Object:
         """POST, and the stored object back; httpx.HTTPStatusError with the answer when refused."""
         url = self.path(document["kind"], document["metadata"].get("namespace", namespace))
@@ -177,6 +194,21 @@ class Cluster:
             message = f"{answer.status_code}: {answer.json().get('message')}"
             raise httpx.HTTPStatusError(message, request=answer.request, response=answer)
         return dict(answer.json())
+
+    def apply_objects(self, *documents: Object, namespace: str = "default") -> list[Object]:
+        """Server-side apply, by force, as `kubectl apply --server-side` does it."""
+        stored = []
+        for document in documents:
+            where = document["metadata"].get("namespace", namespace)
+            answer = self.api.patch(
+                self.path(document["kind"], where, document["metadata"]["name"]),
+                params={"fieldManager": "tests", "force": "true"},
+                content=json.dumps(document),
+                headers={"content-type": APPLY},
+            )
+            assert answer.is_success, f"{document['kind']}: {answer.text}"
+            stored.append(dict(answer.json()))
+        return stored
 
     def patch(
         self, kind: str, name: str, change: Object, namespace: str = "default", sub: str = ""
@@ -195,6 +227,12 @@ class Cluster:
         answer = self.api.request("DELETE", self.path(kind, namespace, name), json=options)
         if answer.status_code != 404:
             answer.raise_for_status()
+
+    def delete_all(self, kind: str, namespace: str = "default", seconds: float = PATIENCE) -> None:
+        """Deletes every object of a kind in a namespace, and returns when they are gone."""
+        for found in self.items(kind, namespace):
+            self.delete(kind, found["metadata"]["name"], namespace)
+        self.until(lambda: not self.items(kind, namespace), f"no {kind} are left", seconds)
 
     def path(self, kind: str, namespace: str | None = "default", name: str | None = None) -> str:
         """The API path of a kind's list or of one object, for use with `api`."""
@@ -249,9 +287,13 @@ class Cluster:
     # --- namespaces and users ---
 
     @contextlib.contextmanager
-    def namespace(self, labels: Mapping[str, str] = RESTRICTED) -> Iterator[str]:
+    def namespace(
+        self, labels: Mapping[str, str] = RESTRICTED, keep: bool = False
+    ) -> Iterator[str]:
         """A new namespace, Pod Security `restricted` by default; its deletion is asked for at the
-        end and not waited for."""
+        end and not waited for. A control plane of ours goes with what it holds: there a namespace
+        without pods stays, and one that is to be kept, because a deletion takes the API server half
+        a second of CPU."""
         name = f"test-{uuid.uuid4().hex[:8]}"
         meta = {"name": name, "labels": dict(labels)}
         self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
@@ -261,18 +303,29 @@ class Cluster:
         try:
             yield name
         finally:
-            self.delete("namespace", name)
+            if self.foreign or (not keep and self.items("pods", name)):
+                self.delete("namespace", name)
 
     def as_account(self, name: str, namespace: str, seconds: int = 3600) -> Path:
         """A kubeconfig with a token of a ServiceAccount: its rights and no others."""
-        raw = json.loads(
-            self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json")
-        )
-        server = raw["clusters"][0]["cluster"]
-        token = self.kubectl("create", "token", name, "-n", namespace, f"--duration={seconds}s")
-        authority = base64.b64decode(server["certificate-authority-data"])
+        server, authority = self.endpoint
         path = self.folder / f"{namespace}-{name}-{uuid.uuid4().hex[:6]}.kubeconfig"
-        return write_kubeconfig(path, server["server"], authority, name, {"token": token.strip()})
+        credentials = {"token": self.token(name, namespace, seconds)}
+        return write_kubeconfig(path, server, authority, name, credentials)
+
+    def token(self, account: str, namespace: str, seconds: int = 3600) -> str:
+        """A token of a ServiceAccount."""
+        url = self.path("serviceaccount", namespace, account) + "/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+        answer = self.api.post(url, json={**request, "spec": {"expirationSeconds": seconds}})
+        return str(answer.raise_for_status().json()["status"]["token"])
+
+    @functools.cached_property
+    def endpoint(self) -> tuple[str, bytes]:
+        """The URL of the API server, and the certificate of its authority."""
+        view = ("config", "view", "--raw", "--minify", "--flatten", "-o", "json")
+        cluster = json.loads(self.kubectl(*view))["clusters"][0]["cluster"]
+        return cluster["server"], base64.b64decode(cluster["certificate-authority-data"])
 
 
 def condition(text: str) -> Callable[[Object], bool]:

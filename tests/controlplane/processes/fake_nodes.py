@@ -8,7 +8,7 @@ from controlplane.client.cluster import Cluster
 from controlplane.processes.control_plane import ControlPlane
 from controlplane.processes.network import free_ports
 
-STAGES = Path(__file__).with_name("kwok-stages.yaml")
+STAGES = Path(__file__).with_name("kwok_stages.yaml")
 # A range for benchmarks that no network routes: a call to such a pod goes nowhere.
 POD_RANGE, NODE_ADDRESS = "198.18.0.0/16", "198.19.0.1"
 GPU = "nvidia.com/gpu"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.child_process import ChildProcess
-from controlplane.client.cluster import Answer, Cluster
+from controlplane.client.cluster import Cluster
+from controlplane.client.commands import Answer
 from controlplane.kuberay import schema
 from controlplane.node.images import Image, Images
 from controlplane.processes.control_plane import ControlPlane
@@ -208,10 +209,15 @@ def start_kuberay(control_plane: ControlPlane) -> ChildProcess:
 def images() -> Images:
     """The images of the chart, made of this checkout and its virtual environment; and `tools`, with
     the programs of the system only."""
-    seen = sorted({str(CHECKOUT), sys.prefix, sys.base_prefix})
+    # Real paths: the environment may be a link to one that several checkouts share.
+    seen = sorted({str(CHECKOUT), *map(os.path.realpath, (sys.prefix, sys.base_prefix))})
     calotype = Image(
         path=[f"{sys.prefix}/bin"],
-        env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
+        env={
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(CHECKOUT / ".editable"),
+        },
         visible=seen,
         uid=USER,
         user="calotype",

@@ -217,6 +217,8 @@ class Container:
         mounts.append((folder / "passwd", "/etc/passwd", True))
         mounts += self.pod.mounts(self.spec, env)
         mounts.append((folder / "termination-log", message, False))
+        # Outer ones first: a volume at /tmp must not hide an image that lies below /tmp.
+        mounts.sort(key=lambda mount: Path(mount[1]).parts)
         spec: Object = {
             "sandbox": self.pod.holder(),
             "state": str(folder / "state"),
