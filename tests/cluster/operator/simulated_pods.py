@@ -19,10 +19,11 @@ from controlplane.client.objects import Object
 from calotype.operator.kube.labels import MODEL
 from calotype.operator.testing.cluster import good_fetch
 from calotype.operator.testing.modelapps import FakeModelApp
+from calotype.serving.wire.model_status import ModelAppStatus
 
 
 class SimulatedPods:
-    """What runs in pods elsewhere: model apps that have what they are told, and fetch Jobs."""
+    """Model apps that have what they are given at once, and fetch Jobs that end at once."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
@@ -37,9 +38,9 @@ class SimulatedPods:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 _, _, namespace, service, *_ = self.path.split("/")
-                told = simulated.status(namespace, service.removesuffix("-serve-svc"))
-                body = json.dumps(told or {"error": "not running"}).encode()
-                self.send_response(200 if told else 503)
+                status = simulated.status(namespace, service.removesuffix("-serve-svc"))
+                body = json.dumps(status.payload() if status else {"error": "not running"}).encode()
+                self.send_response(200 if status else 503)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -80,7 +81,7 @@ class SimulatedPods:
         with self._lock:
             return self.app(model).adapters()
 
-    def status(self, namespace: str, model: str) -> Object | None:
+    def status(self, namespace: str, model: str) -> ModelAppStatus | None:
         with self._lock:
             self.status_calls += 1
             application = self._application(namespace, model)
@@ -113,22 +114,22 @@ class SimulatedPods:
             config = self.cluster.find("configmap", job, self.namespace)
             if config is None or MODEL not in pod["metadata"]["labels"]:
                 continue
-            told = self.fetch(json.loads(config["data"]["fetch.json"]))
+            result = self.fetch(json.loads(config["data"]["fetch.json"]))
             self.fetched.append(job)
             ended = {
-                "exitCode": 0 if told["ok"] else 1,
-                "message": json.dumps(told),
-                "reason": "Completed" if told["ok"] else "Error",
+                "exitCode": 0 if result["ok"] else 1,
+                "message": json.dumps(result),
+                "reason": "Completed" if result["ok"] else "Error",
                 "startedAt": "2026-11-23T09:00:00Z",
                 "finishedAt": "2026-11-23T09:00:01Z",
-                "containerID": "pretended://1",
+                "containerID": "simulated://1",
             }
             status = {
-                "phase": "Succeeded" if told["ok"] else "Failed",
+                "phase": "Succeeded" if result["ok"] else "Failed",
                 "containerStatuses": [
                     {
                         "name": "fetch",
-                        "image": "pretended",
+                        "image": "simulated",
                         "imageID": "",
                         "ready": False,
                         "restartCount": 0,

@@ -22,6 +22,7 @@ from controlplane.client.diagnosis import describe_pods
 from controlplane.client.discovery import Discovery
 from controlplane.client.dry_run import PARAMETERS, DryRun
 from controlplane.client.objects import Object
+from controlplane.client.transport import RepeatingTransport
 from controlplane.processes.certificates import write_kubeconfig
 from controlplane.processes.control_plane import ControlPlane
 
@@ -60,7 +61,7 @@ class Cluster:
             self._proxy.check()
             assert time.monotonic() < deadline, "kubectl proxy made no socket in 60 s"
             time.sleep(0.02)
-        transport = httpx.HTTPTransport(uds=str(socket), retries=3)
+        transport = RepeatingTransport(uds=str(socket), retries=3)
         self.api = httpx.Client(transport=transport, base_url="http://localhost", timeout=60)
         self._discovery = Discovery(self.api)
         OPEN.add(self)
