@@ -242,8 +242,8 @@ class Moderator:
         elapsed = 1000 * (time.monotonic() - start)
         return failed(applying.policy, kind, reason, elapsed)
 
-    def _shows_face(self, pictures: Sequence[Pixels], deadline: float) -> bool:
-        given = [images.validated(image) for image in pictures]
+    def _shows_face(self, references: Sequence[Pixels], deadline: float) -> bool:
+        given = [images.validated(image) for image in references]
         scores = self._faces.score(given, deadline - time.monotonic())
         return any(max(row.values(), default=0.0) >= SURE for row in scores)
 

@@ -59,7 +59,14 @@ class FixedImageClassifier:
     def _marked(self, image: Pixels) -> bool:
         if self._colour is None:
             return True
-        return bool((image == self._colour).all(axis=2).mean() >= self._cover)
+        return share_of(image, self._colour) >= self._cover
+
+
+def share_of(image: Pixels, colour: tuple[int, int, int]) -> float:
+    """The part of an image's pixels that have a colour, red, green, blue."""
+    # Band by band: reducing an innermost axis of three takes ten times as long.
+    red, green, blue = (image[:, :, band] == value for band, value in enumerate(colour))
+    return float((red & green & blue).mean())
 
 
 class HangingClassifier:

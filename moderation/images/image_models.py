@@ -51,10 +51,10 @@ class Falconsai:
             )
         self._unsafe = labels["nsfw"]
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         import torch
 
-        inputs = self._processor(images=_images(pictures), return_tensors="pt")
+        inputs = self._processor(images=_images(images), return_tensors="pt")
         with torch.inference_mode():
             chances = self._model(**inputs).logits.float().softmax(dim=-1)
         return [{Category.SEXUAL: float(row[self._unsafe])} for row in chances]
@@ -75,12 +75,12 @@ class SafetyChecker:
         self._model = _loaded(self.name, StableDiffusionSafetyChecker, folder)
         self._processor = _loaded(self.name, CLIPImageProcessor, folder)
 
-    def score(self, pictures: Sequence[Pixels]) -> list[Scores]:
+    def score(self, images: Sequence[Pixels]) -> list[Scores]:
         import torch
 
         # CLIP's own processor cuts a square out of the middle: what stands at the side of a wide
         # image would not be seen.
-        squares = [_squared(image) for image in _images(pictures)]
+        squares = [_squared(image) for image in _images(images)]
         inputs = self._processor(images=squares, return_tensors="pt")
         with torch.inference_mode():
             seen = self._model.visual_projection(

@@ -257,17 +257,17 @@ class OpenNsfw:
     def score(self, images: Sequence[Pixels]) -> list[Scores]:
         return [self._score(image) for image in images]
 
-    def _score(self, picture: Pixels) -> Scores:
-        image = Image.fromarray(picture).resize((256, 256), Image.Resampling.BILINEAR)
+    def _score(self, pixels: Pixels) -> Scores:
+        image = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR)
         crop = np.asarray(image.crop((16, 16, 240, 240)), dtype=np.float32)
         inputs = np.ascontiguousarray(crop[:, :, ::-1] - self._MEAN_BGR)[None]
         (row,) = self._session.run(None, {"input:0": inputs})[0]
         return {Category.SEXUAL: float(row[1])}
 
 
-def _blur_padded(picture: Pixels, side: int = 224) -> Floats:
+def _blur_padded(pixels: Pixels, side: int = 224) -> Floats:
     """The whole image in a square, on a blurred copy of itself, as the network was trained."""
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     scale = min(side / image.width, side / image.height)
     fit = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     square = image.resize((side, side), Image.Resampling.LANCZOS)

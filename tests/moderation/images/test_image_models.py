@@ -17,6 +17,9 @@ from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.categories import Category, Verdict
 from calotype.moderation.policy.policy import Policy
 
+# Imports torch and transformers.
+pytestmark = pytest.mark.slow
+
 VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,

@@ -12,7 +12,7 @@ from calotype.moderation.images.images import is_blank, is_flat_drawing, tiles
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.categories import Category, Verdict
 from calotype.moderation.policy.policy import Policy
-from calotype.moderation.testing import FixedImageClassifier
+from calotype.moderation.testing import FixedImageClassifier, share_of
 
 MARK = (10, 200, 90)
 COLOURS = {
@@ -28,7 +28,8 @@ COLOURS = {
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 def drawing(shape: str, colour: str, ground: str, seed: int) -> Image.Image:
@@ -166,7 +167,7 @@ class Gauge:
 
     def score(self, images: Sequence[NDArray[np.uint8]]) -> list[Mapping[str, float]]:
         self.looks += len(images)
-        shares = [float((image == MARK).all(axis=2).mean()) for image in images]
+        shares = (share_of(image, MARK) for image in images)
         return [{"sexual": min(0.95, self.factor * share)} for share in shares]
 
 

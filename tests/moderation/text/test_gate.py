@@ -12,6 +12,9 @@ import pytest
 from calotype.moderation.evaluation.evaluation import BENIGN, Report, evaluate
 from calotype.moderation.moderator import Moderator
 
+# Embeds two frozen sets of prompts.
+pytestmark = pytest.mark.slow
+
 BARS = {"sexual": 0.917, "violence/graphic": 0.948}
 
 

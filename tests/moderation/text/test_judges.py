@@ -18,6 +18,9 @@ from calotype.moderation.policy.rules import JudgeRules
 from calotype.moderation.testing import FixedTextClassifier
 from calotype.moderation.text.judges import FORMATS, MLCOMMONS, QUESTIONS, QWEN3GUARD, Judge
 
+# Imports torch and transformers.
+pytestmark = pytest.mark.slow
+
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|channel|>", "<|message|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
