@@ -16,10 +16,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from calotype.serving.database.schema.tables import metadata
 
 START_SECONDS = 60.0
 _UNPRIVILEGED = ("postgres", "nobody")
@@ -31,6 +34,13 @@ _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
 }
+
+
+class _ProcessOptions(TypedDict, total=False):
+    cwd: str
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 def find_binaries() -> pathlib.Path | None:
@@ -55,6 +65,20 @@ def install_in_ci() -> None:
         subprocess.run(
             [apt, "-y", *command], env=environment, capture_output=True, timeout=300, check=False
         )
+
+
+def empty_tables(url: str) -> None:
+    """Ends all other sessions of a database and removes every row of its job tables."""
+    engine = create_engine(url, poolclass=NullPool)
+    names = ", ".join(table.name for table in metadata.sorted_tables)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
 
 
 class PostgresServer:
@@ -114,23 +138,21 @@ class PostgresServer:
             self._process.wait(30)
         self._process = None
 
-    def create_database(self, template: str = "template1") -> str:
-        """Makes a database, a copy of ``template`` (which nobody may be connected to)."""
+    def create_database(self) -> str:
+        """Makes a database without tables; its name."""
         self._databases += 1
         name = f"calotype_{self._databases}"
-        engine = create_engine(self.url(), isolation_level="AUTOCOMMIT")
+        engine = create_engine(self.url(), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-        engine.dispose()
+            connection.execute(text(f"CREATE DATABASE {name}"))
         return name
 
     def _wait_until_it_answers(self) -> None:
-        engine = create_engine(self.url())
+        engine = create_engine(self.url(), poolclass=NullPool)
         end = time.monotonic() + START_SECONDS
         while True:
             try:
                 with engine.connect():
-                    engine.dispose()
                     return
             except OperationalError:
                 dead = self._process is None or self._process.poll() is not None
@@ -151,8 +173,8 @@ class PostgresServer:
         if run.returncode:
             raise RuntimeError(f"{program} failed:\n{run.stdout}{run.stderr}")
 
-    def _as_user(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"cwd": str(self._folder)}
+    def _as_user(self) -> _ProcessOptions:
+        options = _ProcessOptions(cwd=str(self._folder))
         if self._user is not None:
             entry = pwd.getpwnam(self._user)
             options |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

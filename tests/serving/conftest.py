@@ -1,4 +1,8 @@
-"""A dispatcher over a fresh database (SQLite, PostgreSQL) with a clock that stands still."""
+"""A job database, SQLite and PostgreSQL, and a dispatcher over it, with a clock that stands still.
+
+There is one PostgreSQL server a session, and one database in it whose tables are emptied for each
+test: making a database takes half a second and 8 MB of disk.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,12 @@ from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
-from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
+from calotype.serving.testing.postgres import (
+    PostgresServer,
+    empty_tables,
+    find_binaries,
+    install_in_ci,
+)
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +49,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def empty_postgres(postgres: PostgresServer) -> str:
-    """Name of a database with tables and without rows, to be copied."""
-    name = postgres.create_database()
-    upgrade_database(postgres.url(name))
-    return name
+def postgres_database(postgres: PostgresServer) -> str:
+    """The address of a database with tables; tests empty it before they use it."""
+    url = postgres.url(postgres.create_database())
+    upgrade_database(url)
+    return url
 
 
 @pytest.fixture
@@ -67,8 +76,9 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The address of a database with tables and without rows."""
     if request.param == "sqlite":
         return str(request.getfixturevalue("sqlite_database"))
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url(server.create_database(request.getfixturevalue("empty_postgres")))
+    url = str(request.getfixturevalue("postgres_database"))
+    empty_tables(url)
+    return url
 
 
 @pytest.fixture
@@ -94,7 +104,7 @@ def file_database(sqlite_database: str, clock: ManualClock) -> Iterator[Database
 
 @pytest.fixture
 def add_job(database: Database) -> Callable[..., JobRecord]:
-    """Makes queued jobs in ``store``; ``team`` is a name."""
+    """Makes queued jobs in ``database``; ``team`` is a name."""
     return job_maker(database)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -91,6 +92,7 @@ def test_there_is_one_newest_migration() -> None:
     assert len(ScriptDirectory.from_config(alembic_config()).get_heads()) == 1
 
 
+@pytest.mark.slow
 def test_three_processes_that_start_at_once_all_find_the_tables(
     new_database: Callable[[], str],
 ) -> None:
@@ -109,6 +111,6 @@ def test_three_processes_that_start_at_once_all_find_the_tables(
         )
         for _ in range(3)
     ]
-    answers = [process.communicate(timeout=60) for process in started]
+    answers = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0] * 3, answers
     assert len({out for out, _ in answers}) == 1
