@@ -35,6 +35,10 @@ from calotype.operator.runtime.model_app import ModelApps
 from calotype.operator.runtime.store import Store
 from calotype.operator.runtime.watching import STREAM, Watcher
 from calotype.operator.runtime.workqueue import Debounce, Key, WorkQueue
+from calotype.operator.runtime.writers.children import ChildWriter
+from calotype.operator.runtime.writers.events import EventWriter
+from calotype.operator.runtime.writers.finalizers import Finalizers
+from calotype.operator.runtime.writers.statuses import StatusWriter
 from calotype.operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
@@ -57,29 +61,43 @@ RECONCILERS: dict[str, Callable[[Context, Key], Awaitable[float | None]]] = {
 
 
 class Operator:
-    """One operator; ``run`` returns after SIGTERM or `stop`."""
+    """One operator; ``run`` returns after SIGTERM or `stop`.
 
-    def __init__(self, settings: OperatorSettings, kube: KubeClient) -> None:
+    Args:
+        apps, clock: others for tests.
+    """
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        kube: KubeClient,
+        apps: ModelApps | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings, self.kube = settings, kube
         self.metrics = Metrics()
-        self.queue = WorkQueue(self._reconcile, self.metrics, workers=settings.workers)
-        self.apps = ModelApps(kube, settings)
+        self.queue = WorkQueue(self._reconcile, self.metrics, workers=settings.workers, clock=clock)
+        self.apps = apps or ModelApps(kube, settings)
         slots = FetchSlots(settings.max_fetch_jobs, self.queue.add)
+        store, events = Store(settings), EventWriter(kube)
         self.context = Context(
             kube=kube,
             settings=settings,
-            store=Store(settings),
+            store=store,
             queue=self.queue,
             metrics=self.metrics,
             apps=self.apps,
-            credentials=CredentialReader(kube, settings.secret_poll_seconds),
+            credentials=CredentialReader(kube, settings.secret_poll_seconds, clock),
             fetches=FetchRunner(kube, settings, slots),
             slots=slots,
-            debounce=Debounce(settings.debounce_seconds, settings.debounce_at_most_seconds),
+            debounce=Debounce(settings.debounce_seconds, settings.debounce_at_most_seconds, clock),
+            children=ChildWriter(kube, self.metrics),
+            statuses=StatusWriter(kube, self.metrics, events),
+            events=events,
+            finalizers=Finalizers(kube, settings, self.metrics, store.terminating),
         )
-        self.watcher = Watcher(
-            kube, settings, EventRouter(self.context), self.metrics, self._watching_began
-        )
+        self.router = EventRouter(self.context)
+        self.watcher = Watcher(kube, settings, self.router, self.metrics, self.schedule_all)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -92,10 +110,10 @@ class Operator:
             LeaseLost: another operator acts; this one must not.
         """
         self._catch_signals()
-        asyncio.get_running_loop().set_exception_handler(_quietly)
+        asyncio.get_running_loop().set_exception_handler(_ignore_stream_errors)
         health = HealthServers(
             self.metrics,
-            lambda: time.monotonic() - self.queue.beat,
+            lambda: time.monotonic() - self.queue.last_active,
             lambda: self.watcher.scope is not None,
         )
         await health.start(self.settings.health_port, self.settings.metrics_port)
@@ -107,22 +125,22 @@ class Operator:
             await self.apps.close()
             if lease is not None and self._stopping.is_set():
                 with contextlib.suppress(ApiError):
-                    await lease.give_up()
+                    await lease.release()
 
     async def _act(self, lease: Lease | None) -> None:
         async with asyncio.TaskGroup() as group:
             if lease is not None:
-                waiting = group.create_task(self._idle_beat())
+                waiting = group.create_task(self._stay_alive())
                 await lease.acquire()
                 waiting.cancel()
                 group.create_task(lease.keep())
             group.create_task(self.watcher.run())
             group.create_task(self.queue.run())
 
-    async def _idle_beat(self) -> None:
+    async def _stay_alive(self) -> None:
         """An operator that waits for the Lease is well."""
         while True:
-            self.queue.beat = time.monotonic()
+            self.queue.last_active = time.monotonic()
             await asyncio.sleep(1.0)
 
     async def _until_stopped(self, work: Awaitable[None]) -> None:
@@ -139,11 +157,11 @@ class Operator:
             await asyncio.gather(acting, stopping, return_exceptions=True)
         with contextlib.suppress(ApiError, TimeoutError):
             async with asyncio.timeout(LAST_ACT_SECONDS):
-                await self._let_go_of_the_ending()
+                await self._release_if_terminating()
 
-    def _watching_began(self) -> None:
-        """Kopf takes the signals for itself whenever it begins."""
-        self._catch_signals()
+    def schedule_all(self) -> None:
+        """Whenever watching begins: what no event of an object asks for is scheduled."""
+        self._catch_signals()  # kopf takes them for itself
         self.queue.add(Key("Gateway", "", ""), 1.0)
         self.queue.add(Key("Resync", "", ""), FIRST_RESYNC_SECONDS)
 
@@ -156,10 +174,10 @@ class Operator:
     async def _reconcile(self, key: Key) -> float | None:
         return await RECONCILERS[key.kind](self.context, key)
 
-    async def _let_go_of_the_ending(self) -> None:
+    async def _release_if_terminating(self) -> None:
         """Nobody will drain what is being deleted together with the operator's namespace."""
         namespace = self.settings.operator_namespace
-        await self.context.look_at_namespace(namespace)
+        await self.context.refresh_namespace(namespace)
         if namespace in self.context.store.terminating:
             await release_all(self.context, [namespace])
 
@@ -173,12 +191,12 @@ async def release_all(context: Context, namespaces: list[str] | None) -> int:
             for obj in await context.kube.list(resource, namespace):
                 full = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
                 if full["metadata"].get("finalizers"):
-                    await context.release(resource, full)
+                    await context.finalizers.remove(resource, full)
                     count += 1
     return count
 
 
-def _quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _ignore_stream_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """When one watch of kopf's fails, all others fail with it, and nobody asks them why: the first
     one is in the log already."""
     task = context.get("future") or context.get("task")

@@ -1,4 +1,4 @@
-"""What the chart tells the operator: one YAML file, `/etc/calotype/operator.yaml`."""
+"""The operator's settings: one YAML file that the chart writes, `/etc/calotype/operator.yaml`."""
 
 from __future__ import annotations
 

@@ -161,8 +161,8 @@ def set_conditions(
 ) -> list[Manifest]:
     """All facts; conditions that no fact speaks of are dropped, for they would be out of date."""
     facts = list(facts)
-    known = {fact.type for fact in facts}
-    found = [dict(c) for c in conditions if c.get("type") in known]
+    stated = {fact.type for fact in facts}
+    found = [dict(c) for c in conditions if c.get("type") in stated]
     for fact in facts:
         found = set_condition(found, fact, generation=generation, now=now)
     return found
@@ -172,6 +172,16 @@ def condition_of(obj: Object, type_: Condition) -> Object | None:
     """The condition of an object's status, None if it has none."""
     conditions = (obj.get("status") or {}).get("conditions") or ()
     return next((c for c in conditions if c.get("type") == type_), None)
+
+
+def recorded_facts(obj: Object, *without: Condition) -> list[Fact]:
+    """What an object's status says already, but for the conditions ``without``."""
+    conditions = (obj.get("status") or {}).get("conditions") or ()
+    return [
+        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
+        for c in conditions
+        if c["type"] in set(Condition) and c["type"] not in without
+    ]
 
 
 def is_true(obj: Object, type_: Condition) -> bool:

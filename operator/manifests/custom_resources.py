@@ -1,4 +1,4 @@
-"""Custom resources as the operator reads them, and as replicas and gateways are told of them."""
+"""Custom resources as the operator parses them, and as it hands them to replicas and gateways."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def parse(kind: type[R], obj: Object) -> R:
 
 
 def model_manifest(model: ImageModel, weights: Weights | None) -> Manifest:
-    """What replicas and gateways are told of a model; ``weights`` = where its files lie."""
+    """The manifest that replicas and gateways get of a model; ``weights`` = where its files are."""
     spec = model.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return _manifest(model, _with_weights(spec, weights), "")
 
 
 def adapter_manifest(adapter: LoRAAdapter, weights: Weights | None) -> Manifest:
-    """What replicas and gateways are told of an adapter.
+    """The manifest that replicas and gateways get of an adapter.
 
     Defaults are left out: a thousand adapters must fit into one object of Kubernetes.
     """

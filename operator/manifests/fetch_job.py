@@ -79,7 +79,7 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
     own = {"model": task.model}
     if task.order.kind == "adapter":
         own |= {"adapter": metadata["name"], "adapter_namespace": metadata["namespace"]}
-    known = labels(settings, "fetch", **own)
+    pod_labels = labels(settings, "fetch", **own)
     environment = [
         {"name": "CALOTYPE_DATA_DIR", "value": DATA_DIR},
         {"name": "HOME", "value": "/tmp"},
@@ -110,7 +110,7 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
         "metadata": {
             "name": task.job_name,
             "namespace": task.namespace,
-            "labels": known,
+            "labels": pod_labels,
             "annotations": {
                 FINGERPRINT: task.fingerprint,
                 ATTEMPT: str(task.attempt),
@@ -123,7 +123,7 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
             "activeDeadlineSeconds": settings.fetch_seconds,
             "ttlSecondsAfterFinished": KEEP_SECONDS,
             "template": {
-                "metadata": {"labels": known},
+                "metadata": {"labels": pod_labels},
                 "spec": {
                     **base_pod(settings, None),
                     "restartPolicy": "Never",

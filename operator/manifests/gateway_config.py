@@ -61,10 +61,10 @@ def build_gateway_config(
         )
         for entry in models
     ]
-    known = [LoRAAdapter.model_validate(_renamed(adapter, settings)) for adapter in adapters]
+    rendered = [LoRAAdapter.model_validate(_renamed(adapter, settings)) for adapter in adapters]
     return GatewayConfig(
         models=sorted(served, key=lambda entry: _address(entry.manifest)),
-        adapters=sorted(known, key=_address),
+        adapters=sorted(rendered, key=_address),
         policies={
             policy_name(namespace, name, settings): dict(spec)
             for (namespace, name), spec in sorted(policies.items())

@@ -272,11 +272,11 @@ def _pod(
         container["env"].append({"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"})
         # The autoscaler beside the head asks the API server; KubeRay gives it an account.
         del spec["automountServiceAccountToken"]
-    known = labels(settings, "model", model=model)
+    pod_labels = labels(settings, "model", model=model)
     # KubeRay finds its head by a name label of its own.
-    del known["app.kubernetes.io/name"]
+    del pod_labels["app.kubernetes.io/name"]
     return {
-        "metadata": {"labels": known},
+        "metadata": {"labels": pod_labels},
         "spec": {
             **spec,
             "terminationGracePeriodSeconds": DRAIN_SECONDS,

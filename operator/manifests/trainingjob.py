@@ -296,10 +296,10 @@ def _pod(
         container["volumeMounts"].append({"name": "output", "mountPath": OUTPUT_DIR})
         reference = {"claimName": claim.claim_name}
         pod_volume_list.append({"name": "output", "persistentVolumeClaim": reference})
-    known = labels(settings, "training", training=training.name)
-    del known["app.kubernetes.io/name"]
+    pod_labels = labels(settings, "training", training=training.name)
+    del pod_labels["app.kubernetes.io/name"]
     return {
-        "metadata": {"labels": known},
+        "metadata": {"labels": pod_labels},
         "spec": {
             **base_pod(settings, profile),
             "containers": [container],

@@ -13,7 +13,7 @@ from calotype.serving.wire.fetch_faults import fault_of
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSeen:
+class AdapterObservation:
     """What a reconcile found out about an adapter."""
 
     suspended: bool
@@ -31,13 +31,13 @@ class AdapterSeen:
     """Why no replica can say anything."""
 
 
-def adapter_facts(seen: AdapterSeen) -> list[Fact]:
+def adapter_facts(seen: AdapterObservation) -> list[Fact]:
     """All conditions of the adapter."""
     found = [_accepted(seen), seen.credentials, *_file(seen), _loaded(seen)]
     return [*found, _ready(seen, found)]
 
 
-def adapter_phase(facts: Sequence[Fact], seen: AdapterSeen) -> str:
+def adapter_phase(facts: Sequence[Fact], seen: AdapterObservation) -> str:
     by_type = {fact.type: fact for fact in facts}
     if seen.suspended:
         return "Suspended"
@@ -64,7 +64,7 @@ def adapter_phase(facts: Sequence[Fact], seen: AdapterSeen) -> str:
     return "Loading"
 
 
-def adapter_fields(seen: AdapterSeen, status: Object) -> Manifest:
+def adapter_fields(seen: AdapterObservation, status: Object) -> Manifest:
     """The rest of the status: what is our memory, and what the replicas say."""
     kept = (
         "resolvedRevision",
@@ -92,13 +92,13 @@ def adapter_fields(seen: AdapterSeen, status: Object) -> Manifest:
     return found
 
 
-def _accepted(seen: AdapterSeen) -> Fact:
+def _accepted(seen: AdapterObservation) -> Fact:
     if seen.refusal is not None:
         return false(Condition.ACCEPTED, seen.refusal.reason, seen.refusal.message)
     return true(Condition.ACCEPTED, Reason.ACCEPTED, "The manifest can be served.")
 
 
-def _file(seen: AdapterSeen) -> list[Fact]:
+def _file(seen: AdapterObservation) -> list[Fact]:
     """Resolved, Fetched and Checked: one Job does all three."""
     types = (Condition.RESOLVED, Condition.FETCHED, Condition.CHECKED)
     plan, step = seen.weights, seen.step
@@ -125,7 +125,7 @@ def _file(seen: AdapterSeen) -> list[Fact]:
     return [false(t, step.reason, step.message) for t in types]
 
 
-def _loaded(seen: AdapterSeen) -> Fact:
+def _loaded(seen: AdapterObservation) -> Fact:
     type_, loads = Condition.LOADED, seen.loads
     if seen.suspended:
         return false(type_, Reason.SUSPENDED, "spec.suspend is true.")
@@ -150,7 +150,7 @@ def _loaded(seen: AdapterSeen) -> Fact:
     return false(type_, Reason.LOADING, f"{text}.")
 
 
-def _ready(seen: AdapterSeen, facts: Sequence[Fact]) -> Fact:
+def _ready(seen: AdapterObservation, facts: Sequence[Fact]) -> Fact:
     type_ = Condition.READY
     if seen.suspended:
         return false(type_, Reason.SUSPENDED, "spec.suspend is true.")
@@ -173,7 +173,7 @@ def _why(fact: Fact) -> tuple[Reason | str, str]:
     return fact.reason, fact.message
 
 
-def _trouble(seen: AdapterSeen) -> bool:
+def _trouble(seen: AdapterObservation) -> bool:
     loads = seen.loads
     failing = seen.step is not None and seen.step.failed
     return failing or (loads is not None and loads.failed > 0)

@@ -17,7 +17,7 @@ from calotype.serving.config import ImageModel
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ModelObservation:
     """What a reconcile found out about a model."""
 
     model: ImageModel
@@ -38,7 +38,7 @@ class Observed:
     pushed: Sequence[str] = field(default_factory=tuple)
 
 
-def facts_of(seen: Observed) -> list[Fact]:
+def facts_of(seen: ModelObservation) -> list[Fact]:
     """All conditions of the model."""
     accepted = _accepted(seen)
     if seen.model.spec.source.provider is not None:
@@ -75,7 +75,7 @@ def phase_of(model: ImageModel, facts: Sequence[Fact]) -> str:
     return "Failed" if serving.reason == Reason.APPLICATION_FAILED else "Starting"
 
 
-def _accepted(seen: Observed) -> Fact:
+def _accepted(seen: ModelObservation) -> Fact:
     if seen.refusal is not None:
         return false(Condition.ACCEPTED, seen.refusal.reason, seen.refusal.message)
     return true(Condition.ACCEPTED, Reason.ACCEPTED, "The manifest can be served.")
@@ -93,7 +93,7 @@ def _provider(accepted: Fact, credentials: Fact) -> list[Fact]:
     return [false(Condition.SERVING, reason, text), false(Condition.READY, reason, text)]
 
 
-def weights_fact(seen: Observed) -> Fact:
+def weights_fact(seen: ModelObservation) -> Fact:
     """Whether the weights that the manifest asks for are where the pods find them."""
     type_ = Condition.WEIGHTS_CACHED
     plan, step = seen.weights, seen.fetch
@@ -114,7 +114,7 @@ def _have(weights: Weights) -> str:
     return f"Revision {weights.revision} is on the volume."
 
 
-def _kuberay(seen: Observed) -> Fact:
+def _kuberay(seen: ModelObservation) -> Fact:
     type_ = Condition.KUBERAY_MISSING
     if seen.kuberay:
         return false(type_, Reason.KUBERAY_INSTALLED, "RayService is installed.")
@@ -126,7 +126,7 @@ def _kuberay(seen: Observed) -> Fact:
     )
 
 
-def _serving(seen: Observed, weights: Fact) -> Fact:
+def _serving(seen: ModelObservation, weights: Fact) -> Fact:
     type_ = Condition.SERVING
     if seen.model.spec.suspend:
         return false(type_, Reason.SUSPENDED, "spec.suspend is true; requests are kept and wait.")
@@ -177,7 +177,7 @@ def _was_up(workload: Object) -> bool:
     )
 
 
-def _ready(seen: Observed, causes: Sequence[Fact]) -> Fact:
+def _ready(seen: ModelObservation, causes: Sequence[Fact]) -> Fact:
     type_ = Condition.READY
     for fact in causes:
         if not fact.holds and fact.type != Condition.WEIGHTS_CACHED:

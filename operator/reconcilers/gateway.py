@@ -40,7 +40,7 @@ async def reconcile_gateway(context: Context, key: Key) -> float | None:
     wanted = build_config_map(config, settings)
     live = await context.kube.get(CONFIG_MAPS, settings.operator_namespace, settings.gateway_config)
     force = live is not None and live.get("data") != wanted["data"]
-    if await context.apply(wanted, live, force=force):
+    if await context.children.apply(wanted, live, force=force):
         context.metrics.pushes.labels(settings.operator_namespace, "gateway").inc()
     return None
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calotype.operator.api.conditions import Condition, Fact, Reason, false, timestamp, true
+from calotype.operator.api.conditions import (
+    Condition,
+    Fact,
+    Reason,
+    false,
+    recorded_facts,
+    timestamp,
+    true,
+)
 from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
@@ -13,7 +21,7 @@ from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.claims import volume_problem, waiting
 from calotype.operator.planning.fetch_step import FetchStep, failure_field, last_failure
 from calotype.operator.planning.model_report import queue_field
-from calotype.operator.planning.model_status import Observed, facts_of, phase_of
+from calotype.operator.planning.model_status import ModelObservation, facts_of, phase_of
 from calotype.operator.planning.weights import (
     WeightsPlan,
     build_claim,
@@ -29,10 +37,10 @@ from calotype.operator.planning.weights import (
 from calotype.operator.reconcilers.report import first_report
 from calotype.operator.reconcilers.workload import (
     Workload,
+    apply_workload,
     names_of,
-    running_workload,
+    read_workload,
     service_of,
-    workload,
 )
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
@@ -55,11 +63,11 @@ async def reconcile_model(context: Context, key: Key) -> float | None:
     except InvalidSpec as error:
         fact = false(Condition.ACCEPTED, Reason.INVALID_SPEC, str(error))
         ready = false(Condition.READY, Reason.INVALID_SPEC, str(error))
-        await context.status(obj, [fact, ready], {**_kept(obj), "phase": "Failed"})
+        await context.statuses.write(obj, [fact, ready], {**_kept(obj), "phase": "Failed"})
         return None
     if model.spec.source.provider is not None:
         return await _provider(context, obj, model)
-    await context.hold(IMAGE_MODELS, obj)
+    await context.finalizers.add(IMAGE_MODELS, obj)
     return await _serve(context, key, obj, model)
 
 
@@ -81,16 +89,16 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
         if step.fetched is not None:
             weights = plan_weights(model, obj["status"])
     if not weights.to_fetch and context.fetch_jobs.get(key):
-        # Somebody was killed between writing a result down and clearing up.
+        # An operator was killed between writing the result down and deleting the Job.
         await context.fetches.clean(obj, model.metadata.namespace, "model", model.name)
-    seen = await running_workload(context, obj, model)
+    seen = await read_workload(context, obj, model)
     if accepted and _may_start(weights, volumes, seen, problem):
         seen = await _deploy(context, obj, model, weights, volumes, seen, force)
     if seen.live is not None and not model.spec.suspend:
         await first_report(context, address, model)
     context.pushed.setdefault(address, names_of(seen.adapters))
     report = context.reports.get(address)
-    observed = Observed(
+    observed = ModelObservation(
         model=model,
         refusal=refusal,
         credentials=credentials.fact,
@@ -105,7 +113,9 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
         upgrade=seen.upgrade,
     )
     facts = facts_of(observed)
-    await context.status(obj, facts, _fields(context, obj, model, observed, seen, step, facts))
+    await context.statuses.write(
+        obj, facts, _fields(context, obj, model, observed, seen, step, facts)
+    )
     context.queue.add(Key("Report", *address))
     context.wake_gateway()
     waits = [step.again if step is not None else None, seen.again, _debounced(context, key)]
@@ -126,14 +136,14 @@ def _debounced(context: Context, key: Key) -> float | None:
 def _may_start(
     weights: WeightsPlan, volumes: Volumes, seen: Workload, problem: Fact | None
 ) -> bool:
-    """A pod without its weights would only wait, with a GPU in its hands."""
+    """A pod without its weights would occupy a GPU and wait."""
     if seen.live is None and problem is not None and problem.reason == Reason.VOLUME_MISSING:
         return False
     return weights.ready is not None or weights.current
 
 
 async def _unserved(context: Context, model: ImageModel) -> Refusal | None:
-    """Pods read the Secrets of the release in their own namespace, and we copy none there."""
+    """Pods read the release's Secrets in their own namespace; the operator copies none there."""
     settings, namespace = context.settings, model.metadata.namespace
     refs = (
         settings.internal_token_secret_ref,
@@ -186,7 +196,7 @@ async def _claim(
     wanted = build_claim(obj, model, context.settings)
     if wanted is not None and accepted:
         name = claim_name(model.name)
-        if await context.apply(wanted, claims[name], force=force):
+        if await context.children.apply(wanted, claims[name], force=force):
             claims[name] = await context.kube.get(CLAIMS, model.metadata.namespace, name)
     problem = volume_problem(claims, context.kube.now(), context.settings)
     return problem, waiting(claims.values())
@@ -221,8 +231,7 @@ async def _fetch(
         }
         # Written down before anything is done with it: the Job may be gone at the next look.
         fact = true(Condition.WEIGHTS_CACHED, Reason.FETCHED, f"Revision {found.revision}.")
-        old = [f for f in _old_facts(obj) if f.type != fact.type]
-        await context.status(obj, [*old, fact], fields)
+        await context.statuses.write(obj, [*recorded_facts(obj, fact.type), fact], fields)
         fresh = await context.kube.get(IMAGE_MODELS, *address_of(obj))
         obj["status"] = (fresh or {}).get("status") or {**status, **fields}
         await context.fetches.clean(obj, model.metadata.namespace, "model", model.name)
@@ -249,7 +258,7 @@ async def _deploy(
     else:
         adapters = for_replicas(context, address_of(obj), model)
         context.debounce.clear(key)
-    seen = await workload(context, obj, model, weights.ready, adapters, volumes, seen, force)
+    seen = await apply_workload(context, obj, model, weights.ready, adapters, volumes, seen, force)
     names = names_of(adapters)
     if context.pushed.get(address_of(obj)) != names:
         context.pushed[address_of(obj)] = names
@@ -260,7 +269,7 @@ async def _deploy(
 
 async def _provider(context: Context, obj: Manifest, model: ImageModel) -> float | None:
     """A model that another company draws: its key is checked, and that is all."""
-    await context.release(IMAGE_MODELS, obj)
+    await context.finalizers.remove(IMAGE_MODELS, obj)
     host = context.store.hosts().get(address_of(obj))
     credentials = await _credentials(context, model)
     if model.spec.credentials_secret_ref is None:
@@ -270,7 +279,7 @@ async def _provider(context: Context, obj: Manifest, model: ImageModel) -> float
             "A provider wants an API key: name a Secret with API_KEY in spec.credentialsSecretRef.",
         )
         credentials = Credentials(missing)
-    seen = Observed(
+    seen = ModelObservation(
         model=model,
         refusal=host.refusal if host is not None else None,
         credentials=credentials.fact,
@@ -278,7 +287,7 @@ async def _provider(context: Context, obj: Manifest, model: ImageModel) -> float
         volumes=Volumes(),
     )
     facts = facts_of(seen)
-    await context.status(obj, facts, {"phase": phase_of(model, facts)})
+    await context.statuses.write(obj, facts, {"phase": phase_of(model, facts)})
     context.wake_gateway()
     poll = context.settings.secret_poll_seconds
     return poll if not credentials.ready else max(poll, context.settings.resync_seconds / 4)
@@ -303,20 +312,11 @@ def _kept(obj: Object) -> Manifest:
     return {name: status[name] for name in _KEPT if name in status}
 
 
-def _old_facts(obj: Object) -> list[Fact]:
-    conditions = (obj.get("status") or {}).get("conditions") or ()
-    return [
-        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
-        for c in conditions
-        if c["type"] in set(Condition)
-    ]
-
-
 def _fields(
     context: Context,
     obj: Object,
     model: ImageModel,
-    seen: Observed,
+    seen: ModelObservation,
     running: Workload,
     step: FetchStep | None,
     facts: list[Fact],
@@ -360,9 +360,9 @@ def _forget(context: Context, address: Address) -> None:
 async def _finish(context: Context, obj: Manifest) -> float | None:
     """Lets running requests end, then lets Kubernetes delete what the model owns."""
     address = address_of(obj)
-    elapsed = context.deleting_for(obj) or 0.0
-    await context.look_at_namespace(address[0])
-    why = context.must_let_go(obj, elapsed)
+    elapsed = context.finalizers.deleting_for(obj) or 0.0
+    await context.refresh_namespace(address[0])
+    why = context.finalizers.overdue(obj, elapsed)
     report = context.reports.get(address)
     # The gateway forgets the model first; what is queued by then still runs.
     busy = report is not None and report.reachable and report.queue_seconds > 0
@@ -370,15 +370,15 @@ async def _finish(context: Context, obj: Manifest) -> float | None:
         if report.reachable and report.ready:
             waiting = f"It ends when {report.queue_seconds:.0f} s of work are done."
             facts = [
-                *(f for f in _old_facts(obj) if f.type != Condition.READY),
+                *recorded_facts(obj, Condition.READY),
                 false(Condition.READY, Reason.DELETING, waiting),
             ]
             status = {k: v for k, v in (obj.get("status") or {}).items() if k != "conditions"}
-            await context.status(obj, facts, {**status, "phase": "Terminating"})
+            await context.statuses.write(obj, facts, {**status, "phase": "Terminating"})
             context.queue.add(Key("Report", *address))
             return context.settings.busy_poll_seconds
     if why is not None:
         at = timestamp(context.kube.now())
-        await context.event(obj, "Warning", Reason.DELETING, f"Not drained by {at}: {why}.")
-    await context.release(IMAGE_MODELS, obj)
+        await context.events.post(obj, "Warning", Reason.DELETING, f"Not drained by {at}: {why}.")
+    await context.finalizers.remove(IMAGE_MODELS, obj)
     return None

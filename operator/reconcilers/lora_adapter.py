@@ -9,6 +9,7 @@ from calotype.operator.api.conditions import (
     condition_of,
     false,
     is_true,
+    recorded_facts,
     true,
 )
 from calotype.operator.kube.objects import Address, Manifest, address_of
@@ -17,7 +18,7 @@ from calotype.operator.manifests.custom_resources import InvalidSpec, model_mani
 from calotype.operator.manifests.fetch_job import FetchTask
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.adapter_status import (
-    AdapterSeen,
+    AdapterObservation,
     adapter_facts,
     adapter_fields,
     adapter_phase,
@@ -57,11 +58,11 @@ async def reconcile_adapter(context: Context, key: Key) -> float | None:
     except InvalidSpec as error:
         types = (Condition.ACCEPTED, Condition.READY)
         facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
-        await context.status(obj, facts, {**_memory(obj), "phase": "Failed"})
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Failed"})
         return None
     context.store.put("LoRAAdapter", obj)
     if address[0] not in context.store.namespace_labels:
-        await context.look_at_namespace(address[0])
+        await context.refresh_namespace(address[0])
     return await _serve(context, key, obj, adapter)
 
 
@@ -77,17 +78,17 @@ async def _serve(context: Context, key: Key, obj: Manifest, adapter: LoRAAdapter
     step: FetchStep | None = None
     waiting: Fact | None = None
     if refusal is None and host is not None and not adapter.spec.suspend:
-        await context.hold(LORA_ADAPTERS, obj)
+        await context.finalizers.add(LORA_ADAPTERS, obj)
         if weights.to_fetch and credentials.ready:
             waiting, step = await _fetch(context, key, obj, adapter, host.model, credentials)
             weights = plan_adapter_weights(adapter, obj.get("status") or {})
     if not weights.to_fetch and context.fetch_jobs.get(key):
-        # Somebody was killed between writing a result down and clearing up.
+        # An operator was killed between writing the result down and deleting the Job.
         await context.fetches.clean(obj, model_address[0], "adapter", model_address[1])
-    if step is None and not _known(context, model_address):
+    if step is None and not _model_was_polled(context, model_address):
         return UNKNOWN_SECONDS
     loads = _loads(context, model_address, adapter, weights)
-    seen = AdapterSeen(
+    seen = AdapterObservation(
         suspended=adapter.spec.suspend,
         refusal=refusal,
         credentials=credentials.fact,
@@ -100,7 +101,7 @@ async def _serve(context: Context, key: Key, obj: Manifest, adapter: LoRAAdapter
     )
     facts = adapter_facts(seen)
     fields = adapter_fields(seen, obj.get("status") or {})
-    await context.status(obj, facts, {**fields, "phase": adapter_phase(facts, seen)})
+    await context.statuses.write(obj, facts, {**fields, "phase": adapter_phase(facts, seen)})
     waits = [step.again if step is not None else None]
     if not credentials.ready or waiting is not None:
         waits.append(context.settings.secret_poll_seconds)
@@ -110,8 +111,9 @@ async def _serve(context: Context, key: Key, obj: Manifest, adapter: LoRAAdapter
     return min((wait for wait in waits if wait is not None), default=None)
 
 
-def _known(context: Context, model: Address) -> bool:
-    """Whether the model's replicas were asked since we started; until then nothing is news."""
+def _model_was_polled(context: Context, model: Address) -> bool:
+    """Whether the model's replicas were asked since the operator started: before that, a status
+    would only say that nothing is known."""
     host = context.store.hosts().get(model)
     if host is None or host.model.spec.source.provider is not None:
         return True
@@ -230,13 +232,8 @@ async def _remember(context: Context, obj: Manifest, adapter: LoRAAdapter, step:
         true(Condition.FETCHED, Reason.FETCHED, text),
         true(Condition.CHECKED, Reason.CHECK_PASSED, text),
     ]
-    new = {fact.type for fact in facts}
-    kept = [
-        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
-        for c in (obj.get("status") or {}).get("conditions") or ()
-        if c["type"] in set(Condition) and c["type"] not in new
-    ]
-    await context.status(obj, [*kept, *facts], fields)
+    kept = recorded_facts(obj, *(fact.type for fact in facts))
+    await context.statuses.write(obj, [*kept, *facts], fields)
     fresh = await context.kube.get(LORA_ADAPTERS, *address_of(obj))
     if fresh is not None:
         obj.update(fresh)
@@ -257,10 +254,10 @@ async def _finish(context: Context, obj: Manifest) -> float | None:
     spec = obj.get("spec") or {}
     ref = spec.get("modelRef") or {}
     model = (ref.get("namespace") or metadata["namespace"], ref.get("name") or "")
-    elapsed = context.deleting_for(obj) or 0.0
-    await context.look_at_namespace(address[0])
-    why = context.must_let_go(obj, elapsed)
-    if why is None and _in_use(context, obj, model, elapsed):
+    elapsed = context.finalizers.deleting_for(obj) or 0.0
+    await context.refresh_namespace(address[0])
+    why = context.finalizers.overdue(obj, elapsed)
+    if why is None and _may_be_held(context, obj, model, elapsed):
         pause = context.settings.busy_poll_seconds
         if elapsed < context.settings.drain_seconds:
             pause = context.settings.drain_seconds - elapsed
@@ -271,25 +268,21 @@ async def _finish(context: Context, obj: Manifest) -> float | None:
             context.adapters_changed(model)
         context.queue.add(Key("Report", *model))
         facts = [
-            *(
-                Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
-                for c in (obj.get("status") or {}).get("conditions") or ()
-                if c["type"] in set(Condition) and c["type"] != Condition.READY
-            ),
+            *recorded_facts(obj, Condition.READY),
             false(Condition.READY, Reason.DELETING, "The replicas are told to forget it."),
         ]
-        await context.status(obj, facts, {**_memory(obj), "phase": "Terminating"})
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Terminating"})
         return pause
     if why is not None and metadata.get("finalizers"):
-        await context.event(obj, "Warning", Reason.DELETING, f"Let go undrained: {why}.")
+        await context.events.post(obj, "Warning", Reason.DELETING, f"Let go undrained: {why}.")
     if model[1]:
         await context.fetches.clean(obj, model[0], "adapter", model[1])
-    await context.release(LORA_ADAPTERS, obj)
+    await context.finalizers.remove(LORA_ADAPTERS, obj)
     context.adapters_changed(model)
     return None
 
 
-def _in_use(context: Context, obj: Manifest, model: Address, elapsed: float) -> bool:
+def _may_be_held(context: Context, obj: Manifest, model: Address, elapsed: float) -> bool:
     """Whether a replica that draws may still hold the adapter."""
     host = context.store.hosts().get(model)
     model_obj = context.store.get("ImageModel", model)

@@ -9,6 +9,7 @@ from calotype.operator.api.conditions import (
     Fact,
     Reason,
     false,
+    recorded_facts,
     timestamp,
     true,
 )
@@ -58,14 +59,14 @@ async def reconcile_training(context: Context, key: Key) -> float | None:
     obj = await context.kube.get(LORA_TRAININGS, key.namespace, key.name)
     if obj is None or "deletionTimestamp" in obj["metadata"]:
         if obj is not None:
-            await context.release(LORA_TRAININGS, obj)
+            await context.finalizers.remove(LORA_TRAININGS, obj)
         return None
     try:
         training = parse(LoRATraining, obj)
     except InvalidSpec as error:
         types = (Condition.ACCEPTED, Condition.READY)
         facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
-        await context.status(obj, facts, {**_memory(obj), "phase": "Failed"})
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Failed"})
         return None
     if _ended(obj):
         return await _adapter(context, obj, training)
@@ -82,13 +83,13 @@ async def reconcile_training(context: Context, key: Key) -> float | None:
             credentials.fact,
             false(Condition.READY, cause.reason, cause.message),
         ]
-        await context.status(obj, facts, {**_memory(obj), "phase": "Pending"})
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Pending"})
         return context.settings.secret_poll_seconds
     job = await _job(context, obj, training)
     state = read_job(job, training.spec.suspend)
     fields = await _fields(context, obj, training, job, state)
     facts = [accepted, credentials.fact, state.running, state.succeeded, _ready(state)]
-    await context.status(obj, facts, fields)
+    await context.statuses.write(obj, facts, fields)
     if state.phase == "Succeeded":
         context.queue.add(key)
         return None
@@ -139,7 +140,7 @@ async def _job(context: Context, obj: Object, training: LoRATraining) -> Manifes
     live_config = await context.kube.get(CONFIG_MAPS, namespace, config_name(training.name))
     job = await context.kube.get(RAY_JOBS, namespace, training.name)
     if job is None or live_config is None:
-        await context.apply(config, live_config)
+        await context.children.apply(config, live_config)
     if job is None:
         made = await context.kube.create(build_rayjob(obj, training, profile, settings))
         return made or await context.kube.get(RAY_JOBS, namespace, training.name)
@@ -204,18 +205,14 @@ async def _adapter(context: Context, obj: Manifest, training: LoRATraining) -> f
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
     await context.kube.create(wanted)
     live = await context.kube.get(LORA_ADAPTERS, namespace, name)
-    facts = [
-        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
-        for c in status.get("conditions") or ()
-        if c["type"] in set(Condition) and c["type"] != Condition.READY
-    ]
+    facts = recorded_facts(obj, Condition.READY)
     if live is None or (live["metadata"].get("labels") or {}).get(TRAINING) != training.name:
         text = (
             f"There is a LoRAAdapter {name} already that is not of this training: delete it, or "
             "give spec.adapterTemplate.metadata.name another name."
         )
         facts.append(false(Condition.READY, Reason.NAME_CONFLICT, text))
-        await context.status(obj, facts, {**_memory(obj), "phase": "Succeeded"})
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Succeeded"})
         return context.settings.secret_poll_seconds
     facts.append(true(Condition.READY, Reason.READY, f"LoRAAdapter {name} was made."))
     fields = {
@@ -223,7 +220,7 @@ async def _adapter(context: Context, obj: Manifest, training: LoRATraining) -> f
         "phase": "Succeeded",
         "adapterRef": {"name": name, "namespace": namespace},
     }
-    await context.status(obj, facts, fields)
+    await context.statuses.write(obj, facts, fields)
     return None
 
 

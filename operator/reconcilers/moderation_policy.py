@@ -14,7 +14,7 @@ async def reconcile_policy(context: Context, key: Key) -> float | None:
     obj = await context.kube.get(MODERATION_POLICIES, key.namespace, key.name)
     if obj is None or "deletionTimestamp" in obj["metadata"]:
         if obj is not None:
-            await context.release(MODERATION_POLICIES, obj)
+            await context.finalizers.remove(MODERATION_POLICIES, obj)
         context.wake_gateway()
         return None
     context.store.put("ModerationPolicy", obj)
@@ -24,13 +24,13 @@ async def reconcile_policy(context: Context, key: Key) -> float | None:
     except PolicyError as error:
         types = (Condition.ACCEPTED, Condition.READY)
         facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
-        await context.status(obj, facts, {"usedBy": used_by})
+        await context.statuses.write(obj, facts, {"usedBy": used_by})
         return None
     facts = [
         true(Condition.ACCEPTED, Reason.ACCEPTED, "The policy can be used."),
         true(Condition.READY, Reason.IN_USE if used_by else Reason.READY, policy.identity),
     ]
-    await context.status(obj, facts, {"sha256": policy.sha256, "usedBy": used_by})
+    await context.statuses.write(obj, facts, {"sha256": policy.sha256, "usedBy": used_by})
     context.wake_gateway()
     return None
 

@@ -1,4 +1,4 @@
-"""Asks model apps how they are, and wakes whoever is concerned by what changed."""
+"""Polls model apps for their status, and wakes the reconcilers of what changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSES = 3
 
 
 async def reconcile_report(context: Context, key: Key) -> float | None:
-    """One question to one model app; returns when to ask again."""
+    """Polls one model app; returns when to poll again."""
     address = (key.namespace, key.name)
     model = context.store.model(address)
     if model is None or model.spec.source.provider is not None or model.spec.suspend:
@@ -32,7 +32,7 @@ async def reconcile_report(context: Context, key: Key) -> float | None:
     else:
         context.missed.pop(address, None)
     context.reports[address] = now
-    _spread(context, address, before, now)
+    _wake_concerned(context, address, before, now)
     return _pause(context, address, now)
 
 
@@ -44,7 +44,7 @@ async def first_report(context: Context, address: Address, model: ImageModel) ->
         context.reports[address] = await context.apps.status(url)
 
 
-def _spread(
+def _wake_concerned(
     context: Context, address: Address, before: ModelReport | None, now: ModelReport
 ) -> None:
     if before is None or _summary(before) != _summary(now):

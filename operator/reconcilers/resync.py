@@ -1,4 +1,4 @@
-"""What concerns many objects at once: refusals that changed, and the look at everything."""
+"""Reconciles many objects at once: changed refusals, and the periodic resync of all of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _differs(context: Context, kind: str, address: Address, refusal: Refusal | N
 
 
 async def resync(context: Context, key: Key) -> float | None:
-    """Looks at everything again, also at what watching may have missed."""
+    """Queues all objects again, and drops from the store what was deleted unseen."""
     settings = context.settings
     namespaces: list[str | None] = [None] if settings.all_namespaces else [*settings.watched]
     for resource in OWN:
@@ -69,8 +69,8 @@ async def resync(context: Context, key: Key) -> float | None:
             context.queue.add(wanted, random.uniform(0, settings.resync_seconds / 4))
     for namespace in {address[0] for r in OWN for address, _ in context.store.all(r.kind)}:
         await _namespace(context, namespace)
-    await _sweep(context, namespaces)
-    _count(context)
+    await _delete_orphaned_jobs(context, namespaces)
+    _count_objects(context)
     for address in context.store.hosts():
         context.queue.add(Key("Refusals", *address))
     context.queue.add(Key("Models", "", ""))
@@ -79,7 +79,7 @@ async def resync(context: Context, key: Key) -> float | None:
 
 async def _namespace(context: Context, name: str) -> None:
     before = context.store.namespace_labels.get(name), name in context.store.terminating
-    await context.look_at_namespace(name)
+    await context.refresh_namespace(name)
     if before == (context.store.namespace_labels.get(name), name in context.store.terminating):
         return
     for kind in ("ImageModel", "LoRAAdapter"):
@@ -88,7 +88,7 @@ async def _namespace(context: Context, name: str) -> None:
                 context.queue.add(Key(kind, *address))
 
 
-async def _sweep(context: Context, namespaces: list[str | None]) -> None:
+async def _delete_orphaned_jobs(context: Context, namespaces: list[str | None]) -> None:
     """Deletes fetch Jobs of adapters that are gone: no owner in their namespace does it."""
     for namespace in namespaces:
         try:
@@ -114,7 +114,7 @@ async def _sweep(context: Context, namespaces: list[str | None]) -> None:
                 )
 
 
-def _count(context: Context) -> None:
+def _count_objects(context: Context) -> None:
     context.metrics.objects.clear()
     for resource in OWN:
         for _, obj in context.store.all(resource.kind):

@@ -29,7 +29,7 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
     obj = await context.kube.get(TEAMS, key.namespace, key.name)
     if obj is None or "deletionTimestamp" in obj["metadata"]:
         if obj is not None:
-            await context.release(TEAMS, obj)
+            await context.finalizers.remove(TEAMS, obj)
         context.wake_gateway()
         return None
     try:
@@ -37,12 +37,12 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
     except InvalidSpec as error:
         types = (Condition.ACCEPTED, Condition.READY)
         facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
-        await context.status(obj, facts, {"phase": "Failed"})
+        await context.statuses.write(obj, facts, {"phase": "Failed"})
         return None
     accepted = _accepted(context, address_of(obj), team)
     if not accepted.holds:
         facts = [accepted, false(Condition.READY, accepted.reason, accepted.message)]
-        await context.status(obj, facts, {"phase": "Failed"})
+        await context.statuses.write(obj, facts, {"phase": "Failed"})
         context.wake_gateway()
         return None
     secret, key_ready = await _key(context, obj, team)
@@ -60,7 +60,7 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
             "rotation": str(team.spec.keys.rotate),
         }
     usage = (obj.get("status") or {}).get("usage")
-    await context.status(obj, facts, {**fields, "usage": usage})
+    await context.statuses.write(obj, facts, {**fields, "usage": usage})
     context.wake_gateway()
     return context.settings.secret_poll_seconds * (20 if key_ready.holds else 1)
 

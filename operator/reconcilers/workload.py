@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from calotype.operator.api.conditions import Condition, Fact, Reason, condition_of, false, true
+from calotype.operator.api.conditions import (
+    Condition,
+    Fact,
+    Reason,
+    condition_of,
+    false,
+    recorded_facts,
+    true,
+)
 from calotype.operator.kube.client import JSON_PATCH, ApiError
 from calotype.operator.kube.labels import CLUSTER_HASH, MODEL
 from calotype.operator.kube.objects import Manifest, Object
@@ -41,7 +49,7 @@ Adapters = Sequence[Object]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What runs, or could."""
+    """The workload of a model as it was found or applied."""
 
     possible: bool = True
     """False while RayService is not installed."""
@@ -67,20 +75,20 @@ def service_of(model: ImageModel) -> str:
     return rayservice.service_name(model.name)
 
 
-async def running_workload(context: Context, obj: Object, model: ImageModel) -> Workload:
-    """What runs now."""
+async def read_workload(context: Context, obj: Object, model: ImageModel) -> Workload:
+    """The workload as it is in the cluster."""
     namespace = model.metadata.namespace
     if model.spec.runtime == "SinglePod":
         live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
         name = singlepod.config_map_name(model.name)
         config_map = await context.kube.get(CONFIG_MAPS, namespace, name)
         config = _json(((config_map or {}).get("data") or {}).get("model.json"))
-        known = singlepod.selector(context.settings, model.name)
+        pod_labels = singlepod.selector(context.settings, model.name)
         return Workload(
             live=live,
             config=config,
             config_object=config_map,
-            selector=_selector(known),
+            selector=_selector(pod_labels),
             adapters=_adapters(config),
         )
     live = await context.kube.get(RAY_SERVICES, namespace, model.name)
@@ -96,7 +104,7 @@ async def running_workload(context: Context, obj: Object, model: ImageModel) -> 
     )
 
 
-async def workload(
+async def apply_workload(
     context: Context,
     obj: Object,
     model: ImageModel,
@@ -106,7 +114,7 @@ async def workload(
     seen: Workload,
     force: bool,
 ) -> Workload:
-    """Makes it, or changes it where it differs."""
+    """Creates the workload, or changes it where it differs."""
     if not seen.possible:
         return seen
     settings = context.settings
@@ -150,13 +158,13 @@ async def _single_pod(
 ) -> Workload:
     settings, namespace = context.settings, model.metadata.namespace
     config = singlepod.build_config(obj, application, settings)
-    await context.apply(config, seen.config_object, force=force)
-    await context.ensure(singlepod.build_service(obj, settings), force=force)
+    await context.children.apply(config, seen.config_object, force=force)
+    await context.children.ensure(singlepod.build_service(obj, settings), force=force)
     wanted = singlepod.build_deployment(
         obj, profile, volumes, settings, suspended=model.spec.suspend
     )
     live = seen.live
-    if await context.apply(wanted, live, force=force):
+    if await context.children.apply(wanted, live, force=force):
         live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
     await _monitor(context, obj, model, force)
     return replace(seen, live=live)
@@ -180,14 +188,14 @@ async def _ray_service(
     kept: Object | None = None
     if live is not None and upgrade.reason == Reason.HELD_BACK:
         kept = _with_bounds(live["spec"]["rayClusterConfig"], cluster)
-    if upgrade.holds and not _said(obj, upgrade):
-        # First the word, then the deed: whoever watches has seen what will follow.
+    if upgrade.holds and not _is_recorded(obj, upgrade):
+        # Before it is applied, so that whoever watches the status sees it first.
         await _announce(context, obj, upgrade)
     if live is not None and _timed_out(live):
         await context.kube.delete(
             RAY_SERVICES, model.metadata.namespace, model.name, live["metadata"]["uid"]
         )
-        await context.event(
+        await context.events.post(
             obj,
             "Warning",
             Reason.INITIALIZING_TIMEOUT,
@@ -196,7 +204,7 @@ async def _ray_service(
         raise Postponed(2.0, "the RayService is made anew")
     wanted = rayservice.build_rayservice(obj, model, groups, text, volumes, settings, cluster=kept)
     drifted = live is not None and live["spec"].get("serveConfigV2") != text
-    if await context.apply(wanted, live, force=force or drifted):
+    if await context.children.apply(wanted, live, force=force or drifted):
         live = await context.kube.get(RAY_SERVICES, model.metadata.namespace, model.name)
     for running in clusters:
         await _patch_bounds(context, running, kept or cluster)
@@ -278,20 +286,16 @@ def _needs(model: ImageModel, cluster: Object, clusters: Sequence[Object]) -> st
     )
 
 
-def _said(obj: Object, fact: Fact) -> bool:
+def _is_recorded(obj: Object, fact: Fact) -> bool:
     old = condition_of(obj, fact.type)
     return old is not None and (old["status"], old["reason"]) == (fact.status, fact.reason)
 
 
 async def _announce(context: Context, obj: Object, fact: Fact) -> None:
     status = obj.get("status") or {}
-    facts = [
-        Fact(Condition(c["type"]), c["status"], c["reason"], c["message"])
-        for c in status.get("conditions") or ()
-        if c["type"] in set(Condition) and c["type"] != fact.type
-    ]
+    facts = recorded_facts(obj, fact.type)
     fields = {k: v for k, v in status.items() if k not in ("conditions", "observedGeneration")}
-    await context.status(obj, [*facts, fact], fields)
+    await context.statuses.write(obj, [*facts, fact], fields)
 
 
 def _with_bounds(kept: Object, wanted: Object) -> Manifest:
@@ -311,13 +315,13 @@ def _timed_out(live: Object) -> bool:
 
 
 async def _monitor(context: Context, obj: Object, model: ImageModel, force: bool) -> None:
-    """A PodMonitor where Prometheus' operator is installed; looked for when everything is."""
-    known = context.monitors_installed
-    if known is None or force:
-        known = context.monitors_installed = await context.kube.serves(POD_MONITORS)
-    if not known:
+    """A PodMonitor where Prometheus' operator is installed; that is checked at every resync."""
+    installed = context.monitors_installed
+    if installed is None or force:
+        installed = context.monitors_installed = await context.kube.serves(POD_MONITORS)
+    if not installed:
         return
-    await context.ensure(build_podmonitor(obj, model, context.settings), force=force)
+    await context.children.ensure(build_podmonitor(obj, model, context.settings), force=force)
 
 
 def _encoder_profile(context: Context, model: ImageModel) -> ResourceProfile | None:

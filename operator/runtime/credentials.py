@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
@@ -36,25 +37,29 @@ class Credentials:
 class CredentialReader:
     """Reads Secrets, each at most once in ``seconds``, for a thousand adapters may name one."""
 
-    def __init__(self, kube: KubeClient, seconds: float) -> None:
-        self._kube, self._seconds = kube, seconds
+    def __init__(
+        self, kube: KubeClient, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._kube, self._seconds, self._clock = kube, seconds, clock
         self._read: dict[tuple[str, str], tuple[float, Object | None]] = {}
 
     async def check(self, namespace: str, name: str | None, keys: tuple[str, ...]) -> Credentials:
         """The Secret ``name``, which must have ``keys``."""
         if name is None:
             return Credentials(true(_READY, Reason.NOT_NEEDED, "No Secret is named."))
-        return judge(namespace, name, keys, await self._secret(namespace, name))
+        return check_secret(namespace, name, keys, await self._secret(namespace, name))
 
     async def _secret(self, namespace: str, name: str) -> Object | None:
         at, found = self._read.get((namespace, name), (float("-inf"), None))
-        if time.monotonic() - at > self._seconds / 2:
+        if self._clock() - at > self._seconds / 2:
             found = await self._kube.get(SECRETS, namespace, name)
-            self._read[namespace, name] = (time.monotonic(), found)
+            self._read[namespace, name] = (self._clock(), found)
         return found
 
 
-def judge(namespace: str, name: str, keys: tuple[str, ...], secret: Object | None) -> Credentials:
+def check_secret(
+    namespace: str, name: str, keys: tuple[str, ...], secret: Object | None
+) -> Credentials:
     """What a Secret, or its absence, means for a source that needs ``keys``."""
     where = f"Secret {name} in namespace {namespace}"
     if secret is None:

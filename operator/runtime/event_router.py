@@ -1,7 +1,7 @@
-"""From what is watched to what is to be reconciled.
+"""Turns watch events into keys of the work queue.
 
-Nothing is decided here: an event only names the keys that must look again, and looking again is
-cheap. What depends on several objects (names, capacity, references) is looked at once for a burst.
+Nothing is decided here: an event only adds the keys that may be affected, and reconciling them is
+cheap. What depends on several objects (names, capacity, references) is reconciled once for a burst.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _IDENTITY = ("uid", "generation", "deletionTimestamp")
 
 
 class EventRouter:
-    """Tells the store what there is, and the queue what to look at."""
+    """Puts objects into the store, and the keys of whoever depends on them into the queue."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._announced: dict[tuple[str, Address], tuple[Any, ...]] = {}
         """Identity and generation of each object at the last event that others had to react to."""
 
-    def seen(self, resource: Resource, obj: Manifest) -> None:
+    def observe(self, resource: Resource, obj: Manifest) -> None:
         if resource in OWN:
             self._context.store.put(resource.kind, obj)
 
-    def happened(self, resource: Resource, obj: Manifest, gone: bool) -> None:
+    def handle(self, resource: Resource, obj: Manifest, gone: bool) -> None:
         if resource not in OWN:
             self._child(resource, obj, gone)
             return
@@ -60,25 +60,25 @@ class EventRouter:
             return  # its status changed, which concerns nobody else
         else:
             self._announced[kind, address] = now
-        self._others(resource, address, obj)
+        self._add_dependents(resource, address, obj)
 
-    def _others(self, resource: Resource, address: Address, obj: Object) -> None:
-        """Who else is concerned by a changed spec, a new object, or one that is gone."""
+    def _add_dependents(self, resource: Resource, address: Address, obj: Object) -> None:
+        """Adds what depends on a changed spec, a new object, or one that is gone."""
         context, spec = self._context, obj.get("spec") or {}
         if resource == IMAGE_MODELS:
-            self._look("Models", "", "")
-            self._look("Refusals", *address)
+            self._add("Models", "", "")
+            self._add("Refusals", *address)
             for adapter in context.store.adapters_of(address):
                 context.wake_adapter(adapter, BURST_SECONDS)  # its limits may be others now
             for policy, _ in context.store.all("ModerationPolicy"):
                 if policy[0] == address[0]:
                     context.queue.add(Key("ModerationPolicy", *policy), BURST_SECONDS)
-            self._look_at_teams()
+            self._recheck_teams()
         elif resource == LORA_ADAPTERS:
             ref = spec.get("modelRef") or {}
             model = (ref.get("namespace") or address[0], str(ref.get("name")))
             context.adapters_changed(model)
-            self._look("Refusals", *model)
+            self._add("Refusals", *model)
         elif resource == MODERATION_POLICIES:
             self._policy(address)
         elif resource == TEAMS:
@@ -91,22 +91,22 @@ class EventRouter:
 
     def _policy(self, address: Address) -> None:
         context = self._context
-        self._look("Models", "", "")
+        self._add("Models", "", "")
         for model in context.store.hosts():  # also those of others: teams and adapters name it
             context.wake_model(model, BURST_SECONDS)
         for adapter, obj in context.store.all("LoRAAdapter"):
             if adapter[0] == address[0] and obj["spec"].get("moderationPolicyRef"):
                 context.wake_adapter(adapter, BURST_SECONDS)
-        self._look_at_teams()
+        self._recheck_teams()
         context.wake_gateway()
 
-    def _look_at_teams(self) -> None:
+    def _recheck_teams(self) -> None:
         """Those with a policy of their own: it must be as strict as the models' are now."""
         for team, obj in self._context.store.all("Team"):
             if obj["spec"].get("moderationPolicyRef"):
-                self._look("Team", *team)
+                self._add("Team", *team)
 
-    def _look(self, kind: str, namespace: str, name: str) -> None:
+    def _add(self, kind: str, namespace: str, name: str) -> None:
         self._context.queue.add(Key(kind, namespace, name), BURST_SECONDS)
 
     def _fetch_job(self, job: str, namespace: str, labels: Mapping[str, str], gone: bool) -> None:
@@ -116,9 +116,9 @@ class EventRouter:
             key = Key(IMAGE_MODELS.kind, namespace, labels[MODEL])
         else:
             return
-        known = self._context.fetch_jobs.setdefault(key, set())
-        (known.discard if gone else known.add)(job)
-        if not known:
+        jobs = self._context.fetch_jobs.setdefault(key, set())
+        (jobs.discard if gone else jobs.add)(job)
+        if not jobs:
             del self._context.fetch_jobs[key]
         self._context.queue.add(key)
 

@@ -12,6 +12,7 @@ import datetime
 import logging
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
 from calotype.operator.api.conditions import moment
 from calotype.operator.kube.client import ApiError, KubeClient
@@ -33,9 +34,13 @@ class Lease:
     """The Lease of one release."""
 
     def __init__(
-        self, kube: KubeClient, settings: OperatorSettings, holder: str | None = None
+        self,
+        kube: KubeClient,
+        settings: OperatorSettings,
+        holder: str | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._kube, self._settings = kube, settings
+        self._kube, self._settings, self._sleep = kube, settings, sleep
         self._name = f"{settings.release}-operator"
         self._holder = holder or socket.gethostname()
         self._renewed = 0.0
@@ -49,7 +54,7 @@ class Lease:
                     return
             except ApiError as error:
                 log.warning("the Lease cannot be had yet: %s", error)
-            await asyncio.sleep(RENEW_SECONDS / 2)
+            await self._sleep(RENEW_SECONDS / 2)
 
     async def keep(self) -> None:
         """Renews it for ever.
@@ -58,7 +63,7 @@ class Lease:
             LeaseLost: it is not ours any more; whoever runs must stop at once.
         """
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await self._sleep(RENEW_SECONDS)
             try:
                 if not await self._try():
                     raise LeaseLost("another operator holds the Lease")
@@ -67,10 +72,10 @@ class Lease:
                 log.warning("the Lease could not be renewed: %s", error)
                 if time.monotonic() - self._renewed > DURATION_SECONDS * 4:
                     # Nobody can have taken it either while the API server is away, or it would
-                    # have told us; but who may say what happened behind a broken network.
+                    # have told us; but behind a broken network nothing is certain.
                     raise LeaseLost(f"it was not renewed for a minute: {error}") from error
 
-    async def give_up(self) -> None:
+    async def release(self) -> None:
         """Lets another operator begin at once."""
         live = await self._kube.get(LEASES, self._settings.operator_namespace, self._name)
         if live is not None and _holder(live) == self._holder:

@@ -1,4 +1,4 @@
-"""Which adapters are told to a model's replicas, and which to the gateway, right now."""
+"""The adapters of a model that its replicas, and those that the gateway, are configured with."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def for_replicas(context: Context, address: Address, model: ImageModel) -> list[
     """
     found = []
     for obj, adapter, weights in _offered(context, address, model):
-        elapsed = context.deleting_for(obj)
+        elapsed = context.finalizers.deleting_for(obj)
         if elapsed is not None and (
             elapsed >= context.settings.drain_seconds
-            or context.must_let_go(obj, elapsed) is not None
+            or context.finalizers.overdue(obj, elapsed) is not None
         ):
             continue
         found.append(adapter_manifest(adapter, weights.ready))
@@ -64,5 +64,5 @@ def for_gateway(context: Context, address: Address, model: ImageModel) -> list[M
     return [
         adapter_manifest(adapter, weights.ready)
         for obj, adapter, weights in _offered(context, address, model)
-        if context.deleting_for(obj) is None
+        if context.finalizers.deleting_for(obj) is None
     ]

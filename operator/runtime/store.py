@@ -1,4 +1,4 @@
-"""What the operator knows of the cluster's custom resources, fed by watching.
+"""The operator's copy of the cluster's custom resources, kept up to date by watching.
 
 Objects are kept without what nobody asks for, so that thousands fit. What depends on several of
 them at once is computed here and remembered until something changes: which models are accepted
@@ -103,8 +103,8 @@ class Store:
 
     def set_namespace(self, name: str, labels: Mapping[str, str], terminating: bool) -> bool:
         """Remembers a namespace; says whether something about it is new."""
-        known = self.namespace_labels.get(name)
-        changed = known != dict(labels) or (name in self.terminating) != terminating
+        before = self.namespace_labels.get(name)
+        changed = before != dict(labels) or (name in self.terminating) != terminating
         self.namespace_labels[name] = dict(labels)
         (self.terminating.add if terminating else self.terminating.discard)(name)
         if changed:

@@ -1,4 +1,4 @@
-"""Watching, by kopf: only low-level handlers, which tell a `Feed` what happened.
+"""Watching, by kopf: only low-level handlers, which hand events to an `EventSink`.
 
 Kopf lists, watches and reconnects; it writes nothing to any object. What may be watched is found
 out first (`find_scope`): a kind that is not installed, or a namespace that is gone or forbidden,
@@ -41,13 +41,13 @@ LABELLED = (DEPLOYMENTS, JOBS, CLAIMS)
 """Children that are watched by our label, so that those of others cost nothing."""
 
 
-class Feed(Protocol):
-    """Who is told."""
+class EventSink(Protocol):
+    """Gets every object and every change."""
 
-    def seen(self, resource: Resource, obj: Manifest) -> None:
-        """An object as it was listed or has become; before any `happened`."""
+    def observe(self, resource: Resource, obj: Manifest) -> None:
+        """An object as it was listed or has become; before any `handle`."""
 
-    def happened(self, resource: Resource, obj: Manifest, gone: bool) -> None:
+    def handle(self, resource: Resource, obj: Manifest, gone: bool) -> None:
         """Something is to be done about an object."""
 
 
@@ -87,7 +87,7 @@ async def _allowed(kube: KubeClient, resources: list[Resource], namespace: str) 
     return True
 
 
-def build_registry(feed: Feed, scope: Scope) -> kopf.OperatorRegistry:
+def build_registry(sink: EventSink, scope: Scope) -> kopf.OperatorRegistry:
     """Kopf's handlers: an index and an event handler for each kind."""
     registry = kopf.OperatorRegistry()
 
@@ -96,11 +96,11 @@ def build_registry(feed: Feed, scope: Scope) -> kopf.OperatorRegistry:
         return read_login()
 
     for resource in scope.resources:
-        _register(registry, feed, resource)
+        _register(registry, sink, resource)
     return registry
 
 
-def _register(registry: kopf.OperatorRegistry, feed: Feed, resource: Resource) -> None:
+def _register(registry: kopf.OperatorRegistry, sink: EventSink, resource: Resource) -> None:
     where = (resource.group, resource.version, resource.plural)
     name = f"{resource.plural}.{resource.group}"
 
@@ -109,11 +109,11 @@ def _register(registry: kopf.OperatorRegistry, feed: Feed, resource: Resource) -
     # nothing: kopf would run plain functions in threads.
     @kopf.index(*where, registry=registry, id=f"{name}/known")
     async def known(body: kopf.Body, **_: Any) -> None:
-        feed.seen(resource, _plain(body, resource))
+        sink.observe(resource, _plain(body, resource))
 
     @kopf.on.event(*where, registry=registry, id=f"{name}/event")
     async def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002
-        feed.happened(resource, _plain(body, resource), type == "DELETED")
+        sink.handle(resource, _plain(body, resource), type == "DELETED")
 
 
 def _plain(body: kopf.Body, resource: Resource) -> Manifest:
@@ -150,11 +150,11 @@ class Watcher:
         self,
         kube: KubeClient,
         settings: OperatorSettings,
-        feed: Feed,
+        sink: EventSink,
         metrics: Metrics,
         began: Callable[[], None],
     ) -> None:
-        self._kube, self._settings, self._feed = kube, settings, feed
+        self._kube, self._settings, self._sink = kube, settings, sink
         self._metrics, self._began = metrics, began
         self.scope: Scope | None = None
         """What is watched now; None while nothing is."""
@@ -188,7 +188,7 @@ class Watcher:
     async def _watch(self, scope: Scope) -> None:
         """Until kopf ends, or something else may be watched."""
         tasks = await kopf.spawn_tasks(
-            registry=build_registry(self._feed, scope),
+            registry=build_registry(self._sink, scope),
             settings=kopf_settings(scope),
             clusterwide=scope.namespaces is None,
             namespaces=scope.namespaces or (),

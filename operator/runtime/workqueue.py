@@ -68,19 +68,19 @@ class WorkQueue:
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Condition()
         self._wakeups: set[asyncio.Task[None]] = set()
-        self.beat = clock()
+        self.last_active = clock()
         """When the queue looked for work last; an old one means that the loop is stuck."""
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Has ``key`` reconciled after ``delay`` seconds, or earlier if that was asked before."""
         due = self._clock() + delay
-        known = self._due.get(key)
-        if known is not None and known <= due:
+        earlier = self._due.get(key)
+        if earlier is not None and earlier <= due:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, key))
         self._metrics.depth.set(len(self._due))
-        self._wake()
+        self.wake()
 
     def forget(self, key: Key) -> None:
         """Takes a key out that need not be looked at any more."""
@@ -96,6 +96,11 @@ class WorkQueue:
         now = self._clock()
         return sum(due <= now for due in self._due.values()) + len(self._active)
 
+    @property
+    def next_due(self) -> float | None:
+        """When the next key is due, by the queue's clock; None while there is none."""
+        return min(self._due.values(), default=None)
+
     async def run(self) -> None:
         """Works for ever."""
         async with asyncio.TaskGroup() as group:
@@ -103,7 +108,9 @@ class WorkQueue:
                 group.create_task(self._work())
             group.create_task(self._tick())
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Has the workers look for keys that are due; needed after the clock was set forward."""
+
         async def notify() -> None:
             async with self._changed:
                 self._changed.notify_all()
@@ -116,8 +123,8 @@ class WorkQueue:
         """Wakes a worker for what becomes due, also when nothing is added."""
         while True:
             await asyncio.sleep(0.2)
-            self.beat = self._clock()
-            if self._heap and self._heap[0][0] <= self.beat:
+            self.last_active = self._clock()
+            if self._heap and self._heap[0][0] <= self.last_active:
                 async with self._changed:
                     self._changed.notify_all()
 
@@ -132,12 +139,12 @@ class WorkQueue:
                 self._active.discard(key)
                 if key in self._due:  # added while it was at work, when nobody could take it
                     heapq.heappush(self._heap, (self._due[key], key))
-                    self._wake()
+                    self.wake()
 
     def _take(self) -> Key | None:
         """The key that is due longest and is not at work."""
         now = self._clock()
-        self.beat = now
+        self.last_active = now
         while self._heap and self._heap[0][0] <= now:
             due, key = heapq.heappop(self._heap)
             if self._due.get(key) != due or key in self._active:

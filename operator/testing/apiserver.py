@@ -50,10 +50,11 @@ class Fault:
     passed: int = 0
     """Matching requests that are let through before."""
 
-    def matches(self, request: web.Request) -> bool:
-        if self.times <= 0 or request.method != self.method:
-            return False
-        return re.search(self.path, request.path_qs) is not None
+    def matches(self, method: str, path: str) -> bool:
+        return self.times > 0 and method == self.method and re.search(self.path, path) is not None
+
+    def error(self) -> ApiError:
+        return ApiError(self.status, _REASONS.get(self.status, ""), "injected", self.retry_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class FakeApiServer:
         self._runner: web.AppRunner | None = None
         self._watches: set[asyncio.Queue[Change | None]] = set()
         self.port = 0
-        self.objects.listeners.append(self._spread)
+        self.objects.listeners.append(self.publish)
 
     async def __aenter__(self) -> FakeApiServer:
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.2)
@@ -141,7 +142,7 @@ class FakeApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         status = 500
         try:
-            fault = self._fault(request)
+            fault = self.take_fault(request.method, request.path_qs)
             if fault is not None and not fault.after:
                 await self._break(request, fault)
             response = await self._answer(request)
@@ -159,9 +160,10 @@ class FakeApiServer:
             if "watch=true" not in request.query_string:
                 self.calls.append(Call(request.method, request.path_qs, status))
 
-    def _fault(self, request: web.Request) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        """The fault that a request meets."""
         for fault in self.faults:
-            if fault.matches(request):
+            if fault.matches(method, path):
                 if fault.passed > 0:
                     fault.passed -= 1
                     continue
@@ -173,9 +175,7 @@ class FakeApiServer:
         if fault.delay:
             await asyncio.sleep(fault.delay)
         if fault.status:
-            raise ApiError(
-                fault.status, _REASONS.get(fault.status, ""), "injected", fault.retry_after
-            )
+            raise fault.error()
         if not fault.delay and request.transport is not None:
             request.transport.abort()
 
@@ -274,7 +274,8 @@ class FakeApiServer:
             self._watches.discard(queue)
         return response
 
-    def _spread(self, change: Change) -> None:
+    def publish(self, change: Change) -> None:
+        """Sends a change to all watches."""
         for queue in list(self._watches):
             queue.put_nowait(change)
 

@@ -8,7 +8,7 @@ import asyncio
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from calotype.operator.kube.objects import Manifest
@@ -55,8 +55,10 @@ def good_fetch(config: Manifest) -> Result:
 class FakeCluster:
     """Reacts to what happens at a `FakeApiServer`."""
 
-    def __init__(self, server: FakeApiServer) -> None:
-        self.server = server
+    def __init__(
+        self, server: FakeApiServer, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self.server, self._sleep = server, sleep
         self.apps = FakeModelApps(server)
         self.fetch: Callable[[Manifest], Result | str] = good_fetch
         """Config -> termination message, or a reason of the kubelet such as OOMKilled."""
@@ -108,7 +110,12 @@ class FakeCluster:
         elif resource == RAY_JOBS:
             self._start(self._run_training(obj))
 
-    def _start(self, work: Any) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether something that was begun has not ended."""
+        return bool(self._later)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -172,7 +179,7 @@ class FakeCluster:
                 return loaded
             if self.server.objects.find(JOBS, metadata["namespace"], metadata["name"]) is None:
                 return None
-            await asyncio.sleep(0.02)
+            await self._sleep(0.02)
 
     async def _secrets(self, job: Manifest, container: Manifest) -> bool:
         """Waits for the Secrets that the container reads, as the kubelet does; False = the Job is
@@ -182,7 +189,7 @@ class FakeCluster:
         while not all(self._secret_has(namespace, ref) for ref in refs if ref is not None):
             if self.server.objects.find(JOBS, namespace, name) is None:
                 return False
-            await asyncio.sleep(0.02)
+            await self._sleep(0.02)
         return True
 
     def _secret_has(self, namespace: str, ref: Manifest) -> bool:

@@ -1,4 +1,4 @@
-"""Model apps that say what replicas would: each has its adapters as soon as it is told of them."""
+"""Fake model apps: their replicas have each adapter as soon as it is in their configuration."""
 
 from __future__ import annotations
 
@@ -110,6 +110,13 @@ class FakeModelApps:
     def app(self, namespace: str, model: str) -> FakeModelApp:
         return self.apps.setdefault((namespace, model), FakeModelApp())
 
+    def answer(self, namespace: str, model: str) -> ModelAppStatus | None:
+        """What the app of a model answers; None = nothing."""
+        app = self.app(namespace, model)
+        if self.silent or not app.running or app.application is None:
+            return None
+        return app.status()
+
     def configured(self, resource: Resource, obj: Manifest) -> None:
         """A workload or its configuration was written."""
         metadata = obj["metadata"]
@@ -133,11 +140,11 @@ class FakeModelApps:
 
     async def _status(self, request: web.Request) -> web.Response:
         service = request.match_info["service"].removesuffix("-serve-svc")
-        app = self.app(request.match_info["namespace"], service)
         if self.token is not None and request.headers.get("Authorization") != (
             f"Bearer {self.token}"
         ):
             return web.json_response({"error": "unauthorized"}, status=401)
-        if self.silent or not app.running or app.application is None:
+        status = self.answer(request.match_info["namespace"], service)
+        if status is None:
             return web.json_response({"error": "not running"}, status=503)
-        return web.json_response(app.status().payload())
+        return web.json_response(status.payload())

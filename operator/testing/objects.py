@@ -191,9 +191,9 @@ class ObjectStore:
         obj["metadata"]["resourceVersion"] = str(self.version)
         metadata = obj["metadata"]
         self.all(resource)[metadata.get("namespace", ""), metadata["name"]] = obj
-        self._tell(Change(self.version, resource, type_, obj))
+        self._publish(Change(self.version, resource, type_, obj))
 
-    def _tell(self, change: Change) -> None:
+    def _publish(self, change: Change) -> None:
         self.changes.append(change)
         for listener in list(self.listeners):
             listener(change)
@@ -204,7 +204,7 @@ class ObjectStore:
         self.version = next(self._versions)
         gone = copy.deepcopy(obj)
         gone["metadata"]["resourceVersion"] = str(self.version)
-        self._tell(Change(self.version, resource, "DELETED", gone))
+        self._publish(Change(self.version, resource, "DELETED", gone))
         for kind in list(self._objects):
             for (namespace, name), child in list(self.all(kind).items()):
                 owners = child["metadata"].get("ownerReferences") or ()
@@ -253,7 +253,7 @@ class ObjectStore:
         if not left:
             self.all(NAMESPACES).pop(("", name))
             self.version = next(self._versions)
-            self._tell(Change(self.version, NAMESPACES, "DELETED", found))
+            self._publish(Change(self.version, NAMESPACES, "DELETED", found))
 
 
 def _text(moment: datetime.datetime) -> str:

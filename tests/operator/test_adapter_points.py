@@ -11,10 +11,13 @@ from typing import Any
 from calotype.operator.kube.resources import CONFIG_MAPS, JOBS, LORA_ADAPTERS, PODS, SECRETS
 from calotype.operator.testing.cluster import good_fetch
 
+from . import manifests
+from .virtual import World
+
 NO_PODS = ("/pods/", "exec", "portforward", "proxy")
 
 
-def told(world: Any, name: str) -> dict[str, Any]:
+def told(world: World, name: str) -> dict[str, Any]:
     """An adapter as the replicas are told of it."""
     config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
     generator = next(d for d in config["deployments"] if d["name"] == "Generator")
@@ -22,9 +25,7 @@ def told(world: Any, name: str) -> dict[str, Any]:
     return dict(found[0]) if found else {}
 
 
-async def test_point_1_adapters_are_configuration_and_no_pod_is_ever_touched(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_1_adapters_are_configuration_and_no_pod_is_ever_touched(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.of_hub())
     await world.start()
@@ -35,9 +36,7 @@ async def test_point_1_adapters_are_configuration_and_no_pod_is_ever_touched(
     assert not [c for c in writes if any(word in c.path for word in NO_PODS)]
 
 
-async def test_point_2_main_is_resolved_once_to_what_every_replica_gets(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_2_main_is_resolved_once_to_what_every_replica_gets(world: World) -> None:
     """`main` moves on at the hub; nobody loads something else because of it."""
     calls = 0
 
@@ -68,9 +67,7 @@ async def test_point_2_main_is_resolved_once_to_what_every_replica_gets(
     assert calls == 1
 
 
-async def test_point_3_a_changed_source_switches_only_when_it_is_checked(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_3_a_changed_source_switches_only_when_it_is_checked(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.of_hub())
     await world.start()
@@ -87,7 +84,7 @@ async def test_point_3_a_changed_source_switches_only_when_it_is_checked(
 
 
 async def test_point_3_a_failing_new_source_leaves_the_old_one_serving_and_says_so(
-    world: Any, manifests: Any
+    world: World,
 ) -> None:
     world.apply(manifests.model())
     world.apply(manifests.of_hub())
@@ -112,7 +109,7 @@ async def test_point_3_a_failing_new_source_leaves_the_old_one_serving_and_says_
 
 
 async def test_point_3_replicas_that_cannot_load_the_new_revision_keep_the_old_one(
-    world: Any, manifests: Any
+    world: World,
 ) -> None:
     world.apply(manifests.model())
     world.apply(manifests.of_hub())
@@ -129,7 +126,7 @@ async def test_point_3_replicas_that_cannot_load_the_new_revision_keep_the_old_o
     await world.ready(LORA_ADAPTERS, "sneaker")
 
 
-async def test_point_4_three_of_five_replicas_is_not_ready(world: Any, manifests: Any) -> None:
+async def test_point_4_three_of_five_replicas_is_not_ready(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.adapter())
     await world.start()
@@ -148,7 +145,7 @@ async def test_point_4_three_of_five_replicas_is_not_ready(world: Any, manifests
     assert world.find(LORA_ADAPTERS, "stripes")["status"]["loaded"] == "5/5"
 
 
-async def test_point_5_a_bad_file_never_reaches_a_replica(world: Any, manifests: Any) -> None:
+async def test_point_5_a_bad_file_never_reaches_a_replica(world: World) -> None:
     configs: list[dict[str, Any]] = []
 
     def refuse(config: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +171,7 @@ async def test_point_5_a_bad_file_never_reaches_a_replica(world: Any, manifests:
     assert "nvidia.com/gpu" not in limits
 
 
-async def test_point_6_secrets_missing_wrong_and_rotated(world: Any, manifests: Any) -> None:
+async def test_point_6_secrets_missing_wrong_and_rotated(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.of_hub(credentialsSecretRef={"name": "hub"}))
     await world.start()
@@ -200,7 +197,7 @@ async def test_point_6_secrets_missing_wrong_and_rotated(world: Any, manifests: 
 
 
 async def test_point_6_only_named_secrets_are_read_and_copies_die_with_their_job(
-    world: Any, manifests: Any
+    world: World,
 ) -> None:
     world.cluster.namespace("shoes")
     world.secret("hub", "shoes", HF_TOKEN="t-1", OTHER="private")

@@ -19,6 +19,9 @@ from calotype.operator.kube.resources import (
 from calotype.operator.runtime.workqueue import Key
 from calotype.operator.testing.cluster import good_fetch
 
+from . import manifests
+from .virtual import World
+
 HUB = {"huggingFace": {"repo": "acme/flux", "revision": "main"}}
 
 
@@ -31,7 +34,7 @@ def policy(name: str, block: float) -> dict[str, Any]:
     }
 
 
-async def test_a_circle_of_fallbacks(world: Any, manifests: Any) -> None:
+async def test_a_circle_of_fallbacks(world: World) -> None:
     def falls_back(to: str) -> dict[str, Any]:
         return {"fallback": {"modelRef": {"name": to}}}
 
@@ -65,7 +68,7 @@ async def test_a_circle_of_fallbacks(world: Any, manifests: Any) -> None:
     ],
 )
 async def test_a_model_that_cannot_be_served_says_why(
-    world: Any, manifests: Any, spec: dict[str, Any], reason: str
+    world: World, spec: dict[str, Any], reason: str
 ) -> None:
     world.apply(manifests.model("first", aliases=["taken"]))
     await world.start()
@@ -83,7 +86,7 @@ async def test_a_model_that_cannot_be_served_says_why(
     await world.ready(IMAGE_MODELS, "wrong")
 
 
-async def test_an_adapter_larger_than_the_budget(world: Any, manifests: Any) -> None:
+async def test_an_adapter_larger_than_the_budget(world: World) -> None:
     """Refused by the Job before it is loaded, and later by a budget that was made smaller."""
 
     def sized(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,7 @@ async def test_an_adapter_larger_than_the_budget(world: Any, manifests: Any) -> 
     assert len(world.cluster.started_jobs) == 2
 
 
-async def test_a_volume_that_is_never_bound(world: Any, manifests: Any) -> None:
+async def test_a_volume_that_is_never_bound(world: World) -> None:
     world.cluster.unbindable.add("slow")
     world.cluster.hold_jobs = True
     cache = {"persistentVolumeClaim": {"size": "10Gi", "storageClassName": "slow"}}
@@ -124,7 +127,7 @@ async def test_a_volume_that_is_never_bound(world: Any, manifests: Any) -> None:
     await world.ready(IMAGE_MODELS, "shapes")
 
 
-async def test_a_volume_that_nobody_made(world: Any, manifests: Any) -> None:
+async def test_a_volume_that_nobody_made(world: World) -> None:
     source = {"persistentVolumeClaim": {"claimName": "loras", "path": "sneaker.safetensors"}}
     world.apply(manifests.model())
     world.apply(manifests.adapter("sneaker", source=source))
@@ -137,7 +140,7 @@ async def test_a_volume_that_nobody_made(world: Any, manifests: Any) -> None:
     await world.ready(LORA_ADAPTERS, "sneaker")
 
 
-async def test_nowhere_to_keep_what_is_fetched(world: Any, manifests: Any) -> None:
+async def test_nowhere_to_keep_what_is_fetched(world: World) -> None:
     world.apply(manifests.model(source=HUB))
     await world.start(dataClaim=None)
     condition = await world.condition(
@@ -148,9 +151,7 @@ async def test_nowhere_to_keep_what_is_fetched(world: Any, manifests: Any) -> No
     await world.ready(IMAGE_MODELS, "shapes")
 
 
-async def test_a_job_that_is_killed_for_memory_is_tried_again_later(
-    world: Any, manifests: Any
-) -> None:
+async def test_a_job_that_is_killed_for_memory_is_tried_again_later(world: World) -> None:
     world.cluster.fetch = lambda config: "OOMKilled"
     world.apply(manifests.model())
     world.apply(manifests.of_hub())
@@ -167,7 +168,7 @@ async def test_a_job_that_is_killed_for_memory_is_tried_again_later(
     assert len(world.cluster.started_jobs) == 2
 
 
-async def test_retries_become_rarer_and_survive_a_restart(world: Any, manifests: Any) -> None:
+async def test_retries_become_rarer_and_survive_a_restart(world: World) -> None:
     failing = {"ok": False, "reason": "NetworkFailed", "message": "no route"}
     world.cluster.fetch = lambda config: failing
     world.apply(manifests.model())
@@ -190,10 +191,9 @@ async def test_retries_become_rarer_and_survive_a_restart(world: Any, manifests:
 
 
 @pytest.mark.parametrize("hours", [-30, 30])
-async def test_clocks_that_differ(world: Any, manifests: Any, hours: int) -> None:
+async def test_clocks_that_differ(world: World, hours: int) -> None:
     """Deadlines and pauses are measured by the API server's clock, whatever ours says."""
-    skew = datetime.timedelta(hours=hours)
-    world.server.objects.clock = lambda: datetime.datetime.now(datetime.UTC) + skew
+    world.clock.skew = datetime.timedelta(hours=hours)
     world.cluster.fetch = lambda config: "OOMKilled"
     world.apply(manifests.model())
     world.apply(manifests.adapter())
@@ -209,7 +209,7 @@ async def test_clocks_that_differ(world: Any, manifests: Any, hours: int) -> Non
     await world.gone(LORA_ADAPTERS, "stripes")
 
 
-async def test_finalizers_of_an_older_version(world: Any, manifests: Any) -> None:
+async def test_finalizers_of_an_older_version(world: World) -> None:
     old = ["calotype.dev/cleanup", "other.example/keep"]
     for manifest in (manifests.model(), manifests.adapter()):
         manifest["metadata"]["finalizers"] = old
@@ -239,7 +239,7 @@ async def test_finalizers_of_an_older_version(world: Any, manifests: Any) -> Non
     await world.until(ours_are_off, "only the other one is left")
 
 
-async def test_a_policy_of_an_adapter_may_only_be_stricter(world: Any, manifests: Any) -> None:
+async def test_a_policy_of_an_adapter_may_only_be_stricter(world: World) -> None:
     world.apply(policy("default", 0.5))
     world.apply(policy("lax", 0.9))
     world.apply(manifests.model())
@@ -252,9 +252,7 @@ async def test_a_policy_of_an_adapter_may_only_be_stricter(world: Any, manifests
     assert world.find(MODERATION_POLICIES, "lax")["status"]["usedBy"] == 1
 
 
-async def test_a_configuration_that_somebody_wrote_over_is_written_again(
-    world: Any, manifests: Any
-) -> None:
+async def test_a_configuration_that_somebody_wrote_over_is_written_again(world: World) -> None:
     world.apply(manifests.model())
     operator = await world.start(resyncSeconds=1)
     await world.ready(IMAGE_MODELS, "shapes")

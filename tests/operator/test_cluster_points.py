@@ -21,21 +21,24 @@ from calotype.operator.kube.resources import (
     SERVICES,
 )
 
+from . import manifests
+from .virtual import World
 
-def names_pushed(world: Any) -> set[str]:
+
+def names_pushed(world: World) -> set[str]:
     found = world.find(CONFIG_MAPS, "shapes-app")
     config = json.loads(found["data"]["model.json"])
     generator = next(d for d in config["deployments"] if d["name"] == "Generator")
     return {a["metadata"]["name"] for a in generator["user_config"]["adapters"]}
 
 
-def names_at_the_gateway(world: Any) -> set[str]:
+def names_at_the_gateway(world: World) -> set[str]:
     found = world.find(CONFIG_MAPS, "calotype-gateway-config")
     document = json.loads(found["data"]["gateway.json"]) if found else {"adapters": []}
     return {a["metadata"]["name"] for a in document["adapters"]}
 
 
-async def with_adapter(world: Any, manifests: Any, **settings: Any) -> None:
+async def with_adapter(world: World, **settings: Any) -> None:
     world.apply(manifests.model())
     world.apply(manifests.adapter())
     await world.start(**settings)
@@ -44,9 +47,9 @@ async def with_adapter(world: Any, manifests: Any, **settings: Any) -> None:
 
 
 async def test_point_7_deleting_tells_the_gateway_then_the_replicas_then_lets_go(
-    world: Any, manifests: Any
+    world: World,
 ) -> None:
-    await with_adapter(world, manifests, drainSeconds=0.5)
+    await with_adapter(world, drainSeconds=0.5)
     order: list[str] = []
 
     def watch(change: Any) -> None:
@@ -64,10 +67,8 @@ async def test_point_7_deleting_tells_the_gateway_then_the_replicas_then_lets_go
     assert order == ["gateway", "replicas", "gone"]
 
 
-async def test_point_7_a_replica_that_holds_on_delays_until_the_deadline_only(
-    world: Any, manifests: Any
-) -> None:
-    await with_adapter(world, manifests)
+async def test_point_7_a_replica_that_holds_on_delays_until_the_deadline_only(world: World) -> None:
+    await with_adapter(world)
     world.cluster.apps.app("calotype", "shapes").keeps = True
     world.annotate(LORA_ADAPTERS, "stripes", delete_deadline_seconds="2")
     world.delete(LORA_ADAPTERS, "stripes")
@@ -75,8 +76,8 @@ async def test_point_7_a_replica_that_holds_on_delays_until_the_deadline_only(
     await world.gone(LORA_ADAPTERS, "stripes")
 
 
-async def test_point_7_the_annotation_lets_go_at_once(world: Any, manifests: Any) -> None:
-    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+async def test_point_7_the_annotation_lets_go_at_once(world: World) -> None:
+    await with_adapter(world, deleteDeadlineSeconds=3600)
     world.cluster.apps.app("calotype", "shapes").keeps = True
     world.delete(LORA_ADAPTERS, "stripes")
     await world.condition(LORA_ADAPTERS, "stripes", "Ready", "False", "Deleting")
@@ -84,10 +85,8 @@ async def test_point_7_the_annotation_lets_go_at_once(world: Any, manifests: Any
     await world.gone(LORA_ADAPTERS, "stripes")
 
 
-async def test_point_7_deleting_does_not_wait_for_a_model_that_is_gone(
-    world: Any, manifests: Any
-) -> None:
-    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+async def test_point_7_deleting_does_not_wait_for_a_model_that_is_gone(world: World) -> None:
+    await with_adapter(world, deleteDeadlineSeconds=3600)
     world.delete(IMAGE_MODELS, "shapes")
     await world.gone(IMAGE_MODELS, "shapes")
     await world.condition(LORA_ADAPTERS, "stripes", "Ready", "False", "ModelMissing")
@@ -97,10 +96,8 @@ async def test_point_7_deleting_does_not_wait_for_a_model_that_is_gone(
         assert not world.server.objects.all(resource), f"orphans of {resource.kind}"
 
 
-async def test_point_7_deleting_does_not_wait_for_a_model_that_nobody_reaches(
-    world: Any, manifests: Any
-) -> None:
-    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+async def test_point_7_deleting_does_not_wait_for_a_model_that_nobody_reaches(world: World) -> None:
+    await with_adapter(world, deleteDeadlineSeconds=3600)
     world.cluster.apps.silent = True
     await world.condition(IMAGE_MODELS, "shapes", "Serving", "False")
     world.delete(LORA_ADAPTERS, "stripes")
@@ -109,11 +106,9 @@ async def test_point_7_deleting_does_not_wait_for_a_model_that_nobody_reaches(
     await world.gone(IMAGE_MODELS, "shapes")
 
 
-async def test_point_7_deleting_does_not_wait_for_a_model_that_is_refused(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_7_deleting_does_not_wait_for_a_model_that_is_refused(world: World) -> None:
     """Its replicas are told nothing until it is accepted again."""
-    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+    await with_adapter(world, deleteDeadlineSeconds=3600)
     lost = {"moderationPolicyRef": {"name": "lost"}}
     world.apply(manifests.model(**lost))
     await world.condition(IMAGE_MODELS, "shapes", "Accepted", "False", "PolicyMissing")
@@ -126,8 +121,8 @@ async def test_point_7_deleting_does_not_wait_for_a_model_that_is_refused(
     await world.until(lambda: names_pushed(world) == set(), "the replicas forget it")
 
 
-async def test_point_7_a_model_with_work_ends_it_first(world: Any, manifests: Any) -> None:
-    await with_adapter(world, manifests, deleteDeadlineSeconds=3600)
+async def test_point_7_a_model_with_work_ends_it_first(world: World) -> None:
+    await with_adapter(world, deleteDeadlineSeconds=3600)
     app = world.cluster.apps.app("calotype", "shapes")
     app.queue_seconds = 40
     await world.until(
@@ -142,9 +137,7 @@ async def test_point_7_a_model_with_work_ends_it_first(world: Any, manifests: An
     assert world.find(DEPLOYMENTS, "shapes") is None
 
 
-async def test_point_7_a_namespace_that_ends_takes_everything_along(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_7_a_namespace_that_ends_takes_everything_along(world: World) -> None:
     world.cluster.namespace("shoes")
     world.apply(manifests.model(adapters={"namespaces": {"from": "All"}}))
     sneaker = manifests.of_hub(modelRef={"name": "shapes", "namespace": "calotype"})
@@ -160,9 +153,7 @@ async def test_point_7_a_namespace_that_ends_takes_everything_along(
     await world.until(lambda: "sneaker" not in names_pushed(world), "the replicas forget it")
 
 
-async def test_point_8_what_one_object_cannot_say_is_a_condition_that_heals(
-    world: Any, manifests: Any
-) -> None:
+async def test_point_8_what_one_object_cannot_say_is_a_condition_that_heals(world: World) -> None:
     world.cluster.namespace("shoes", {"team": "shoes"})
     world.apply(manifests.adapter())
     foreign = manifests.adapter(
@@ -175,7 +166,7 @@ async def test_point_8_what_one_object_cannot_say_is_a_condition_that_heals(
     await world.condition(LORA_ADAPTERS, "stripes", "Accepted", "False", "ModelMissing")
     world.apply(manifests.model())
     await world.ready(LORA_ADAPTERS, "stripes")
-    await asyncio.sleep(1.1)  # creation times have whole seconds
+    await world.go_on(1.1)  # creation times have whole seconds
     world.apply(foreign)
     world.apply(double)
     await world.condition(
@@ -191,7 +182,7 @@ async def test_point_8_what_one_object_cannot_say_is_a_condition_that_heals(
     await world.ready(LORA_ADAPTERS, "stripes", "shoes")
 
 
-async def test_point_9_fifty_adapters_at_once_are_one_push(world: Any, manifests: Any) -> None:
+async def test_point_9_fifty_adapters_at_once_are_one_push(world: World) -> None:
     world.apply(manifests.model())
     await world.start(debounceSeconds=1.0)
     await world.ready(IMAGE_MODELS, "shapes")
@@ -211,7 +202,7 @@ async def test_point_9_fifty_adapters_at_once_are_one_push(world: Any, manifests
     ],
 )
 async def test_point_9_what_does_not_fit_waits_for_room(
-    world: Any, manifests: Any, settings: dict[str, Any], expected: str
+    world: World, settings: dict[str, Any], expected: str
 ) -> None:
     world.apply(manifests.model())
     await world.start(**settings)

@@ -20,13 +20,16 @@ from calotype.operator.kube.resources import (
     TEAMS,
 )
 
+from . import manifests
+from .virtual import World
 
-def gateway(world: Any) -> dict[str, Any]:
+
+def gateway(world: World) -> dict[str, Any]:
     found = world.find(CONFIG_MAPS, "calotype-gateway-config")
     return dict(json.loads(found["data"]["gateway.json"])) if found else {}
 
 
-async def test_a_model_in_one_pod_becomes_ready(world: Any, manifests: Any) -> None:
+async def test_a_model_in_one_pod_becomes_ready(world: World) -> None:
     world.apply(manifests.model())
     await world.start()
     found = await world.ready(IMAGE_MODELS, "shapes")
@@ -50,7 +53,7 @@ async def test_a_model_in_one_pod_becomes_ready(world: Any, manifests: Any) -> N
     }
 
 
-async def test_a_quiet_cluster_is_not_written_to(world: Any, manifests: Any) -> None:
+async def test_a_quiet_cluster_is_not_written_to(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.adapter())
     await world.start()
@@ -62,9 +65,7 @@ async def test_a_quiet_cluster_is_not_written_to(world: Any, manifests: Any) -> 
     assert world.server.objects.version == version
 
 
-async def test_weights_are_fetched_once_and_the_pods_are_told_where(
-    world: Any, manifests: Any
-) -> None:
+async def test_weights_are_fetched_once_and_the_pods_are_told_where(world: World) -> None:
     source = {"huggingFace": {"repo": "acme/flux", "revision": "main"}}
     world.apply(manifests.model(source=source, cache={"persistentVolumeClaim": {"size": "10Gi"}}))
     await world.start()
@@ -80,7 +81,7 @@ async def test_weights_are_fetched_once_and_the_pods_are_told_where(
 
 @pytest.mark.parametrize("first", [{"min": 1, "max": 2}, {"min": 2, "max": 2}])
 async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
-    world: Any, manifests: Any, first: dict[str, int]
+    world: World, first: dict[str, int]
 ) -> None:
     """KubeRay does not hand changed bounds to a running RayCluster."""
     world.apply(manifests.model(runtime="RayService", resourceProfile="a100", replicas=first))
@@ -110,7 +111,7 @@ async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
         assert all(isinstance(amount, int) for amount in resources.values())
 
 
-async def test_a_second_cluster_is_announced_before_it_is_made(world: Any, manifests: Any) -> None:
+async def test_a_second_cluster_is_announced_before_it_is_made(world: World) -> None:
     world.apply(
         manifests.model(runtime="RayService", resourceProfile="a100", replicas={"min": 2, "max": 2})
     )
@@ -144,7 +145,7 @@ async def test_a_second_cluster_is_announced_before_it_is_made(world: Any, manif
 
 
 async def test_in_place_only_holds_a_change_back_and_still_pushes_configuration(
-    world: Any, manifests: Any
+    world: World,
 ) -> None:
     spec = {"runtime": "RayService", "upgradeStrategy": "InPlaceOnly"}
     world.apply(manifests.model(**spec))
@@ -164,7 +165,7 @@ async def test_in_place_only_holds_a_change_back_and_still_pushes_configuration(
     )
 
 
-async def test_kuberay_may_come_later(world: Any, manifests: Any) -> None:
+async def test_kuberay_may_come_later(world: World) -> None:
     ray = {r for r in world.server.resources if r.group == "ray.io"}
     world.server.resources -= ray
     world.apply(manifests.model(runtime="RayService"))
@@ -176,9 +177,7 @@ async def test_kuberay_may_come_later(world: Any, manifests: Any) -> None:
     await world.condition(IMAGE_MODELS, "shapes", "KubeRayMissing", "False")
 
 
-async def test_suspending_takes_the_pods_and_resuming_brings_them(
-    world: Any, manifests: Any
-) -> None:
+async def test_suspending_takes_the_pods_and_resuming_brings_them(world: World) -> None:
     world.apply(manifests.model())
     await world.start()
     await world.ready(IMAGE_MODELS, "shapes")
@@ -190,7 +189,7 @@ async def test_suspending_takes_the_pods_and_resuming_brings_them(
     await world.ready(IMAGE_MODELS, "shapes")
 
 
-async def test_a_provider_needs_a_key_and_no_cluster(world: Any, manifests: Any) -> None:
+async def test_a_provider_needs_a_key_and_no_cluster(world: World) -> None:
     spec = {
         "source": {"provider": {"name": "openai", "model": "gpt-image-1"}},
         "credentialsSecretRef": {"name": "openai"},
@@ -217,9 +216,7 @@ def house(name: str, block: float, version: int = 1) -> dict[str, Any]:
     }
 
 
-async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(
-    world: Any, manifests: Any
-) -> None:
+async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(world: World) -> None:
     def team() -> dict[str, Any]:
         (found,) = gateway(world)["teams"]
         return dict(found)
@@ -241,7 +238,7 @@ async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(
     await world.until(lambda: set(beside()) == {"brand", "kids"}, "the moderator has both")
     assert beside()["kids"]["categories"] == {"sexual": {"text": {"block": 0.2}}}
     world.delete(TEAMS, "bags")
-    await world.until(lambda: len(gateway(world)["teams"]) == 1, "one team is left")
+    await world.until(lambda: len(gateway(world).get("teams", [])) == 1, "one team is left")
     assert team()["moderationPolicy"] == "kids"
     (adapter,) = gateway(world)["adapters"]
     assert adapter["spec"]["moderationPolicyRef"] == {"name": "brand"}
@@ -264,7 +261,7 @@ async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(
     await world.until(lambda: "refusal" in team(), "the model's policy became the stricter one")
 
 
-async def test_a_policy_travels_to_the_moderator(world: Any, manifests: Any) -> None:
+async def test_a_policy_travels_to_the_moderator(world: World) -> None:
     policy = {
         "apiVersion": "calotype.dev/v1alpha1",
         "kind": "ModerationPolicy",

@@ -10,6 +10,9 @@ from typing import Any
 from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS, TEAMS
 from calotype.serving.database.accounts.api_keys import KEY_PREFIX, key_digest, make_key
 
+from . import manifests
+from .virtual import World
+
 
 def team(name: str = "shoes", namespace: str = "calotype", **spec: Any) -> dict[str, Any]:
     return {
@@ -20,18 +23,18 @@ def team(name: str = "shoes", namespace: str = "calotype", **spec: Any) -> dict[
     }
 
 
-def key_of(world: Any, name: str = "shoes") -> str:
+def key_of(world: World, name: str = "shoes") -> str:
     secret = world.find(SECRETS, f"calotype-key-{name}")
     return base64.b64decode(secret["data"]["api-key"]).decode()
 
 
-def hashes(world: Any) -> dict[str, list[str]]:
+def hashes(world: World) -> dict[str, list[str]]:
     found = world.find(CONFIG_MAPS, "calotype-gateway-config")
     document = json.loads(found["data"]["gateway.json"]) if found else {"teams": []}
     return {entry["name"]: entry["keyHashes"] for entry in document["teams"]}
 
 
-async def test_a_team_gets_a_key_that_the_gateway_knows_by_hash(world: Any) -> None:
+async def test_a_team_gets_a_key_that_the_gateway_knows_by_hash(world: World) -> None:
     world.apply(team(displayName="Shoes", weight=2, quotas={"requestsPerMinute": 60}))
     await world.start()
     status = (await world.ready(TEAMS, "shoes"))["status"]
@@ -48,7 +51,7 @@ async def test_a_team_gets_a_key_that_the_gateway_knows_by_hash(world: Any) -> N
     assert (entry["weight"], entry["quotas"]) == (2, {"requestsPerMinute": 60})
 
 
-async def test_raising_rotate_makes_another_key_once(world: Any) -> None:
+async def test_raising_rotate_makes_another_key_once(world: World) -> None:
     world.apply(team())
     await world.start()
     await world.ready(TEAMS, "shoes")
@@ -70,7 +73,7 @@ async def test_raising_rotate_makes_another_key_once(world: Any) -> None:
     assert key_of(world) == second
 
 
-async def test_a_secret_of_that_name_which_is_not_ours_is_left_alone(world: Any) -> None:
+async def test_a_secret_of_that_name_which_is_not_ours_is_left_alone(world: World) -> None:
     world.secret("calotype-key-shoes", **{"api-key": "somebody-elses"})
     world.apply(team())
     await world.start()
@@ -80,7 +83,7 @@ async def test_a_secret_of_that_name_which_is_not_ours_is_left_alone(world: Any)
     await world.ready(TEAMS, "shoes")
 
 
-async def test_a_deleted_team_leaves_no_key(world: Any) -> None:
+async def test_a_deleted_team_leaves_no_key(world: World) -> None:
     world.apply(team())
     await world.start()
     await world.ready(TEAMS, "shoes")
@@ -90,27 +93,19 @@ async def test_a_deleted_team_leaves_no_key(world: Any) -> None:
     await world.until(lambda: "shoes" not in hashes(world), "gateway forgets")
 
 
-async def test_two_teams_of_one_name(world: Any) -> None:
+async def test_two_teams_of_one_name(world: World) -> None:
     world.cluster.namespace("other")
     world.apply(team(namespace="other"))
     await world.start()
     await world.ready(TEAMS, "shoes", "other")
-    world.server.objects.clock = _later(world.server.objects.clock)
+    await world.go_on(5)
     world.apply(team())
     await world.condition(TEAMS, "shoes", "Accepted", "False", "NameConflict")
     world.delete(TEAMS, "shoes", "other")
     await world.ready(TEAMS, "shoes")
 
 
-def _later(clock: Any) -> Any:
-    import datetime
-
-    return lambda: clock() + datetime.timedelta(seconds=5)
-
-
-async def test_a_team_with_a_policy_that_is_laxer_than_its_models(
-    world: Any, manifests: Any
-) -> None:
+async def test_a_team_with_a_policy_that_is_laxer_than_its_models(world: World) -> None:
     def policy(name: str, block: float) -> dict[str, Any]:
         return {
             "apiVersion": "calotype.dev/v1alpha1",

@@ -13,6 +13,9 @@ from calotype.operator.kube.resources import (
     RAY_JOBS,
 )
 
+from . import manifests
+from .virtual import World
+
 
 def training(name: str = "sneaker", **spec: Any) -> dict[str, Any]:
     return {
@@ -30,7 +33,7 @@ def training(name: str = "sneaker", **spec: Any) -> dict[str, Any]:
     }
 
 
-async def test_a_training_ends_as_an_adapter_that_is_loaded(world: Any, manifests: Any) -> None:
+async def test_a_training_ends_as_an_adapter_that_is_loaded(world: World) -> None:
     world.apply(manifests.model())
     world.apply(training())
     await world.start()
@@ -50,9 +53,7 @@ async def test_a_training_ends_as_an_adapter_that_is_loaded(world: Any, manifest
     assert path.startswith(config["outputDir"])
 
 
-async def test_what_became_of_the_adapter_afterwards_is_its_owners_business(
-    world: Any, manifests: Any
-) -> None:
+async def test_what_became_of_the_adapter_afterwards_is_its_owners_business(world: World) -> None:
     """Neither is a deleted adapter made again, nor a changed one changed back."""
     world.apply(manifests.model())
     world.apply(training())
@@ -71,7 +72,7 @@ async def test_what_became_of_the_adapter_afterwards_is_its_owners_business(
     assert world.find(LORA_ADAPTERS, "sneaker") is None
 
 
-async def test_a_training_that_fails_says_why(world: Any, manifests: Any) -> None:
+async def test_a_training_that_fails_says_why(world: World) -> None:
     world.cluster.training = lambda name: "FAILED"
     world.apply(manifests.model())
     world.apply(training())
@@ -84,7 +85,7 @@ async def test_a_training_that_fails_says_why(world: Any, manifests: Any) -> Non
     assert world.find(LORA_ADAPTERS, "sneaker") is None
 
 
-async def test_a_training_waits_for_its_model_and_for_kuberay(world: Any, manifests: Any) -> None:
+async def test_a_training_waits_for_its_model_and_for_kuberay(world: World) -> None:
     ray = {r for r in world.server.resources if r.group == "ray.io"}
     world.server.resources -= ray
     world.apply(training())
@@ -96,7 +97,7 @@ async def test_a_training_waits_for_its_model_and_for_kuberay(world: Any, manife
     await world.ready(LORA_TRAININGS, "sneaker")
 
 
-async def test_a_training_can_be_suspended(world: Any, manifests: Any) -> None:
+async def test_a_training_can_be_suspended(world: World) -> None:
     world.cluster.training = lambda name: "RUNNING"
     world.apply(manifests.model())
     world.apply(training())
@@ -110,7 +111,7 @@ async def test_a_training_can_be_suspended(world: Any, manifests: Any) -> None:
     await world.ready(LORA_TRAININGS, "sneaker")
 
 
-async def test_an_adapter_of_that_name_that_is_somebody_elses(world: Any, manifests: Any) -> None:
+async def test_an_adapter_of_that_name_that_is_somebody_elses(world: World) -> None:
     world.apply(manifests.model())
     world.apply(manifests.adapter("sneaker"))
     world.apply(training())
@@ -122,9 +123,7 @@ async def test_an_adapter_of_that_name_that_is_somebody_elses(world: Any, manife
     assert world.find(IMAGE_MODELS, "shapes")["status"]["phase"] == "Ready"
 
 
-async def test_a_deleted_training_takes_its_job_and_leaves_its_adapter(
-    world: Any, manifests: Any
-) -> None:
+async def test_a_deleted_training_takes_its_job_and_leaves_its_adapter(world: World) -> None:
     world.apply(manifests.model())
     world.apply(training())
     await world.start()

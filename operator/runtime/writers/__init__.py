@@ -1,0 +1,1 @@
+"""What the operator writes to the cluster: children, statuses, events and finalizers."""
