@@ -1,27 +1,39 @@
-"""Tiny random FLUX.2 folders and LoRA files, for tests that need the real classes in seconds.
+"""Tiny random FLUX.2 folders and LoRA files, for tests that need a real model in seconds.
 
 The folders have the layout of the full models (diffusers format, plus `calotype.json`), so that
-everything which loads one loads the other. Upstream classes: diffusers' Flux2Transformer2DModel,
-AutoencoderKLFlux2 and FlowMatchEulerDiscreteScheduler; transformers'
-Mistral3ForConditionalGeneration (FLUX.2 [dev]) or Qwen3ForCausalLM (FLUX.2 [klein]).
+everything which loads one loads the other, diffusers and transformers among it; neither is imported
+here, because that takes 20 s of CPU.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from calotype.serving.engine.model.autoencoder import Autoencoder
+from calotype.serving.engine.model.text_model import TextModel
+from calotype.serving.engine.model.transformer import Transformer
+from calotype.serving.engine.sizing.configs import (
+    AutoencoderConfig,
+    TextModelConfig,
+    TransformerConfig,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_SEQUENCE_LENGTH = 32
 OUT_LAYERS = (1, 2, 3)
 LATENT_CHANNELS = 4
 TEXT_DIM = 32
 
-_SPECIAL = (
+SPECIAL_TOKENS = (
     "<unk>",
     "<s>",
     "</s>",
@@ -45,6 +57,9 @@ _KLEIN_TEMPLATE = (
     "{% if add_generation_prompt %}<s>{% endif %}"
 )
 
+CHAT_TEMPLATES = {False: _DEV_TEMPLATE, True: _KLEIN_TEMPLATE}
+"""By whether it is [klein]."""
+
 LORA_TARGETS = (
     "transformer_blocks.0.attn.to_q",
     "transformer_blocks.0.attn.add_k_proj",
@@ -56,95 +71,197 @@ LORA_TARGETS = (
 """Modules of the denoiser that `save_random_lora` covers: both streams, both kinds of block."""
 
 
-FULL_LAYERS = {False: 40, True: 36}
-"""Layers of the text encoders of FLUX.2 [dev] and of [klein], by whether it is [klein]."""
+TRANSFORMER: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 4 * LATENT_CHANNELS,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT_DIM * len(OUT_LAYERS),
+    "timestep_guidance_channels": 32,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (4, 12, 12, 4),
+    "rope_theta": 100,
+}
+AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8, 8),
+    "layers_per_block": 1,
+    "latent_channels": LATENT_CHANNELS,
+    "norm_num_groups": 1,
+    "mid_block_add_attention": False,
+    "sample_size": 64,
+}
+_UNREAD = {
+    "multi_modal_projector.linear_1.weight": (TEXT_DIM, 16),
+    "multi_modal_projector.linear_2.weight": (TEXT_DIM, TEXT_DIM),
+    "multi_modal_projector.norm.weight": (16,),
+    "multi_modal_projector.patch_merger.merging_layer.weight": (16, 64),
+    "vision_tower.ln_pre.weight": (16,),
+    "vision_tower.patch_conv.weight": (16, 3, 16, 16),
+    "vision_tower.transformer.layers.0.attention.k_proj.weight": (16, 16),
+    "vision_tower.transformer.layers.0.attention.o_proj.weight": (16, 16),
+    "vision_tower.transformer.layers.0.attention.q_proj.weight": (16, 16),
+    "vision_tower.transformer.layers.0.attention.v_proj.weight": (16, 16),
+    "vision_tower.transformer.layers.0.attention_norm.weight": (16,),
+    "vision_tower.transformer.layers.0.feed_forward.down_proj.weight": (16, 32),
+    "vision_tower.transformer.layers.0.feed_forward.gate_proj.weight": (32, 16),
+    "vision_tower.transformer.layers.0.feed_forward.up_proj.weight": (32, 16),
+    "vision_tower.transformer.layers.0.ffn_norm.weight": (16,),
+}
+"""The vision half of FLUX.2 [dev]'s text encoder: in its file, and never loaded."""
 
 
 def save_tiny_flux2(
-    folder: pathlib.Path | str, *, seed: int = 0, klein: bool = False, full_layout: bool = False
+    folder: pathlib.Path | str, *, seed: int = 0, klein: bool = False
 ) -> pathlib.Path:
     """Writes a random FLUX.2 [dev] (or distilled [klein]) in diffusers format.
 
-    Pictures are squares of 16 pixels to the latent token; 64x64 draws in a few milliseconds a step.
-
-    Args:
-        full_layout: as the real folders are: weights in several files with an index, a text
-            encoder of as many layers, and no `calotype.json`, so that prompts have 512 tokens.
-            Draws in about a tenth of a second a step.
+    Images are squares of 16 pixels to the latent token; 64x64 draws in a few milliseconds a step.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
-    from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-        FlowMatchEulerDiscreteScheduler,
-    )
-
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = tokenizer_json()
+    # One layer more than is read: loading must drop it and change nothing.
+    text = text_sizes(vocabulary.get_vocab_size(), OUT_LAYERS[-1] + 1)
+    kind = "qwen3" if klein else "mistral3"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        denoiser = Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=4 * LATENT_CHANNELS,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT_DIM * len(OUT_LAYERS),
-            timestep_guidance_channels=32,
-            mlp_ratio=3.0,
-            axes_dims_rope=(4, 12, 12, 4),
-            rope_theta=100,
-            guidance_embeds=not klein,
-        )
-        vae = AutoencoderKLFlux2(
-            block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            latent_channels=LATENT_CHANNELS,
-            norm_num_groups=1,
-            mid_block_add_attention=False,
-            sample_size=64,
-        )
+        transformer = TransformerConfig.from_json(TRANSFORMER | {"guidance_embeds": not klein})
+        denoiser = Transformer(transformer)
+        autoencoder = AutoencoderConfig.from_json(AUTOENCODER)
+        vae = Autoencoder(autoencoder)
         vae.bn.running_mean.normal_(std=0.3)
         vae.bn.running_var.uniform_(0.5, 2.0)
-        tokenizer = (
-            _build_qwen_tokenizer()
-            if klein and full_layout
-            else _build_tokenizer(_KLEIN_TEMPLATE if klein else _DEV_TEMPLATE)
-        )
-        layers = FULL_LAYERS[klein] if full_layout else OUT_LAYERS[-1] + 1
-        text_encoder = _build_text_encoder(len(tokenizer), klein, layers)
-        # The usual start of 0.02 would make all prompts look alike to the denoiser.
-        text_encoder.get_input_embeddings().weight.normal_(std=1.0)
-    shard = {"max_shard_size": "128KB"} if full_layout else {}
-    denoiser.save_pretrained(folder / "transformer", **shard)
-    vae.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
-    text_encoder.save_pretrained(folder / "text_encoder", **shard)
-    (_processor(tokenizer) if full_layout and not klein else tokenizer).save_pretrained(
-        folder / "tokenizer"
+        encoder = TextModel(TextModelConfig.from_json(text, kind), text["num_hidden_layers"])
+        for parameter in encoder.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.02)
+        # With a start of 0.02 all prompts would look alike to the denoiser.
+        encoder.embed_tokens.weight.normal_(std=1.0)
+        unread = {} if klein else {key: torch.randn(size) for key, size in _UNREAD.items()}
+    _save_part(
+        folder / "transformer",
+        _class("Flux2Transformer2DModel", transformer),
+        denoiser.state_dict(),
     )
+    _save_part(folder / "vae", _class("AutoencoderKLFlux2", autoencoder), vae.state_dict())
+    prefix = "model." if klein else "language_model.model."
+    states = {prefix + key: tensor for key, tensor in encoder.state_dict().items()}
+    _save_part(folder / "text_encoder", _text_config(text, klein), states | unread, "model")
+    (folder / "scheduler").mkdir()
+    schedule = {"use_dynamic_shifting": True, "num_train_timesteps": 1000, "shift": 1.0}
+    _write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule},
+    )
+    _save_tokenizer(folder / "tokenizer", vocabulary, CHAT_TEMPLATES[klein])
+    write_index(folder, klein)
+    settings = {"max_sequence_length": MAX_SEQUENCE_LENGTH, "text_encoder_out_layers": OUT_LAYERS}
+    _write_json(folder / "calotype.json", settings)
+    return folder
+
+
+def write_index(folder: pathlib.Path, klein: bool) -> None:
+    """Writes `model_index.json`."""
     index: dict[str, Any] = {
         "_class_name": "Flux2KleinPipeline" if klein else "Flux2Pipeline",
         "_diffusers_version": "0.42.1",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", type(text_encoder).__name__],
+        "text_encoder": [
+            "transformers",
+            "Qwen3ForCausalLM" if klein else "Mistral3ForConditionalGeneration",
+        ],
         "tokenizer": ["transformers", "Qwen2TokenizerFast" if klein else "PixtralProcessor"],
         "transformer": ["diffusers", "Flux2Transformer2DModel"],
         "vae": ["diffusers", "AutoencoderKLFlux2"],
     }
+    _write_json(folder / "model_index.json", index | ({"is_distilled": True} if klein else {}))
+
+
+def text_sizes(vocabulary: int, layers: int) -> dict[str, Any]:
+    """Keyword arguments of a small text encoder's configuration."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": TEXT_DIM,
+        "intermediate_size": 2 * TEXT_DIM,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "pad_token_id": 3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def _class(name: str, config: TransformerConfig | AutoencoderConfig) -> dict[str, Any]:
+    return {"_class_name": name, "_diffusers_version": "0.42.1", **dataclasses.asdict(config)}
+
+
+def _text_config(sizes: dict[str, Any], klein: bool) -> dict[str, Any]:
     if klein:
-        index["is_distilled"] = True
-    _write_json(folder / "model_index.json", index)
-    if not full_layout:
-        _write_json(
-            folder / "calotype.json",
-            {
-                "max_sequence_length": MAX_SEQUENCE_LENGTH,
-                "text_encoder_out_layers": list(OUT_LAYERS),
-            },
-        )
-    return folder
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "tie_word_embeddings": True,
+            **sizes,
+        }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 64,
+        "patch_size": 16,
+    }
+    return {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+        "image_token_index": SPECIAL_TOKENS.index("[IMG]"),
+        "spatial_merge_size": 2,
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": True,
+        "text_config": {"model_type": "mistral", "sliding_window": None, **sizes},
+        "vision_config": vision,
+    }
+
+
+def _save_part(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    name: str = "diffusion_pytorch_model",
+) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    _write_json(folder / "config.json", config)
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, str(folder / f"{name}.safetensors"), {"format": "pt"})
+
+
+def _save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, template: str) -> None:
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "<unk>",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "extra_special_tokens": list(SPECIAL_TOKENS[4:]),
+            "padding_side": "right",
+            "truncation_side": "right",
+            "model_max_length": 512,
+        },
+    )
 
 
 def save_random_lora(
@@ -203,12 +320,12 @@ def _linear_shapes(model: pathlib.Path | str | torch.nn.Module) -> Mapping[str, 
     }
 
 
-def _build_tokenizer(template: str) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def tokenizer_json() -> Tokenizer:
+    """Words, letters and digits."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     alphabet = string.digits + string.ascii_lowercase
-    tokens = [*_SPECIAL, *_WORDS]
+    tokens = [*SPECIAL_TOKENS, *_WORDS]
     tokens += [c for c in alphabet + string.punctuation if c not in tokens]
     tokens += ["##" + c for c in alphabet]
     raw = Tokenizer(
@@ -223,91 +340,8 @@ def _build_tokenizer(template: str) -> Any:
     )
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=list(_SPECIAL[4:]),
-        padding_side="right",
-        truncation_side="right",
-        model_max_length=512,
-        chat_template=template,
-    )
-
-
-def _build_qwen_tokenizer() -> Any:
-    """The kind of tokenizer that FLUX.2 [klein]'s folder holds: bytes, hardly joined."""
-    from tokenizers import pre_tokenizers
-    from transformers import Qwen2TokenizerFast
-
-    pieces = ["re", "ci", "rc", "le", "\u0120a"]  # U+0120 stands for a space
-    tokens = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *pieces]
-    return Qwen2TokenizerFast(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[(piece[0], piece[1]) for piece in pieces],
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=list(_SPECIAL[4:]),
-        model_max_length=512,
-        chat_template=_KLEIN_TEMPLATE,
-    )
-
-
-def _processor(tokenizer: Any) -> Any:
-    """The processor that FLUX.2 [dev]'s folder holds; only its tokenizer is used."""
-    from transformers import PixtralImageProcessor, PixtralProcessor
-
-    return PixtralProcessor(PixtralImageProcessor(), tokenizer, patch_size=16, spatial_merge_size=2)
-
-
-def _build_text_encoder(vocabulary: int, klein: bool, layers: int) -> Any:
-    sizes: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": TEXT_DIM,
-        "intermediate_size": 2 * TEXT_DIM,
-        # More layers than are used: loading must drop them and change nothing.
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": 512,
-        "pad_token_id": 3,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if klein:
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-
-        return Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True))
-    from transformers import (
-        Mistral3Config,
-        Mistral3ForConditionalGeneration,
-        MistralConfig,
-        PixtralVisionConfig,
-    )
-
-    vision = PixtralVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        head_dim=8,
-        image_size=64,
-        patch_size=16,
-    )
-    return Mistral3ForConditionalGeneration(
-        Mistral3Config(
-            vision_config=vision,
-            text_config=MistralConfig(**sizes, sliding_window=None),
-            image_token_index=_SPECIAL.index("[IMG]"),
-            spatial_merge_size=2,
-            vision_feature_layer=-1,
-        )
-    )
+    raw.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    return raw
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -97,7 +97,7 @@ def train_autoencoder(
     probe = scene_pool(64, 77)
     shown = render(probe, torch.Generator().manual_seed(78)).to(device)
 
-    def check() -> dict[str, Any]:
+    def check() -> dict[str, object]:
         mean = vae.encode(shown).latent_dist.mode()
         noise = normal(mean.shape, torch.Generator().manual_seed(1), device)
         spread = mean.std(dim=(0, 2, 3), keepdim=True)

@@ -14,7 +14,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,7 @@ class Stage:
     def run(
         self,
         loss_of: Callable[[torch.Generator], Tensor],
-        evaluate: Callable[[], dict[str, Any]] | None = None,
+        evaluate: Callable[[], Mapping[str, object]] | None = None,
         evaluations: int = 4,
     ) -> None:
         """Trains until the time is used and leaves the averaged weights in the modules.
@@ -186,7 +186,7 @@ class Stage:
                 parameter.copy_(self.averages[name])
                 self.averages[name].copy_(kept)
 
-    def _log(self, entry: dict[str, Any]) -> None:
+    def _log(self, entry: Mapping[str, object]) -> None:
         if rank() > 0:
             return
         line = json.dumps({"step": self.done, "minutes": round(self.seconds / 60, 2), **entry})

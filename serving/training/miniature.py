@@ -230,7 +230,7 @@ def position_ids(rows: int, columns: int, device: str | torch.device) -> tuple[T
     return image.to(device), text.to(device)
 
 
-def save_model(folder: pathlib.Path, parts: dict[str, Any], dtype: torch.dtype) -> None:
+def save_model(folder: pathlib.Path, parts: dict[str, torch.nn.Module], dtype: torch.dtype) -> None:
     """Writes the diffusers-format folder, and calotype.json with what the format cannot say."""
     from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
 

@@ -90,8 +90,8 @@ def train_model(arguments: argparse.Namespace) -> None:
     probe = [sample_scene(probe_rng, True) for _ in range(48)]
     pairs = [sample_scene(probe_rng, True, two=True) for _ in range(24)]
 
-    def accuracy(guidance: float) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def accuracy(guidance: float) -> dict[str, dict[str, float]]:
+        found = {}
         for name, scenes in (("one", probe), ("two", pairs)):
             captions = [scene.caption for scene in scenes]
             drawn = flows.draw_images(flow, vae, processor, captions, guidance)

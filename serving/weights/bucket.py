@@ -101,16 +101,16 @@ def _open(source: S3Source, bucket: str) -> Any:
         raise failed(
             Fault.FETCH_FAILED, "s3 sources need the library obstore; install 'calotype[cloud]'."
         ) from None
-    config: dict[str, Any] = {"region": source.region or os.environ.get("AWS_REGION")}
+    config: dict[str, object] = {"region": source.region or os.environ.get("AWS_REGION")}
     config["region"] = config["region"] or DEFAULT_REGION
-    client: dict[str, Any] = {"timeout": PIECE_SECONDS}
+    client: dict[str, object] = {"timeout": PIECE_SECONDS}
     if source.endpoint is not None:
         config |= {"endpoint": source.endpoint, "virtual_hosted_style_request": False}
         if source.endpoint.startswith("http://"):
             client["allow_http"] = True
     if not os.environ.get("AWS_ACCESS_KEY_ID"):
         config["skip_signature"] = True
-    retries: dict[str, Any] = {"max_retries": 2}  # `transfer` has patience of its own
+    retries: dict[str, object] = {"max_retries": 2}  # `transfer` has patience of its own
     return S3Store(
         bucket,
         config=config,  # type: ignore[arg-type]

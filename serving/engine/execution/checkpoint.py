@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import torch
 
@@ -129,7 +128,7 @@ def _restore_row(
 
 def _digest(request: GenerationRequest) -> str:
     """Of everything that changes a request's pictures."""
-    drawn: dict[str, Any] = request.to_payload()
+    drawn = request.to_payload()
     for name in _NOT_DRAWN:
         drawn.pop(name)
     return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -210,10 +209,10 @@ def make_profile(
 def _time_step(components: Components, bucket: Bucket, rows: int) -> float:
     """Seconds of one denoiser step; zeros cost what pictures cost."""
     config = components.denoiser.config
-    options: dict[str, Any] = {"device": components.device, "dtype": components.dtype}
-    hidden = torch.zeros(rows, bucket.rows * bucket.columns, config.in_channels, **options)
-    embeds = torch.zeros(rows, bucket.text_tokens, config.joint_attention_dim, **options)
-    time_told = torch.full((rows,), 0.5, **options)
+    like = torch.zeros((), device=components.device, dtype=components.dtype)
+    hidden = like.new_zeros(rows, bucket.rows * bucket.columns, config.in_channels)
+    embeds = like.new_zeros(rows, bucket.text_tokens, config.joint_attention_dim)
+    timestep = like.new_full((rows,), 0.5)
     guidance = (
         torch.full((rows,), 4.0, device=components.device) if config.guidance_embeds else None
     )
@@ -221,7 +220,7 @@ def _time_step(components: Components, bucket: Bucket, rows: int) -> float:
     times: list[float] = []
     for turn in range(_ROUNDS.stop):
         started = time.perf_counter()
-        forward(hidden, time_told, guidance, embeds, bucket)
+        forward(hidden, timestep, guidance, embeds, bucket)
         if components.device.type == "cuda":
             torch.cuda.synchronize(components.device)
         if turn:  # the first one warms up

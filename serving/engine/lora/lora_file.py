@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.engine.lora.key_layouts import (
     ALPHA,
     UnknownKeys,
@@ -191,7 +192,7 @@ def _scales(header: WeightHeader, tensors: Mapping[str, torch.Tensor]) -> dict[s
     return scales
 
 
-def _peft_config(header: WeightHeader) -> dict[str, Any]:
+def _peft_config(header: WeightHeader) -> JsonObject:
     """PEFT's LoraConfig as diffusers' save_lora_weights writes it into the file's metadata."""
     raw = header.metadata.get("lora_adapter_metadata")
     if raw is None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from calotype.serving.engine.lora.lora_file import LoraLayer
 from calotype.serving.engine.model.row_linear import by_row
@@ -131,7 +132,7 @@ class LoraLayers:
             if isinstance(module, torch.nn.Linear)
         }
         self._bank_bytes = bank_bytes
-        self._hooks: dict[str, Any] = {}
+        self._hooks: dict[str, RemovableHandle] = {}
         self._active: _Plan | None = None
         self._banks: OrderedDict[tuple[int, ...], _Bank] = OrderedDict()
         self._plans: OrderedDict[tuple[object, ...], _Plan] = OrderedDict()

@@ -11,11 +11,12 @@ import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 from calotype.serving.engine.model.quantization import quantize_int8
@@ -154,7 +155,7 @@ def _read_schedule(path: pathlib.Path) -> ScheduleConfig:
         raise ModelLoadFailed(f"{path} describes no schedule of FLUX.2: {fault}.") from fault
 
 
-def _find_part(folder: pathlib.Path, part: Part) -> tuple[dict[str, Any], list[WeightHeader]]:
+def _find_part(folder: pathlib.Path, part: Part) -> tuple[JsonObject, list[WeightHeader]]:
     """Configuration and checked weight files of one part."""
     name = {"text_encoder": "text_encoder", "denoiser": "transformer", "vae": "vae"}.get(part)
     if name is None:
@@ -188,7 +189,7 @@ def _described(part: pathlib.Path) -> Iterator[None]:
 
 
 def _load_text_model(
-    loaded: Components, config: dict[str, Any], headers: list[WeightHeader]
+    loaded: Components, config: JsonObject, headers: list[WeightHeader]
 ) -> TextModel:
     """The language model without vision tower, head, and layers above the last one read."""
     where = loaded.folder / "text_encoder" / "config.json"

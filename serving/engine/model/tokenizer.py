@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.json_object import JsonObject
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -31,7 +32,7 @@ class ChatTokenizer:
         self._pad_left = pad_left
         self._pad_id = int(tokenizer.token_to_id(special_tokens["pad_token"]))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, object]], **variables: Any) -> str:
         """The messages as the model was trained to read them."""
         text: str = self._template.render(
             messages=messages, tools=None, documents=None, **self._special_tokens, **variables
@@ -107,7 +108,7 @@ def _raise_from_template(message: str) -> None:
     raise TemplateError(message)
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
+def _read_config(path: pathlib.Path) -> JsonObject:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -124,7 +125,7 @@ def _token(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _template_text(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
+def _template_text(folder: pathlib.Path, config: JsonObject) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

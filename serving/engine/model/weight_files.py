@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from calotype.serving.core.errors import EngineError
+from calotype.serving.core.json_object import JsonObject
 
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
@@ -115,7 +116,7 @@ def _refuse_pickle(path: pathlib.Path, head: bytes, error: type[EngineError]) ->
         )
 
 
-def _tensor_table(content: dict[str, Any]) -> tuple[int, dict[str, TensorInfo]]:
+def _tensor_table(content: JsonObject) -> tuple[int, dict[str, TensorInfo]]:
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in content.items():
@@ -149,7 +150,7 @@ def read_tensors(
                 yield name, file.get_tensor(name)
 
 
-def fingerprint(config: Mapping[str, Any], headers: Sequence[WeightHeader]) -> str:
+def fingerprint(config: JsonObject, headers: Sequence[WeightHeader]) -> str:
     """A digest that tells models apart, of their sizes and some of their bytes.
 
     Not of all bytes: reading 64 GB twice would double the time that loading takes.
@@ -214,7 +215,7 @@ class _NoInitialisation(TorchFunctionMode):
         func: Callable[..., Any],
         types: Sequence[type],
         args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: Mapping[str, object] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -218,7 +218,7 @@ SAMPLERS: Mapping[str, SamplerFactory] = {
 
 
 @lru_cache(maxsize=1)
-def _added() -> dict[str, Any]:
+def _added() -> dict[str, importlib.metadata.EntryPoint]:
     """Entry points of other packages by name; loaded when a request first names them."""
     found = importlib.metadata.entry_points(group=SAMPLER_ENTRY_POINTS)
     return {entry.name: entry for entry in found}

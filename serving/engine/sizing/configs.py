@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from calotype.serving.core.json_object import JsonObject
 
 _DOWN_BLOCK, _UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
@@ -135,14 +136,14 @@ class TextModelConfig:
     head_norm: bool
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], kind: str) -> TextModelConfig:
+    def from_json(cls, content: JsonObject, kind: str) -> TextModelConfig:
         """Reads transformers' ``config.json`` (of Mistral3, its ``text_config``).
 
         Raises:
             KeyError: a size is missing.
             ValueError: the model computes something that this module does not.
         """
-        rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+        rope: JsonObject = content.get("rope_parameters") or content.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(f"rotary embeddings of type {rope.get('rope_type')!r} are not known")
         if content.get("hidden_act", "silu") != "silu":
@@ -162,7 +163,7 @@ class TextModelConfig:
             heads=heads,
             key_value_heads=int(content.get("num_key_value_heads") or heads),
             head_dim=int(content.get("head_dim") or (128 if qwen else hidden // heads)),
-            rope_theta=float(rope.get("rope_theta", content.get("rope_theta", 10_000.0))),
+            rope_theta=float(({"rope_theta": 10_000.0} | content | rope)["rope_theta"]),
             eps=float(content.get("rms_norm_eps", 1e-6)),
             head_norm=qwen,
         )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.engine.sizing.configs import (
     AutoencoderConfig,
     TextModelConfig,
@@ -117,9 +116,9 @@ def _item(precision: str) -> int:
 class KnownModel:
     """The published configuration of a model, as its Hugging Face repository states it."""
 
-    denoiser: Mapping[str, Any]
+    denoiser: JsonObject
     text_kind: str
-    text: Mapping[str, Any]
+    text: JsonObject
     out_layers: tuple[int, ...]
 
 
@@ -212,7 +211,7 @@ def measure_model(model: str | pathlib.Path) -> ModelSizes:
     )
 
 
-def _config(path: pathlib.Path) -> dict[str, Any]:
+def _config(path: pathlib.Path) -> JsonObject:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -222,10 +221,10 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 
 def _count_parts(
     name: str,
-    denoiser_config: Mapping[str, Any],
-    vae_config: Mapping[str, Any],
+    denoiser_config: JsonObject,
+    vae_config: JsonObject,
     text_kind: str,
-    text_config: Mapping[str, Any],
+    text_config: JsonObject,
     last_layer: int,
     text_tokens: int,
 ) -> ModelSizes:

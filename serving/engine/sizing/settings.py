@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pathlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.json_object import JsonObject
 
 ChatStyle = Literal["mistral", "qwen"]
 
@@ -69,7 +70,7 @@ def read_settings(folder: pathlib.Path) -> ModelSettings:
     return ModelSettings(str(name), length, tuple(layers), two)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> JsonObject:
     """A JSON object. Raises ModelLoadFailed: there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

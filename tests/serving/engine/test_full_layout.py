@@ -12,7 +12,7 @@ from PIL import Image
 from samples.images import same_pixels
 
 from calotype.serving.engine.model.components import load_components
-from calotype.serving.testing.models import save_tiny_flux2
+from calotype.serving.testing.full_models import save_full_flux2
 
 KINDS = ("dev", "klein")
 
@@ -20,10 +20,7 @@ KINDS = ("dev", "klein")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("full")
-    return {
-        kind: save_tiny_flux2(place / kind, klein=kind == "klein", full_layout=True)
-        for kind in KINDS
-    }
+    return {kind: save_full_flux2(place / kind, klein=kind == "klein") for kind in KINDS}
 
 
 def pipeline_of(folder):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save_file
-from transformers import Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from calotype.serving.core.errors import ModelLoadFailed
 from calotype.serving.engine.model.components import load_components
@@ -182,8 +181,11 @@ def test_layers_above_the_last_one_read_are_not_loaded(components, model_folder)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["pad right", "pad left"])
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["cut", "to the last layer"])
 def test_text_model_equals_transformers(model_folder, tmp_path, left, whole):
+    from transformers import Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
+
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     edited(folder / "tokenizer" / "tokenizer_config.json", padding_side="left" if left else "right")
