@@ -22,7 +22,10 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# The variable is for who runs this outside a pod.
+ACCOUNT = pathlib.Path(
+    os.environ.get("CALOTYPE_SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount")
+)
 PLURALS = {"ImageModel": "imagemodels", "ModerationPolicy": "moderationpolicies", "Team": "teams"}
 PATIENCE_SECONDS = 120.0
 """A kind is served some seconds after its definition; an operator ends within its grace period."""

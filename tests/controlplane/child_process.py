@@ -65,7 +65,7 @@ class ChildProcess:
         if self.alive:
             self.process.send_signal(sign)
 
-    def end(self, grace: float = 20.0) -> bool:
+    def end(self, grace: float = 60.0) -> bool:
         """SIGTERM, then SIGKILL after `grace` seconds; says whether SIGTERM was enough."""
         self.signal(signal.SIGTERM)
         try:

@@ -18,6 +18,18 @@ from controlplane.processes.fake_nodes import FakeNodes
 from controlplane.processes.pod_cluster import PodCluster, start_pod_cluster
 
 FOREIGN = "CALOTYPE_TEST_CLUSTER"
+SHARED = ("pod_cluster", "control_plane")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` of pytest-xdist, one worker has all tests of a cluster: each worker
+    would start another one. Tests of two clusters do not disturb each other."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        for shared in (name for name in SHARED if name in names):
+            item.add_marker(pytest.mark.xdist_group(shared))
+            break
 
 
 @pytest.fixture(scope="session")

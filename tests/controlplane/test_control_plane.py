@@ -132,7 +132,7 @@ def test_helm_installs_and_waits(
     (tmp_path / "templates").mkdir()
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: trial\nversion: 0.1.0\n")
     (tmp_path / "templates" / "deployment.yaml").write_text(DEPLOYMENT)
-    control_plane.helm("install", "trial", tmp_path, "-n", namespace, "--wait", "--timeout", "60s")
+    control_plane.helm("install", "trial", tmp_path, "-n", namespace, "--wait", "--timeout", "180s")
     assert control_plane.get("deployment", "trainers", namespace)["status"]["readyReplicas"] == 3
     control_plane.helm("uninstall", "trial", "-n", namespace)
     control_plane.wait_gone("deployment", "trainers", namespace)

@@ -40,6 +40,8 @@ QUIET = {
     "PYTHONPATH": "/app",
     "OMP_NUM_THREADS": "1",
 }
+PATIENCE = 400.0
+"""Seconds for a Ray cluster to start on a machine that is busy with others."""
 HEALTH = {"httpGet": {"path": "/api/healthz", "port": 52365}, "periodSeconds": 1}
 
 
@@ -85,12 +87,6 @@ def service(pod_cluster: PodCluster, word: str, workers: int = 0) -> Object:
     return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": meta, "spec": spec}
 
 
-def install_application(pod_cluster: PodCluster, namespace: str) -> None:
-    meta = {"name": "app"}
-    code = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}
-    pod_cluster.create({**code, "data": {"greeter.py": APPLICATION}}, namespace)
-
-
 def of_cluster(pod_cluster: PodCluster, name: str, namespace: str) -> list[Object]:
     return pod_cluster.items("pods", namespace, f"ray.io/cluster={name}")
 
@@ -101,33 +97,47 @@ def ask(url: str) -> Any:
         return httpx.get(url, timeout=30).json()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_namespace(pod_cluster: PodCluster) -> Iterator[str]:
+    """A namespace in which pods of Ray may run, with the application for them."""
     with pod_cluster.namespace(labels={}) as name:
+        code = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "app"}}
+        pod_cluster.create({**code, "data": {"greeter.py": APPLICATION}}, name)
         yield name
 
 
-def test_a_ray_service_serves_and_takes_changes_without_a_restart(
-    pod_cluster: PodCluster, ray_namespace: str
-) -> None:
-    install_application(pod_cluster, ray_namespace)
-    pod_cluster.apply(service(pod_cluster, "first"), "-n", ray_namespace)
-    found = pod_cluster.wait("rayservice", "greeter", "Ready", ray_namespace, 300)
-    status = found["status"]
-    name = status["activeServiceStatus"]["rayClusterName"]
+@pytest.fixture(scope="module")
+def greeter(pod_cluster: PodCluster, ray_namespace: str) -> Object:
+    """A RayService that is Ready, as it was then. The tests change it one after another."""
+    pod_cluster.apply_objects(service(pod_cluster, "first"), namespace=ray_namespace)
+    return pod_cluster.wait("rayservice", "greeter", "Ready", ray_namespace, PATIENCE)
+
+
+def test_a_ray_service_is_ready_when_its_application_runs(greeter: Object) -> None:
+    status = greeter["status"]
     assert status["pendingServiceStatus"] == {}
     assert status["activeServiceStatus"]["applicationStatuses"]["greeter"]["status"] == "RUNNING"
+    assert greeter["metadata"]["generation"] == 2  # its defaults were written into it
 
+
+def test_a_changed_configuration_needs_no_restart(
+    pod_cluster: PodCluster, ray_namespace: str, greeter: Object
+) -> None:
     with pod_cluster.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
         # Ready says that there is an endpoint; the node may hear of it a moment later.
         first = pod_cluster.until(lambda: ask(url), "the application answers")
         assert first["word"] == "first"
-        pod_cluster.apply(service(pod_cluster, "second"), "-n", ray_namespace)
+        pod_cluster.apply_objects(service(pod_cluster, "second"), namespace=ray_namespace)
         second = {**first, "word": "second"}  # by the same process
         pod_cluster.until(lambda: ask(url) == second, "the changed configuration is served")
 
+
+def test_workers_are_added_in_the_ray_cluster_and_not_in_the_ray_service(
+    pod_cluster: PodCluster, ray_namespace: str, greeter: Object
+) -> None:
+    name = greeter["status"]["activeServiceStatus"]["rayClusterName"]
     # As in KubeRay, a number of workers changed in the RayService does not reach its cluster.
-    pod_cluster.apply(service(pod_cluster, "second", workers=1), "-n", ray_namespace)
+    pod_cluster.apply_objects(service(pod_cluster, "second", workers=1), namespace=ray_namespace)
     seen = lambda one: one["status"]["observedGeneration"] == one["metadata"]["generation"]  # noqa: E731
     found = pod_cluster.wait("rayservice", "greeter", seen, ray_namespace)
     assert found["status"]["activeServiceStatus"]["rayClusterName"] == name
@@ -137,32 +147,58 @@ def test_a_ray_service_serves_and_takes_changes_without_a_restart(
     groups[0]["replicas"] = 1
     pod_cluster.patch("raycluster", name, {"spec": {"workerGroupSpecs": groups}}, ray_namespace)
     complete = lambda one: one["status"].get("readyWorkerReplicas") == 1  # noqa: E731
-    pod_cluster.wait("raycluster", name, complete, ray_namespace, 120)
+    pod_cluster.wait("raycluster", name, complete, ray_namespace, PATIENCE)
+    assert len(of_cluster(pod_cluster, name, ray_namespace)) == 2
 
-    processes = [
-        pod_cluster.pid(pod["metadata"]["name"], ray_namespace)
-        for pod in of_cluster(pod_cluster, name, ray_namespace)
-    ]
-    assert len(processes) == 2
-    pod_cluster.delete("rayservice", "greeter", ray_namespace)
-    pod_cluster.wait_gone("rayservice", "greeter", ray_namespace)
-    gone = lambda: not of_cluster(pod_cluster, name, ray_namespace)  # noqa: E731
-    pod_cluster.until(gone, "the pods of the deleted RayService are gone", 60)
-    assert pod_cluster.items("services", ray_namespace) == []
+
+def test_a_changed_cluster_is_replaced_without_a_lost_request(
+    pod_cluster: PodCluster, ray_namespace: str, greeter: Object
+) -> None:
+    old = greeter["status"]["activeServiceStatus"]["rayClusterName"]
+    # A new controller does not know what Serve was told; telling it again changes nothing.
+    pod_cluster.processes.restart("kuberay", signal.SIGKILL)
+    document = service(pod_cluster, "second")
+    head = document["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    head["containers"][0]["env"].append({"name": "CHANGED", "value": "1"})
+    with pod_cluster.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
+        pod_cluster.until(lambda: ask(url), "the application answers")
+        pod_cluster.apply_objects(document, namespace=ray_namespace)
+        upgrading = pod_cluster.wait("rayservice", "greeter", "UpgradeInProgress", ray_namespace)
+        new = upgrading["status"]["pendingServiceStatus"]["rayClusterName"]
+        answers = []
+
+        def switched() -> bool:
+            answers.append(ask(url))
+            status = pod_cluster.get("rayservice", "greeter", ray_namespace)["status"]
+            return bool(status["activeServiceStatus"]["rayClusterName"] == new)
+
+        pod_cluster.until(switched, "the new cluster has the traffic", PATIENCE)
+        assert {(answer or {}).get("word") for answer in answers} == {"second"}
+    pod_cluster.wait_gone("raycluster", old, ray_namespace)
+
+
+def test_a_suspended_service_has_nothing_that_runs(
+    pod_cluster: PodCluster, ray_namespace: str, greeter: Object
+) -> None:
+    pod_cluster.patch("rayservice", "greeter", {"spec": {"suspend": True}}, ray_namespace)
+    found = pod_cluster.wait("rayservice", "greeter", "Suspended", ray_namespace)
+    assert found["status"]["activeServiceStatus"] == {}
+    nothing = lambda: not pod_cluster.items("pods", ray_namespace)  # noqa: E731
+    pod_cluster.until(nothing, "the pods of the suspended RayService are gone")
+    assert pod_cluster.find("service", "greeter-serve-svc", ray_namespace) is None
 
 
 def test_a_ray_job_runs_on_a_cluster_of_its_own(
     pod_cluster: PodCluster, ray_namespace: str
 ) -> None:
-    install_application(pod_cluster, ray_namespace)
     entrypoint = "python -c \"import ray; ray.init(); print('answer', 6 * 7)\""
     spec: Object = {"entrypoint": entrypoint, "rayClusterSpec": cluster(pod_cluster, 0)}
     spec |= {"shutdownAfterJobFinishes": True}
     meta = {"name": "answer"}
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": spec}
-    pod_cluster.apply(document, "-n", ray_namespace)
+    pod_cluster.apply_objects(document, namespace=ray_namespace)
     ended = lambda one: one.get("status", {}).get("jobDeploymentStatus") in ("Complete", "Failed")  # noqa: E731
-    found = pod_cluster.wait("rayjob", "answer", ended, ray_namespace, 240)
+    found = pod_cluster.wait("rayjob", "answer", ended, ray_namespace, PATIENCE)
     assert found["status"]["jobStatus"] == "SUCCEEDED", json.dumps(found["status"])
     [submitter] = pod_cluster.items("pods", ray_namespace, "batch.kubernetes.io/job-name=answer")
     pod_cluster.wait("job", "answer", "Complete", ray_namespace)
@@ -197,65 +233,3 @@ def test_only_what_kuberay_cannot_change_makes_another_cluster() -> None:
     assert rayservices.fingerprint(spec, 1) == before
     group["template"]["spec"]["containers"][0]["image"] = "2"
     assert rayservices.fingerprint(spec, 1) != before
-
-
-def test_a_changed_cluster_is_replaced_without_a_lost_request_and_suspended_to_nothing(
-    pod_cluster: PodCluster, ray_namespace: str
-) -> None:
-    install_application(pod_cluster, ray_namespace)
-    document = service(pod_cluster, "first")
-    pod_cluster.apply(document, "-n", ray_namespace)
-    found = pod_cluster.wait("rayservice", "greeter", "Ready", ray_namespace, 300)
-    old = found["status"]["activeServiceStatus"]["rayClusterName"]
-    assert found["metadata"]["generation"] == 2  # its defaults were written into it
-    # A new controller does not know what Serve was told; telling it again changes nothing.
-    pod_cluster.processes.restart("kuberay", signal.SIGKILL)
-
-    with pod_cluster.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
-        pod_cluster.until(lambda: ask(url), "the application answers")
-        head = document["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
-        head["containers"][0]["env"].append({"name": "CHANGED", "value": "1"})
-        pod_cluster.apply(document, "-n", ray_namespace)
-        upgrading = pod_cluster.wait("rayservice", "greeter", "UpgradeInProgress", ray_namespace)
-        new = upgrading["status"]["pendingServiceStatus"]["rayClusterName"]
-        answers = []
-
-        def switched() -> bool:
-            answers.append(ask(url))
-            status = pod_cluster.get("rayservice", "greeter", ray_namespace)["status"]
-            return status["activeServiceStatus"]["rayClusterName"] == new
-
-        pod_cluster.until(switched, "the new cluster has the traffic", 300)
-        assert {(answer or {}).get("word") for answer in answers} == {"first"}
-    pod_cluster.wait_gone("raycluster", old, ray_namespace)
-
-    pod_cluster.patch("rayservice", "greeter", {"spec": {"suspend": True}}, ray_namespace)
-    found = pod_cluster.wait("rayservice", "greeter", "Suspended", ray_namespace)
-    assert found["status"]["activeServiceStatus"] == {}
-    nothing = lambda: not pod_cluster.items("pods", ray_namespace)  # noqa: E731
-    pod_cluster.until(nothing, "the pods of the suspended RayService are gone")
-    assert pod_cluster.find("service", "greeter-serve-svc", ray_namespace) is None
-
-
-def test_ray_s_own_autoscaler_asks_for_a_worker_and_gets_it(
-    pod_cluster: PodCluster, ray_namespace: str
-) -> None:
-    install_application(pod_cluster, ray_namespace)
-    document = service(pod_cluster, "wide")
-    config = document["spec"]["rayClusterConfig"]
-    config |= {"enableInTreeAutoscaling": True}
-    config["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 5}
-    config["headGroupSpec"]["rayStartParams"]["num-cpus"] = "0"  # the replica needs a worker
-    pod_cluster.apply(document, "-n", ray_namespace)
-    found = pod_cluster.wait("rayservice", "greeter", "Ready", ray_namespace, 400)
-    name = found["status"]["activeServiceStatus"]["rayClusterName"]
-    [group] = pod_cluster.get("raycluster", name, ray_namespace)["spec"]["workerGroupSpecs"]
-    assert group["replicas"] == 1
-    with pod_cluster.forward("svc/greeter-serve-svc", 8000, ray_namespace) as url:
-        pod_cluster.until(lambda: ask(url), "the application answers")
-    used = {
-        call["user"]["username"]
-        for call in pod_cluster.processes.audit()
-        if call["verb"] == "patch"
-    }
-    assert f"system:serviceaccount:{ray_namespace}:{name}" in used

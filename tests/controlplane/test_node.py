@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from controlplane.client.cluster import PATIENCE
 from controlplane.client.objects import Object
 from controlplane.processes.pod_cluster import CHECKOUT, PodCluster
 
@@ -34,7 +35,7 @@ def pod(name: str, *command: str, image: str = "tools", **more: Any) -> Object:
 
 
 def run(
-    pod_cluster: PodCluster, namespace: str, document: Object, seconds: float = 30
+    pod_cluster: PodCluster, namespace: str, document: Object, seconds: float = PATIENCE
 ) -> tuple[str, Object]:
     """Creates a pod, waits for its end; what it wrote, and its object."""
     pod_cluster.create(document, namespace)
@@ -100,7 +101,9 @@ def test_a_deployment_serves_through_its_service_and_follows_its_config_map(
         "-n",
         pod_namespace,
     )
-    pod_cluster.kubectl("rollout", "status", "deployment/web", "-n", pod_namespace, "--timeout=30s")
+    pod_cluster.kubectl(
+        "rollout", "status", "deployment/web", "-n", pod_namespace, "--timeout=250s"
+    )
 
     with pod_cluster.forward("svc/web", 80, pod_namespace) as url:
         assert httpx.get(f"{url}/index.html").text == "first"
@@ -114,7 +117,7 @@ def test_a_deployment_serves_through_its_service_and_follows_its_config_map(
                 f"pod/{one['metadata']['name']}", 8000, pod_namespace
             ) as direct:
                 changed = lambda at=direct: httpx.get(f"{at}/index.html").text == "second"  # noqa: E731
-                pod_cluster.until(changed, "the pod serves the changed ConfigMap", 20)
+                pod_cluster.until(changed, "the pod serves the changed ConfigMap")
 
     hosts = {one["status"]["podIP"] for one in both}
     assert len(hosts) == 2

@@ -21,7 +21,7 @@ from controlplane.processes.control_plane import ControlPlane
 from controlplane.processes.fake_nodes import FakeNodes
 from helm.rendering import CHART, Chart
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("chart_lifecycle")]
 
 EXAMPLES = CHART.parent / "examples"
 KINDS = [f"{file.stem}.calotype.dev" for file in sorted((CHART / "crd-files").glob("*.yaml"))]
@@ -221,18 +221,12 @@ def run_hook(
     """The chart's script as its pod runs it."""
     server = httpx.URL(cluster.endpoint[0])
     address = {"KUBERNETES_SERVICE_HOST": server.host, "KUBERNETES_SERVICE_PORT": str(server.port)}
-    start = (
-        "import pathlib, runpy, sys; hook = runpy.run_path(sys.argv[1]); "
-        "hook['main'].__globals__['ACCOUNT'] = pathlib.Path(sys.argv[2]); "
-        "hook['main'](sys.argv[3:])"
-    )
-    script = str(CHART / "scripts" / "hook.py")
     return subprocess.run(
-        [sys.executable, "-S", "-c", start, script, str(folder), *words],
+        [sys.executable, "-S", str(CHART / "scripts" / "hook.py"), *words],
         capture_output=True,
         text=True,
-        timeout=180,
-        env={**os.environ, **address, **more},
+        timeout=250,
+        env={**os.environ, **address, "CALOTYPE_SERVICE_ACCOUNT": str(folder), **more},
     )
 
 

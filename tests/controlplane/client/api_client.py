@@ -35,10 +35,10 @@ class ApiClient:
         authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
         self._tls = ssl.create_default_context(cadata=authority)
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, name) for name in ("certificate", "key")]
-            for file in files:
+            certificate, key = Path(folder, "certificate"), Path(folder, "key")
+            for file in (certificate, key):
                 file.write_bytes(base64.b64decode(user[f"client-{file.name}-data"]))
-            self._tls.load_cert_chain(*files)
+            self._tls.load_cert_chain(certificate, key)
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> "ApiClient":
@@ -67,7 +67,7 @@ class ApiClient:
             params=parameters,
             data=None if body is None else json.dumps(body),
             headers={"content-type": content},
-            timeout=aiohttp.ClientTimeout(total=30),
+            timeout=aiohttp.ClientTimeout(total=60),
         ) as answer:
             document = await answer.json(content_type=None)
             if answer.status >= 400:
@@ -76,7 +76,7 @@ class ApiClient:
             return dict(document)
 
     async def get(self, path: str, **parameters: str) -> Object:
-        return await self.call("GET", path, **parameters)
+        return await self.call("GET", path, None, "application/json", **parameters)
 
     async def find(self, path: str) -> Object | None:
         """The object, or None where there is none."""

@@ -97,13 +97,13 @@ class Cluster:
     # --- commands, as a user types them ---
 
     def kubectl(
-        self, *words: str | Path, stdin: str = "", check: bool = True, timeout: float = 90
+        self, *words: str | Path, stdin: str = "", check: bool = True, timeout: float = 300
     ) -> Answer:
         """`kubectl WORDS`; CommandFailed unless check=False."""
         return self._run("kubectl", words, stdin, check, timeout)
 
     def helm(
-        self, *words: str | Path, stdin: str = "", check: bool = True, timeout: float = 240
+        self, *words: str | Path, stdin: str = "", check: bool = True, timeout: float = 900
     ) -> Answer:
         """`helm WORDS`; CommandFailed, with what the release's pods say, unless check=False."""
         answer = self._run("helm", words, stdin, False, timeout)

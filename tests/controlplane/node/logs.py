@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -25,13 +25,13 @@ async def serve(address: str, certificate: Path, key: Path, find: Find) -> web.A
     return runner
 
 
-def _handler(find: Find) -> Callable[[web.Request], "asyncio.Future[web.StreamResponse]"]:
+def _handler(find: Find) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
-        names = [request.match_info[name] for name in ("namespace", "pod", "container")]
-        query = request.query
-        found = find(*names, query.get("previous") == "true")
+        match, query = request.match_info, request.query
+        container, previous = match["container"], query.get("previous") == "true"
+        found = find(match["namespace"], match["pod"], container, previous)
         if found is None:
-            return web.Response(status=404, text=f"container {names[2]} has no log here\n")
+            return web.Response(status=404, text=f"container {container} has no log here\n")
         log, grows = found
         response = web.StreamResponse(headers={"content-type": "text/plain"})
         await response.prepare(request)

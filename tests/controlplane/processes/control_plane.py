@@ -34,7 +34,7 @@ AUDIT_POLICY = {
 }
 # Stopped first come those that call the others.
 ORDER = ("kwok", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 
 
 class ControlPlane:
@@ -90,12 +90,12 @@ class ControlPlane:
         self, name: str, arguments: list[str], env: Mapping[str, str] | None = None
     ) -> ChildProcess:
         """Starts one of the programs in this control plane's network."""
-        command = [*self.network.prefix, self.binaries[name], *arguments]
+        command = [*self.network.prefix, str(self.binaries[name]), *arguments]
         self._commands[name], self._environments[name] = arguments, env
         self.children[name] = ChildProcess(name, command, self.folder / f"{name}.log", env)
         return self.children[name]
 
-    def end(self, name: str, grace: float = 20.0) -> bool:
+    def end(self, name: str, grace: float = 60.0) -> bool:
         """Ends one component; says whether SIGTERM was enough."""
         return self.children.pop(name).end(grace)
 
@@ -103,7 +103,7 @@ class ControlPlane:
         """Ends one component (by a signal such as SIGKILL, if given) and starts it again."""
         if sign is not None:
             self.children[name].signal(sign)
-            self.children[name].process.wait(20)
+            self.children[name].process.wait(60)
         self.end(name)
         self.spawn(name, self._commands[name], self._environments[name])
         if name in ("kube-apiserver", "etcd"):
@@ -134,7 +134,9 @@ class ControlPlane:
     def await_health(self, name: str, url: str, tls: ssl.SSLContext | None = None) -> None:
         """Returns when `url` answers 200; RuntimeError when the process ends or time is over."""
         # The controllers sign their own certificate in memory; they listen on loopback only.
-        context = tls or ssl._create_unverified_context()
+        context = tls or ssl.create_default_context()
+        if tls is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         deadline, answer = time.monotonic() + READY_SECONDS, "nothing"
         while time.monotonic() < deadline:
             self.children[name].check()

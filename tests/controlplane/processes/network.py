@@ -45,17 +45,17 @@ T = TypeVar("T")
 
 
 class Network(Protocol):
-    """What a control plane needs of the place where it runs."""
+    """The network in which a control plane runs."""
 
     @property
     def prefix(self) -> Sequence[str]:
-        """The words before a command that start it in this place."""
+        """The words before a command that start it in this network."""
 
     def call(self, function: Callable[[], T]) -> T:
-        """Runs a function whose sockets belong to this place."""
+        """Runs a function whose sockets belong to this network."""
 
     def forward(self, host: str, port: int) -> int:
-        """The loopback port by which the test process reaches an address of this place."""
+        """The loopback port by which the test process reaches an address of this network."""
 
 
 class HostNetwork:
@@ -86,7 +86,7 @@ class NetworkNamespace:
                 stderr=output,
                 preexec_fn=dies_with_parent(signal.SIGKILL),
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not Path(f"/proc/{self.holder.pid}/root{scratch}/ready").exists():
             if self.holder.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no network namespace:\n{log.read_text(errors='replace')}")

@@ -188,7 +188,7 @@ def install_kuberay(cluster: Cluster) -> None:
         cluster.apply(schema.definitions(), "--server-side")
     for plural in ("rayclusters", "rayservices", "rayjobs"):
         # `kubectl wait` fails on a kind that has no conditions yet; large ones have none for long.
-        cluster.wait("crd", f"{plural}.ray.io", "Established", seconds=60)
+        cluster.wait("crd", f"{plural}.ray.io", "Established", seconds=180)
 
 
 def start_kuberay(control_plane: ControlPlane) -> ChildProcess:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-ROUND_SECONDS = 0.5
+ROUND_SECONDS = 1.0
 
 
 async def watch(pid: int, limit: float, exceeded: Callable[[], None]) -> None:
