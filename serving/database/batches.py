@@ -65,7 +65,7 @@ class Batches(Repository):
                 )
         return self.get_batch(batch_id)
 
-    def claim_batch(self, hold_seconds: float) -> BatchRecord | None:
+    def claim_batch(self, claim_seconds: float) -> BatchRecord | None:
         """Takes one batch that needs work; nobody else gets it for so long."""
         now = self.clock.time()
         free = or_(batches.c.claimed_until.is_(None), batches.c.claimed_until <= now)
@@ -83,7 +83,7 @@ class Batches(Repository):
             connection.execute(
                 update(batches)
                 .where(batches.c.id == row["id"])
-                .values(claimed_until=now + hold_seconds)
+                .values(claimed_until=now + claim_seconds)
             )
         return BatchRecord(**row)
 

@@ -70,12 +70,12 @@ class BlobRefs(Repository):
         return None if row is None else AssetRecord(**row)
 
     def delete_asset(self, asset_id: str, team_id: str) -> bool:
-        """Forgets a picture; False when the team has none of that id."""
+        """Forgets an image; False when the team has none of that id."""
         mine = and_(assets.c.id == asset_id, assets.c.team_id == team_id)
         return self._forget(assets, mine) == 1
 
     def expire_assets(self, limit: int = _PAGE) -> int:
-        """Forgets pictures whose time is over; how many there were."""
+        """Forgets images whose time is over; how many there were."""
         return self._forget(assets, assets.c.expires <= self.clock.time(), limit)
 
     # -- files ---------------------------------------------------------------------------------
@@ -137,9 +137,9 @@ class BlobRefs(Repository):
         )
         with writing(self.engine) as connection:
             keys = list(connection.execute(query).scalars())
-            held = [key for key in keys if is_referenced(connection, key)]
-            add_ref(connection, held)
-        return [key for key in keys if key not in held]
+            named = [key for key in keys if is_referenced(connection, key)]
+            add_ref(connection, named)
+        return [key for key in keys if key not in named]
 
     def forget_garbage(self, keys: Sequence[str]) -> None:
         """These blobs are deleted."""

@@ -22,7 +22,7 @@ from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 def clear_intermediates(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
     """Lets go of the checkpoint of a job that is over, and of previews of what was not drawn.
 
-    Those of a drawn picture stay until the job expires: a client that looks a moment too late, or
+    Those of a drawn image stay until the job expires: a client that looks a moment too late, or
     comes back, gets them all the same.
     """
     for table in (checkpoints,) if drawn else (checkpoints, previews):

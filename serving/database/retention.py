@@ -28,7 +28,7 @@ class Retention(Repository):
     """Removes what expired."""
 
     def purge_jobs(self, limit: int = _PAGE) -> int:
-        """Takes prompt, recipe and pictures from jobs whose time is over; how many there were.
+        """Takes prompt, recipe and images from jobs whose time is over; how many there were.
 
         What is left says that there was such a job (410), until `forget_jobs`.
         """

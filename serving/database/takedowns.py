@@ -1,8 +1,8 @@
-"""Pictures that were taken down, and what stored pictures are recognised by.
+"""Images that were taken down, and what stored images are recognised by.
 
-A picture is found by the payload of its watermark (this very picture, in any copy that still has
-the mark) and by its PDQ (the same picture, resized, saved again or turned). `picture_index` holds
-both for every stored picture; it is filled by `api.takedowns`, which reads the files.
+An image is found by the payload of its watermark (this very image, in any copy that still has
+the mark) and by its PDQ (the same image, resized, saved again or turned). `picture_index` holds
+both for every stored image; it is filled by `api.takedowns`, which reads the files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What a picture is recognised by."""
+    """What an image is recognised by."""
 
     pdq: str | None
-    """64 hexadecimal digits; None where there is too little in the picture."""
+    """64 hexadecimal digits; None where there is too little in the image."""
     payload: str | None
     """Of its watermark; None where there is none."""
     turned: Words | None = None
@@ -43,7 +43,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class StoredMatch:
-    """A stored picture that is the one that was looked for."""
+    """A stored image that is the one that was looked for."""
 
     asset: AssetRecord
     by: str
@@ -71,14 +71,14 @@ class Takedowns(Repository):
     # -- what is stored ------------------------------------------------------------------------
 
     def unindexed_assets(self, limit: int = 100) -> list[AssetRecord]:
-        """Stored pictures of which nobody has noted what they are recognised by."""
+        """Stored images of which nobody has noted what they are recognised by."""
         known = select(image_index.c.asset_id).where(image_index.c.asset_id == assets.c.id)
         query = select(assets).where(~known.exists()).order_by(assets.c.created).limit(limit)
         with reading(self.engine) as connection:
             return [AssetRecord(**row) for row in connection.execute(query).mappings()]
 
     def index_image(self, asset_id: str, found: Fingerprint) -> None:
-        """Notes it; a picture that is gone by now, or noted already, is left alone."""
+        """Notes it; an image that is gone by now, or noted already, is left alone."""
         row = {"asset_id": asset_id, "pdq": found.pdq, "payload": found.payload}
         try:
             with writing(self.engine) as connection:
@@ -87,7 +87,7 @@ class Takedowns(Repository):
             return
 
     def find_images(self, looked_for: Fingerprint) -> list[StoredMatch]:
-        """The stored pictures that are copies of one, the surest first."""
+        """The stored images that are copies of one, the surest first."""
         away: dict[str, int | None] = dict(self._near(looked_for.turned))
         if looked_for.payload is not None:
             same = select(image_index.c.asset_id).where(image_index.c.payload == looked_for.payload)
@@ -125,7 +125,7 @@ class Takedowns(Repository):
             last = rows[-1].asset_id
 
     def remove_copies(self, asset_ids: Sequence[str], sha256s: Collection[str]) -> list[str]:
-        """Forgets pictures and every stored or uploaded file with the same bytes.
+        """Forgets images and every stored or uploaded file with the same bytes.
 
         Returns:
             The blobs that nobody refers to any more, to be deleted.
@@ -153,7 +153,7 @@ class Takedowns(Repository):
     def take_down(
         self, found: Fingerprint, category: Category, reason: str, actor: str
     ) -> TakedownRecord:
-        """From now on the picture is refused wherever pictures are judged."""
+        """From now on the image is refused wherever images are checked."""
         record = TakedownRecord(
             new_id("takedown"),
             found.pdq,
@@ -175,7 +175,7 @@ class Takedowns(Repository):
             return [TakedownRecord(**row) for row in connection.execute(query).mappings()]
 
     def lift_takedown(self, takedown_id: str) -> None:
-        """The picture may come again. Raises NotFound."""
+        """The image may come again. Raises NotFound."""
         with writing(self.engine) as connection:
             gone = connection.execute(delete(taken_down).where(taken_down.c.id == takedown_id))
         if not gone.rowcount:
@@ -190,9 +190,9 @@ class Takedowns(Repository):
 
 
 class TakenDown:
-    """The list of pictures that were taken down, as the safety stage asks for it.
+    """The list of images that were taken down, as the safety stage asks for it.
 
-    Asked at every picture, so that a takedown holds from the next one on, in every replica.
+    Asked at every image, so that a takedown holds from the next one on, in every replica.
     """
 
     def __init__(self, takedowns: Takedowns) -> None:
@@ -200,7 +200,7 @@ class TakenDown:
         self._known: tuple[tuple[int, float], KnownList] | None = None
 
     def __call__(self) -> KnownList:
-        """Raises ClassifierUnavailable: then nothing is known of any picture."""
+        """Raises ClassifierUnavailable: then nothing is known of any image."""
         try:
             stamp = self._takedowns.stamp()
             if self._known is None or self._known[0] != stamp:

@@ -165,7 +165,7 @@ class Webhooks(Repository):
             )
         return self.get_delivery(delivery_id, team_id)
 
-    def claim_deliveries(self, limit: int, hold_seconds: float) -> list[DeliveryRecord]:
+    def claim_deliveries(self, limit: int, claim_seconds: float) -> list[DeliveryRecord]:
         """Takes due deliveries for one attempt each; nobody else gets them meanwhile."""
         now = self.clock.time()
         query = (
@@ -181,7 +181,7 @@ class Webhooks(Repository):
                 connection.execute(
                     update(webhook_deliveries)
                     .where(webhook_deliveries.c.id == delivery.id)
-                    .values(attempts=delivery.attempts + 1, due=now + hold_seconds)
+                    .values(attempts=delivery.attempts + 1, due=now + claim_seconds)
                 )
         return [replace(delivery, attempts=delivery.attempts + 1) for delivery in found]
 

@@ -23,7 +23,7 @@ class QueuedJob:
     charged: bool = False
     """It was taken before and came back through no fault of its team: charge nothing, go first."""
     created: float = 0.0
-    """Among equals the older one goes first, whoever was judged first."""
+    """Among equals the older one goes first, whoever was checked first."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """From drawn pixels to the file that a client gets: enlarge, blur, mark, encode.
 
-The very pixels that the safety stage judged are the ones encoded here, but for the watermark: at
+The very pixels that the safety stage checked are the ones encoded here, but for the watermark: at
 40 dB it is less than what jpeg 95 changes, and tests hold the stage to the same verdicts with it.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY_DEFAULT = 95
 GIVEN_SIDE = 640
-"""Longer side of a given picture as the safety stage sees it: what its face detector reads."""
+"""Longer side of a given image as the safety stage sees it: what its face detector reads."""
 
 
 def enlarge(pixels: Pixels, size: ImageSize) -> Pixels:
-    """The picture at ``size``; untouched when it has that size already."""
+    """The image at ``size``; untouched when it has that size already."""
     height, width = pixels.shape[:2]
     if (width, height) == (size.width, size.height):
         return pixels
@@ -41,7 +41,7 @@ def enlarge(pixels: Pixels, size: ImageSize) -> Pixels:
 def given_images(
     request: GenerationRequest, files: Mapping[str, bytes], side: int = GIVEN_SIDE
 ) -> list[Pixels]:
-    """The pictures that a request is drawn from, as the safety stage looks at them.
+    """The images that a request is drawn from, as the safety stage looks at them.
 
     Args:
         side: no side of them is longer; small ones are enough for faces.
@@ -80,7 +80,7 @@ def encode_image(
         marks: instead of those that the environment asks for.
 
     Raises:
-        ProvenanceError: the picture cannot be marked.
+        ProvenanceError: the image cannot be marked.
     """
     marks = marks or installation_marks()
     lossy = output_format in ("jpeg", "webp") and compression not in (None, 100)

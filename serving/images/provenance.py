@@ -1,4 +1,4 @@
-"""Which marks the pictures of this process get.
+"""Which marks the images of this process get.
 
 CALOTYPE_MARKS            ``xmp``, ``watermark``, ``c2pa``, separated by commas, or ``none``; all
                           three if missing, Content Credentials as far as their library is there

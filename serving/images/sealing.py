@@ -1,6 +1,6 @@
-"""Files that nobody reads without their key: pictures that wait for a person.
+"""Files that nobody reads without their key: images that wait for a person.
 
-The key is made with the job and lies in the database; the file lies with the other pictures. Who
+The key is made with the job and lies in the database; the file lies with the other images. Who
 has only one of the two sees nothing, and when the key is deleted every copy of the file is lost.
 """
 

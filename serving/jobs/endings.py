@@ -132,7 +132,7 @@ def _moderation(
 
 
 def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
-    """The pictures that wait for a person; `Database.finish_job` says since when."""
+    """The images that wait for a person; `Database.finish_job` says since when."""
     return [
         HeldRecord(
             asset_id=image.asset_id,

@@ -78,7 +78,7 @@ class NewJob:
     recipe: JsonObject | None = None
     recipe_hash: str | None = None
     reserved_seconds: float = 0.0
-    """Predicted device seconds, held back from the team's quota until the job is over."""
+    """Predicted device seconds, reserved in the team's quota until the job is over."""
     price: float = 0.0
     """What a device second of it costs."""
     promised: float | None = None

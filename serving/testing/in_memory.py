@@ -184,7 +184,7 @@ class PaintingBackend:
         self._resting = threading.Event()
         self._resting.set()
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Leaves jobs in the queue until `resume`; called from another thread than the painter's.
 
         Returns once the painter rests: it may have been waiting for a lease just now.

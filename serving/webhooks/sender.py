@@ -40,7 +40,7 @@ RETRY_DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 
 TIMEOUT_SECONDS = 15.0
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 20_000
-_HOLD_SECONDS = TIMEOUT_SECONDS + 15.0
+_CLAIM_SECONDS = TIMEOUT_SECONDS + 15.0
 _AT_ONCE = 16
 _SLOW_DOWN = (429, 502, 504)
 _GONE = 410
@@ -105,7 +105,7 @@ class WebhookSender:
     async def send_due(self) -> int:
         """One attempt for everything that is due; how many there were."""
         claimed = await asyncio.to_thread(
-            self._database.webhooks.claim_deliveries, _AT_ONCE, _HOLD_SECONDS
+            self._database.webhooks.claim_deliveries, _AT_ONCE, _CLAIM_SECONDS
         )
         results = await asyncio.gather(
             *(self._attempt(delivery) for delivery in claimed), return_exceptions=True

@@ -1,1 +1,1 @@
-"""One generator replica: leases in, judged and stored images out."""
+"""One generator replica: leases in, checked and stored images out."""

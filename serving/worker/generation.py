@@ -153,7 +153,7 @@ class GenerationWorker:
         granted: list[Lease] = []
         try:
             granted = await self._leases.lease(self.replica, free, self._wait)
-        except Exception as error:  # whatever the connection died of; work waits in the store
+        except Exception as error:  # whatever the connection died of; work waits in the database
             log.warning("no lease from the dispatcher: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
         for lease in granted:

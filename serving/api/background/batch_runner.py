@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 OUTSTANDING = 32
 """Jobs of one batch that are open at once."""
-_HOLD_SECONDS = 60.0
+_CLAIM_SECONDS = 60.0
 _PAGE = 100
 
 
@@ -60,7 +60,7 @@ class BatchRunner:
 
     async def work_once(self, pause: float = 0.0) -> bool:
         """One round for one batch; False when none needs work."""
-        batch = await asyncio.to_thread(self._database.batches.claim_batch, _HOLD_SECONDS)
+        batch = await asyncio.to_thread(self._database.batches.claim_batch, _CLAIM_SECONDS)
         if batch is None:
             return False
         await self._collect(batch)

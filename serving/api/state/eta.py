@@ -24,16 +24,16 @@ class JobEstimate:
 
 
 class Estimates:
-    """Forecasts from the database, each read at most every `hold_seconds`."""
+    """Forecasts from the database, each read at most every `max_age_seconds`."""
 
-    def __init__(self, database: Database, hold_seconds: float) -> None:
-        self._database, self._hold = database, hold_seconds
+    def __init__(self, database: Database, max_age_seconds: float) -> None:
+        self._database, self._max_age = database, max_age_seconds
         self._known: dict[str, tuple[float, Forecast]] = {}
 
     async def forecast(self, model: str) -> Forecast:
         now = asyncio.get_running_loop().time()
         known = self._known.get(model)
-        if known is None or now - known[0] > self._hold:
+        if known is None or now - known[0] > self._max_age:
             known = (now, await asyncio.to_thread(self._database.forecasts.get_forecast, model))
             self._known[model] = known
         return known[1]

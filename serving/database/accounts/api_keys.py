@@ -148,7 +148,7 @@ class ApiKeys(Repository):
         Args:
             team: ``name``, ``weight``, ``quotas`` (names as in a Team manifest, camelCase),
                 ``models`` (none = all), ``moderationPolicy`` (name of the policy that its requests
-                are judged by too), ``keyHashes`` (sha256 hex of each whole key).
+                are checked by too), ``keyHashes`` (sha256 hex of each whole key).
 
         Raises:
             InvalidRequest: a limit is no number.

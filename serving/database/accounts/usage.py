@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Integer, case, cast, func, select
+from sqlalchemy import Column, Connection, Integer, case, cast, func, select
 
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.quotas import day_of
 from calotype.serving.database.connection import reading
 from calotype.serving.database.repository import Repository
@@ -14,7 +15,7 @@ from calotype.serving.database.schema.tables import teams, usage_records
 from calotype.serving.jobs.records import JobRecord
 
 GROUPS = ("team", "model", "adapter", "day", "key")
-_COLUMNS: dict[str, Any] = {
+_COLUMNS: Mapping[str, Column[Any]] = {
     "team": teams.c.name,
     "model": usage_records.c.model,
     "adapter": usage_records.c.adapters,
@@ -76,7 +77,7 @@ class Usage(Repository):
         last_day: str,
         group_by: Sequence[str] = ("day", "model"),
         limit: int = 1000,
-    ) -> list[dict[str, Any]]:
+    ) -> list[JsonObject]:
         """Sums per group, first group first.
 
         Args:

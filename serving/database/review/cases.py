@@ -1,6 +1,6 @@
-"""Cases for people: appeals, reports of misuse, held pictures, with a queue and a lease.
+"""Cases for people: appeals, reports of misuse, held images, with a queue and a lease.
 
-A case is open, held by one reviewer for a while, and then decided once. A reviewer who goes away
+A case is open, leased to one reviewer for a while, and then decided once. A reviewer who goes away
 loses the case to the next one.
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from calotype.serving.core.errors import Conflict, NotFound
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository
+from calotype.serving.database.repository import ColumnValues, Repository
 from calotype.serving.database.schema.tables import cases
 from calotype.serving.jobs.records import new_id
 
@@ -24,7 +23,7 @@ VERDICTS = {
     "review": ("approved", "rejected"),
 }
 """How a case of a kind may end."""
-HOLD_SECONDS = 1800.0
+LEASE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Cases(Repository):
         with writing(self.engine) as connection:
             row = connection.execute(select(cases).where(same)).mappings().first()
             if row is None:
-                values: dict[str, Any] = {
+                values: ColumnValues = {
                     "id": new_id("case"),
                     "kind": kind,
                     "team_id": team_id,
@@ -93,8 +92,8 @@ class Cases(Repository):
             found = connection.execute(query.group_by(cases.c.kind)).all()
         return dict.fromkeys(VERDICTS, 0) | {kind: count for kind, count in found}
 
-    def take_case(self, reviewer: str, hold_seconds: float = HOLD_SECONDS) -> CaseRecord | None:
-        """The oldest open case that nobody else holds, held by ``reviewer`` now; None = none."""
+    def take_case(self, reviewer: str, lease_seconds: float = LEASE_SECONDS) -> CaseRecord | None:
+        """Leases the oldest free case to ``reviewer``; None = there is none."""
         now = self.clock.time()
         free = and_(
             cases.c.status == "open",
@@ -104,7 +103,7 @@ class Cases(Repository):
                 cases.c.held_by == reviewer,
             ),
         )
-        held: dict[str, Any] = {"held_by": reviewer, "held_until": now + hold_seconds}
+        lease: ColumnValues = {"held_by": reviewer, "held_until": now + lease_seconds}
         with writing(self.engine) as connection:
             while True:
                 first = connection.execute(
@@ -113,7 +112,7 @@ class Cases(Repository):
                 if first is None:
                     return None
                 taken = connection.execute(
-                    update(cases).where(and_(cases.c.id == first, free)).values(held)
+                    update(cases).where(and_(cases.c.id == first, free)).values(lease)
                 )
                 if taken.rowcount:
                     break
@@ -127,14 +126,14 @@ class Cases(Repository):
         note: str,
         and_then: Callable[[Connection], None] | None = None,
     ) -> CaseRecord:
-        """Ends a case that ``reviewer`` holds.
+        """Ends a case that ``reviewer`` has leased.
 
         Args:
             and_then: what follows from it, in the same transaction.
 
         Raises:
             NotFound: there is no such case.
-            Conflict: it is decided already, held by somebody else, or cannot end so.
+            Conflict: it is decided already, leased to another reviewer, or cannot end so.
         """
         case = self.get_case(case_id)
         if verdict not in VERDICTS[case.kind]:

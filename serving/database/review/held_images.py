@@ -1,4 +1,4 @@
-"""Pictures that wait for a person: nobody's asset until they are approved, gone if they are not."""
+"""Images that wait for a person: nobody's asset until they are approved, gone if they are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAGE = 200
 def add_held(
     connection: Connection, held: Sequence[HeldRecord], reasons: Sequence[str], now: float
 ) -> None:
-    """Stores pictures of a job that ends, and opens a case for each.
+    """Stores images of a job that ends, and opens a case for each.
 
     Args:
         reasons: one for each, for the reviewer.
@@ -72,14 +72,14 @@ class HeldImages(Repository):
         return None if row is None else HeldRecord(**row)
 
     def release_held(self, case: CaseRecord, reviewer: str, note: str, blob_key: str) -> CaseRecord:
-        """Ends the case as approved: the picture becomes an asset of its team, which is told.
+        """Ends the case as approved: the image becomes an asset of its team, which is told.
 
         Args:
             blob_key: where the unsealed file is.
 
         Raises:
             Conflict: see `decide_case`.
-            NotFound: the picture is not held any more, or its job is forgotten.
+            NotFound: the image is not held any more, or its job is forgotten.
         """
 
         def release(connection: Connection) -> None:
@@ -109,7 +109,7 @@ class HeldImages(Repository):
         return self._cases.decide_case(case.id, reviewer, "approved", note, release)
 
     def reject_held(self, case: CaseRecord, reviewer: str, note: str) -> CaseRecord:
-        """Ends the case as rejected: the picture is gone. Raises Conflict: see `decide_case`."""
+        """Ends the case as rejected: the image is gone. Raises Conflict: see `decide_case`."""
 
         def reject(connection: Connection) -> None:
             held = _taken(connection, case.subject, self.clock.time())

@@ -1,4 +1,4 @@
-"""What people did in the safety stage's name: pictures seen unblurred, cases decided, takedowns.
+"""What people did in the safety stage's name: images seen unblurred, cases decided, takedowns.
 
 Append-only. Every row holds the hash of the one before, as in the audit logs of the moderators
 (`calotype.moderation.records.audit`), so that a row that is changed, removed or moved is noticed.
@@ -7,7 +7,6 @@ Append-only. Every row holds the hash of the one before, as in the audit logs of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
@@ -15,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from calotype.moderation.errors import AuditError
 from calotype.moderation.records.audit import GENESIS, line_hash
 from calotype.serving.core.errors import StorageFailed
+from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import people_log
@@ -27,13 +27,13 @@ class ReviewerAudit(Repository):
     """What reviewers did, in a hash chain."""
 
     def record_action(
-        self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None
+        self, actor: str, action: str, subject: str, details: Mapping[str, object] | None = None
     ) -> str:
-        """Writes down what somebody did, and returns the row's hash.
+        """Records what a reviewer did; the row's hash.
 
         Args:
             actor: the API key's id.
-            action: ``picture.revealed``, ``case.decided`` ...
+            action: ``image.revealed``, ``case.decided`` ...
             subject: what it was done to: the id of a case, an asset or a takedown.
         """
         for _ in range(_TRIES):
@@ -59,7 +59,7 @@ class ReviewerAudit(Repository):
                 continue  # another gateway wrote this number: PostgreSQL lets both read the last
         raise StorageFailed("The log of what people do cannot be written.", retry_after=1)
 
-    def actions(self) -> Iterator[dict[str, Any]]:
+    def actions(self) -> Iterator[JsonObject]:
         """Every row, the oldest first, each checked against the one before.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The table of pictures that wait for a person."""
+"""The table of images that wait for a person."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["held_images", "metadata"]
 held_images = Table(
     "held_pictures",
     metadata,
-    # The id that the picture will have as an asset.
+    # The id that the image will have as an asset.
     Column("asset_id", String(64), primary_key=True),
     Column("case_id", String(64), ForeignKey("cases.id"), nullable=False),
     # Of a job that may be forgotten before anybody decides.

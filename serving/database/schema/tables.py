@@ -108,7 +108,7 @@ jobs = Table(
     Column("body_sha256", String(64)),
     # Hash of (API key, route, Idempotency-Key); unique, so that two racing requests make one job.
     Column("idempotency", String(64), unique=True),
-    # Canonical JSON of all that decides the picture, and its sha256.
+    # Canonical JSON of all that decides the image, and its sha256.
     _json("recipe"),
     Column("recipe_hash", String(64)),
     # Predicted device seconds, reserved from the team's day until the job is over.
@@ -121,7 +121,7 @@ jobs = Table(
     # {"url", "events"} of the job's own webhook.
     _json("webhook"),
     Column("batch_id", String(64)),
-    # When prompt and pictures were removed.
+    # When prompt and images were removed.
     Column("purged", Float),
     Index("ix_jobs_status_model", "status", "model"),
     Index("ix_jobs_status_created", "status", "created"),
@@ -355,7 +355,7 @@ people_log = Table(
     Column("hash", String(64), nullable=False),
 )
 
-# Pictures that must not come again: by PDQ, and by the payload that an exact copy would carry.
+# Images that must not come again: by PDQ, and by the payload that an exact copy would carry.
 taken_down = Table(
     "taken_down",
     metadata,
@@ -368,7 +368,7 @@ taken_down = Table(
     Column("created", Float, nullable=False),
 )
 
-# What stored pictures are recognised by; NULL where they have no such mark.
+# What stored images are recognised by; NULL where they have no such mark.
 image_index = Table(
     "picture_index",
     metadata,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
 SUBMIT_PATIENCE = 10.0
-JUDGE_PATIENCE = 15.0
+MODERATE_PATIENCE = 15.0
 STATUS_PATIENCE = 2.0
 
 
@@ -35,7 +35,7 @@ class IngressDeployment:
         self, dispatcher: DeploymentHandle, moderator: DeploymentHandle, generator: DeploymentHandle
     ) -> None:
         self._dispatcher = dispatcher
-        self._safety = RemoteSafety(moderator, JUDGE_PATIENCE)
+        self._safety = RemoteSafety(moderator, MODERATE_PATIENCE)
         self._token = ClusterEnvironment.read().internal_token
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -39,7 +39,7 @@ class ModeratorDeployment:
 
     Args:
         audit_folder: every decision is written to a hash-chained log there, one file a replica.
-        database_url: where the list of pictures is that were taken down.
+        database_url: where the list of images is that were taken down.
     """
 
     def __init__(self, audit_folder: str, database_url: str) -> None:
@@ -111,7 +111,7 @@ class ModeratorDeployment:
         return payload
 
     async def warm_up(self) -> list[str]:
-        """Loads the classifiers; a sentence for each that cannot judge."""
+        """Loads the classifiers; a sentence for each that cannot be used."""
         return await asyncio.to_thread(self._moderator.warm_up)
 
 
@@ -129,7 +129,7 @@ def read_policy(config: NamedPolicy | None) -> Policy:
 def read_named(config: Mapping[str, JsonObject]) -> dict[str, Policy]:
     """The policies that teams and adapters name; without those that cannot be read.
 
-    What is judged by one of these is refused, until it can be read.
+    What must be checked by one of these is refused, until it can be read.
     """
     found: dict[str, Policy] = {}
     for name, spec in config.items():

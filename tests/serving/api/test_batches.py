@@ -123,7 +123,7 @@ def test_the_lines_of_a_batch_become_pictures_and_errors(service: Any) -> None:
 
 
 def test_a_canceled_batch_keeps_the_answers_that_it_has(service: Any) -> None:
-    service.backend.hold()
+    service.backend.pause()
     batch = start(service, lines(*({"prompt": "a dog"} for _ in range(40))))
     end = time.monotonic() + 20
     while not [job for job in service.jobs() if job.batch_id]:

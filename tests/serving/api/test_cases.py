@@ -54,7 +54,7 @@ def test_an_appeal_is_taken_by_one_reviewer_and_answered(service: Any) -> None:
 def test_a_reviewer_who_goes_away_loses_the_case(service: Any) -> None:
     refused(service)
     case = service.database.cases.open_case("appeal", service.jobs()[0].team_id, "d", "r")
-    assert service.database.cases.take_case("one", hold_seconds=-1.0).id == case.id
+    assert service.database.cases.take_case("one", lease_seconds=-1.0).id == case.id
     assert service.database.cases.take_case("two").held_by == "two"
     assert service.database.cases.take_case("one") is None
 

@@ -187,7 +187,7 @@ def test_a_quiet_stream_says_something_now_and_then(
     start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:
     service = start_service(settings=quick(keep_alive_seconds=0.05))
-    service.backend.hold()
+    service.backend.pause()
     client = service.http()
     job = client.post("/v1/jobs", json={"input": {"prompt": "a dog"}}).json()
     with client.stream("GET", f"/v1/jobs/{job['id']}/events") as answer:
@@ -205,7 +205,7 @@ def test_a_failed_and_a_canceled_job_end_their_streams(service: Any) -> None:
         last = list(read_events(answer))[-1]
     assert last["event"] == "job.failed"
     assert last["data"]["error"]["code"] == "moderation_blocked"
-    service.backend.hold()
+    service.backend.pause()
     held = client.post("/v1/jobs", json={"input": {"prompt": "a dog"}}).json()
     with client.stream("GET", f"/v1/jobs/{held['id']}/events") as answer:
         events = read_events(answer)

@@ -109,7 +109,7 @@ def test_promises_that_are_kept_and_broken_are_visible(slow: Any) -> None:
     client = slow.http()
     body = {"input": {"prompt": "a dog"}}
     client.post("/v1/jobs", json=body, headers={"prefer": "wait=20"})
-    slow.backend.hold()
+    slow.backend.pause()
     late = client.post("/v1/jobs", json=body).json()
     time.sleep(max(0.0, late["promised_by"] - time.time()) + 1.1)
     slow.backend.resume()
@@ -124,7 +124,7 @@ def test_a_thousand_jobs_by_one_key_at_once_are_accepted_or_refused_and_none_is_
     start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:
     service = start_service(settings=quick(), policy=DispatchPolicy(max_queue=150))
-    service.backend.hold()
+    service.backend.pause()
     with (
         httpx.Client(
             base_url=service.url, headers={"authorization": f"Bearer {service.key}"}, timeout=120

@@ -232,7 +232,7 @@ def test_a_key_may_do_what_its_scopes_say(service: Any) -> None:
 
 
 def test_a_job_is_accepted_and_asked_for_later(service: Any) -> None:
-    service.backend.hold()
+    service.backend.pause()
     client = service.http()
     body = {"model": "dall-e-3", "input": {"prompt": "a dog", "seed": 4}, "metadata": {"t": "1"}}
     made = client.post("/v1/jobs", json=body)
@@ -267,7 +267,7 @@ def test_a_failed_job_says_why_as_the_synchronous_route_does(service: Any) -> No
 
 
 def test_a_job_is_canceled_once_and_stays_so(service: Any) -> None:
-    service.backend.hold()
+    service.backend.pause()
     client = service.http()
     job_id = client.post("/v1/jobs", json={"input": {"prompt": "a dog"}}).json()["id"]
     for _ in range(2):

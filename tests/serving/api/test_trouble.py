@@ -70,7 +70,7 @@ def hang_up(service: Any, **body: Any) -> None:
 
 
 def test_the_job_of_a_client_that_hung_up_is_canceled(service: Any) -> None:
-    service.backend.hold()
+    service.backend.pause()
     hang_up(service, prompt="a dog")
     until(lambda: service.jobs()[0].status == "canceled", "the job was not canceled")
     service.backend.resume()
@@ -82,7 +82,7 @@ def test_an_sdk_that_retries_within_the_grace_gets_the_same_job(
     start_service: Callable[..., Any],
 ) -> None:
     service = start_service(settings=GatewaySettings(hangup_grace=60))
-    service.backend.hold()
+    service.backend.pause()
     hang_up(service, prompt="a dog")
     assert len(service.jobs()) == 1
     threading.Timer(0.1, service.backend.resume).start()
@@ -132,7 +132,7 @@ def test_a_request_that_takes_too_long_is_a_504_that_sdks_do_not_repeat(
     start_service: Callable[..., Any],
 ) -> None:
     service = start_service(settings=GatewaySettings(request_timeout=0.4))
-    service.backend.hold()
+    service.backend.pause()
     with pytest.raises(openai.InternalServerError) as caught:
         service.sdk(max_retries=2).images.generate(prompt="a dog")
     assert caught.value.status_code == 504
@@ -146,7 +146,7 @@ def test_a_request_that_takes_too_long_is_a_504_that_sdks_do_not_repeat(
 
 def test_a_full_queue_is_a_429_with_a_time_to_come_back(start_service: Callable[..., Any]) -> None:
     service = start_service(policy=DispatchPolicy(max_queue=1))
-    service.backend.hold()
+    service.backend.pause()
     waiting = threading.Thread(target=service.generate, kwargs={"prompt": "first"})
     waiting.start()
     until(lambda: service.backend.dispatcher.snapshot().queued == 1, "the first did not queue")

@@ -114,7 +114,7 @@ def test_texts_and_pictures_are_judged_by_the_model_app(house: House) -> None:
 
 def test_a_full_queue_is_told_through_the_model_app(house: House) -> None:
     with house.model_app() as backend:
-        backend.hold()
+        backend.pause()
         backend.dispatcher.policy = backend.dispatcher.policy.__class__(max_queue=1)
         assert house.submit(seed=1).status_code == 202
         full = house.submit(seed=2)
