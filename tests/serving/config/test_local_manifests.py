@@ -29,7 +29,7 @@ from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.preparation import check_policies, declare_teams, moderation_of
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+EXAMPLES = pathlib.Path(__file__).parents[3] / "examples"
 MODEL = changed(VALID["ImageModel"], "spec.moderationPolicyRef", REMOVED)
 ADAPTER = manifest(
     "LoRAAdapter",
