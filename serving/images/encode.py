@@ -16,7 +16,7 @@ from calotype.moderation.images.decode import blur as blur
 from calotype.moderation.images.decode import decode_image
 from calotype.serving.core.request import ImageSize
 from calotype.serving.images.provenance import installation_marks
-from calotype.serving.images.recipe_metadata import stamp
+from calotype.serving.images.recipe_metadata import embed_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ def encode_image(
         pixels = restore(pixels)
     data = _encoded(pixels, output_format, compression, marks.xmp())
     if recipe is not None:
-        data = stamp(data, recipe)
+        data = embed_recipe(data, recipe)
     return marks.signed(data, output_format, payload)
 
 

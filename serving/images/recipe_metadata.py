@@ -20,7 +20,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _COMMENT = 0xFE
 
 
-def stamp(data: bytes, recipe: Mapping[str, object]) -> bytes:
+def embed_recipe(data: bytes, recipe: Mapping[str, object]) -> bytes:
     """The file with the recipe in it.
 
     Raises:
@@ -47,7 +47,7 @@ def stamp(data: bytes, recipe: Mapping[str, object]) -> bytes:
     raise ValueError("not a png, jpeg or webp file")
 
 
-def read_stamp(data: bytes) -> JsonObject | None:
+def extract_recipe(data: bytes) -> JsonObject | None:
     """The recipe in an image file; None when there is none that can be read."""
     try:
         text = next(_texts(data), None)

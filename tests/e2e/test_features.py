@@ -166,14 +166,14 @@ def test_a_blocked_negative_prompt_is_refused(service: Any) -> None:
 
 
 def test_a_file_carries_its_recipe_and_the_recipe_draws_it_again(service: Any) -> None:
-    from calotype.serving.images.recipe_metadata import read_stamp
+    from calotype.serving.images.recipe_metadata import extract_recipe
 
     with service.http() as client:
         asked = {"prompt": PROMPT, "size": "128x128", "steps": 4, "response_format": "b64_json"}
         answer = client.post("/v1/images/generations", json=asked).json()
         job = client.get(f"/v1/jobs/{answer['job_id']}").json()
         data = base64.b64decode(answer["data"][0]["b64_json"])
-        stamped = read_stamp(data)
+        stamped = extract_recipe(data)
         assert stamped is not None and "prompt" not in stamped
         assert stamped["seed"] == answer["data"][0]["seed"]
         again = client.post(

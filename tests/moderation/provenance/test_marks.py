@@ -27,7 +27,7 @@ from calotype.serving.commands.cli import cli
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.images.encode import encode_image
 from calotype.serving.images.provenance import chosen_layers, installation_keys
-from calotype.serving.images.recipe_metadata import read_stamp
+from calotype.serving.images.recipe_metadata import extract_recipe
 
 KEYS = InstallationKeys.derived(b"a secret of the tests")
 MARKS = Marks(KEYS, required=True)
@@ -61,7 +61,7 @@ def test_the_same_image_gets_the_same_pixels_and_marks(kind: str) -> None:
     first, again = encoded(kind, recipe=recipe), encoded(kind, fresh, recipe=recipe)
     assert same_pixels(first, again)
     assert check(first, KEYS) == check(again, KEYS)
-    assert read_stamp(first) == recipe
+    assert extract_recipe(first) == recipe
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from PIL import Image
 from samples.images import same_pixels
 
 from calotype.serving.api.state.settings import FEATURES
-from calotype.serving.images.recipe_metadata import read_stamp
+from calotype.serving.images.recipe_metadata import extract_recipe
 from calotype.serving.jobs.recipe import recipe_hash
 
 
@@ -92,7 +92,7 @@ def test_a_file_carries_the_recipe_of_its_own_picture(service: Any) -> None:
     service.database.teams.set_team("default", prompt_in_files=True)
     for output_format in ("png", "jpeg", "webp"):
         answer = draw(service, prompt="ünïcode", n=2, seed=40, output_format=output_format)
-        carried = read_stamp(file_of(answer, 1))
+        carried = extract_recipe(file_of(answer, 1))
         assert carried is not None
         assert (carried["seed"], carried["n"], carried["prompt"]) == (41, 1, "ünïcode")
         alone = draw(service, recipe=carried)
@@ -103,7 +103,7 @@ def test_a_file_carries_the_recipe_of_its_own_picture(service: Any) -> None:
 def test_a_team_that_does_not_allow_it_keeps_its_prompts_out_of_files(service: Any) -> None:
     answer = draw(service, prompt="a secret project")
     data = file_of(answer)
-    carried = read_stamp(data)
+    carried = extract_recipe(data)
     assert carried is not None and "prompt" not in carried
     assert b"secret project" not in data
     assert carried["recipe_hash"] == answer["recipe_hash"]

@@ -1,4 +1,4 @@
-"""Recipes: canonical, stamped into files and read back, whatever they say."""
+"""Recipes: canonical, signed into files and read back, whatever they say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from calotype.serving.images.encode import encode_image
-from calotype.serving.images.recipe_metadata import read_stamp, stamp
+from calotype.serving.images.recipe_metadata import embed_recipe, extract_recipe
 from calotype.serving.jobs.recipe import (
     canonical,
     changes,
@@ -44,30 +44,32 @@ recipes = st.dictionaries(
 @pytest.mark.parametrize("kind", FILES)
 @settings(max_examples=30, deadline=None)
 @given(recipe=recipes)
-def test_a_stamp_is_read_back_and_no_pixel_changes(kind: str, recipe: dict[str, Any]) -> None:
+def test_a_recipe_in_a_file_is_read_back_and_no_pixel_changes(
+    kind: str, recipe: dict[str, Any]
+) -> None:
     data = FILES[kind]
-    stamped = stamp(data, recipe)
-    found = read_stamp(stamped)
+    signed = embed_recipe(data, recipe)
+    found = extract_recipe(signed)
     assert found is not None and canonical(found) == canonical(recipe)
-    before, after = (np.asarray(Image.open(io.BytesIO(file))) for file in (data, stamped))
+    before, after = (np.asarray(Image.open(io.BytesIO(file))) for file in (data, signed))
     assert (before == after).all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(noise=st.binary(max_size=300), cut=st.integers(0, 400), kind=st.sampled_from(sorted(FILES)))
 def test_a_damaged_file_has_no_recipe_and_harms_nobody(noise: bytes, cut: int, kind: str) -> None:
-    stamped = stamp(FILES[kind], {"version": 1})
-    for data in (noise, stamped[:cut] + noise, stamped[:cut]):
-        assert read_stamp(data) in (None, {"version": 1})
+    signed = embed_recipe(FILES[kind], {"version": 1})
+    for data in (noise, signed[:cut] + noise, signed[:cut]):
+        assert extract_recipe(data) in (None, {"version": 1})
 
 
 def test_a_recipe_that_is_too_long_for_a_file_is_refused() -> None:
     with pytest.raises(ValueError, match="60000 bytes"):
-        stamp(FILES["jpeg"], {"prompt": "x" * 70_000})
+        embed_recipe(FILES["jpeg"], {"prompt": "x" * 70_000})
     told = image_recipe({"seed": 1, "n": 1, "prompt": "x" * 70_000}, 0, True)
     assert "prompt" not in told and "recipe_hash" in told
     with pytest.raises(ValueError, match="not a png"):
-        stamp(b"GIF89a", {})
+        embed_recipe(b"GIF89a", {})
 
 
 @settings(max_examples=100, deadline=None)
