@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import httpx
 
 PROMPT = "a large white heart on a red background"
-START_SECONDS = 180.0
+START_SECONDS = 600.0
 
 
 def main(argv: list[str] | None = None) -> int:

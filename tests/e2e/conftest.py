@@ -1,4 +1,7 @@
-"""`calotype serve` as a user starts it: a process, a port, the packaged model, real Ray Serve."""
+"""`calotype serve` as a user starts it: a process, a port, the packaged model, real Ray Serve.
+
+Most tests share one service, and tell it by manifests in its folder what they need of it.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ import httpx
 import openai
 import psutil
 import pytest
+from e2e.collector import Collector
 
 KEY = "ct_live_end_to_end_tests"
-READY_SECONDS = 240.0
+READY_SECONDS = 600.0
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Running:
             models = client.get("/readyz").json()["models"]
         return dict(models[0]) if models else {}
 
-    def wait_for(self, holds: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    def wait_for(self, holds: Callable[[], bool], what: str, seconds: float = 600.0) -> None:
         """Polls until the condition holds."""
         deadline = time.monotonic() + seconds
         while not holds():
@@ -110,11 +114,11 @@ def serving(folder: pathlib.Path, *options: str, key: str = KEY) -> Iterator[Run
         )
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=120)
+            process.wait(timeout=300)
         finally:
             if process.poll() is None:
                 process.kill()
-        left = psutil.wait_procs(family, timeout=20)[1]
+        left = psutil.wait_procs(family, timeout=60)[1]
         for orphan in left:
             orphan.kill()
         assert process.returncode == 0, log.read_text()
@@ -133,11 +137,29 @@ def calotype() -> Sequence[str]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The service as `calotype serve` gives it without any manifest."""
-    with serving(tmp_path_factory.mktemp("service")) as running:
-        yield running
-        assert running.process.poll() is None, running.log.read_text()
+def collector() -> Iterator[Collector]:
+    """Where the shared service sends its traces."""
+    with Collector.listening() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of the shared service's manifests; a test takes away what it put there."""
+    return tmp_path_factory.mktemp("manifests")
+
+
+@pytest.fixture(scope="session")
+def service(
+    manifests: pathlib.Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """The service with the built-in model, as `calotype serve` gives it without any manifest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        with serving(tmp_path_factory.mktemp("service"), "-f", str(manifests)) as running:
+            yield running
+            assert running.process.poll() is None, running.log.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ class Pods:
             lambda title: title.startswith("ray::ServeReplica") and f":{deployment}" in title
         )
 
-    def until(self, holds: Callable[[], Any], what: str, seconds: float = 400) -> None:
+    def until(self, holds: Callable[[], Any], what: str, seconds: float = 1500) -> None:
         """Polls until the condition holds; a pod that ended meanwhile is started again."""
         end = time.monotonic() + seconds
         while not holds():

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ASK = "import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False); print('let in')"
 

@@ -28,11 +28,11 @@ from samples.images import same_pixels
 from calotype.serving.weights.sources import BUILT_IN
 from calotype.serving.wire.config_hash import config_hash
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KEY = "ct_live_cluster_runtime"
 PROMPT = "a large red square on a white background"
-READY_SECONDS = 240.0
+READY_SECONDS = 900.0
 
 
 def application(adapters: Sequence[dict[str, Any]] = (STRIPES,)) -> dict[str, Any]:
@@ -105,8 +105,8 @@ class Cluster:
         process = self.running.pop(command)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        code = process.wait(timeout=240)
-        left = psutil.wait_procs(family, timeout=30)[1]
+        code = process.wait(timeout=600)
+        left = psutil.wait_procs(family, timeout=60)[1]
         for orphan in left:
             orphan.kill()
         assert not left, f"processes outlived {command}: {left}"
@@ -146,7 +146,7 @@ class Cluster:
     def log(self, command: str) -> str:
         return (self.folder / f"{command}.log").read_text()
 
-    def wait_for(self, holds: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    def wait_for(self, holds: Callable[[], Any], what: str, seconds: float = 600.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             logs = "\n".join(self.log(command) for command in self.running)

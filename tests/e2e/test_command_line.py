@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,25 +19,53 @@ import pytest
 from PIL import Image
 from samples.images import same_pixels
 
+from calotype.serving.commands.cli import main
 from calotype.serving.training.judge import look
+
+pytestmark = pytest.mark.timeout(1800)
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS = ROOT / "serving" / "weights" / "embedded"
 
 
-def run(*arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+@dataclass(frozen=True)
+class Ran:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, cwd: pathlib.Path = ROOT) -> Ran:
+    """The command in this process, so that torch is imported once."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["calotype", *arguments])
+        main()
+        sys.exit(0)
+    return Ran(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def start(*arguments: str) -> Ran:
+    """The command as a process, where that is the subject."""
+    done = subprocess.run(
         [sys.executable, "-m", "calotype.serving", *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
-        cwd=cwd,
+        timeout=900,
+        check=False,
     )
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def refused(*arguments: str, cwd: pathlib.Path | None = None) -> str:
+def refused(*arguments: str, by: Callable[..., Ran] = run) -> str:
     """The one sentence of a command that fails as it should."""
-    result = run(*arguments, cwd=cwd)
+    result = by(*arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
@@ -70,7 +102,7 @@ def test_the_demo_draws_the_picture_that_the_readme_shows(tmp_path: pathlib.Path
         [sys.executable, "-m", "calotype.serving.commands.demo"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -148,7 +180,7 @@ def test_serve_refuses_a_port_in_use(tmp_path: pathlib.Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        message = refused("serve", "--port", port, "--data-dir", str(tmp_path / "data"))
+        message = refused("serve", "--port", port, "--data-dir", str(tmp_path / "data"), by=start)
     assert port in message
     assert "--port" in message
 
@@ -156,19 +188,19 @@ def test_serve_refuses_a_port_in_use(tmp_path: pathlib.Path) -> None:
 def test_serve_refuses_wrong_manifests_before_it_starts(tmp_path: pathlib.Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("apiVersion: calotype.dev/v1alpha1\nkind: ImageModell\nmetadata: {name: a}\n")
-    message = refused("serve", "-f", str(wrong), "--data-dir", str(tmp_path / "data"))
+    message = refused("serve", "-f", str(wrong), "--data-dir", str(tmp_path / "data"), by=start)
     assert "wrong.yaml" in message
     assert "ImageModell" in message
 
 
 @pytest.mark.slow
 def test_a_second_instance_on_the_same_data_folder_is_refused(service: Any) -> None:
-    message = refused("serve", "--port", "1", "--data-dir", str(service.data_dir))
+    message = refused("serve", "--port", "1", "--data-dir", str(service.data_dir), by=start)
     assert "--port" in message or "--data-dir" in message
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    message = refused("serve", "--port", port, "--data-dir", str(service.data_dir))
+    message = refused("serve", "--port", port, "--data-dir", str(service.data_dir), by=start)
     assert str(service.data_dir) in message
     assert service.draw(steps=2).startswith(b"\x89PNG")
 
@@ -183,7 +215,7 @@ def test_a_model_that_cannot_be_loaded_ends_serve_with_a_sentence(tmp_path: path
         "spec: {source: {path: model}, precision: float32}\n"
     )
     options = ("--port", _free(), "--data-dir", str(tmp_path / "data"))
-    message = refused("serve", "-f", str(tmp_path / "model.yaml"), *options)
+    message = refused("serve", "-f", str(tmp_path / "model.yaml"), *options, by=start)
     assert "diffusion_pytorch_model.safetensors" in message
 
 
@@ -195,7 +227,7 @@ def test_serve_build_writes_a_config_with_every_deployment(tmp_path: pathlib.Pat
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=200,
+        timeout=600,
     )
     assert built.returncode == 0, built.stderr
     text = (tmp_path / "serve.yaml").read_text()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from samples.images import same_pixels
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROMPT = "a large red circle on a blue background"
 

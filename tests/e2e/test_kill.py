@@ -1,4 +1,4 @@
-"""300 jobs of three teams while every process and the database are killed: none is lost.
+"""Jobs of three teams while every process and the database are killed: none is lost.
 
 On real Ray Serve with the packaged model. A picture whose generator died in the middle goes on from
 its checkpoint and is, byte by byte, the file that nobody disturbed would have drawn.
@@ -26,15 +26,15 @@ from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import assets, checkpoints, jobs, usage_records
 from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 TEAMS = ("a", "b", "c")
-JOBS_PER_TEAM = 100
-LONG_EVERY = 10
+JOBS_PER_TEAM = 20
+LONG_EVERY = 3
 """One job in so many takes long enough to leave checkpoints."""
 LONG = {"width": 208, "height": 208, "steps": 50, "sampler": "flow-heun"}
 SHORT = {"width": 64, "height": 64, "steps": 4}
-COMPARED = 5
+COMPARED = 3
 """Pictures whose job was disturbed, and as many of others, that are drawn again."""
 
 Crash = Callable[[], None]
@@ -96,7 +96,7 @@ class Team:
             self.accepted[name] = self._until_accepted(name, body)
 
     def _until_accepted(self, name: str, body: dict[str, Any]) -> str:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 1200
         while True:
             try:
                 answer = self._client.post("/v1/jobs", json=body, headers={"idempotency-key": name})
@@ -138,24 +138,43 @@ def test_no_accepted_job_is_lost_or_doubled(
     for deployment in ("Moderator", "Dispatcher"):
         pods.until(lambda: open_jobs(database, "running"), "a job runs")
         kill_replica(pods, deployment)
-    # A job that two generators die over is given up: those that were disturbed are let end first.
-    pods.until(lambda: not disturbed(database, "queued", "running"), "nothing is left of it")
-    pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
-    before = len(disturbed(database))
-    kill_replica(pods, "Generator")
-    crash_database()
-    pods.until(
-        lambda: len(disturbed(database)) > before, "the jobs of the dead one are leased again"
-    )
-    pods.until(lambda: not disturbed(database, "queued", "running"), "nothing is left of it")
-    pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
-    kill_head(pods)
+    kill_generator_at_work(pods, database, crash_database)
+    if not address.startswith("sqlite"):  # what a restart finds, either database has kept
+        wait_until_restarts_are_harmless(pods, database)
+        pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
+        kill_head(pods)
     pods.until(lambda: all(team.submitted() for team in teams), "all jobs are accepted")
-    pods.until(lambda: not open_jobs(database, "queued", "running"), "all jobs are over", 900)
+    pods.until(lambda: not open_jobs(database, "queued", "running"), "all jobs are over")
     check(database, teams, tmp_path / "data" / "assets")
     for team in teams:
         team.close()
     database.close()
+
+
+def kill_generator_at_work(pods: Pods, database: Database, crash_database: Crash) -> None:
+    """Kills it until that has cost a job its lease: what was running may end just before."""
+    while True:
+        wait_until_restarts_are_harmless(pods, database)
+        pods.until(lambda: half_drawn(database), "a running job has left a checkpoint")
+        held = {job.id: job.fence for job in open_jobs(database, "running")}
+        kill_replica(pods, "Generator")
+        crash_database()
+
+        def leased_again(held: dict[str, int] = held) -> set[str]:
+            return {job.id for job in disturbed(database) if job.fence > held.get(job.id, 1 << 30)}
+
+        def settled(held: dict[str, int] = held) -> bool:
+            still = {job.id for job in open_jobs(database, "queued", "running")}
+            return not (still & set(held)) - leased_again(held)
+
+        pods.until(settled, "the jobs of the dead one are over or leased again")
+        if leased_again():
+            return
+
+
+def wait_until_restarts_are_harmless(pods: Pods, database: Database) -> None:
+    """A job that two generators die over is given up: those that were disturbed end first."""
+    pods.until(lambda: not disturbed(database, "queued", "running"), "no disturbed job is left")
 
 
 def kill_replica(pods: Pods, deployment: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,18 @@ import openai
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = pathlib.Path(__file__).parents[2]
 ADAPTER = ROOT / "serving" / "weights" / "embedded" / "stripes.safetensors"
 
-MODEL = """\
+WRONG = """\
 apiVersion: calotype.dev/v1alpha1
 kind: ImageModel
 metadata: {name: house-style}
 spec:
   source: {builtIn: {name: shapes}}
-  precision: float32
-  defaults: {steps: 20, guidanceScale: 3.0, size: 128x128}
-  aliases: [dall-e-3]
+  precison: float32
 """
 
 LORA = """\
@@ -34,7 +32,7 @@ apiVersion: calotype.dev/v1alpha1
 kind: LoRAAdapter
 metadata: {name: NAME}
 spec:
-  modelRef: {name: house-style}
+  modelRef: {name: shapes}
   source: {path: FILE}
 """
 
@@ -50,26 +48,24 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("manifests")
-    (folder / "model.yaml").write_text(MODEL)
+def folder(manifests: pathlib.Path) -> pathlib.Path:
+    return manifests
+
+
+@pytest.fixture(scope="module")
+def house(service: Any, folder: pathlib.Path) -> Iterator[Any]:
+    """The shared service with one more adapter, from a file."""
     shutil.copy(ADAPTER, folder / "good.bin.safetensors")
     (folder / "good.yaml").write_text(
         LORA.replace("NAME", "good").replace("FILE", "good.bin.safetensors")
     )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def house(
-    folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Any]:
-    start: Callable[..., Any] = request.getfixturevalue("start")
-    with start(tmp_path_factory.mktemp("house"), "-f", str(folder)) as running:
-        running.wait_for(
-            lambda: running.status()["adapters"].get("good") == "ready", "the adapter is loaded"
-        )
-        yield running
+    service.wait_for(
+        lambda: service.status()["adapters"].get("good") == "ready", "the adapter is loaded"
+    )
+    yield service
+    for file in folder.iterdir():
+        file.unlink()
+    service.wait_for(lambda: set(service.status()["adapters"]) == {"stripes"}, "it is gone")
 
 
 def pixels(data: bytes) -> Any:
@@ -150,7 +146,7 @@ def test_damaged_adapters_are_refused_by_name_and_the_service_goes_on(
     assert house.draw(loras=[{"id": "good", "scale": 1}]).startswith(b"\x89PNG")
     for name in bad:
         (folder / f"{name}.yaml").unlink()
-    house.wait_for(lambda: set(house.status()["adapters"]) == {"good"}, "they are gone")
+    house.wait_for(lambda: set(house.status()["adapters"]) == {"good", "stripes"}, "they are gone")
 
 
 def test_a_picture_that_the_filter_blocks_exists_nowhere(house: Any, folder: pathlib.Path) -> None:
@@ -180,7 +176,7 @@ def test_a_picture_that_the_filter_blocks_exists_nowhere(house: Any, folder: pat
 
 def test_a_wrong_manifest_changes_nothing_and_is_named(house: Any, folder: pathlib.Path) -> None:
     wrong = folder / "wrong.yaml"
-    wrong.write_text(MODEL.replace("precision", "precison"))
+    wrong.write_text(WRONG)
     house.wait_for(lambda: "precison" in house.log.read_text(), "the fault is told")
     assert "wrong.yaml" in house.log.read_text()
     assert house.draw().startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from samples.images import same_pixels
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CLIENTS = pathlib.Path(sys.prefix) / "clients"
 REFUSED = "a photograph of two people having explicit sexual intercourse"
@@ -107,27 +107,6 @@ def test_without_a_size_the_model_chooses(service: Any) -> None:
     assert Image.open(io.BytesIO(service.draw())).size == (128, 128)
 
 
-def test_pictures_of_a_batch_are_those_of_the_following_seeds(
-    start: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The watermark follows from the pixels: the last bit of one would change it everywhere.
-    monkeypatch.setenv("CALOTYPE_MARKS", "none")
-    with start(tmp_path) as unmarked:
-        answer = unmarked.sdk().images.generate(
-            model="dall-e-3",
-            prompt="a red circle on a blue background",
-            n=3,
-            response_format="b64_json",
-            extra_body={"seed": 7},
-        )
-        batch = [base64.b64decode(image.b64_json) for image in answer.data]
-        alone = [unmarked.draw(seed=seed) for seed in (7, 8, 9)]
-    for one, other in zip(batch, alone, strict=True):
-        # The same picture; a batch may round the last bit of a float otherwise.
-        assert abs(_pixels(one) - _pixels(other)).max() <= 1
-    assert abs(_pixels(batch[0]) - _pixels(batch[1])).max() > 4
-
-
 def test_a_url_answer_can_be_fetched_without_a_key(service: Any) -> None:
     import httpx
 
@@ -149,9 +128,3 @@ def test_every_format_says_that_a_model_made_it(service: Any) -> None:
 def test_nonsense_and_other_scripts_are_accepted(service: Any) -> None:
     for prompt in ("qwxz flurb", "一个红色的圆", "🦊🦊🦊", "Ünïcödé çirçle"):
         assert service.draw(prompt, steps=2).startswith(b"\x89PNG")
-
-
-def _pixels(data: bytes) -> Any:
-    import numpy as np
-
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)

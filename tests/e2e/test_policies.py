@@ -17,10 +17,11 @@ import yaml
 
 from calotype.moderation.records.audit import verify
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 JOBS = 24
 AT_ONCE = 4
+SMALL = {"width": 64, "height": 64, "steps": 4}
 
 
 def manifest(kind: str, name: str, **spec: Any) -> dict[str, Any]:
@@ -45,11 +46,6 @@ def house(version: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-MODEL = manifest(
-    "ImageModel", "house-style", source={"builtIn": {"name": "shapes"}}, precision="float32",
-    defaults={"steps": 4, "guidanceScale": 2.5, "size": "64x64"},
-    moderationPolicyRef={"name": "house"},
-)  # fmt: skip
 KIDS = manifest(
     "ModerationPolicy", "kids", version=1, extends="default", categories={"violence": {}},
     terms=[{"category": "ip_character", "terms": ["captain calotype", "lighthouse"]}],
@@ -58,20 +54,25 @@ TEAM = manifest("Team", "kids", moderationPolicyRef={"name": "kids"})
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    found = tmp_path_factory.mktemp("policies")
-    for name, document in (("model", MODEL), ("house", house(1)), ("kids", KIDS), ("team", TEAM)):
-        (found / f"{name}.yaml").write_text(yaml.safe_dump(document))
-    return found
+def folder(manifests: pathlib.Path) -> pathlib.Path:
+    return manifests
 
 
 @pytest.fixture(scope="module")
-def running(
-    folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Any]:
-    start = request.getfixturevalue("start")
-    with start(tmp_path_factory.mktemp("judged"), "-f", str(folder)) as found:
-        yield found
+def running(service: Any, folder: pathlib.Path) -> Iterator[Any]:
+    """The shared service, whose model is judged by the policy `house` while these tests run."""
+    for name, document in (("house", house(1)), ("kids", KIDS), ("team", TEAM)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
+    with service.http() as client:
+        service.wait_for(
+            lambda: policies_of(drawn(client, "a red circle")) == {"house@1"}, "the policy is used"
+        )
+        yield service
+        for file in folder.iterdir():
+            file.unlink()
+        service.wait_for(
+            lambda: "house@2" not in policies_of(drawn(client, "a red circle")), "it is gone"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,9 @@ def kids(running: Any) -> Iterator[httpx.Client]:
 def drawn(client: httpx.Client, prompt: str, **more: Any) -> dict[str, Any]:
     """The job of a prompt, over."""
     answer = client.post(
-        "/v1/jobs", json={"input": {"prompt": prompt, **more}}, headers={"prefer": "wait=60"}
+        "/v1/jobs",
+        json={"input": {"prompt": prompt, **SMALL, **more}},
+        headers={"prefer": "wait=60"},
     )
     assert answer.status_code in (200, 202), answer.text
     job: dict[str, Any] = answer.json()
@@ -129,7 +132,7 @@ def test_a_level_is_judged_by_and_what_is_not_granted_is_said(running: Any) -> N
         strict = drawn(client, prompt, safety_tolerance=1)
         low = drawn(client, prompt, moderation="low")
         body = client.post(
-            "/v1/images/generations", json={"prompt": prompt, "safety_tolerance": 6}
+            "/v1/images/generations", json={"prompt": prompt, "steps": 4, "safety_tolerance": 6}
         ).json()
     assert strict["error"]["code"] == "moderation_blocked"
     assert low["status"] == "succeeded" and low["input"]["moderation"] == "low"
@@ -150,7 +153,7 @@ def test_two_versions_under_load(running: Any, kids: httpx.Client, folder: pathl
 
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         asked = [pool.submit(one, number) for number in range(JOBS)]
-        assert half.wait(240)
+        assert half.wait(600)
         (folder / "house.yaml").write_text(yaml.safe_dump(house(2)))
         answered = [job.result() for job in asked]
 
@@ -169,11 +172,13 @@ def test_two_versions_under_load(running: Any, kids: httpx.Client, folder: pathl
     assert [policies_of(job) for job in after] == [{"house@2"}] * 4
     digests: dict[str, set[str]] = {}
     for log in (running.data_dir / "audit").glob("audit-*.jsonl"):
-        assert verify(log) > JOBS
-        for line in log.read_text().splitlines():
-            decision = json.loads(line)["decision"]
+        lines = log.read_text().splitlines()
+        decisions = [json.loads(line)["decision"] for line in lines]
+        if any(decision["policy"] == "house@1" for decision in decisions):
+            assert verify(log) > JOBS
+        for decision in decisions:
             digests.setdefault(decision["policy"], set()).add(decision["policy_sha256"])
-    assert {name: len(found) for name, found in digests.items()} == {
+    assert {name: len(digests[name]) for name in ("house@1", "house@2", "kids@1")} == {
         "house@1": 1, "house@2": 1, "kids@1": 1,
     }  # fmt: skip
 
@@ -191,7 +196,7 @@ def test_a_classifier_that_is_missing_refuses_and_one_on_trial_does_not(
             "moderation_unavailable"
         )
 
-    running.wait_for(refused, "the judge that is not there is asked", 240)
+    running.wait_for(refused, "the judge that is not there is asked")
     with running.http() as client:
         assert drawn(client, "a red circle")["status"] == "succeeded", "of other teams nobody is"
     tried = {**KIDS["spec"], "version": 3, "shadow": [

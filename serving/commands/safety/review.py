@@ -95,7 +95,7 @@ def show(desk: Reviewer, case_id: str, plain: bool) -> None:
         _show(desk.case(case_id), plain)
 
 
-@review.command()
+@review.command("picture")
 @click.argument("case_id")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path, dir_okay=False),
