@@ -18,13 +18,13 @@ from typing import Any
 import httpx
 import pytest
 from e2e.pods import Pods
+from postgres_server import PostgresServer, find_binaries, install_in_ci
 from samples.images import same_pixels
 from sqlalchemy import select
 
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import assets, checkpoints, jobs, usage_records
-from calotype.serving.testing.postgres import PostgresServer, find_binaries, install_in_ci
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

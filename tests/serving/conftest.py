@@ -13,6 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from postgres_server import (
+    PostgresServer,
+    empty_tables,
+    find_binaries,
+    install_in_ci,
+)
 
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
@@ -22,12 +28,6 @@ from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
-from calotype.serving.testing.postgres import (
-    PostgresServer,
-    empty_tables,
-    find_binaries,
-    install_in_ci,
-)
 
 
 @pytest.fixture(scope="session")
