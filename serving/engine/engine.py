@@ -74,14 +74,14 @@ class Engine:
         profile: how many are worth it on this machine.
         data_folder: where `calotype profile` may have left one, which counts if ``profile`` is
             None; without any, as many share a step as are allowed.
-        memory_bytes: room for pictures in the making and their steps, besides the weights; None is
+        memory_bytes: room for images in the making and their steps, besides the weights; None is
             what is free on a CUDA device, and no limit on a CPU.
         adapters: the LoRA adapters that requests may name; an empty store if None.
         torch_threads: threads of torch in this process; None leaves torch's own choice.
         max_steps: most denoise steps of a request.
         preview_side: longest side of a preview in pixels.
         compiler: backend of torch.compile for the denoiser's blocks; None compiles nothing.
-        group: devices that share each picture; this engine is its rank 0 (`device_group`).
+        group: devices that share each image; this engine is its rank 0 (`device_group`).
         clock: seconds for deadlines, of a clock that does not go back.
     """
 
@@ -164,7 +164,7 @@ class Engine:
         Args:
             embeds: the encoded prompt, [text tokens, joint_attention_dim]; None encodes it here.
             negative: the encoded negative prompt, likewise.
-            files: the pictures that the request names, as PNG, JPEG or WebP.
+            files: the images that the request names, as PNG, JPEG or WebP.
             checkpoint: goes on from where one of this request was taken (`request.Checkpoint`).
 
         Raises:
@@ -313,7 +313,7 @@ class Engine:
         return steps > before and steps % every == 0
 
     def _show(self, stepped: Sequence[Stepped], events: list[Event]) -> None:
-        """Decodes previews and finished pictures, and takes checkpoints."""
+        """Decodes previews and finished images, and takes checkpoints."""
         seen = [
             done
             for done in stepped

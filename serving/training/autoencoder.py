@@ -18,13 +18,13 @@ from calotype.serving.training.scenes import NATIVE, Scene, render, to_uint8
 
 KL_WEIGHT = 2e-4
 SMALL = 0.5
-"""Share of the pictures in which a single thing is small: there a few pixels make the outline."""
+"""Share of the images in which a single thing is small: there a few pixels make the outline."""
 FINE = ("star", "star", "ring", "cross")
 """Outlines that half of the single things have, because they are the hardest."""
 
 
 def scene_pool(count: int, seed: int, striped: float = 0.15) -> list[Scene]:
-    """Scenes of every combination: the autoencoder is judged on pictures, not on captions."""
+    """Scenes of every combination: the autoencoder is judged on images, not on captions."""
     rng = random.Random(seed)
     pool = []
     for _ in range(count):
@@ -41,7 +41,7 @@ def scene_pool(count: int, seed: int, striped: float = 0.15) -> list[Scene]:
 
 
 class Images:
-    """A pool of rendered pictures on the device, a quarter of them from a canvas twice as large."""
+    """A pool of rendered images on the device, a quarter of them from a canvas twice as large."""
 
     def __init__(self, count: int, device: str) -> None:
         generator = torch.Generator().manual_seed(11)
@@ -136,7 +136,7 @@ def train_autoencoder(
 
 
 def weighted_error(y: Tensor, x: Tensor) -> Tensor:
-    """Squared and absolute error of pictures, six times as heavy near an outline."""
+    """Squared and absolute error of images, six times as heavy near an outline."""
     weight = 1 + 5 * _near_edges(x)
     error: Tensor = (weight * ((y - x).abs() * 0.5 + (y - x) ** 2)).mean() / weight.mean()
     return error

@@ -70,7 +70,7 @@ def sample_scenes(count: int, rng: random.Random, striped: bool = False) -> list
 def encode_buckets(
     vae: Any, processor: Any, scenes: int, device: str, striped: bool = False
 ) -> list[Latents]:
-    """Draws, encodes and normalises ``scenes`` pictures for all buckets and processes together.
+    """Draws, encodes and normalises ``scenes`` images for all buckets and processes together.
 
     The first bucket also sets ``vae.bn``, where FLUX.2 keeps its latents' mean and variance.
     """

@@ -1,4 +1,4 @@
-"""The exact classifier: reads a picture of flat shapes back into what it shows.
+"""The exact classifier: reads an image of flat shapes back into what it shows.
 
 Rule-based, so that it cannot learn to be kind: nearest palette colours, connected components, the
 overlap of each component with the eight outlines in its own box, and the box's place and radius.
@@ -34,7 +34,7 @@ ATTRIBUTES = ("background", "count", "color", "shape", "position", "size", "full
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One thing found in a picture; None where it cannot be told."""
+    """One thing found in an image; None where it cannot be told."""
 
     shape: str | None
     color: str | None
@@ -87,7 +87,7 @@ def look(image: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:
     """Background (None if it is not one colour), things from large to small, pixels of debris.
 
     Args:
-        picture: uint8 [height, width, 3].
+        image: uint8 [height, width, 3].
     """
     a = image.astype(np.float32)
     unit = min(a.shape[:2]) / NATIVE
@@ -129,7 +129,7 @@ def _identify(
     colors = np.bincount(nearest[clear], minlength=len(PALETTE))
     color = int(colors.argmax())
     purity = colors[color] / max(1, core.sum())
-    # The outline lies where the picture is halfway between ground and thing.
+    # The outline lies where the image is halfway between ground and thing.
     line = PALETTE[color] - PALETTE[ground]
     mask = ndimage.binary_dilation(part) & (((a - PALETTE[ground]) @ line) / (line @ line) > 0.5)
     if mask.sum() < 40 * unit * unit:
@@ -164,7 +164,7 @@ def _identify(
 
 
 def judge(scene: Scene, image: NDArray[np.uint8]) -> dict[str, bool]:
-    """Which attributes of the scene the picture shows; ``full`` when it shows all of them."""
+    """Which attributes of the scene the image shows; ``full`` when it shows all of them."""
     background, seen, debris = look(image)
     want = scene.things
     right = {

@@ -1,4 +1,4 @@
-"""The synthetic, captioned pictures that the embedded model learns: flat shapes on flat grounds.
+"""The synthetic, captioned images that the embedded model learns: flat shapes on flat grounds.
 
 A scene has a background and one or two things; a caption says so in one of many ways. Scenes are
 drawn from signed distance functions (after Inigo Quilez' 2D collection) with one pixel of

@@ -2,7 +2,7 @@
 
 ``train`` runs four stages, each resumable: the autoencoder, its decoder alone, the denoiser with
 its text encoder, and guidance distillation. ``evaluate`` draws held-out captions through
-diffusers' own Flux2Pipeline and prints what the exact classifier finds in the pictures.
+diffusers' own Flux2Pipeline and prints what the exact classifier finds in the images.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def save_sheet(images: list[Any], path: pathlib.Path) -> None:
-    """Eight pictures a row."""
+    """Eight images a row."""
     import numpy as np
     from PIL import Image
 

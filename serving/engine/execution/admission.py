@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
 
 _STRENGTH = 0.8
-"""How far a given picture is noised where a request does not say."""
+"""How far a given image is noised where a request does not say."""
 
 
 class Admission:
     """Checks requests against one model.
 
     Args:
-        conditioner: what knows how given pictures become tokens.
+        conditioner: what knows how given images become tokens.
         pixels_per_token: side of the square of pixels that one image token stands for.
         max_steps: most denoise steps of a request.
-        devices: that draw each picture together.
+        devices: that draw each image together.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Admission:
     def start(self, state: DenoiseState) -> bool:
         """Gets what a request needs for its first step; False while an adapter is being read.
 
-        Takes every adapter of the request or none, and encodes its pictures.
+        Takes every adapter of the request or none, and encodes its images.
 
         Raises:
             AdapterLoadFailed: an adapter cannot be used.
@@ -128,7 +128,7 @@ class Admission:
             try:
                 adapter = self._adapters.acquire(ref.name)
             except AdapterLoadFailed as error:
-                raise _told(ref.name, error) from error
+                raise _naming(ref.name, error) from error
             if adapter is None:
                 self.release(state)
                 return False
@@ -181,7 +181,7 @@ class Admission:
         if isinstance(given, PromptEmbeds):
             given = given.embeds
         embeds = given if isinstance(given, torch.Tensor) else torch.tensor(given)
-        # The padding is part of the function: shorter embeddings would draw another picture.
+        # The padding is part of the function: shorter embeddings would draw another image.
         wanted = (self._components.settings.max_sequence_length, self._joint_dim)
         if tuple(embeds.shape) != wanted:
             raise InvalidRequest(
@@ -191,7 +191,7 @@ class Admission:
         return embeds.to(self._components.device, self._components.dtype)
 
 
-def _told(name: str, error: AdapterLoadFailed) -> AdapterLoadFailed:
+def _naming(name: str, error: AdapterLoadFailed) -> AdapterLoadFailed:
     """The error as whoever asked may see it: without the path of the file."""
     reason = error.message.replace(error.param or error.message, "its file")
     return AdapterLoadFailed(f"The adapter {name!r} cannot be used: {reason}", param="loras")
@@ -207,7 +207,7 @@ def _row(
     noise = NoiseSource(request.seed + index)
     share = request.sampling.step_cache
     passes = tuple(
-        Pass(embeds, guidance.told, StepCache(share) if share else None) for embeds in encoded
+        Pass(embeds, guidance.embedded, StepCache(share) if share else None) for embeds in encoded
     )
     return Row(
         request.id,

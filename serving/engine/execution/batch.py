@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """One run of a picture through the denoiser in a step.
+    """One run of an image through the denoiser in a step.
 
     Attributes:
         embeds: [text tokens, joint_attention_dim].
-        guidance: what the denoiser is told, where it takes a guidance.
+        guidance: what the denoiser is given, where it takes a guidance.
         cache: what it may reuse of the last step; None never reuses anything.
     """
 
@@ -39,16 +39,16 @@ class Pass:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One picture in the making.
+    """One image in the making.
 
     Attributes:
         passes: the prompt, and the negative prompt if there is one.
         true_guidance: weight of the first pass against the second.
-        conditions: what its picture is drawn after, shared by the rows of a request; filled in
+        conditions: what its image is drawn after, shared by the rows of a request; filled in
             when the request starts.
         latents: [image tokens, token channels]; None until its first step, so that waiting
             requests cost no memory.
-        start_noise: what it started from, kept where parts of a picture are noised again.
+        start_noise: what it started from, kept where parts of an image are noised again.
         stack: its adapters; filled in when the request starts.
     """
 
@@ -75,16 +75,16 @@ class DenoiseState:
 
     Attributes:
         steps: denoise steps that are run, fewer than the request names where it starts from a
-            picture.
-        inputs: the pictures that the request brought.
-        images: finished pictures by index.
+            image.
+        inputs: the images that the request brought.
+        images: finished images by index.
         pinned: adapters to release at the end.
         seconds: its share of the time of every batch that it was in.
         reported: denoise steps told by `Progress` so far.
         saved: steps at the last checkpoint.
         revisions: of the adapters that its checkpoint was taken with; None without a checkpoint.
         deadline: on the engine's clock; None is none.
-        row_bytes: memory that one of its pictures takes between steps.
+        row_bytes: memory that one of its images takes between steps.
     """
 
     request: GenerationRequest
@@ -104,7 +104,7 @@ class DenoiseState:
 
     @property
     def steps_done(self) -> int:
-        """Denoise steps behind the slowest of its pictures."""
+        """Denoise steps behind the slowest of its images."""
         return min(steps_done(r.sampler, self.steps) for r in self.rows)
 
     @property

@@ -1,7 +1,7 @@
 """A request in the middle of its steps, as bytes: taken on one machine, gone on with on another.
 
 What is kept is what cannot be computed again: latents, what samplers remember, where the noise is,
-pictures that are finished. It fits only the same request, model and adapters; then the picture is
+images that are finished. It fits only the same request, model and adapters; then the image is
 the same to the bit as if it had never stopped, on the same kind of device, in any company.
 """
 
@@ -29,7 +29,7 @@ _NOT_DRAWN = (
     "deadline_seconds",
     "checkpoint_every",
 )
-"""Fields of a request that do not change its pictures."""
+"""Fields of a request that do not change its images."""
 
 
 def save(state: DenoiseState, components: Components) -> bytes:
@@ -100,7 +100,7 @@ def check_adapters(state: DenoiseState) -> None:
     """Whether the adapters are those that the checkpoint was taken with.
 
     Raises:
-        InvalidRequest: one of them changed; half a picture of each would be neither.
+        InvalidRequest: one of them changed; half an image of each would be neither.
     """
     for adapter in state.pinned if state.revisions is not None else ():
         if (state.revisions or {}).get(adapter.name) != adapter.digest:
@@ -127,7 +127,7 @@ def _restore_row(
 
 
 def _digest(request: GenerationRequest) -> str:
-    """Of everything that changes a request's pictures."""
+    """Of everything that changes a request's images."""
     drawn = request.to_payload()
     for name in _NOT_DRAWN:
         drawn.pop(name)

@@ -1,4 +1,4 @@
-"""Finished pictures and previews out of latents, where one that fails does not spoil others."""
+"""Finished images and previews out of latents, where one that fails does not spoil others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Delivery:
     """Decodes rows that are done.
 
     Args:
-        preview_side: longest side of a preview in pixels; larger pictures are shown smaller.
+        preview_side: longest side of a preview in pixels; larger images are shown smaller.
     """
 
     def __init__(self, decoder: Decoder, preview_side: int) -> None:
@@ -30,9 +30,9 @@ class Delivery:
         self._preview_side = preview_side
 
     def preview(self, done: Stepped, grid: TokenGrid) -> Pixels | None:
-        """The picture as far as it can be seen now; None if it cannot be shown.
+        """The image as far as it can be seen now; None if it cannot be shown.
 
-        A preview is a kindness: that it fails is logged, and the picture goes on.
+        A preview is a kindness: that it fails is logged, and the image goes on.
         """
         try:
             return self._decoder.preview(done.estimate(), grid, self._preview_side)
@@ -43,10 +43,10 @@ class Delivery:
     def finish(
         self, rows: Sequence[Row], states: Mapping[str, DenoiseState]
     ) -> list[tuple[Row, Exception]]:
-        """Puts the pictures of finished rows into their states; returns the rows that failed.
+        """Puts the images of finished rows into their states; returns the rows that failed.
 
         They are decoded one by one: convolutions choose their kernel by the size of the batch, and
-        the same picture alone and in company would part in the last bit. From 256x256 pixels on
+        the same image alone and in company would part in the last bit. From 256x256 pixels on
         it is also the faster way on a CPU.
         """
         failed: list[tuple[Row, Exception]] = []
@@ -74,7 +74,7 @@ class Delivery:
 
 
 def _restored(pixels: Pixels, inputs: InputImages) -> Pixels:
-    """The picture with what was not to be drawn anew as it was given, to the bit."""
+    """The image with what was not to be drawn anew as it was given, to the bit."""
     if inputs.start is None or inputs.redraw is None or not inputs.exact:
         return pixels
     return merge(pixels, inputs.start, inputs.redraw)

@@ -1,4 +1,4 @@
-"""What pictures in the making take of the device's memory."""
+"""What images in the making take of the device's memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Footprint:
             self.memory = Memory(memory_bytes, token)
 
     def row(self, state: DenoiseState) -> float:
-        """Bytes that one picture of a request keeps from step to step."""
+        """Bytes that one image of a request keeps from step to step."""
         row = state.rows[0]
         kept = 2.0 if state.inputs.redraw is not None else 1.0
         if isinstance(row.sampler, LinearSampler):

@@ -64,7 +64,7 @@ class Forward:
         caches: Sequence[StepCache | None] = (),
         stacks: Sequence[Stack] = (),
     ) -> torch.Tensor:
-        """Velocities of the pictures' own tokens, [passes, tokens, channels].
+        """Velocities of the images' own tokens, [passes, tokens, channels].
 
         Args:
             hidden: latents and behind them reference tokens, [passes, image tokens, channels].
@@ -93,8 +93,8 @@ class Forward:
         model = self._model
         dtype = hidden.dtype
         with self._applied(stacks, range(len(stacks))):
-            told = None if guidance is None else guidance.to(dtype) * 1000
-            time = model.time_guidance_embed(timestep.to(dtype) * 1000, told)
+            scale = None if guidance is None else guidance.to(dtype) * 1000
+            time = model.time_guidance_embed(timestep.to(dtype) * 1000, scale)
             adapted = any(stacks)
             doubles, singles = self._eager if adapted else self._compiled or self._eager
             blocks = _Blocks(

@@ -1,6 +1,6 @@
-"""How many pictures should share a step: measured on the machine, kept in a file.
+"""How many images should share a step: measured on the machine, kept in a file.
 
-Sharing pays where a step of one picture leaves the device idle: small pictures, small models, CPUs.
+Sharing pays where a step of one image leaves the device idle: small images, small models, CPUs.
 FLUX.2 [dev] at 1024x1024 keeps a GPU busy alone, and sharing would only make everybody wait. So
 `measure_profile` runs the model's own steps and writes what it found; `Engine` reads it.
 """
@@ -28,7 +28,7 @@ from calotype.serving.engine.model.decoder import pixels_per_token
 from calotype.serving.engine.scheduling.scheduler import Bucket
 
 WORTH = 1.05
-"""More pictures share a step as long as pictures per second rise by this factor at least."""
+"""More images share a step as long as images per second rise by this factor at least."""
 
 _ROUNDS = range(3, 20)
 """How often a step is timed: more often the shorter it is."""
@@ -39,7 +39,7 @@ _ENOUGH_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class StepTime:
     """Attributes:
-    tokens: that one pass of a picture puts through the denoiser.
+    tokens: that one pass of an image puts through the denoiser.
     rows: passes that shared the step.
     seconds: of the step, the median of some.
     """
@@ -61,7 +61,7 @@ class Profile:
     times: tuple[StepTime, ...]
 
     def rows(self, tokens: int) -> int:
-        """Passes that should share a step of pictures of so many tokens.
+        """Passes that should share a step of images of so many tokens.
 
         The answer of the nearest measured size, in ratio.
         """
@@ -207,7 +207,7 @@ def make_profile(
 
 @torch.inference_mode()
 def _time_step(components: Components, bucket: Bucket, rows: int) -> float:
-    """Seconds of one denoiser step; zeros cost what pictures cost."""
+    """Seconds of one denoiser step; zeros cost what images cost."""
     config = components.denoiser.config
     like = torch.zeros((), device=components.device, dtype=components.dtype)
     hidden = like.new_zeros(rows, bucket.rows * bucket.columns, config.in_channels)

@@ -38,7 +38,7 @@ class Stepped:
     sigma: float
 
     def estimate(self) -> torch.Tensor:
-        """The latents of the finished picture, as far as can be said now: [tokens, channels]."""
+        """The latents of the finished image, as far as can be said now: [tokens, channels]."""
         return self.latents[self.place] - self.sigma * self.velocity[self.place]
 
 

@@ -1,8 +1,8 @@
-"""What a picture is drawn after, besides its prompt: given pictures, masks, reference pictures.
+"""What an image is drawn after, besides its prompt: given images, masks, reference images.
 
 A request's `Conditions` act on the denoise loop at four places, and nowhere else:
 
-* ``references``: tokens behind the picture's own, at every evaluation (`denoiser.Denoiser`);
+* ``references``: tokens behind the image's own, at every evaluation (`denoiser.Denoiser`);
 * `noised`: what the latents are before the first evaluation;
 * `kept`: what the latents are after each step;
 * `Bucket.references`: the token layout, which decides who may share a step.
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Conditions:
-    """Shared by all pictures of a request.
+    """Shared by all images of a request.
 
     Attributes:
-        references: [reference tokens, token channels] of all reference pictures.
-        start: latents of the picture to start from, [tokens, token channels].
-        redraw: [tokens, 1], 1 where the picture is drawn anew and 0 where ``start`` stays.
+        references: [reference tokens, token channels] of all reference images.
+        start: latents of the image to start from, [tokens, token channels].
+        redraw: [tokens, 1], 1 where the image is drawn anew and 0 where ``start`` stays.
     """
 
     references: torch.Tensor | None = None
@@ -65,7 +65,7 @@ def _mixed(start: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tens
 
 
 class Conditioner:
-    """Encodes the pictures that a request brings.
+    """Encodes the images that a request brings.
 
     Args:
         dtype: of the latents.
@@ -97,7 +97,7 @@ class Conditioner:
 
     @torch.inference_mode()
     def _tokens(self, pixels: Pixels) -> torch.Tensor:
-        """Packed, normalised latents of a picture: [tokens, token channels]."""
+        """Packed, normalised latents of an image: [tokens, token channels]."""
         # A copy: arrays from Pillow are read-only, which torch does not like.
         image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)
         image = image.to(self._device, torch.float32) / 255

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
 TILE_ABOVE_PIXELS = 2048 * 2048
-"""Larger pictures are decoded in tiles, which costs time and faint seams, but bounds memory."""
+"""Larger images are decoded in tiles, which costs time and faint seams, but bounds memory."""
 
 
 def pixels_per_token(vae: Autoencoder) -> int:
@@ -28,7 +28,7 @@ class Decoder:
     """The VAE's decoder.
 
     Args:
-        tile_above: pixels above which a picture is decoded in tiles.
+        tile_above: pixels above which an image is decoded in tiles.
     """
 
     def __init__(self, vae: Autoencoder, tile_above: int = TILE_ABOVE_PIXELS) -> None:
@@ -37,7 +37,7 @@ class Decoder:
         self._tile_above = tile_above
 
     def decode(self, tokens: torch.Tensor, grid: TokenGrid, *, tiles: bool = False) -> list[Pixels]:
-        """Pictures, uint8 [height, width, 3], of packed latents [n, tokens, token_channels].
+        """Images, uint8 [height, width, 3], of packed latents [n, tokens, token_channels].
 
         Args:
             tiles: decode in tiles whatever the size.
@@ -55,10 +55,10 @@ class Decoder:
 
     @torch.inference_mode()
     def preview(self, tokens: torch.Tensor, grid: TokenGrid, max_side: int) -> Pixels:
-        """One picture, no side longer than ``max_side``, of latents [tokens, token_channels].
+        """One image, no side longer than ``max_side``, of latents [tokens, token_channels].
 
         Neighbouring latents are averaged before they are decoded: a sixteenth of the work for a
-        quarter of the side, and about what the decoded picture would look like made smaller.
+        quarter of the side, and about what the decoded image would look like made smaller.
         """
         latents = self._latents(tokens.unsqueeze(0), grid)
         side = self.pixels_per_token // 2

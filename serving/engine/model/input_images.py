@@ -1,4 +1,4 @@
-"""Pictures that a request brings: files in, checked and upright pixels out. No torch.
+"""Images that a request brings: files in, checked and upright pixels out. No torch.
 
 Files come from anybody, so nothing is decoded before its size is known, and whatever is wrong is
 told with the request's field.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
     Region = NDArray[np.bool_]
-    """[height, width], true where a picture is drawn anew."""
+    """[height, width], true where an image is drawn anew."""
 
 MAX_FILE_BYTES = 64 * 1024**2
 MAX_PIXELS = 64_000_000
@@ -42,10 +42,10 @@ class InputImages:
     """What a request brings, at the sizes at which the model sees it.
 
     Attributes:
-        start: the picture to start from, with margins, uint8 [height, width, 3].
+        start: the image to start from, with margins, uint8 [height, width, 3].
         redraw: what of it is drawn anew; None is everything.
         exact: ``start`` was not resized, so that what stays can stay to the bit.
-        references: pictures to look at, at most about one megapixel each.
+        references: images to look at, at most about one megapixel each.
     """
 
     start: Pixels | None = None
@@ -55,14 +55,14 @@ class InputImages:
 
 
 def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: int) -> InputImages:
-    """Reads every picture that a request names.
+    """Reads every image that a request names.
 
     Args:
         files: the bytes by the names that the request uses.
         side: width and height of what the model draws are multiples of this.
 
     Raises:
-        InvalidRequest: a picture is missing, cannot be read or does not fit; the field is named.
+        InvalidRequest: an image is missing, cannot be read or does not fit; the field is named.
     """
     if len(request.references) > MAX_REFERENCES:
         raise InvalidRequest(
@@ -81,10 +81,10 @@ def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: in
 def restore_outside(
     request: GenerationRequest, files: Mapping[str, bytes], pixels: Pixels
 ) -> Pixels:
-    """A drawn picture with the given one back where nothing was to be drawn.
+    """A drawn image with the given one back where nothing was to be drawn.
 
-    For pictures that were enlarged after they were drawn; the engine itself does it for others.
-    Without a mask or margins the picture as it is.
+    For images that were enlarged after they were drawn; the engine itself does it for others.
+    Without a mask or margins the image as it is.
     """
     height, width = pixels.shape[:2]
     start, redraw, _ = _read_start(request, files, ImageSize(width, height))
@@ -114,7 +114,7 @@ def _read_start(
     height, width = start.shape[:2]
     if (width, height) == (size.width, size.height):
         return start, redraw, True
-    # Half a percent is what rounding to whole patches can do to a picture's proportions.
+    # Half a percent is what rounding to whole patches can do to an image's proportions.
     if abs(width * size.height / (height * size.width) - 1) > 0.005:
         margins = " with its margins" if request.expand is not None else ""
         raise InvalidRequest(
@@ -157,7 +157,7 @@ def read_mask(data: bytes, start: Pixels) -> Region:
         marked = np.asarray(image.convert("RGBA"))[:, :, 3] < 128
     if marked is None or not marked.any():
         marked = np.asarray(_flat(image).convert("L")) >= 128
-        # A picture that is all white because it is all opaque marks everything, as it says.
+        # An image that is all white because it is all opaque marks everything, as it says.
     if not marked.any():
         raise InvalidRequest(
             "mask marks nothing; make the part to draw anew transparent or white.", param="mask"
@@ -224,7 +224,7 @@ def _file(files: Mapping[str, bytes], name: str, param: str) -> bytes:
 
 
 def _decode(data: bytes, param: str) -> Image.Image:
-    """The picture, loaded and turned as its EXIF data says."""
+    """The image, loaded and turned as its EXIF data says."""
     if len(data) > MAX_FILE_BYTES:
         raise InvalidRequest(
             f"{param} has {len(data):,} bytes; a picture may have at most {MAX_FILE_BYTES:,}.",

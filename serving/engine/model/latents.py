@@ -53,7 +53,7 @@ def image_ids(grid: TokenGrid, time: int = 0) -> torch.Tensor:
     """(time, row, column, 0) of every image token: int64 [tokens, 4].
 
     Args:
-        time: 0 for the picture that is drawn, 10, 20, ... for reference pictures.
+        time: 0 for the image that is drawn, 10, 20, ... for reference images.
     """
     zero = torch.zeros(1, dtype=torch.int64)
     place = torch.arange(grid.rows), torch.arange(grid.columns)

@@ -22,7 +22,7 @@ def is_quantised(module: nn.Module, name: str) -> bool:
     """Whether `quantize_int8` touches a module: linear layers inside the numbered ones.
 
     Embeddings of time, guidance and text, modulations and the output are a few percent of the
-    weights, and the picture depends most on them.
+    weights, and the image depends most on them.
     """
     return isinstance(module, nn.Linear) and _IN_A_LAYER.search(name) is not None
 

@@ -1,7 +1,7 @@
 """Matrix products whose rows are the same to the bit, however many there are.
 
 Libraries choose the kernel of a matrix product by its number of rows: one row alone is summed in
-another order than beside seven others. So the same picture alone and in a batch would part in the
+another order than beside seven others. So the same image alone and in a batch would part in the
 last bit of a float, and in whatever is made of it. From `FEWEST_ROWS` on every row is summed alike;
 shorter products are filled up with zeros, which costs next to nothing. Tests hold all of it to
 equality.

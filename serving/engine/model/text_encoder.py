@@ -118,7 +118,7 @@ class TextEncoder:
                 add_generation_prompt=True,
                 enable_thinking=False,
             )
-        # [IMG] would stand for a picture, as in the pipeline's format_input.
+        # [IMG] would stand for an image, as in the pipeline's format_input.
         words = prompt.replace("[IMG]", "")
         return self._tokenizer.render(
             [

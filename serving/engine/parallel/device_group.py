@@ -1,4 +1,4 @@
-"""The processes that draw each picture together with this one, a device each.
+"""The processes that draw each image together with this one, a device each.
 
 `DeviceGroup` starts them, hands them orders through their standard input, and notices when one is
 gone. They end with this process, however it ends. See `parallel` for what they compute.

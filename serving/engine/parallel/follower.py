@@ -27,8 +27,8 @@ from calotype.serving.observability.logs import set_up_logs
 
 
 def main() -> None:
-    told = sys.stdin.buffer
-    settings = RankSettings(**json.loads(told.readline()))
+    source = sys.stdin.buffer
+    settings = RankSettings(**json.loads(source.readline()))
     # What libraries print must not be taken for an answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -51,7 +51,7 @@ def main() -> None:
     store = AdapterStore(
         components.denoiser, max_rank=settings.max_rank, budget_bytes=settings.adapter_bytes
     )
-    orders = _orders(told)
+    orders = _orders(source)
     _say(answer, "ready")
     meet(settings.meeting, settings.rank, settings.size, cuda)
     follow(components, SequenceGroup(), orders, store)
@@ -62,14 +62,14 @@ def _say(answer: IO[str], line: str) -> None:
     answer.flush()
 
 
-def _orders(told: IO[bytes]) -> Iterator[Order]:
+def _orders(source: IO[bytes]) -> Iterator[Order]:
     """The orders as they come. The process ends with them, even in the middle of a step."""
     found: queue.SimpleQueue[Order] = queue.SimpleQueue()
 
     def read() -> None:
         while True:
             try:
-                found.put(pickle.load(told))
+                found.put(pickle.load(source))
             except (EOFError, pickle.UnpicklingError):
                 # Rank 0 is done or dead; a step that waits for it would wait for ever.
                 os._exit(0)

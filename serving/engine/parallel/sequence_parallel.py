@@ -1,9 +1,9 @@
-"""One picture on several devices: sequence-parallel denoising, known as Ulysses.
+"""One image on several devices: sequence-parallel denoising, known as Ulysses.
 
 Every device holds the whole denoiser and a share of the tokens. Linear layers work on the share;
 for attention the devices exchange, so that each sees all tokens for a share of the heads (arXiv
-2309.14509). It buys latency with devices: a 1024x1024 picture of FLUX.2 [dev] on eight A100s is
-estimated at 6.8 s for 28 steps, against 41 s on one. A replica per device gives more pictures.
+2309.14509). It buys latency with devices: a 1024x1024 image of FLUX.2 [dev] on eight A100s is
+estimated at 6.8 s for 28 steps, against 41 s on one. A replica per device gives more images.
 
 Rank 0 is the engine; the others `follow` it, each in a process that `device_group` starts. All
 ranks must hold the same model, and see the files of adapters under the same paths. A fault in the
@@ -172,15 +172,15 @@ class ParallelForward:
             EngineError: a follower cannot load an adapter.
             GroupLost: a follower is gone, or something failed in the middle of the step.
         """
-        told = tuple(
+        names = tuple(
             tuple((adapter.name, adapter.source, adapter.digest, scale) for adapter, scale in stack)
             for stack in stacks
         )
         given = (hidden, timestep, guidance, embeds)
         shapes = tuple(() if tensor is None else tuple(tensor.shape) for tensor in given)
         try:
-            self._group.tell(Order(bucket, told, shapes))
-            if any(told):
+            self._group.tell(Order(bucket, names, shapes))
+            if any(names):
                 self._all_ready(True)
             for tensor in given:
                 if tensor is not None:
@@ -243,9 +243,9 @@ class ParallelForward:
         """The passes' adapters as this rank has them; None if one cannot be had."""
         stacks: list[Stack] = []
         try:
-            for told in order.stacks:
+            for names in order.stacks:
                 stack = []
-                for name, source, digest, scale in told:
+                for name, source, digest, scale in names:
                     pinned.append(_fetched(store, name, source, digest))
                     stack.append((pinned[-1], scale))
                 stacks.append(tuple(stack))

@@ -1,9 +1,9 @@
-"""How closely a prompt is followed: told to the denoiser, or weighed between two passes.
+"""How closely a prompt is followed: given to the denoiser, or weighed between two passes.
 
-FLUX.2 [dev] is distilled: it is told a guidance and runs once a step. With a negative prompt the
-picture runs twice, and the velocity is ``n + g (p - n)`` for prompt p, negative prompt n and
-guidance g ("classifier-free guidance", arXiv 2207.12598): twice the cost. The denoiser is then told
-no guidance of its own (1), unless the request asks for both.
+FLUX.2 [dev] is distilled: it is given a guidance and runs once a step. With a negative prompt the
+image runs twice, and the velocity is ``n + g (p - n)`` for prompt p, negative prompt n and
+guidance g ("classifier-free guidance", arXiv 2207.12598): twice the cost. The denoiser is then
+given no guidance of its own (1), unless the request asks for both.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ NOT_GUIDED = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Attributes:
-    told: what the denoiser is told.
-    true: weight of the prompt against the negative prompt; 1 needs no second pass.
+    """How a request is guided.
+
+    Attributes:
+        embedded: scale that the denoiser is given.
+        true: weight of the prompt against the negative prompt; 1 needs no second pass.
     """
 
-    told: float
+    embedded: float
     true: float
 
     @property

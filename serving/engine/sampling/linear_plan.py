@@ -29,7 +29,7 @@ class LinearPlan:
 
     Attributes:
         sigmas: noise level at each evaluation.
-        timesteps: what the denoiser is told at each.
+        timesteps: what the denoiser is given at each.
         weights: one table per evaluation.
         remembered: tensors kept from one evaluation to the next.
     """

@@ -1,4 +1,4 @@
-"""Seeded noise of one picture, the same on every machine."""
+"""Seeded noise of one image, the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from calotype.serving.engine.model.latents import TokenGrid, pack
 
 
 class NoiseSource:
-    """The noise that a picture starts from, and more of it for samplers that ask for it.
+    """The noise that an image starts from, and more of it for samplers that ask for it.
 
-    Drawn on the CPU whatever the device, so that a seed means the same picture everywhere, and
+    Drawn on the CPU whatever the device, so that a seed means the same image everywhere, and
     from one generator, in the order in which a diffusers pipeline with
     ``generator=torch.Generator("cpu").manual_seed(seed)`` would draw.
     """
@@ -21,7 +21,7 @@ class NoiseSource:
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def first(self, grid: TokenGrid, token_channels: int, dtype: torch.dtype) -> torch.Tensor:
-        """What a picture starts from, packed: [tokens, token_channels].
+        """What an image starts from, packed: [tokens, token_channels].
 
         In ``dtype``, because torch draws other numbers in bfloat16 than in float32.
         """

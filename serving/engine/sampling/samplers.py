@@ -1,4 +1,4 @@
-"""How noise becomes a picture, step by step: one Sampler per picture.
+"""How noise becomes an image, step by step: one Sampler per image.
 
 A user's package adds one by an entry point of the group ``calotype.samplers``, whose name is what
 requests say and whose object is a `SamplerFactory`::
@@ -36,7 +36,7 @@ from calotype.serving.engine.sampling.schedule import Schedule
 
 
 class Sampler(Protocol):
-    """Stepping state of one picture; nothing of it is shared with another picture.
+    """Stepping state of one image; nothing of it is shared with another image.
 
     Attributes:
         evaluations: denoiser calls in all; a sampler may need several for one step.
@@ -48,19 +48,19 @@ class Sampler(Protocol):
 
     @property
     def timestep(self) -> float:
-        """What the denoiser is told at the next evaluation: 1 is noise, 0 the picture."""
+        """What the denoiser is given at the next evaluation: 1 is noise, 0 the image."""
         ...
 
     @property
     def sigma(self) -> float:
         """Share of noise in the latents that the next evaluation sees; after the last one 0.
 
-        latents - sigma * velocity estimates the picture.
+        latents - sigma * velocity estimates the image.
         """
         ...
 
     def step(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Next latents of this picture, both [tokens, channels], in the velocity's dtype."""
+        """Next latents of this image, both [tokens, channels], in the velocity's dtype."""
         ...
 
     def remembered(self) -> list[torch.Tensor]:
@@ -73,7 +73,7 @@ class Sampler(Protocol):
 
 
 SamplerFactory = Callable[[Schedule, NoiseSource], Sampler]
-"""From the noise levels and the noise of one picture to its Sampler."""
+"""From the noise levels and the noise of one image to its Sampler."""
 
 
 class LinearSampler:
@@ -117,7 +117,7 @@ class LinearSampler:
 def step_together(
     samplers: Sequence[LinearSampler], velocity: torch.Tensor, latents: torch.Tensor
 ) -> torch.Tensor:
-    """Steps the pictures of a batch; all samplers remember equally many tensors.
+    """Steps the images of a batch; all samplers remember equally many tensors.
 
     Args:
         velocity: [rows, tokens, channels].
@@ -160,7 +160,7 @@ def _linear(plan: Callable[[Schedule], LinearPlan]) -> SamplerFactory:
 def _planned(
     schedule: Schedule, levels: tuple[float, ...], weights: tuple[Weights, ...]
 ) -> LinearPlan:
-    return LinearPlan(levels, schedule.told(levels), weights, len(weights[0]) - 1)
+    return LinearPlan(levels, schedule.timesteps(levels), weights, len(weights[0]) - 1)
 
 
 def _euler(schedule: Schedule) -> LinearPlan:
@@ -197,7 +197,7 @@ def _unipc(schedule: Schedule) -> LinearPlan:
 
 
 def _lcm(schedule: Schedule) -> LinearPlan:
-    """FlowMatchLCMScheduler: to the estimated picture and back to the next noise level, with
+    """FlowMatchLCMScheduler: to the estimated image and back to the next noise level, with
     fresh noise. For models distilled to a few steps.
     """
     pairs = zip(schedule.sigmas[:-1], schedule.sigmas[1:], strict=True)
@@ -225,7 +225,7 @@ def _added() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def build_sampler(name: str, schedule: Schedule, noise: NoiseSource) -> Sampler:
-    """The sampler of one picture.
+    """The sampler of one image.
 
     Raises:
         InvalidRequest: there is no sampler of this name.

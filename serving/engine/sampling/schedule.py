@@ -1,4 +1,4 @@
-"""Which noise levels a picture passes through: FLUX.2's schedule for a size and a number of steps.
+"""Which noise levels an image passes through: FLUX.2's schedule for a size and a number of steps.
 
 Every sampler walks the same schedule; `samplers` says how.
 """
@@ -15,17 +15,17 @@ import torch
 from calotype.serving.engine.model.noise_schedule import ScheduleConfig
 
 TRAIN_TIMESTEPS = 1000
-"""FLUX.2 counts noise in thousandths; its denoiser is told thousandths over a thousand."""
+"""FLUX.2 counts noise in thousandths; its denoiser is given thousandths over a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Noise levels of one picture.
+    """Noise levels of one image.
 
     Attributes:
-        sigmas: share of noise, falling; 1 is noise only. The last one is 0, the picture, so there
+        sigmas: share of noise, falling; 1 is noise only. The last one is 0, the image, so there
             is one more than there are steps.
-        dtype: of the latents. The denoiser is told the noise in it, as Flux2Pipeline does.
+        dtype: of the latents. The denoiser is given the noise in it, as Flux2Pipeline does.
     """
 
     sigmas: tuple[float, ...]
@@ -35,8 +35,8 @@ class Schedule:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def told(self, sigmas: Sequence[float]) -> tuple[float, ...]:
-        """What the denoiser is told at noise levels: the levels, rounded as the pipeline rounds."""
+    def timesteps(self, sigmas: Sequence[float]) -> tuple[float, ...]:
+        """What the denoiser is given at noise levels: these, rounded as the pipeline rounds."""
         scaled = torch.tensor(sigmas, dtype=torch.float32) * TRAIN_TIMESTEPS
         return tuple((scaled.to(self.dtype) / TRAIN_TIMESTEPS).tolist())
 
@@ -50,17 +50,17 @@ def build_schedule(
     sigmas: Sequence[float] = (),
     strength: float = 1.0,
 ) -> Schedule:
-    """The schedule of a picture.
+    """The schedule of an image.
 
     Sigmas from 1 to 1 / steps, shifted by FLUX.2's empirical mu where the model's scheduler shifts
     dynamically, by its own fixed shift otherwise: the schedule of Flux2Pipeline.
 
     Args:
         config: of the model.
-        tokens: image tokens of the picture.
+        tokens: image tokens of the image.
         sigmas: other sigmas before the shift, as the pipeline's parameter of this name; one for
             each step.
-        strength: share of the steps that is run, from the end: below 1, a given picture is only
+        strength: share of the steps that is run, from the end: below 1, a given image is only
             noised so far, and the first steps are left out.
     """
     whole = _shifted(config, steps, tokens, tuple(sigmas))

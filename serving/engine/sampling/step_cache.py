@@ -1,8 +1,8 @@
-"""Reusing most of a step where the picture hardly changed: the first-block residual cache.
+"""Reusing most of a step where the image hardly changed: the first-block residual cache.
 
 The first block of the denoiser always runs. Where what it adds differs little from what it added at
 the last step that ran whole, the other blocks are left out and what they added then is added again.
-An option of a request (``step_cache``), because the picture is then only nearly the same; the
+An option of a request (``step_cache``), because the image is then only nearly the same; the
 bench ``tests/bench/engine_cache.py`` measures by how much, and how much faster it is.
 Source of the method: the "first block cache" of ParaAttention, also in diffusers' hooks.
 """
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(slots=True, eq=False)
 class StepCache:
-    """What one pass of one picture may reuse.
+    """What one pass of one image may reuse.
 
     Attributes:
         threshold: relative change of the first block's part below which the rest is reused.

@@ -1,6 +1,6 @@
 """Which rows are denoised next. Plain Python: no torch, no numpy, no clock.
 
-A *row* is one picture in the making. Rows of one bucket (same latent shape, same token layout) may
+A *row* is one image in the making. Rows of one bucket (same latent shape, same token layout) may
 share a denoise step, each at its own timestep, with its own guidance and adapters. The engine asks
 for a `StepBatch`, runs it, and reports it with `completed`. Everything is decided anew before each
 step, so that a request is pre-empted between two steps and at no other time.
@@ -35,7 +35,7 @@ class Bucket:
         rows: rows of image tokens.
         columns: columns of image tokens.
         text_tokens: text tokens, padding included.
-        references: rows and columns of image tokens of each reference picture.
+        references: rows and columns of image tokens of each reference image.
     """
 
     rows: int
@@ -52,7 +52,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """One row of a step: picture ``index`` of a request, at denoiser evaluation ``step``."""
+    """One row of a step: image ``index`` of a request, at denoiser evaluation ``step``."""
 
     request_id: str
     index: int
@@ -72,7 +72,7 @@ class Memory:
     """What the device has room for besides the model.
 
     Attributes:
-        total: bytes for the pictures in the making and for one step.
+        total: bytes for the images in the making and for one step.
         token: bytes that a token takes while it goes through the denoiser.
     """
 
@@ -127,7 +127,7 @@ class StepScheduler:
 
     Args:
         max_batch_rows: denoiser passes that share one step.
-        max_running_rows: pictures whose latents are kept in memory at once; more requests wait.
+        max_running_rows: images whose latents are kept in memory at once; more requests wait.
             A request larger than that runs alone.
         bucket_rows: passes for single buckets where they differ from ``max_batch_rows``.
         memory: what there is room for; None is no limit.
@@ -179,13 +179,13 @@ class StepScheduler:
         """Queues a request.
 
         Args:
-            rows: pictures.
-            evaluations: denoiser calls of each picture.
+            rows: images.
+            evaluations: denoiser calls of each image.
             passes: denoiser passes of each call; two with a negative prompt.
             tenant: whose it is, and ``weight`` its share against other tenants.
             deadline: when it must be finished, on the clock of `next_batch`.
-            row_bytes: what a picture in the making takes of the memory.
-            done: evaluations that each picture has behind it already; None is none.
+            row_bytes: what an image in the making takes of the memory.
+            done: evaluations that each image has behind it already; None is none.
         """
         if request_id in self._entries:
             raise ValueError(f"request {request_id!r} is already scheduled")

@@ -21,7 +21,7 @@ class TransformerConfig:
         num_single_layers: blocks with common weights (single stream).
         joint_attention_dim: width of the text embeddings.
         axes_dims_rope: share of the head width for each of the four position axes.
-        guidance_embeds: the model is told a guidance scale.
+        guidance_embeds: the model is given a guidance scale.
     """
 
     patch_size: int = 1

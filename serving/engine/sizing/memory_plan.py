@@ -132,7 +132,7 @@ def plan_memory(
         model: "flux-2-dev", "flux-2-klein-9b", "flux-2-klein-4b", or a diffusers-format folder.
         gpu: a name of `GPUS`.
         precision: float32, bfloat16 or int8; None takes the best that fits, bfloat16 first.
-        max_pixels: width x height of the largest picture.
+        max_pixels: width x height of the largest image.
         text_encoder: on the denoiser's GPU ("same") or on a second one ("separate"); None takes
             "same" where it fits.
 

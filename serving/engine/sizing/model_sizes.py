@@ -43,7 +43,7 @@ class ModelSizes:
     pixels_per_token: int
 
     def denoiser_activations(self, pixels: int, precision: str) -> float:
-        """Bytes of one picture in the denoiser."""
+        """Bytes of one image in the denoiser."""
         tokens = pixels / self.pixels_per_token**2 + self.text_tokens
         return tokens * self.token.bytes(precision)
 

@@ -111,7 +111,7 @@ def _draw_with(
     seed: int = 7,
     **other: Any,
 ) -> np.ndarray:
-    """One picture of diffusers' pipeline: float32 [height, width, 3] in 0..1."""
+    """One image of diffusers' pipeline: float32 [height, width, 3] in 0..1."""
     images = pipeline(
         prompt=prompt,
         width=size[0],
@@ -155,7 +155,7 @@ def _make_request(
 
 
 class Drawn:
-    """What an engine did: its events, and the pictures before they were rounded to uint8."""
+    """What an engine did: its events, and the images before they were rounded to uint8."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -177,7 +177,7 @@ class Drawn:
 
 
 class WatchedEngine(Engine):
-    """An engine that also keeps each picture as the VAE gave it, before rounding."""
+    """An engine that also keeps each image as the VAE gave it, before rounding."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

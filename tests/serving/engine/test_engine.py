@@ -30,7 +30,7 @@ def lora_file(model_folder, tmp_path_factory):
     return save_random_lora(model_folder, tmp_path_factory.mktemp("l") / "one.safetensors")
 
 
-def test_pictures_are_the_same_alone_and_among_late_joiners_and_aborts(
+def test_images_are_the_same_alone_and_among_late_joiners_and_aborts(
     components, new_engine, make_request, lora_file
 ):
     store = AdapterStore(components.denoiser)
@@ -94,7 +94,7 @@ def test_events_of_one_request(engine, make_request):
     assert 0 < finished.denoise_seconds < 60
 
 
-def test_preview_of_the_last_but_one_step_is_near_the_picture(engine, make_request):
+def test_preview_of_the_last_but_one_step_is_near_the_image(engine, make_request):
     engine.add(make_request(steps=8, preview_every=1))
     drawn = engine.run()
     image = drawn.ending("r").images[0].astype(float)
@@ -190,7 +190,7 @@ def test_only_the_culprit_fails(engine, new_engine, make_request, fault, expecte
     np.testing.assert_allclose(engine.run().image("next"), alone, **CLOSE)
 
 
-def test_one_bad_picture_fails_its_whole_request_once(engine, make_request):
+def test_one_bad_image_fails_its_whole_request_once(engine, make_request):
     engine.add(make_request(n=3, seed=1))
     poisoned(engine, 2, float("nan"))
     assert isinstance(engine.run().ending("r").error, NonFiniteLatents)

@@ -54,7 +54,7 @@ def store(on_gpu, lora):
     store.layers.remove()
 
 
-def test_pictures_equal_the_pipelines_on_the_device(
+def test_images_equal_the_pipelines_on_the_device(
     on_gpu, load_oracle, model_folder, draw_with, new_engine, make_request
 ):
     theirs = draw_with(load_oracle(model_folder).to("cuda"))
@@ -63,9 +63,7 @@ def test_pictures_equal_the_pipelines_on_the_device(
     np.testing.assert_allclose(engine.run().image("r"), theirs, **CLOSE)
 
 
-def test_pictures_equal_those_of_the_cpu(
-    on_gpu, new_engine, make_request, model_folder, store, lora
-):
+def test_images_equal_those_of_the_cpu(on_gpu, new_engine, make_request, model_folder, store, lora):
     # The same noise: it is drawn on the CPU whatever the device.
     own = load_components(model_folder)
     here = AdapterStore(own.denoiser)
@@ -123,7 +121,7 @@ def test_a_profile_of_the_device_is_made(model_folder, tmp_path):
     assert [t.rows for t in profile.times] == [1, 2]
 
 
-def test_compiled_pictures_are_the_same(on_gpu, new_engine, make_request):
+def test_compiled_images_are_the_same(on_gpu, new_engine, make_request):
     images = []
     for compiler in ("inductor", None):
         engine = new_engine(on_gpu, compiler=compiler)

@@ -1,4 +1,4 @@
-"""A picture is the same alone and in any company: properties over random traffic."""
+"""An image is the same alone and in any company: properties over random traffic."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def store(components, model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    """Pictures drawn alone, kept by what was asked for."""
+    """Images drawn alone, kept by what was asked for."""
     return {}
 
 
@@ -91,7 +91,7 @@ def alone():
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(traffic=st.lists(visits, min_size=1, max_size=6), max_batch_rows=st.integers(1, 6))
-def test_company_does_not_change_a_picture(new_engine, store, alone, traffic, max_batch_rows):
+def test_company_does_not_change_an_image(new_engine, store, alone, traffic, max_batch_rows):
     crowd = new_engine(adapters=store, max_batch_rows=max_batch_rows)
     waiting = [
         dataclasses.replace(v, request=dataclasses.replace(v.request, id=f"r{i}"))

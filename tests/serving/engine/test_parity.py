@@ -1,4 +1,4 @@
-"""Our pictures equal those of diffusers' own Flux2Pipeline on the same folder."""
+"""Our images equal those of diffusers' own Flux2Pipeline on the same folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS = [
         ((16, 160), 3, 0.0, 123),
     ],
 )
-def test_picture_equals_the_pipelines(
+def test_image_equals_the_pipelines(
     engine, oracle, draw_with, make_request, size, steps, guidance, seed
 ):
     engine.add(make_request(size=size, steps=steps, guidance=guidance, seed=seed))
@@ -51,7 +51,7 @@ def test_bytes_are_rounded_as_the_pipeline_rounds(engine, oracle, draw_with, mak
     assert (pixels != theirs).mean() < 0.001
 
 
-def test_picture_i_uses_seed_plus_i(engine, oracle, draw_with, make_request):
+def test_image_i_uses_seed_plus_i(engine, oracle, draw_with, make_request):
     engine.add(make_request(n=3, seed=40))
     drawn = engine.run()
     assert len(drawn.ending("r").images) == 3
@@ -77,7 +77,7 @@ def test_fixed_shift_of_the_model_is_used(
     assert np.abs(shifted_by_size.run().image("r") - theirs).max() > 1e-3
 
 
-def test_klein_picture_equals_the_klein_pipelines(
+def test_klein_image_equals_the_klein_pipelines(
     tmp_path, load_oracle, draw_with, new_engine, make_request
 ):
     folder = save_tiny_flux2(tmp_path / "klein", klein=True)
@@ -95,7 +95,7 @@ def test_bfloat16_stays_near_float32(model_folder, new_engine, make_request):
         engine.add(make_request())
         images.append(engine.run().image("r"))
         assert engine.components.denoiser.proj_out.weight.dtype == getattr(torch, precision)
-    # Other noise is drawn in bfloat16, as by the pipeline; only the kind of picture is comparable.
+    # Other noise is drawn in bfloat16, as by the pipeline; only the kind of image is comparable.
     assert np.isfinite(images[1]).all()
     assert abs(images[0].mean() - images[1].mean()) < 0.2
 

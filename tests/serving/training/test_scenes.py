@@ -1,4 +1,4 @@
-"""The data set and its judge agree on what a picture shows."""
+"""The data set and its judge agree on what an image shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.compile changes how fast a picture is drawn, not the picture."""
+"""torch.compile changes how fast an image is drawn, not the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compiled_calls():
     torch.compiler.reset()
 
 
-def test_compiled_pictures_are_the_same(new_engine, make_request, compiled_calls):
+def test_compiled_images_are_the_same(new_engine, make_request, compiled_calls):
     asked = [
         make_request("plain", steps=2),
         make_request("two passes", steps=2, negative_prompt="a star", seed=3),

@@ -57,7 +57,7 @@ def test_previews_are_no_larger_than_asked(new_engine, make_request, side, shape
     assert preview.pixels.shape[:2] == shape
 
 
-def test_a_small_preview_looks_like_the_picture_made_small(new_engine, make_request):
+def test_a_small_preview_looks_like_the_image_made_small(new_engine, make_request):
     components = load_components(SHAPES)
     engine = new_engine(components, preview_side=64)
     engine.add(
@@ -104,7 +104,7 @@ def test_tiles_are_tried_when_memory_runs_out(components, make_request, monkeypa
     assert isinstance(events[-1], Finished)
 
 
-def test_large_pictures_are_decoded_in_tiles():
+def test_large_images_are_decoded_in_tiles():
     vae = load_components(SHAPES, parts=("vae",)).vae
     image = np.asarray(Image.linear_gradient("L").resize((320, 320)).convert("RGB"))
     latents = Conditioner(vae, torch.float32, 16)._tokens(image).unsqueeze(0)
@@ -122,7 +122,7 @@ def lora(model_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
-def test_resumed_is_the_same_picture_to_the_bit(new_engine, make_request, sampler):
+def test_resumed_is_the_same_image_to_the_bit(new_engine, make_request, sampler):
     request = make_request(steps=6, sampler=sampler, n=2, negative_prompt="a star")
     whole = new_engine()
     whole.add(dataclasses.replace(request, checkpoint_every=2))
@@ -166,7 +166,7 @@ def test_a_checkpoint_holds_edits_adapters_caches_and_bfloat16(
     assert np.array_equal(*pictures)
 
 
-def test_a_checkpoint_on_demand_of_some_pictures_finished(new_engine, make_request):
+def test_a_checkpoint_on_demand_of_some_images_finished(new_engine, make_request):
     request = make_request(steps=2, n=3)
     engine = new_engine(max_batch_rows=1)
     engine.add(request)

@@ -38,7 +38,7 @@ def test_what_the_command_measures_is_found_by_the_engine(
     found = Profile.find(tmp_path, components)
     assert [(t.tokens, t.rows) for t in found.times] == [(48, 1), (48, 2), (48, 3)]
     assert Profile.find(tmp_path, load_components(model_folder)) is None, "another precision"
-    # Written as if two pictures were much better than one, and three no better than two.
+    # Written as if two images were much better than one, and three no better than two.
     (path,) = (tmp_path / "profiles").iterdir()
     content = json.loads(path.read_text())
     for time, seconds in zip(content["times"], (1.0, 1.1, 1.65), strict=True):

@@ -1,4 +1,4 @@
-"""Given pictures: references, image-to-image, inpainting and outpainting, against diffusers."""
+"""Given images: references, image-to-image, inpainting and outpainting, against diffusers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOSE = {"atol": 1e-4, "rtol": 0}
 
 
 def scene(width, height, seed=0):
-    """A picture with soft and hard parts."""
+    """An image with soft and hard parts."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -99,7 +99,7 @@ def test_inpainting_equals_diffusers_inpainting_pipeline(klein, new_engine, make
     components, pipeline = klein
     picture, mask = scene(96, 64), mask_of(96, 64, (32, 16, 80, 48))
     engine = new_engine(components)
-    # The pipeline shows the picture to the denoiser as a reference, too.
+    # The pipeline shows the image to the denoiser as a reference, too.
     files = {"picture": png(picture), "mask": png(mask)}
     engine.add(
         make_request(
@@ -125,7 +125,7 @@ def test_image_to_image_equals_inpainting_everything(klein, new_engine, make_req
     assert [(e.step, e.steps) for e in drawn.of(Progress, "r")] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_less_strength_stays_nearer_to_the_picture(engine, make_request):
+def test_less_strength_stays_nearer_to_the_image(engine, make_request):
     files = {"p": png(scene(64, 64))}
     strengths = (0.1, 0.4, 0.7, 1.0)
     for strength in strengths:
@@ -166,7 +166,7 @@ def test_transparency_marks_what_is_drawn_anew(engine, make_request):
     assert np.array_equal(drawn.ending("alpha").images[0], drawn.ending("white").images[0])
 
 
-def test_outpainting_keeps_the_picture_and_fills_the_margins(engine, make_request):
+def test_outpainting_keeps_the_image_and_fills_the_margins(engine, make_request):
     picture = scene(50, 40)
     margins = Margins(left=20, top=8, right=26, bottom=16)
     engine.add(make_request(size=(96, 64), image="p", expand=margins), files={"p": png(picture)})
@@ -175,7 +175,7 @@ def test_outpainting_keeps_the_picture_and_fills_the_margins(engine, make_reques
     assert pixels[:, :20].std() > 1 and pixels[:, 70:].std() > 1
 
 
-def test_picture_of_another_scale_is_fitted_and_restored_after_enlarging(engine, make_request):
+def test_image_of_another_scale_is_fitted_and_restored_after_enlarging(engine, make_request):
     picture, mask = scene(256, 192), mask_of(256, 192, (128, 64, 200, 128))
     files = {"p": png(picture), "m": png(mask)}
     request = make_request(size=(128, 96), image="p", mask="m")
@@ -207,9 +207,7 @@ def test_edits_and_plain_requests_share_steps(engine, new_engine, make_request):
         np.testing.assert_allclose(together.image(name), alone.run().image(name), **CLOSE)
 
 
-def test_a_picture_that_cannot_be_encoded_fails_its_request_alone(
-    engine, make_request, monkeypatch
-):
+def test_an_image_that_cannot_be_encoded_fails_its_request_alone(engine, make_request, monkeypatch):
     encode = engine._conditioner.encode
 
     def fail_once(inputs):
@@ -254,7 +252,7 @@ def test_bad_edits_are_refused_by_field(engine, make_request, asked, field, mess
     assert not engine.has_work
 
 
-def test_request_with_pictures_travels_as_json(make_request):
+def test_request_with_images_travels_as_json(make_request):
     request = make_request(
         image="a", mask="b", references=("c",), strength=0.4, expand=Margins(1, 2, 3, 4),
         negative_prompt="n", sigmas=(1.0, 0.5), true_guidance=2.0, tenant="t", weight=2.0,

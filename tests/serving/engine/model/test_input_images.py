@@ -113,7 +113,7 @@ def test_exif_orientation_is_applied(orientation):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA"])
-def test_eight_bit_pictures_of_every_kind_are_read(kind, mode):
+def test_eight_bit_images_of_every_kind_are_read(kind, mode):
     image = corner().convert(mode)
     if kind == "JPEG" and mode in ("RGBA", "P", "LA"):
         image = image.convert("RGB")

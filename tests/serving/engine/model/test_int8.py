@@ -1,4 +1,4 @@
-"""int8 through torchao: nearly the picture of bfloat16, with adapters, in any company."""
+"""int8 through torchao: nearly the image of bfloat16, with adapters, in any company."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_linear_layers_of_the_blocks_hold_int8(loaded):
     assert loaded["int8"].denoiser.proj_out.weight.dtype == torch.bfloat16
 
 
-def test_pictures_are_nearly_those_of_bfloat16(engines, make_request):
+def test_images_are_nearly_those_of_bfloat16(engines, make_request):
     asked = [
         make_request("plain"),
         make_request("adapter", adapters=(AdapterRef("a"),)),
@@ -64,7 +64,7 @@ def test_pictures_are_nearly_those_of_bfloat16(engines, make_request):
     assert np.abs(ours - plain).mean() > 0.02, "the adapter acts"
 
 
-def test_company_does_not_change_a_picture(loaded, new_engine, make_request):
+def test_company_does_not_change_an_image(loaded, new_engine, make_request):
     crowd = new_engine(loaded["int8"])
     for i in range(4):
         crowd.add(make_request(f"r{i}", seed=i, guidance=1.0 + i))

@@ -1,4 +1,4 @@
-"""One picture on two processes equals the same picture on one."""
+"""One image on two processes equals the same image on one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def two_and_one(group, model_folder, components, new_engine, lora):
         engine.adapters.layers.remove()
 
 
-def test_pictures_equal_those_of_one_process(two_and_one, make_request):
+def test_images_equal_those_of_one_process(two_and_one, make_request):
     asked = [
         make_request("plain"),
         make_request("uneven", size=(80, 48), steps=3),

@@ -1,4 +1,4 @@
-"""The guidance input of the packaged model is seen in its pictures: the more, the stronger."""
+"""The guidance input of the packaged model is seen in its images: the more, the stronger."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ def test_guidance_has_a_visible_and_monotone_effect(new_engine, make_request):
     }
     moved = [np.abs(images[scale] - images[1.0]).mean() for scale in SCALES[1:]]
     assert moved == sorted(moved), moved
-    assert moved[0] > 0.004 and moved[-1] > 0.008, moved  # of 1, over the whole picture
+    assert moved[0] > 0.004 and moved[-1] > 0.008, moved  # of 1, over the whole image

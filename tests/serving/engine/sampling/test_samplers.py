@@ -83,7 +83,7 @@ BY_HAND = {
 
 @torch.no_grad()
 def drawn_by_hand(oracle, name, steps, seed, told=3.0, negative=None, weight=1.0):
-    """Packed latents of a 64x64 picture from diffusers' transformer and scheduler in a loop."""
+    """Packed latents of a 64x64 image from diffusers' transformer and scheduler in a loop."""
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -133,7 +133,7 @@ def test_equals_its_diffusers_scheduler_run_by_hand(engine, oracle, make_request
     torch.testing.assert_close(drawn.latents["r", 0], theirs, **CLOSE)
 
 
-def test_samplers_share_a_batch_and_each_draws_its_own_picture(engine, new_engine, make_request):
+def test_samplers_share_a_batch_and_each_draws_its_own_image(engine, new_engine, make_request):
     for name in SAMPLER_NAMES:
         engine.add(make_request(name, sampler=name, steps=5))
     together = engine.run()
@@ -236,7 +236,7 @@ class Straight:
     def __init__(self, schedule, noise):
         self.schedule, self.done, self.evaluations = schedule, 0, schedule.steps
 
-    timestep = property(lambda self: self.schedule.told(self.schedule.sigmas)[self.done])
+    timestep = property(lambda self: self.schedule.timesteps(self.schedule.sigmas)[self.done])
     sigma = property(lambda self: self.schedule.sigmas[self.done])
 
     def step(self, velocity, latents):

@@ -1,4 +1,4 @@
-"""Steps that reuse the last one: fewer of them, nearly the same picture, nobody else's."""
+"""Steps that reuse the last one: fewer of them, nearly the same image, nobody else's."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_tenants_share_the_steps_by_their_weight(weight, share):
     assert given["few"] / 400 == pytest.approx(share, abs=0.01)
 
 
-def test_tenants_are_charged_for_the_size_of_their_pictures():
+def test_tenants_are_charged_for_the_size_of_their_images():
     scheduler = StepScheduler(max_batch_rows=1)
     scheduler.add("large", LARGE, rows=1, evaluations=500, tenant="a")
     scheduler.add("small", SMALL, rows=1, evaluations=500, tenant="b")
