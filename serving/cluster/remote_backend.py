@@ -59,7 +59,7 @@ def model_status(model: str, app: ModelAppStatus) -> ModelStatus:
 
 
 class RemoteBackend:
-    """Speaks to the ingress of each model app (`api.ingress`).
+    """Sends requests to the ingress of each model app (`cluster.model_ingress`).
 
     Args:
         token: the internal token of this service.

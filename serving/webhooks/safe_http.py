@@ -169,7 +169,7 @@ async def fetch(
     """The body behind a URL.
 
     Raises:
-        AddressRefused: see `aim`.
+        AddressRefused: see `resolve_url`.
         InvalidRequest: it cannot be had (``failed_to_download_image``).
     """
     started = time.monotonic()

@@ -121,7 +121,7 @@ async def create_or_join(
     if joined is not None:
         return joined
     if terms.recipe is None:  # what is drawn again is drawn by the same model
-        plan = await _relieved(gateway, plan, body, origin, terms, team)
+        plan = await _plan_with_fallback(gateway, plan, body, origin, terms, team)
     now = gateway.database.clock.time()
     request = plan.request.to_payload()
     forecast = await gateway.estimates.forecast(plan.model.name)
@@ -194,7 +194,7 @@ def _check_adapters(gateway: Gateway, plan: PlannedGeneration, team: TeamRecord 
     check_access(gateway.catalog, plan.model.name, named, team)
 
 
-async def _relieved(
+async def _plan_with_fallback(
     gateway: Gateway,
     plan: PlannedGeneration,
     body: GenerationBody,

@@ -36,7 +36,7 @@ async def find_fallback(
     except (CalotypeError, OSError) as error:
         log.warning("%s: no fallback is looked for, nobody says who is well: %s", model.name, error)
         return None
-    reason = await _trouble(gateway, model, statuses)
+    reason = await _unavailable_reason(gateway, model, statuses)
     if reason is None:
         return None
     passed, other = {model.name}, model
@@ -50,14 +50,14 @@ async def find_fallback(
         except NotFound:
             return None
         allowed = team is None or team.allowed_models is None or other.name in team.allowed_models
-        if allowed and await _trouble(gateway, other, statuses) is None:
+        if allowed and await _unavailable_reason(gateway, other, statuses) is None:
             return FallbackModel(
                 other, f"{other.name} draws instead of {model.name}, which {reason}."
             )
     return None
 
 
-async def _trouble(
+async def _unavailable_reason(
     gateway: Gateway, model: ImageModel, statuses: Mapping[str, ModelStatus]
 ) -> str | None:
     """Why a model does not draw in time, as the end of a sentence; None when it does."""

@@ -20,7 +20,7 @@ from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import JobRecord
 
-_FIRST_WORD_SECONDS = 2.0
+_EARLY_SECONDS = 2.0
 """A refusal within this time is a plain error answer; SDKs raise the same for both."""
 
 
@@ -32,7 +32,7 @@ async def images_stream(
     Raises:
         CalotypeError: the job failed before the stream began, by the safety stage for instance.
     """
-    job = await _first_word(gateway, job)
+    job = await _until_prompt_checked(gateway, job)
     if job.over and job.status != "succeeded":
         # Raises the job's own error as the plain route does.
         return await images_response(
@@ -42,28 +42,28 @@ async def images_stream(
     if job.recipe_hash is not None:
         headers["x-recipe-hash"] = job.recipe_hash
     language = request.headers.get("accept-language", "")
-    parts = _attended(gateway, job, _frames(gateway, job, seconds, language))
+    parts = _while_connected(gateway, job, _frames(gateway, job, seconds, language))
     return event_response(parts, headers)
 
 
-async def _first_word(gateway: Gateway, job: JobRecord) -> JobRecord:
+async def _until_prompt_checked(gateway: Gateway, job: JobRecord) -> JobRecord:
     """The job once its prompt was judged, or after a moment."""
     clock = asyncio.get_running_loop().time
-    end = clock() + _FIRST_WORD_SECONDS
+    end = clock() + _EARLY_SECONDS
     while not job.over and job.status == "queued" and not job.moderation and clock() < end:
         job = await gateway.waits.poll(job.id, 0.05)
     return job
 
 
-async def _attended(
+async def _while_connected(
     gateway: Gateway, job: JobRecord, frames: AsyncIterator[str]
 ) -> AsyncIterator[str]:
     """The frames; a client that leaves before the end leaves its job to the grace."""
-    async with gateway.waits.present(job.id) as stay:
+    async with gateway.waits.client_waits(job.id) as answered:
         async with contextlib.aclosing(frames) as parts:  # type: ignore[type-var]
             async for part in parts:
                 yield part
-        stay()
+        answered()
 
 
 async def _frames(
@@ -100,7 +100,7 @@ async def _frames(
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:
     """One event a picture; the whole usage is on the last one, the others have zeros."""
     images = drawn_images(job)
-    told, usage = described(job), usage_of(job)
+    whole, usage = described(job), usage_of(job)
     for place, image in enumerate(images):
         last = place == len(images) - 1
         data: JsonObject = {
@@ -115,8 +115,8 @@ async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterat
             "recipe_hash": job.recipe_hash,
         }
         for field in ("safety_identifier", "warnings", "moderation", "recipe_changes"):
-            if last and field in told:
-                data[field] = told[field]
+            if last and field in whole:
+                data[field] = whole[field]
         yield frame(name, data)
 
 

@@ -47,7 +47,7 @@ async def answer(
     if body.stream:
         return await images_stream(gateway, request, job, seconds, started)
     try:
-        job = await gateway.waits.attend(job.id, request, seconds)
+        job = await gateway.waits.wait_while_connected(job.id, request, seconds)
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if not job.over:

@@ -1,4 +1,7 @@
-"""Reads multipart bodies, as SDKs send them: strings for everything, files in several spellings."""
+"""Reads multipart bodies, as SDKs send them: strings for everything, files in several spellings.
+
+Fields stay strings; `schemas.parse` with ``form=True`` reads them as what the schema wants.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -105,35 +107,6 @@ def is_multipart(request: Request) -> bool:
     return kind == "multipart/form-data"
 
 
-def typed(fields: JsonObject, schema: type[BaseModel]) -> JsonObject:
-    """Strings as the numbers and booleans that ``schema`` wants; others stay and are refused."""
-    found: JsonObject = {}
-    properties = schema.model_json_schema()["properties"]
-    for name, value in fields.items():
-        kinds = _kinds(properties.get(_ALIASES.get(name, name), {}))
-        found[name] = _converted(value, kinds) if isinstance(value, str) else value
-    return found
-
-
-_ALIASES = {"guidance": "guidance_scale"}
-
-
-def _kinds(described: JsonObject) -> set[str]:
-    options = described.get("anyOf", [described])
-    return {str(option.get("type")) for option in options}
-
-
-def _converted(text: str, kinds: set[str]) -> Any:
-    plain = text.strip()
-    if "boolean" in kinds and plain.lower() in ("true", "false"):
-        return plain.lower() == "true"
-    if "integer" in kinds and re.fullmatch(r"[+-]?\d{1,30}", plain):
-        return int(plain)
-    if "number" in kinds and re.fullmatch(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,3})?", plain):
-        return float(plain)
-    return text
-
-
 def _gather(plain: list[tuple[str, str]]) -> JsonObject:
     """Fields by name: JSON where it is documented, ``loras[0][id]`` joined, columns refused."""
     found: JsonObject = {}
@@ -148,7 +121,7 @@ def _gather(plain: list[tuple[str, str]]) -> JsonObject:
             _add_member(objects.setdefault(member[1], {}), member[1], member[2], value)
         elif indexed is not None:
             row = rows.setdefault(indexed[1], {}).setdefault(int(indexed[2]), {})
-            row[indexed[3]] = _converted(value, {"number"})
+            row[indexed[3]] = value
         elif column is not None:
             raise InvalidRequest(
                 f"'{name[:80]}' does not say which values belong together. Send {column[1]} as "
@@ -171,7 +144,7 @@ def _gather(plain: list[tuple[str, str]]) -> JsonObject:
 def _add_member(target: JsonObject, name: str, member: str, value: str) -> None:
     if member in target:
         raise InvalidRequest(f"The body names '{name}[{member}]' twice.", param=name)
-    target[member] = _converted(value, {"integer"}) if name == "expand" else value
+    target[member] = value
 
 
 def _parsed(name: str, text: str) -> Any:

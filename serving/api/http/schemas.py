@@ -188,16 +188,19 @@ def parse_generation(
     raw: JsonObject,
     features: Collection[str] = (),
     schema: type[GenerationBody] = GenerationBody,
+    *,
+    form: bool = False,
 ) -> GenerationBody:
     """Reads the parameters of a generation, an edit or a variation.
 
     Args:
         features: what the workers can do (`settings.FEATURES`).
+        form: see `parse`.
 
     Raises:
         InvalidRequest: the first fault, with the parameter's name and what would be right.
     """
-    body = parse(schema, _without_aliases(raw))
+    body = parse(schema, _without_aliases(raw), form=form)
     for name in (*_NEEDS, *_NEVER):
         if _NEEDS.get(name) not in features and getattr(body, name, None):
             raise InvalidRequest(
@@ -237,15 +240,18 @@ def parse_generation(
     return body
 
 
-def parse(schema: type[B], raw: JsonObject) -> B:
+def parse(schema: type[B], raw: JsonObject, *, form: bool = False) -> B:
     """``raw`` as ``schema``; null means "not given", as in OpenAI's API.
+
+    Args:
+        form: of a form, where numbers and booleans are strings: pydantic's lax mode reads them.
 
     Raises:
         InvalidRequest: see `parse_generation`.
     """
     given = {name: value for name, value in raw.items() if value is not None}
     try:
-        return schema.model_validate(given)
+        return schema.model_validate(given, strict=False if form else None)
     except ValidationError as error:
         raise _refusal(schema, error) from None
 
@@ -292,7 +298,7 @@ def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
             code="missing_required_parameter",
             param=param,
         )
-    wrong_type = kind.endswith("_type") or kind == "int_from_float"
+    wrong_type = kind.endswith(("_type", "_parsing")) or kind == "int_from_float"
     shown = repr(fault["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return InvalidRequest(

@@ -29,14 +29,14 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def build_server(app: FastAPI, goodbye_seconds: int = SHUTDOWN_SECONDS) -> Server:
+def build_server(app: FastAPI, shutdown_seconds: int = SHUTDOWN_SECONDS) -> Server:
     """Args:
-    goodbye_seconds: how long open requests may go on after a signal to end.
+    shutdown_seconds: how long open requests may go on after a signal to end.
     """
     config = uvicorn.Config(
         app,
         log_level="warning",
-        timeout_graceful_shutdown=goodbye_seconds,
+        timeout_graceful_shutdown=shutdown_seconds,
         timeout_keep_alive=30,
     )
     return Server(config)

@@ -23,7 +23,7 @@ from calotype.serving.api.generation.uploads import (
 )
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
-from calotype.serving.api.http.multipart import Form, is_multipart, read_form, typed
+from calotype.serving.api.http.multipart import Form, is_multipart, read_form
 from calotype.serving.api.http.schemas import (
     EditBody,
     GenerationBody,
@@ -98,13 +98,13 @@ async def _draw_from_images(
     settings = gateway.settings
     if is_multipart(request):
         form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
-        wanted, recipe = expand_recipe(typed(form.fields, schema))
+        wanted, recipe = expand_recipe(form.fields)
         raw: JsonObject = form.fields | {"files": _digests(form)}
     else:
         raw = await read_json(request, settings.max_upload_bytes, settings.body_seconds)
         form = Form({}, [])
         wanted, recipe = expand_recipe(raw)
-    body = parse_generation(wanted, settings.features, schema)
+    body = parse_generation(wanted, settings.features, schema, form=is_multipart(request))
     _check_feature(settings.features, feature)
     pictures = await recipe_images(gateway, key.team_id, recipe)
     if pictures is None and form.files:

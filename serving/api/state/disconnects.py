@@ -32,7 +32,7 @@ class ClientGone(Exception):
 
 
 class ClientWaits:
-    """Who waits for which job in this process."""
+    """Counts the clients that wait for each job, and cancels jobs whose last client left."""
 
     def __init__(
         self,
@@ -43,55 +43,62 @@ class ClientWaits:
     ) -> None:
         self._settings, self._database, self._backend = settings, database, backend
         self._sleep = sleep
-        self._present: Counter[str] = Counter()
-        self._departures: dict[str, asyncio.Task[None]] = {}
+        self._clients: Counter[str] = Counter()
+        self._pending_cancels: dict[str, asyncio.Task[None]] = {}
 
-    async def attend(self, job_id: str, request: Request, seconds: float) -> JobRecord:
+    async def wait_while_connected(
+        self, job_id: str, request: Request, seconds: float
+    ) -> JobRecord:
         """The job when it is over, or as it is after ``seconds``.
 
         Raises:
             ClientGone: the client hung up; the job is canceled after the grace.
         """
-        async with self.present(job_id) as stay:
+        async with self.client_waits(job_id) as answered:
             waiting = asyncio.create_task(self.poll(job_id, seconds))
             leaving = asyncio.create_task(_disconnected(request))
             try:
                 await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if not waiting.done():
                     raise ClientGone
-                stay()
+                answered()
                 return waiting.result()
             finally:
                 waiting.cancel()
                 leaving.cancel()
 
     @contextlib.asynccontextmanager
-    async def present(self, job_id: str) -> AsyncIterator[Callable[[], None]]:
+    async def client_waits(self, job_id: str) -> AsyncIterator[Callable[[], None]]:
         """A client waits for the job while the context lasts.
 
         Yields:
             What to call when the client got its answer. Without it the client has left: when it
             was the last one the job is canceled after the grace.
         """
-        self._present[job_id] += 1
-        departure = self._departures.pop(job_id, None)
-        if departure is not None:
-            departure.cancel()
+        self._clients[job_id] += 1
+        pending = self._pending_cancels.pop(job_id, None)
+        if pending is not None:
+            pending.cancel()
         served: list[bool] = []
         try:
             yield lambda: served.append(True)
         finally:
-            self._present[job_id] -= 1
-            if not self._present[job_id]:
-                del self._present[job_id]
+            self._clients[job_id] -= 1
+            if not self._clients[job_id]:
+                del self._clients[job_id]
                 if not served:
-                    self._departures[job_id] = asyncio.create_task(self._depart(job_id))
+                    self._pending_cancels[job_id] = asyncio.create_task(
+                        self._cancel_after_grace(job_id)
+                    )
 
     async def poll(self, job_id: str, seconds: float) -> JobRecord:
-        """Like `attend`, without a client. The database decides; the backend only saves asking."""
+        """Like `wait_while_connected`, without a client.
+
+        The database decides; waiting at the backend only saves asking it often.
+        """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
-        hasty = False
+        too_soon = False
         while True:
             try:
                 job = await asyncio.to_thread(self._database.jobs.get_job, job_id)
@@ -104,11 +111,11 @@ class ClientWaits:
                     raise NotFound(f"There is no job {job_id!r}.")
                 if job.over or clock() >= end:
                     return job
-            if hasty:  # it said "over" of a job that is not, or cannot say anything
+            if too_soon:  # it said "over" of a job that is not, or cannot say anything
                 await self._sleep(min(_PAUSE, max(0.0, end - clock())))
             asked = clock()
             await self._wait(job_id, max(0.0, end - clock()))
-            hasty = clock() - asked < _PAUSE / 10
+            too_soon = clock() - asked < _PAUSE / 10
 
     async def _wait(self, job_id: str, remaining: float) -> None:
         try:
@@ -117,7 +124,7 @@ class ClientWaits:
             # The job is in the database and outlives the backend; so does the waiting.
             log.warning("waiting for job %s without the backend: %s", job_id, error)
 
-    async def end(self, job_id: str, ending: Ending) -> JobRecord | None:
+    async def _end(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends a job from here, so that it ends even when the backend is gone."""
         ended = await asyncio.to_thread(self._database.jobs.finish_job, job_id, ending)
         try:
@@ -127,23 +134,23 @@ class ClientWaits:
         return ended
 
     async def time_out(self, job_id: str) -> None:
-        await self.end(job_id, late_ending())
+        await self._end(job_id, late_ending())
 
     async def cancel(self, job_id: str) -> None:
-        await self.end(job_id, canceled_ending())
+        await self._end(job_id, canceled_ending())
 
     async def close(self) -> None:
         """The gateway stops: jobs of clients that left are canceled at once."""
-        departures = dict(self._departures)
-        for task in departures.values():
+        pending = dict(self._pending_cancels)
+        for task in pending.values():
             task.cancel()
-        await asyncio.gather(*departures.values(), return_exceptions=True)
-        for job_id in departures:
+        await asyncio.gather(*pending.values(), return_exceptions=True)
+        for job_id in pending:
             await self.cancel(job_id)
 
-    async def _depart(self, job_id: str) -> None:
+    async def _cancel_after_grace(self, job_id: str) -> None:
         await self._sleep(self._settings.hangup_grace)
-        self._departures.pop(job_id, None)
+        self._pending_cancels.pop(job_id, None)
         try:
             await self.cancel(job_id)
         except StorageFailed as error:

@@ -5,6 +5,7 @@ Only the service's address and key are theirs to know.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -85,12 +86,15 @@ def _node_with(package: str) -> pathlib.Path:
 
 def _install(folder: pathlib.Path, install: Callable[[pathlib.Path], None]) -> None:
     done = folder / ".installed"
-    if done.exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    install(folder)
-    done.touch()
+    # Other processes of this run, and other clones, share the cache.
+    with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        install(folder)
+        done.touch()
 
 
 def _run(*command: str, folder: pathlib.Path = FOLDER) -> None:

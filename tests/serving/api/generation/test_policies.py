@@ -87,16 +87,16 @@ def test_a_level_reaches_the_safety_stage_and_the_recipe(
 
 
 @pytest.mark.parametrize("value", [-1, 7, 2.5, "3", True])
-def test_other_levels_are_refused_by_name(service: Any, value: Any) -> None:
-    answer = service.generate(prompt="a dog", safety_tolerance=value)
+def test_other_levels_are_refused_by_name(shared_service: Any, value: Any) -> None:
+    answer = shared_service.generate(prompt="a dog", safety_tolerance=value)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "safety_tolerance"
-    other = service.generate(prompt="a dog", moderation="none")
+    other = shared_service.generate(prompt="a dog", moderation="none")
     assert (other.status_code, other.json()["error"]["param"]) == (400, "moderation")
 
 
-def test_two_levels_at_once_are_refused(service: Any) -> None:
-    answer = service.generate(prompt="a dog", safety_tolerance=5, moderation="low")
+def test_two_levels_at_once_are_refused(shared_service: Any) -> None:
+    answer = shared_service.generate(prompt="a dog", safety_tolerance=5, moderation="low")
     assert answer.status_code == 400
     assert "give one of them" in answer.json()["error"]["message"]
 

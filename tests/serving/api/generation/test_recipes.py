@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
 from samples.images import same_pixels
@@ -60,7 +59,7 @@ def test_posting_a_recipe_again_gives_the_same_pixels(
         "/v1/jobs", json={"recipe": first["recipe"]}, headers={"prefer": "wait=20"}
     )
     image = job.json()["output"]["images"][0]
-    assert same_pixels(httpx.get(image["url"]).content, file_of(first))
+    assert same_pixels(shared_service.fetch(image["url"]).content, file_of(first))
 
 
 def test_a_recipe_of_another_build_is_drawn_and_the_answer_says_what_changed(

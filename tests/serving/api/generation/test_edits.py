@@ -106,6 +106,31 @@ def test_strings_of_a_form_become_numbers(able: Any) -> None:
     assert [item["seed"] for item in answer.json()["data"]] == [7, 8]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "code", "says"),
+    [
+        ("n", "two", "invalid_type", "valid integer"),
+        ("n", "1.5", "invalid_type", "integer"),
+        ("n", "", "invalid_type", "integer"),
+        ("n", "11", "invalid_value", "less than or equal to 10"),
+        ("guidance", "much", "invalid_type", "valid number"),
+        ("guidance_scale", "nan", "invalid_value", "finite number"),
+        ("stream", "perhaps", "invalid_type", "valid boolean"),
+        ("loras[0][scale]", "strong", "invalid_type", "valid number"),
+    ],
+)
+def test_strings_of_a_form_that_are_none_of_these_are_named(
+    able: Any, name: str, text: str, code: str, says: str
+) -> None:
+    fields = {"prompt": "a cat", "loras[0][id]": "stripes", name: text}
+    answer = able.http().post(EDITS, data=fields, files={"image": sample()})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code and says in error["message"]
+    param = {"guidance": "guidance_scale", "loras[0][scale]": "loras[0].scale"}.get(name, name)
+    assert error["param"] == param
+
+
 def test_adapters_of_a_form_are_json_or_indexed_and_never_guessed(able: Any) -> None:
     def send(fields: dict[str, Any]) -> httpx.Response:
         answer: httpx.Response = able.http().post(
