@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, PolicyRef
+from calotype.serving.core.decision import CheckScope
 from calotype.serving.testing.in_memory import decision
 
 
@@ -25,9 +26,9 @@ def test_a_team_is_judged_by_its_policy_too_everywhere(service: Any) -> None:
     drawn = http.post("/v1/images/generations", json={"prompt": "a dog"})
     assert drawn.status_code == 200, drawn.text
     judged = scopes(service)
-    assert len(judged) == 2 and all(s == {"policies": ["kids-policy"]} for s in judged)
+    assert len(judged) == 2 and all(s == CheckScope(("kids-policy",)) for s in judged)
     assert http.post("/v1/moderations", json={"input": "a dog"}).status_code == 200
-    assert scopes(service) == [{"policies": ["kids-policy"]}]
+    assert scopes(service) == [CheckScope(("kids-policy",))]
     job = http.get(f"/v1/jobs/{drawn.json()['job_id']}").json()
     assert "kids-policy" not in str(job), "which policies a team has is not the caller's affair"
 
@@ -42,9 +43,9 @@ def test_an_adapter_brings_its_policy(service: Any) -> None:
     http = service.http(service.database.api_keys.create(team="kids")[0])
     body = {"prompt": "a dog", "loras": [{"id": adapter.name, "scale": 0.5}]}
     assert http.post("/v1/images/generations", json=body).status_code == 200
-    assert all(s == {"policies": ["kids-policy", "brand"]} for s in scopes(service))
+    assert all(s == CheckScope(("kids-policy", "brand")) for s in scopes(service))
     assert http.post("/v1/images/generations", json={"prompt": "a dog"}).status_code == 200
-    assert all(s == {"policies": ["kids-policy"]} for s in scopes(service))
+    assert all(s == CheckScope(("kids-policy",)) for s in scopes(service))
 
 
 def test_a_refused_team_may_read_but_not_draw(service: Any) -> None:
@@ -60,7 +61,7 @@ def test_a_refused_team_may_read_but_not_draw(service: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wish"),
+    ("asked", "level"),
     [
         ({}, None),
         ({"moderation": "auto"}, None),
@@ -71,14 +72,14 @@ def test_a_refused_team_may_read_but_not_draw(service: Any) -> None:
     ],
 )
 def test_a_level_reaches_the_safety_stage_and_the_recipe(
-    service: Any, asked: dict[str, Any], wish: str | None
+    service: Any, asked: dict[str, Any], level: str | None
 ) -> None:
     plain = service.generate(prompt="a dog", seed=3).json()
     scopes(service)
     drawn = service.generate(prompt="a dog", seed=3, **asked).json()
-    expected = None if wish is None else {"policies": [], "wish": wish}
+    expected = None if level is None else CheckScope((), level)
     assert all(scope == expected for scope in scopes(service))
-    assert (drawn["recipe_hash"] == plain["recipe_hash"]) is (wish is None)
+    assert (drawn["recipe_hash"] == plain["recipe_hash"]) is (level is None)
     again = service.http().post(
         "/v1/jobs", json={"recipe": drawn["recipe"]}, headers={"prefer": "wait=30"}
     )
@@ -105,6 +106,7 @@ def test_what_was_not_granted_is_said(service: Any) -> None:
     service.safety.prompt = lambda text: (
         decision("input") | {"asked": "low", "preset": "auto", "granted": False}
     )
+    service.safety.image = lambda pixels: decision("output") | {"preset": "auto"}
     (warning,) = service.generate(prompt="a dog", moderation="low").json()["warnings"]
     assert warning == (
         "moderation 'low' is not granted by the policy scripted@1; it was judged by 'auto'."

@@ -52,11 +52,11 @@ class Wrapped:
         self._check()
         await self.backend.cancel(job_id)
 
-    async def judge(
+    async def moderate(
         self, texts: Sequence[str], images: Sequence[Any], *more: Any
     ) -> list[dict[str, Any]]:
         self._check()
-        return await self.backend.judge(texts, images, *more)
+        return await self.backend.moderate(texts, images, *more)
 
     async def status(self) -> list[ModelStatus]:
         self._check()
