@@ -14,6 +14,7 @@ from samples.images import same_pixels
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.testing.full_models import save_full_flux2
 
+pytestmark = pytest.mark.slow
 KINDS = ("dev", "klein")
 
 
@@ -60,7 +61,6 @@ def test_a_published_layout_draws_what_diffusers_draws(folders, kind, new_engine
     assert theirs.std() > 0.03
 
 
-@pytest.mark.slow
 def test_published_layouts_are_served(folders, tmp_path):
     manifests = tmp_path / "models"
     manifests.mkdir()

@@ -18,6 +18,7 @@ from calotype.serving.engine.model.components import load_components
 from calotype.serving.engine.parallel.device_group import DeviceGroup
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 
+pytestmark = pytest.mark.slow
 PARENT = """
 import sys, time
 from calotype.serving.engine.parallel.device_group import DeviceGroup
