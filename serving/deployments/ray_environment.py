@@ -11,6 +11,14 @@ QUIET_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Replicas set the threads of torch themselves; libraries shall not start others beside them."""
 
 
+PATIENCE = {
+    # A process of a replica that has not come up after 60 s is given up, and with the first ones
+    # the whole start waits for ever; a busy machine takes longer to import Ray.
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_gcs_server_port_wait_time_s": "300",
+}
+
+
 def prepare_ray() -> None:
     """Closes Ray to others, and shortens its calls. What the environment says already stays.
 
@@ -23,6 +31,6 @@ def prepare_ray() -> None:
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    for name, value in RAY_CALLS.items():
+    for name, value in (RAY_CALLS | PATIENCE).items():
         os.environ.setdefault(name, value)
     os.environ.update(QUIET_THREADS)
