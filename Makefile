@@ -35,7 +35,7 @@ test-fast: setup
 
 # The tests that need a Kubernetes control plane.
 test-cluster: setup controlplane
-	$(BIN)/python -m pytest -m cluster
+	$(PYTEST) -m cluster
 
 # Builds etcd, the API server and the rest into a cache outside the folder; about 25 minutes once.
 controlplane:

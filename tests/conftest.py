@@ -5,6 +5,7 @@ import shutil
 import tempfile
 
 import pytest
+from controlplane.fixtures import SHARED
 
 PROVENANCE_DIR = "CALOTYPE_PROVENANCE_DIR"
 MADE = pytest.StashKey[str]()
@@ -22,10 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, with what they share, unless they name another group."""
+    """Which tests stay on one worker, with what they share: by default those of one file.
+
+    All tests of one cluster do, since each worker would start another one.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            names = getattr(item, "fixturenames", ())
+            cluster = next((name for name in SHARED if name in names), None)
+            item.add_marker(pytest.mark.xdist_group(cluster or str(item.path)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

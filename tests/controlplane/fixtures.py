@@ -21,17 +21,6 @@ FOREIGN = "CALOTYPE_TEST_CLUSTER"
 SHARED = ("pod_cluster", "control_plane")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` of pytest-xdist, one worker has all tests of a cluster: each worker
-    would start another one. Tests of two clusters do not disturb each other."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        for shared in (name for name in SHARED if name in names):
-            item.add_marker(pytest.mark.xdist_group(shared))
-            break
-
-
 @pytest.fixture(scope="session")
 def cluster_binaries() -> dict[str, Path]:
     """Every program of the control plane by its name, or a skip that says how to get them."""
