@@ -5,7 +5,6 @@ import shutil
 import tempfile
 
 import pytest
-from controlplane.fixtures import SHARED
 
 PROVENANCE_DIR = "CALOTYPE_PROVENANCE_DIR"
 MADE = pytest.StashKey[str]()
@@ -27,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     All tests of one cluster do, since each worker would start another one.
     """
+    from controlplane.fixtures import SHARED
+
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             names = getattr(item, "fixturenames", ())
