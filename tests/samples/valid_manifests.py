@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 from typing import Any
 
 from controlplane.client.objects import Object
@@ -117,7 +118,13 @@ VALID: dict[str, Object] = {
 }
 
 
-REMOVED = object()
+class Change(enum.Enum):
+    """What a changed manifest can have instead of a value."""
+
+    REMOVED = "removed"
+
+
+REMOVED = Change.REMOVED
 
 
 def changed(document: Object, field: str, value: Any) -> Object:
