@@ -22,7 +22,7 @@ from samples.images import same_pixels
 from calotype.serving.commands.cli import main
 from calotype.serving.training.judge import look
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS = ROOT / "serving" / "weights" / "embedded"

@@ -24,6 +24,8 @@ from calotype.operator.runtime.workqueue import Key
 from . import manifests
 from .live import LiveWorld
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"sneaker-{number}" for number in range(6)]
 
 

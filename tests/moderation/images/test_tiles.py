@@ -14,6 +14,8 @@ from calotype.moderation.policy.categories import Category, Verdict
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier, share_of
 
+pytestmark = pytest.mark.slow
+
 MARK = (10, 200, 90)
 COLOURS = {
     "red": (220, 40, 40),

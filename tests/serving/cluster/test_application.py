@@ -9,10 +9,13 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 import yaml
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, load_manifests
 from calotype.serving.deployments.app import user_config
+
+pytestmark = pytest.mark.slow
 
 
 def taken_from_a_cluster(resource: Any, version: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from calotype.serving.weights.sources import BUILT_IN
 from calotype.serving.wire.fetch_faults import FetchFailed
 from calotype.serving.wire.fetch_order import FetchOrder
 
+pytestmark = pytest.mark.slow
+
 Orders = Callable[..., FetchOrder]
 Web = Any
 """conftest.Web"""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
 
 

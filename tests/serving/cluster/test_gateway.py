@@ -18,6 +18,8 @@ from PIL import Image
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 
+pytestmark = pytest.mark.slow
+
 House = Any
 """conftest.House"""
 MODEL = BUILT_IN_MODEL.model_dump(mode="json", by_alias=True, exclude_none=True)

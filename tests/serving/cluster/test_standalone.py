@@ -17,6 +17,8 @@ from calotype.serving.cluster.gateway_process import (
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "internal-token"
 
 

@@ -7,6 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "ray", "diffusers", "transformers"}
 LIGHT_START = {"httpx", "pydantic", "sqlalchemy", "numpy"}
 

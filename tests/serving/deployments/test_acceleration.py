@@ -34,6 +34,8 @@ from calotype.serving.testing.models import save_tiny_flux2
 from calotype.serving.worker.model_loader import EngineState
 from calotype.serving.worker.replica import GeneratorState
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class House:

@@ -36,6 +36,8 @@ from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.testing.in_memory import MemoryBlobStore
 from calotype.serving.testing.models import save_tiny_flux2
 
+pytestmark = pytest.mark.slow
+
 FAILURES = ("killed", "hung", "nan", "raising", "missing", "memory")
 SECONDS = 2.0
 """Of the policies, for a judgement."""

@@ -16,6 +16,8 @@ import standardwebhooks
 
 from calotype.serving.webhooks import sender
 
+pytestmark = pytest.mark.slow
+
 ENDPOINTS = "/v1/webhook_endpoints"
 LOCAL: dict[str, Any] = {"outbound_http": True, "outbound_networks": ("127.0.0.0/8",)}
 

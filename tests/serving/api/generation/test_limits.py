@@ -130,6 +130,7 @@ def test_promises_that_are_kept_and_broken_are_visible(slow: Any) -> None:
     assert kept is not None and int(kept[1]) >= 2
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_by_one_key_at_once_are_accepted_or_refused_and_none_is_lost(
     start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:

@@ -21,6 +21,8 @@ from samples.images import texture
 
 from calotype.moderation.moderator import Moderator
 
+pytestmark = pytest.mark.slow
+
 GENERATIONS, MODERATIONS, EDITS = "/v1/images/generations", "/v1/moderations", "/v1/images/edits"
 TAKEDOWNS = "/v1/moderation/takedowns"
 NAKED = "a naked woman in a studio"

@@ -30,6 +30,8 @@ from calotype.serving.engine.sizing.model_sizes import TokenMemory, measure_mode
 from calotype.serving.testing.in_memory import ManualClock
 from calotype.serving.testing.models import save_tiny_flux2
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
 

@@ -246,6 +246,7 @@ def in_a_fresh_process(code):
 UNUSED = {"diffusers", "transformers", "sympy", "scipy", "peft", "accelerate"}
 
 
+@pytest.mark.slow
 def test_text_encoder_process_imports_no_model_library(model_folder):
     (modules,) = in_a_fresh_process(
         "from calotype.serving.engine.model.components import load_components\n"
