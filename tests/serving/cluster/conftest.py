@@ -203,10 +203,10 @@ class PaintingApp:
     async def cancel(self, job_id: str) -> None:
         await self._backend.cancel(job_id)
 
-    async def judge(
+    async def moderate(
         self, texts: Sequence[str], images: Sequence[Any], scope: Any = None
     ) -> list[dict[str, Any]]:
-        return await self._backend.judge(texts, images, scope)
+        return await self._backend.moderate(texts, images, scope)
 
     async def status(self) -> ModelAppStatus:
         return ModelAppStatus(name="shapes", ready=True, replicas=1, adapters={"stripes": "ready"})

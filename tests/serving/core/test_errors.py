@@ -69,6 +69,7 @@ def test_a_more_special_class_keeps_its_own_line_of_the_table() -> None:
 
 
 def test_details_never_replace_what_every_error_has() -> None:
-    error = InvalidRequest("m", details={"message": "other", "hint": "h"})
+    error = InvalidRequest("m", details={"message": "other", "reason": "r", "private": 1})
     assert error_object(error)["message"] == "m"
-    assert error_object(error)["hint"] == "h"
+    assert error_object(error)["reason"] == "r"
+    assert "private" not in error_object(error)

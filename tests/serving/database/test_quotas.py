@@ -17,6 +17,7 @@ from calotype.serving.core.errors import (
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import team_days, usage_records
 from calotype.serving.jobs.endings import Ending
+from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import ImageResult, JobMetrics, JobOutput, TokenUsage
 from calotype.serving.testing.in_memory import ManualClock
@@ -210,6 +211,6 @@ def test_a_job_that_its_client_ends_costs_the_steps_that_were_done(
     job = add_job(reserved_seconds=8.0, price=0.5)
     leased = database.jobs.start_job(job.id, "r1", 60.0)
     assert leased is not None
-    database.jobs.renew_leases("r1", {job.id: (leased.fence, 15, 20)}, 60.0)
+    database.jobs.renew_leases("r1", {job.id: LeaseProgress(leased.fence, 15, 20)}, 60.0)
     assert database.jobs.finish_job(job.id, Ending("canceled"))
     assert taken(database) == (0.0, 6.0, 3.0)

@@ -80,7 +80,7 @@ def slow(start_service: Callable[..., Any], quick: Callable[..., Any]) -> Any:
 
 def test_a_deadline_that_cannot_be_met_is_refused_with_the_estimate(slow: Any) -> None:
     client = slow.http()
-    slow.backend.hold()
+    slow.backend.pause()
     made = [client.post("/v1/jobs", json={"input": {"prompt": "a dog"}}) for _ in range(10)]
     assert {answer.status_code for answer in made} == {202}
     until_told(slow, len(made))
@@ -96,7 +96,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_the_estimate(slow: Any) -
 
 def test_a_job_tells_its_place_its_end_and_its_promise(slow: Any) -> None:
     client = slow.http()
-    slow.backend.hold()
+    slow.backend.pause()
     ids = [
         client.post("/v1/jobs", json={"input": {"prompt": "a dog"}}).json()["id"] for _ in range(8)
     ]
