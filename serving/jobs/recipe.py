@@ -126,7 +126,7 @@ def changes(given: Mapping[str, object], made: Mapping[str, object]) -> list[Jso
 
 
 def parameters_of(recipe: Mapping[str, object]) -> JsonObject:
-    """The request parameters (api.md section 2) that ask for the image of a recipe.
+    """The request parameters that ask for the image of a recipe.
 
     Raises:
         InvalidRequest: it is no recipe of a version that this service reads.

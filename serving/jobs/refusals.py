@@ -42,7 +42,7 @@ def blocked_error(
     policy: str | None = None,
     own_words: str | None = None,
 ) -> ContentBlocked:
-    """The refusal of api.md section 3; ``stage`` is ``input`` or ``output``.
+    """The refusal of docs/api.md; ``stage`` is ``input`` or ``output``.
 
     LiteLLM recognises the first sentence, so its wording is part of the interface. The sentence for
     people is ``moderation.user_message``, which the gateway says in the caller's language.

@@ -20,7 +20,7 @@ from calotype.serving.core.request import ImageSize
 RESULT_VERSION = 1
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 TOKEN_SIDE = 16
-"""An image costs one token per started square of this many pixels (api.md section 3)."""
+"""An image costs one token per started square of this many pixels (docs/api.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From a finished job to the answer of OpenAI's Images API (api.md section 3)."""
+"""From a finished job to the answer of OpenAI's Images API (docs/api.md)."""
 
 from __future__ import annotations
 

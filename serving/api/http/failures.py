@@ -1,7 +1,7 @@
 """Errors on the wire: ONE table from error code or class to HTTP status and ``type``.
 
 A code is looked up first, then the class and its bases. Everything that leaves the gateway with a
-status of 400 or more is made here, in the shape of api.md section 3.
+status of 400 or more is made here, in the shape of OpenAI's errors (docs/api.md).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class JobUrls(TypedDict):
 
 
 class JobObject(TypedDict):
-    """api.md section 4; moments are seconds since the epoch."""
+    """See docs/api.md; moments are seconds since the epoch."""
 
     id: str
     object: Literal["image.job"]
@@ -99,7 +99,7 @@ def usage_of(job: JobRecord) -> JsonObject | None:
 def describe_job(
     job: JobRecord, base_url: str, address_of: Callable[[str], str], language: str = ""
 ) -> JobObject:
-    """The job object of api.md section 4; pictures are addresses.
+    """The job object of docs/api.md; pictures are addresses.
 
     Args:
         address_of: asset id -> where the picture can be had.

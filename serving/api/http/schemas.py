@@ -1,4 +1,4 @@
-"""What a client may write in a request body; the names are those of api.md section 2."""
+"""What a client may write in a request body; the names are those of docs/api.md."""
 
 from __future__ import annotations
 
