@@ -7,7 +7,7 @@ OPENAI_CLIENTS := 2.0.0 2.54.0
 
 # Test files run side by side; many of them wait more than they compute.
 WORKERS ?= 3
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-fast test-cluster controlplane lint serve bench constraints clean
 

@@ -20,21 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[MADE] = os.environ[PROVENANCE_DIR]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay on one worker, with what they share: by default those of one file.
-
-    All tests of one cluster do, since each worker would start another one.
-    """
-    from controlplane.fixtures import SHARED
-
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            names = getattr(item, "fixturenames", ())
-            cluster = next((name for name in SHARED if name in names), None)
-            item.add_marker(pytest.mark.xdist_group(cluster or str(item.path)))
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     folder = config.stash.get(MADE, None)
     if folder is not None:
@@ -42,4 +27,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del os.environ[PROVENANCE_DIR]
 
 
-pytest_plugins = ["controlplane.fixtures", "controlplane.failure_report"]
+pytest_plugins = ["controlplane.fixtures", "controlplane.failure_report", "side_by_side"]

@@ -18,7 +18,6 @@ from controlplane.processes.fake_nodes import FakeNodes
 from controlplane.processes.pod_cluster import PodCluster, start_pod_cluster
 
 FOREIGN = "CALOTYPE_TEST_CLUSTER"
-SHARED = ("pod_cluster", "control_plane")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from controlplane.processes.control_plane import ControlPlane
 from controlplane.processes.fake_nodes import FakeNodes
 from helm.rendering import CHART, Chart
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("chart_lifecycle")]
+pytestmark = pytest.mark.cluster
 
 EXAMPLES = CHART.parent / "examples"
 KINDS = [f"{file.stem}.calotype.dev" for file in sorted((CHART / "crd-files").glob("*.yaml"))]
