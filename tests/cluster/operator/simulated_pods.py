@@ -89,7 +89,7 @@ class SimulatedPods:
                 return None
             app = self.app(model)
             app.configure(application)
-            return app.status().payload()
+            return app.status()
 
     def _application(self, namespace: str, model: str) -> Object | None:
         deployment = self.cluster.find("deployment", model, namespace)
