@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 from e2e.pods import Pods
-from postgres_server import PostgresServer, find_binaries, install_in_ci
 from samples.images import same_pixels
+from servers.postgres import PostgresServer, find_binaries, install_in_ci
 from sqlalchemy import select
 
 from calotype.serving.database.connection import sqlite_url

@@ -22,15 +22,17 @@ CLIENTS = pathlib.Path(sys.prefix) / "clients"
 REFUSED = "a photograph of two people having explicit sexual intercourse"
 
 SCRIPT = """
-import base64, hashlib, json, sys
+import base64, hashlib, io, json, sys
 import openai
+from PIL import Image
 url, key, refused, seed = sys.argv[1:]
 client = openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0, timeout=240)
 def draw(seed):
     answer = client.images.generate(
         model="dall-e-3", prompt="a large red circle on a blue background", size="256x256",
         response_format="b64_json", extra_body={"seed": seed})
-    return hashlib.sha256(base64.b64decode(answer.data[0].b64_json)).hexdigest()
+    image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    return hashlib.sha256(image.tobytes()).hexdigest()
 first, again, other = draw(int(seed)), draw(int(seed)), draw(int(seed) + 1)
 try:
     client.images.generate(model="dall-e-3", prompt=refused, size="256x256")
@@ -66,8 +68,8 @@ def test_seeds_repeat_and_blocked_prompts_raise(service: Any, version: str, seed
     assert refusal["code"] == "moderation_blocked"
     assert refusal["body"]["moderation_details"]["moderation_stage"] == "input"
     assert "sexual" in refusal["body"]["moderation_details"]["categories"]
-    # Equal bytes are one file; the refused picture exists nowhere.
-    assert len(service.images() - before) == 2
+    # The refused image exists nowhere.
+    assert len(service.images() - before) == 3
 
 
 def test_sizes_of_dall_e_are_drawn_small_and_enlarged(service: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from postgres_server import (
+from servers.postgres import (
     PostgresServer,
     empty_tables,
     find_binaries,

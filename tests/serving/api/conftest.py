@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_on_loopback import served
+from servers.loopback import served
 
 from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
-from serving_on_loopback import served
+from servers.loopback import served
 
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster import config_sync
