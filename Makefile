@@ -33,9 +33,10 @@ test: lint
 test-fast: setup
 	$(PYTEST) -m "not cluster and not slow"
 
-# The tests that need a Kubernetes control plane.
+# The tests that need a Kubernetes control plane; one after the other, for Ray's nodes start in time only
+# where they have the processors.
 test-cluster: setup controlplane
-	$(PYTEST) -m cluster
+	$(BIN)/python -m pytest -m cluster
 
 # Builds etcd, the API server and the rest into a cache outside the folder; about 25 minutes once.
 controlplane:
