@@ -92,9 +92,9 @@ def of_cluster(pod_cluster: PodCluster, name: str, namespace: str) -> list[Objec
 
 
 def ask(url: str) -> Any:
-    """The application's answer, or None where nobody took the call."""
+    """The application's answer, or None where nobody took the call. Late is not lost."""
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(url, timeout=30).json()
+        return httpx.get(url, timeout=120).json()
 
 
 @pytest.fixture(scope="module")
