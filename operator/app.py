@@ -80,6 +80,7 @@ class Operator:
         self.apps = apps or ModelApps(kube, settings)
         slots = FetchSlots(settings.max_fetch_jobs, self.queue.add)
         store, events = Store(settings), EventWriter(kube)
+        children = ChildWriter(kube, self.metrics)
         self.context = Context(
             kube=kube,
             settings=settings,
@@ -88,10 +89,10 @@ class Operator:
             metrics=self.metrics,
             apps=self.apps,
             credentials=CredentialReader(kube, settings.secret_poll_seconds, clock),
-            fetches=FetchRunner(kube, settings, slots),
+            fetches=FetchRunner(kube, settings, slots, children),
             slots=slots,
             debounce=Debounce(settings.debounce_seconds, settings.debounce_at_most_seconds, clock),
-            children=ChildWriter(kube, self.metrics),
+            children=children,
             statuses=StatusWriter(kube, self.metrics, events),
             events=events,
             finalizers=Finalizers(kube, settings, self.metrics, store.terminating),

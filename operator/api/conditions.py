@@ -54,6 +54,7 @@ class Reason(enum.StrEnum):
     PROFILE_UNKNOWN = "ProfileUnknown"
     FALLBACK_MISSING = "FallbackMissing"
     PATH_NOT_ABSOLUTE = "PathNotAbsolute"
+    OBJECT_NOT_OURS = "ObjectNotOurs"
     NAMESPACE_NOT_SERVED = "NamespaceNotServed"
     CAPACITY_EXCEEDED = "CapacityExceeded"
     SUSPENDED = "Suspended"

@@ -74,8 +74,14 @@ class KubeClient(Protocol):
     async def create(self, manifest: Object) -> Manifest | None:
         """Makes an object; None if one of that name exists already."""
 
-    async def apply(self, manifest: Object, subresource: str = "") -> Manifest:
-        """Server-side apply: fields that an earlier apply named and this one does not, go."""
+    async def apply(
+        self, manifest: Object, subresource: str = "", *, force: bool = False
+    ) -> Manifest:
+        """Server-side apply: fields that an earlier apply named and this one does not, go.
+
+        Args:
+            force: take fields from whoever else set them; without it they are a conflict (409).
+        """
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Any, content_type: str = MERGE
@@ -173,10 +179,12 @@ class HttpKubeClient:
                 return None
             raise
 
-    async def apply(self, manifest: Object, subresource: str = "") -> Manifest:
+    async def apply(
+        self, manifest: Object, subresource: str = "", *, force: bool = False
+    ) -> Manifest:
         resource, metadata = resource_of(dict(manifest)), manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
-        query = {**_MANAGER, "force": "true"}
+        query = {**_MANAGER, "force": "true"} if force else _MANAGER
         applied: Manifest = await self._request(
             "PATCH", path, body=manifest, query=query, headers={"Content-Type": _APPLY}
         )

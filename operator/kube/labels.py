@@ -45,6 +45,30 @@ def labels(settings: OperatorSettings, component: Component, **own: str) -> dict
     }
 
 
+def workload_name(model: str) -> str:
+    """What the Deployment or RayService, the Service and so on of a model are called.
+
+    With a prefix, so that a model called ``postgres`` does not meet a Service of that name.
+    """
+    return f"model-{model}"
+
+
+def model_of(workload: str) -> str:
+    """The model that a RayService is of, by its name."""
+    return workload.removeprefix(workload_name(""))
+
+
+def training_job_name(training: str) -> str:
+    """What the RayJob and the ConfigMap of a training are called."""
+    return f"train-{training}"
+
+
+def owned_by(obj: Object, owner: Object) -> bool:
+    """Whether an object was made for ``owner``, and not for another one of its name."""
+    uid = owner["metadata"]["uid"]
+    return any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or ())
+
+
 def owner_reference(owner: Object) -> Manifest:
     """Has Kubernetes delete what ``owner`` leaves behind. Only valid in the owner's namespace."""
     return {

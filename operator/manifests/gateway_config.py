@@ -32,7 +32,7 @@ class ModelEntry:
 
     manifest: Manifest
     url: str | None
-    """None for a provider's model, which no pod of ours draws."""
+    """None for a provider's model, and for one that was not deployed yet."""
     ready: bool
 
 

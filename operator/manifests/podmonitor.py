@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.kube.labels import MODEL, labels, owner_reference, workload_name
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel
@@ -16,7 +16,7 @@ def build_podmonitor(owner: Object, model: ImageModel, settings: OperatorSetting
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
         "metadata": {
-            "name": model.name,
+            "name": workload_name(model.name),
             "namespace": model.metadata.namespace,
             "labels": labels(settings, "model", model=model.name),
             "ownerReferences": [owner_reference(owner)],

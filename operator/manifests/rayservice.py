@@ -18,6 +18,7 @@ from calotype.operator.kube.labels import (
     digest,
     labels,
     owner_reference,
+    workload_name,
 )
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.application import (
@@ -55,7 +56,7 @@ _POD_FIELDS_WITHOUT_NEW_CLUSTER = ("tolerations", "schedulingGates")
 
 def service_name(model: str) -> str:
     """The Service that KubeRay makes, and whose selector it switches in upgrades."""
-    return f"{model}-serve-svc"
+    return f"{workload_name(model)}-serve-svc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def build_rayservice(
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
         "metadata": {
-            "name": name,
+            "name": workload_name(name),
             "namespace": owner["metadata"]["namespace"],
             "labels": labels(settings, "model", model=name),
             "annotations": {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from calotype.operator.kube.labels import MODEL, labels, owner_reference
+from calotype.operator.kube.labels import MODEL, labels, owner_reference, workload_name
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.application import ServeApplication
 from calotype.operator.manifests.pods import (
@@ -28,7 +28,7 @@ MODEL_DIR = "/etc/calotype/model"
 
 
 def config_map_name(model: str) -> str:
-    return f"{model}-app"
+    return f"{workload_name(model)}-app"
 
 
 def build_config(
@@ -50,13 +50,13 @@ def build_config(
 
 
 def build_service(owner: Object, settings: OperatorSettings) -> Manifest:
-    """The Service named like the model."""
+    """The Service of the pod."""
     name = owner["metadata"]["name"]
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": name,
+            "name": workload_name(name),
             "namespace": owner["metadata"]["namespace"],
             "labels": labels(settings, "model", model=name),
             "ownerReferences": [owner_reference(owner)],
@@ -121,7 +121,7 @@ def build_deployment(
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": name,
+            "name": workload_name(name),
             "namespace": owner["metadata"]["namespace"],
             "labels": labels(settings, "model", model=name),
             "ownerReferences": [owner_reference(owner)],

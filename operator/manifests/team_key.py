@@ -63,8 +63,3 @@ def rotation_of(secret: Object) -> int | None:
     """The ``keys.rotate`` that a Secret's key was made for; None for one that we did not make."""
     text = (secret["metadata"].get("annotations") or {}).get(ROTATION)
     return int(text) if text is not None and text.isdigit() else None
-
-
-def owned_by(secret: Object, owner: Object) -> bool:
-    uid = owner["metadata"]["uid"]
-    return any(ref.get("uid") == uid for ref in secret["metadata"].get("ownerReferences") or ())

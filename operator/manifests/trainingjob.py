@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
-from calotype.operator.kube.labels import labels, owner_reference
+from calotype.operator.kube.labels import labels, owner_reference, training_job_name
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.pods import (
     DATA_DIR,
@@ -39,7 +39,7 @@ GROUP = "trainer"
 
 
 def config_name(training: str) -> str:
-    return f"{training}-training"
+    return training_job_name(training)
 
 
 def training_volumes(training: LoRATraining, settings: OperatorSettings) -> Volumes:
@@ -140,7 +140,7 @@ def build_rayjob(
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {
-            "name": training.name,
+            "name": training_job_name(training.name),
             "namespace": training.metadata.namespace,
             "labels": labels(settings, "training", training=training.name),
             "ownerReferences": [owner_reference(owner)],

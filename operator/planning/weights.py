@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
-from calotype.operator.kube.labels import digest, labels, owner_reference
+from calotype.operator.kube.labels import digest, labels, owner_reference, workload_name
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FETCHED_SOURCES, FetchTask
@@ -34,7 +34,7 @@ def is_fetched(source: Source | ModelSource) -> bool:
 
 
 def claim_name(model: str) -> str:
-    return f"{model}-cache"
+    return f"{workload_name(model)}-cache"
 
 
 def volumes_of(model: ImageModel, settings: OperatorSettings) -> Volumes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from calotype.operator.api.conditions import Condition, Reason, is_true
+from calotype.operator.kube.labels import owned_by
 from calotype.operator.kube.objects import Address, Manifest, Object
 from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, model_manifest, parse
@@ -12,10 +13,10 @@ from calotype.operator.manifests.gateway_config import (
     build_config_map,
     build_gateway_config,
 )
-from calotype.operator.manifests.team_key import key_hash, key_of, owned_by, secret_name
+from calotype.operator.manifests.team_key import key_hash, key_of, secret_name
 from calotype.operator.planning.team_check import team_refusal
 from calotype.operator.planning.weights import plan_weights
-from calotype.operator.reconcilers.workload import service_of
+from calotype.operator.reconcilers.workload import is_deployed, service_of
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.served_adapters import for_gateway
 from calotype.operator.runtime.workqueue import Key
@@ -51,7 +52,7 @@ def _entry(context: Context, address: Address, model: ImageModel, obj: Manifest)
     policy = context.store.policy_of(model)
     if policy is not None:
         manifest["spec"]["moderationPolicyRef"] = {"name": policy.name}
-    url = None if _provider(model) else context.apps.url(service_of(model), address[0])
+    url = context.apps.url(service_of(model), address[0]) if is_deployed(obj) else None
     condition = Condition.READY if _provider(model) else Condition.SERVING
     return ModelEntry(manifest, url, is_true(obj, condition))
 

@@ -10,10 +10,9 @@ from calotype.operator.api.conditions import (
     Reason,
     false,
     recorded_facts,
-    timestamp,
     true,
 )
-from calotype.operator.kube.objects import Address, Manifest, Object, address_of
+from calotype.operator.kube.objects import Manifest, Object, address_of
 from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.pods import Volumes
@@ -34,6 +33,7 @@ from calotype.operator.planning.weights import (
     source_type,
     volumes_of,
 )
+from calotype.operator.reconcilers.model_deletion import finish_model, forget_model
 from calotype.operator.reconcilers.report import first_report
 from calotype.operator.reconcilers.workload import (
     Workload,
@@ -46,6 +46,7 @@ from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
 from calotype.operator.runtime.served_adapters import for_replicas
 from calotype.operator.runtime.workqueue import Key
+from calotype.operator.runtime.writers.children import NotOurs
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel
 
 
@@ -54,10 +55,10 @@ async def reconcile_model(context: Context, key: Key) -> float | None:
     address = (key.namespace, key.name)
     obj = await context.kube.get(IMAGE_MODELS, *address)
     if obj is None:
-        _forget(context, address)
+        forget_model(context, address)
         return None
     if "deletionTimestamp" in obj["metadata"]:
-        return await _finish(context, obj)
+        return await finish_model(context, obj)
     try:
         model = parse(ImageModel, obj)
     except InvalidSpec as error:
@@ -68,7 +69,10 @@ async def reconcile_model(context: Context, key: Key) -> float | None:
     if model.spec.source.provider is not None:
         return await _provider(context, obj, model)
     await context.finalizers.add(IMAGE_MODELS, obj)
-    return await _serve(context, key, obj, model)
+    try:
+        return await _serve(context, key, obj, model)
+    except NotOurs as error:
+        return await _blocked(context, obj, model, Refusal(Reason.OBJECT_NOT_OURS, str(error)))
 
 
 async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -> float | None:
@@ -122,6 +126,23 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
     if not credentials.ready or problem is not None or refusal is not None or unbound:
         waits.append(context.settings.secret_poll_seconds)
     return min((wait for wait in waits if wait is not None), default=_poll(context, facts))
+
+
+async def _blocked(context: Context, obj: Manifest, model: ImageModel, refusal: Refusal) -> float:
+    """Says why nothing of the model is made or changed; what was made before goes on."""
+    address = address_of(obj)
+    context.reports.pop(address, None)
+    observed = ModelObservation(
+        model=model,
+        refusal=refusal,
+        credentials=(await _credentials(context, model)).fact,
+        weights=plan_weights(model, obj.get("status") or {}),
+        volumes=volumes_of(model, context.settings),
+    )
+    facts = facts_of(observed)
+    await context.statuses.write(obj, facts, {**_kept(obj), "phase": phase_of(model, facts)})
+    context.wake_gateway()
+    return context.settings.secret_poll_seconds
 
 
 def _poll(context: Context, facts: list[Fact]) -> float:
@@ -343,42 +364,3 @@ def _fields(
         "queueSeconds": queue_field(report, (obj.get("status") or {}).get("queueSeconds")),
         "gpuHourCost": cost or None,
     }
-
-
-# --- the end ------------------------------------------------------------------------------------
-
-
-def _forget(context: Context, address: Address) -> None:
-    context.reports.pop(address, None)
-    context.pushed.pop(address, None)
-    context.debounce.clear(Key("ImageModel", *address))
-    for adapter in context.store.adapters_of(address):
-        context.wake_adapter(adapter)
-    context.wake_gateway(0.0)
-
-
-async def _finish(context: Context, obj: Manifest) -> float | None:
-    """Lets running requests end, then lets Kubernetes delete what the model owns."""
-    address = address_of(obj)
-    elapsed = context.finalizers.deleting_for(obj) or 0.0
-    await context.refresh_namespace(address[0])
-    why = context.finalizers.overdue(obj, elapsed)
-    report = context.reports.get(address)
-    # The gateway forgets the model first; what is queued by then still runs.
-    busy = report is not None and report.reachable and report.queue_seconds > 0
-    if why is None and (elapsed < context.settings.drain_seconds or busy) and report is not None:
-        if report.reachable and report.ready:
-            waiting = f"It ends when {report.queue_seconds:.0f} s of work are done."
-            facts = [
-                *recorded_facts(obj, Condition.READY),
-                false(Condition.READY, Reason.DELETING, waiting),
-            ]
-            status = {k: v for k, v in (obj.get("status") or {}).items() if k != "conditions"}
-            await context.statuses.write(obj, facts, {**status, "phase": "Terminating"})
-            context.queue.add(Key("Report", *address))
-            return context.settings.busy_poll_seconds
-    if why is not None:
-        at = timestamp(context.kube.now())
-        await context.events.post(obj, "Warning", Reason.DELETING, f"Not drained by {at}: {why}.")
-    await context.finalizers.remove(IMAGE_MODELS, obj)
-    return None

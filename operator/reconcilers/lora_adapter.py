@@ -38,6 +38,7 @@ from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
 from calotype.operator.runtime.served_adapters import refusal_of
 from calotype.operator.runtime.workqueue import Key
+from calotype.operator.runtime.writers.children import NotOurs
 from calotype.serving.config import CREDENTIAL_KEYS, ImageModel, LoRAAdapter
 
 UNKNOWN_SECONDS = 0.5
@@ -177,7 +178,10 @@ async def _fetch(
         return adapter_task(obj, adapter, model, model_obj, manifest, credentials.version, attempt)
 
     status = obj.get("status") or {}
-    step = await context.fetches.step(key, task, last_failure(status), seen, credentials.secret)
+    try:
+        step = await context.fetches.step(key, task, last_failure(status), seen, credentials.secret)
+    except NotOurs as error:
+        return false(Condition.FETCHED, Reason.OBJECT_NOT_OURS, str(error)), None
     if step.fetched is not None:
         await _remember(context, obj, adapter, step)
         await context.fetches.clean(obj, model.metadata.namespace, "adapter", model.name)

@@ -13,7 +13,7 @@ from calotype.operator.api.conditions import (
     timestamp,
     true,
 )
-from calotype.operator.kube.labels import TRAINING
+from calotype.operator.kube.labels import TRAINING, owned_by, training_job_name
 from calotype.operator.kube.objects import Address, Manifest, Object
 from calotype.operator.kube.resources import (
     CONFIG_MAPS,
@@ -36,6 +36,7 @@ from calotype.operator.planning.weights import plan_weights
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.model_app import NoAnswer
 from calotype.operator.runtime.workqueue import Key
+from calotype.operator.runtime.writers.children import NotOurs
 from calotype.serving.config import LoRATraining
 from calotype.serving.wire.training_progress import TrainingProgress
 
@@ -85,7 +86,13 @@ async def reconcile_training(context: Context, key: Key) -> float | None:
         ]
         await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Pending"})
         return context.settings.secret_poll_seconds
-    job = await _job(context, obj, training)
+    try:
+        job = await _job(context, obj, training)
+    except NotOurs as error:
+        types = (Condition.ACCEPTED, Condition.READY)
+        facts = [false(type_, Reason.OBJECT_NOT_OURS, str(error)) for type_ in types]
+        await context.statuses.write(obj, facts, {**_memory(obj), "phase": "Pending"})
+        return context.settings.secret_poll_seconds
     state = read_job(job, training.spec.suspend)
     fields = await _fields(context, obj, training, job, state)
     facts = [accepted, credentials.fact, state.running, state.succeeded, _ready(state)]
@@ -138,15 +145,22 @@ async def _job(context: Context, obj: Object, training: LoRATraining) -> Manifes
     plan = plan_weights(host.model, (model_obj or {}).get("status") or {})
     config = build_config(obj, training, model_manifest(host.model, plan.ready), settings)
     live_config = await context.kube.get(CONFIG_MAPS, namespace, config_name(training.name))
-    job = await context.kube.get(RAY_JOBS, namespace, training.name)
+    place = (RAY_JOBS, namespace, training_job_name(training.name))
+    job = await context.kube.get(*place)
     if job is None or live_config is None:
         await context.children.apply(config, live_config)
     if job is None:
         made = await context.kube.create(build_rayjob(obj, training, profile, settings))
-        return made or await context.kube.get(RAY_JOBS, namespace, training.name)
+        if made is not None:
+            return made
+        job = await context.kube.get(*place)
+    if job is None:
+        return None
+    if not owned_by(job, obj):
+        raise NotOurs(RAY_JOBS.kind, namespace, training_job_name(training.name))
     if bool(job["spec"].get("suspend")) != training.spec.suspend:
         body = {"spec": {"suspend": training.spec.suspend}}
-        job = await context.kube.patch(RAY_JOBS, namespace, training.name, body) or job
+        job = await context.kube.patch(*place, body) or job
     return job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calotype.operator.kube.objects import Address
 from calotype.operator.planning.model_report import ModelReport
-from calotype.operator.reconcilers.workload import service_of
+from calotype.operator.reconcilers.workload import is_deployed, service_of
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import ImageModel
@@ -17,7 +17,9 @@ async def reconcile_report(context: Context, key: Key) -> float | None:
     """Polls one model app; returns when to poll again."""
     address = (key.namespace, key.name)
     model = context.store.model(address)
-    if model is None or model.spec.source.provider is not None or model.spec.suspend:
+    obj = context.store.get("ImageModel", address)
+    deployed = model is not None and obj is not None and is_deployed(obj)
+    if model is None or not deployed or model.spec.suspend:
         if context.reports.pop(address, None) is not None:
             context.wake_model(address)
             _wake_adapters(context, address, None)

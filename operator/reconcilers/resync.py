@@ -6,7 +6,7 @@ import random
 
 from calotype.operator.api.conditions import Condition, condition_of
 from calotype.operator.kube.client import ApiError
-from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, OWNER_UID
+from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, OWNER_UID, labels
 from calotype.operator.kube.objects import Address
 from calotype.operator.kube.resources import JOBS, OWN
 from calotype.operator.planning.adapters import Refusal
@@ -92,20 +92,18 @@ async def _delete_orphaned_jobs(context: Context, namespaces: list[str | None]) 
     """Deletes fetch Jobs of adapters that are gone: no owner in their namespace does it."""
     for namespace in namespaces:
         try:
-            jobs = await context.kube.list(
-                JOBS, namespace, {"app.kubernetes.io/component": "fetch"}
-            )
+            jobs = await context.kube.list(JOBS, namespace, labels(context.settings, "fetch"))
         except ApiError as error:
             if error.status != 403:
                 raise
             continue
         for job in jobs:
             metadata = job["metadata"]
-            labels = metadata.get("labels") or {}
-            if ADAPTER not in labels:
+            told = metadata.get("labels") or {}
+            if ADAPTER not in told:
                 continue
             owner = context.store.get(
-                "LoRAAdapter", (labels.get(ADAPTER_NAMESPACE, ""), labels[ADAPTER])
+                "LoRAAdapter", (told.get(ADAPTER_NAMESPACE, ""), told[ADAPTER])
             )
             uid = (metadata.get("annotations") or {}).get(OWNER_UID)
             if owner is None or owner["metadata"].get("uid") != uid:

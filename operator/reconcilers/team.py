@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true
 from calotype.operator.kube.client import ApiError
-from calotype.operator.kube.labels import ROTATION
+from calotype.operator.kube.labels import ROTATION, owned_by
 from calotype.operator.kube.objects import Address, Manifest, address_of
 from calotype.operator.kube.resources import SECRETS, TEAMS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
@@ -14,7 +14,6 @@ from calotype.operator.manifests.team_key import (
     build_secret,
     key_of,
     make_key,
-    owned_by,
     rotation_of,
     secret_name,
 )

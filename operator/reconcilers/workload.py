@@ -17,14 +17,15 @@ from calotype.operator.api.conditions import (
     true,
 )
 from calotype.operator.kube.client import JSON_PATCH, ApiError
-from calotype.operator.kube.labels import CLUSTER_HASH, MODEL
-from calotype.operator.kube.objects import Manifest, Object
+from calotype.operator.kube.labels import CLUSTER_HASH, MODEL, owned_by, workload_name
+from calotype.operator.kube.objects import Manifest, Object, address_of
 from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     POD_MONITORS,
     RAY_CLUSTERS,
     RAY_SERVICES,
+    Resource,
 )
 from calotype.operator.manifests import rayservice, singlepod
 from calotype.operator.manifests.application import (
@@ -40,6 +41,7 @@ from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.team_check import policies_beside
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Postponed
+from calotype.operator.runtime.writers.children import NotOurs
 from calotype.operator.settings import ResourceProfile
 from calotype.serving.config import ImageModel
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
@@ -71,17 +73,30 @@ class Workload:
 def service_of(model: ImageModel) -> str:
     """The Service that the gateway and the operator speak to."""
     if model.spec.runtime == "SinglePod":
-        return model.name
+        return workload_name(model.name)
     return rayservice.service_name(model.name)
 
 
+def is_deployed(obj: Object) -> bool:
+    """Whether the Service of a model is known to be the model's.
+
+    Nobody may speak to it before: it could be somebody else's, and would hear the internal token.
+    """
+    accepted = condition_of(obj, Condition.ACCEPTED)
+    blocked = accepted is not None and accepted["reason"] == Reason.OBJECT_NOT_OURS
+    return not blocked and bool((obj.get("status") or {}).get("configHash"))
+
+
 async def read_workload(context: Context, obj: Object, model: ImageModel) -> Workload:
-    """The workload as it is in the cluster."""
-    namespace = model.metadata.namespace
+    """The workload as it is in the cluster.
+
+    Raises:
+        NotOurs: somebody else has an object that the model needs for itself.
+    """
+    name = workload_name(model.name)
     if model.spec.runtime == "SinglePod":
-        live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
-        name = singlepod.config_map_name(model.name)
-        config_map = await context.kube.get(CONFIG_MAPS, namespace, name)
+        live = await _own(context, obj, DEPLOYMENTS, name)
+        config_map = await _own(context, obj, CONFIG_MAPS, singlepod.config_map_name(model.name))
         config = _json(((config_map or {}).get("data") or {}).get("model.json"))
         pod_labels = singlepod.selector(context.settings, model.name)
         return Workload(
@@ -91,7 +106,7 @@ async def read_workload(context: Context, obj: Object, model: ImageModel) -> Wor
             selector=_selector(pod_labels),
             adapters=_adapters(config),
         )
-    live = await context.kube.get(RAY_SERVICES, namespace, model.name)
+    live = await _own(context, obj, RAY_SERVICES, name)
     if live is None and not await context.kube.serves(RAY_SERVICES):
         return Workload(possible=False, again=context.settings.status_poll_seconds * 3)
     text = ((live or {}).get("spec") or {}).get("serveConfigV2")
@@ -102,6 +117,15 @@ async def read_workload(context: Context, obj: Object, model: ImageModel) -> Wor
         selector=_selector({MODEL: model.name, "ray.io/group": "generator"}),
         adapters=_adapters(config),
     )
+
+
+async def _own(context: Context, obj: Object, resource: Resource, name: str) -> Manifest | None:
+    """An object that was made for the custom resource ``obj``, in its namespace."""
+    namespace = obj["metadata"]["namespace"]
+    found = await context.kube.get(resource, namespace, name)
+    if found is not None and not owned_by(found, obj):
+        raise NotOurs(resource.kind, namespace, name)
+    return found
 
 
 async def apply_workload(
@@ -156,7 +180,7 @@ async def _single_pod(
     seen: Workload,
     force: bool,
 ) -> Workload:
-    settings, namespace = context.settings, model.metadata.namespace
+    settings = context.settings
     config = singlepod.build_config(obj, application, settings)
     await context.children.apply(config, seen.config_object, force=force)
     await context.children.ensure(singlepod.build_service(obj, settings), force=force)
@@ -165,7 +189,7 @@ async def _single_pod(
     )
     live = seen.live
     if await context.children.apply(wanted, live, force=force):
-        live = await context.kube.get(DEPLOYMENTS, namespace, model.name)
+        live = await _own(context, obj, DEPLOYMENTS, workload_name(model.name))
     await _monitor(context, obj, model, force)
     return replace(seen, live=live)
 
@@ -183,7 +207,7 @@ async def _ray_service(
     settings, live = context.settings, seen.live
     text = serve_config(application)
     cluster = rayservice.build_cluster(model.name, groups, volumes, settings)
-    clusters = await _clusters(context, model)
+    clusters = await _clusters(context, live)
     upgrade = _upgrade(model, live, cluster, clusters)
     kept: Object | None = None
     if live is not None and upgrade.reason == Reason.HELD_BACK:
@@ -192,9 +216,7 @@ async def _ray_service(
         # Before it is applied, so that whoever watches the status sees it first.
         await _announce(context, obj, upgrade)
     if live is not None and _timed_out(live):
-        await context.kube.delete(
-            RAY_SERVICES, model.metadata.namespace, model.name, live["metadata"]["uid"]
-        )
+        await context.kube.delete(RAY_SERVICES, *address_of(live), live["metadata"]["uid"])
         await context.events.post(
             obj,
             "Warning",
@@ -205,7 +227,7 @@ async def _ray_service(
     wanted = rayservice.build_rayservice(obj, model, groups, text, volumes, settings, cluster=kept)
     drifted = live is not None and live["spec"].get("serveConfigV2") != text
     if await context.children.apply(wanted, live, force=force or drifted):
-        live = await context.kube.get(RAY_SERVICES, model.metadata.namespace, model.name)
+        live = await _own(context, obj, RAY_SERVICES, workload_name(model.name))
     for running in clusters:
         await _patch_bounds(context, running, kept or cluster)
     await _monitor(context, obj, model, force)
@@ -229,14 +251,21 @@ async def _patch_bounds(context: Context, running: Object, cluster: Object) -> N
     context.metrics.writes.labels("RayCluster", "patch").inc()
 
 
-async def _clusters(context: Context, model: ImageModel) -> list[Manifest]:
+async def _clusters(context: Context, service: Object | None) -> list[Manifest]:
     """The RayClusters that KubeRay made of the RayService."""
+    if service is None:
+        return []
+    namespace, name = address_of(service)
     found = await context.kube.list(
         RAY_CLUSTERS,
-        model.metadata.namespace,
-        {"ray.io/originated-from-cr-name": model.name, "ray.io/originated-from-crd": "RayService"},
+        namespace,
+        {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayService"},
     )
-    return [cluster for cluster in found if "deletionTimestamp" not in cluster["metadata"]]
+    return [
+        cluster
+        for cluster in found
+        if "deletionTimestamp" not in cluster["metadata"] and owned_by(cluster, service)
+    ]
 
 
 def _upgrade(

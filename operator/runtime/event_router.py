@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, TRAINING
+from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, TRAINING, model_of
 from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import (
     CLAIMS,
@@ -133,7 +133,8 @@ class EventRouter:
             self._fetch_job(metadata["name"], namespace, labels, gone)
         elif resource == RAY_CLUSTERS:
             if labels.get("ray.io/originated-from-crd") == "RayService":
-                context.wake_model((namespace, labels["ray.io/originated-from-cr-name"]), 0.2)
+                service = labels["ray.io/originated-from-cr-name"]
+                context.wake_model((namespace, model_of(service)), 0.2)
         elif resource in (DEPLOYMENTS, CLAIMS, RAY_SERVICES):
             if labels.get(MODEL):
                 context.wake_model((namespace, labels[MODEL]), 0.2)

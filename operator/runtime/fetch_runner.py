@@ -17,7 +17,7 @@ from calotype.operator.api.conditions import Reason, moment, timestamp
 from calotype.operator.kube.client import KubeClient
 from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, OWNER_UID
 from calotype.operator.kube.objects import Manifest, Object
-from calotype.operator.kube.resources import CONFIG_MAPS, JOBS, PODS
+from calotype.operator.kube.resources import CONFIG_MAPS, JOBS, PODS, SECRETS
 from calotype.operator.manifests.fetch_job import (
     FetchTask,
     build_config,
@@ -33,6 +33,7 @@ from calotype.operator.planning.fetch_outcome import (
 )
 from calotype.operator.planning.fetch_step import FetchStep, failure_message
 from calotype.operator.runtime.workqueue import Key
+from calotype.operator.runtime.writers.children import ChildWriter
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import Retried
 from calotype.serving.wire.fetch_result import FetchedWeights
@@ -76,8 +77,15 @@ class FetchSlots:
 class FetchRunner:
     """Takes a fetch one step further at every call."""
 
-    def __init__(self, kube: KubeClient, settings: OperatorSettings, slots: FetchSlots) -> None:
+    def __init__(
+        self,
+        kube: KubeClient,
+        settings: OperatorSettings,
+        slots: FetchSlots,
+        children: ChildWriter,
+    ) -> None:
         self._kube, self._settings, self._slots = kube, settings, slots
+        self._children = children
         self._making = asyncio.Lock()
 
     async def step(
@@ -94,6 +102,9 @@ class FetchRunner:
             task: makes the task of the n-th attempt, counted from 0.
             failure: ``status.lastFailure``.
             secret: the credentials, for a copy where the Job runs in another namespace.
+
+        Raises:
+            NotOurs: somebody else has an object that the Job's pod would read.
         """
         now = self._kube.now()
         fingerprint = task(0).fingerprint
@@ -167,10 +178,12 @@ class FetchRunner:
 
     async def _provide(self, task: FetchTask, job: Object, secret: Object | None) -> None:
         """What the Job's pod waits for: its configuration, and credentials of elsewhere."""
-        if await self._kube.get(CONFIG_MAPS, task.namespace, task.job_name) is None:
-            await self._kube.apply(build_config(task, job))
+        place = (task.namespace, task.job_name)
+        config = await self._kube.get(CONFIG_MAPS, *place)
+        await self._children.apply(build_config(task, job), config)
         if task.credentials and task.crosses_namespaces and secret is not None:
-            await self._kube.apply(build_secret_copy(task, job, secret))
+            copy = await self._kube.get(SECRETS, *place)
+            await self._children.apply(build_secret_copy(task, job, secret), copy)
 
     async def _delete(self, job: Object) -> None:
         metadata = job["metadata"]

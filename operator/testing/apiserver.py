@@ -217,7 +217,8 @@ class FakeApiServer:
             manager = request.query["fieldManager"]
             if subresource == "status":
                 check_status(resource.plural, body["status"])
-            return self.objects.apply(resource, body, manager, subresource)
+            force = request.query.get("force") == "true"
+            return self.objects.apply(resource, body, manager, subresource, force=force)
         if kind.startswith("application/json-patch"):
             return self.objects.json_patch(resource, namespace, name, body)
         return self.objects.merge(resource, namespace, name, body, subresource)

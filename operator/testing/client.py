@@ -64,13 +64,17 @@ class DirectKubeClient:
                 return None
             raise
 
-    async def apply(self, manifest: Object, subresource: str = "") -> Manifest:
+    async def apply(
+        self, manifest: Object, subresource: str = "", *, force: bool = False
+    ) -> Manifest:
         resource, metadata = resource_of(dict(manifest)), manifest["metadata"]
         if subresource == "status":
             check_status(resource.plural, manifest["status"])
         return self._call(
             *("PATCH", resource, metadata.get("namespace") or "", metadata["name"]),
-            lambda: self._server.objects.apply(resource, manifest, FIELD_MANAGER, subresource),
+            lambda: self._server.objects.apply(
+                resource, manifest, FIELD_MANAGER, subresource, force=force
+            ),
             subresource,
         )
 

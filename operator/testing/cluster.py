@@ -11,6 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from calotype.operator.kube.labels import TRAINING
 from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import (
     CLAIMS,
@@ -243,7 +244,7 @@ class FakeCluster:
         if job["spec"].get("suspend"):
             self._status(RAY_JOBS, job, {"jobDeploymentStatus": "Suspended"})
             return
-        ended = self.training(job["metadata"]["name"])
+        ended = self.training(job["metadata"]["labels"][TRAINING])
         if ended == "RUNNING":
             self._status(RAY_JOBS, job, {"jobDeploymentStatus": "Running"})
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from calotype.operator.kube.labels import MODEL, REVISION
+from calotype.operator.kube.labels import MODEL, REVISION, model_of
 from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import CONFIG_MAPS, DEPLOYMENTS, RAY_SERVICES, Resource
 from calotype.operator.manifests.application import config_hash, generator_config
@@ -139,7 +139,7 @@ class FakeModelApps:
             self.app(metadata["namespace"], model).running = False
 
     async def _status(self, request: web.Request) -> web.Response:
-        service = request.match_info["service"].removesuffix("-serve-svc")
+        service = model_of(request.match_info["service"].removesuffix("-serve-svc"))
         if self.token is not None and request.headers.get("Authorization") != (
             f"Bearer {self.token}"
         ):

@@ -96,9 +96,16 @@ class ObjectStore:
         return obj
 
     def apply(
-        self, resource: Resource, manifest: Object, manager: str, subresource: str
+        self,
+        resource: Resource,
+        manifest: Object,
+        manager: str,
+        subresource: str,
+        *,
+        force: bool = True,
     ) -> Manifest:
-        """Server-side apply, forced."""
+        """Server-side apply. Not forced, a value of somebody else's that it would change is a
+        conflict."""
         body = copy.deepcopy(dict(manifest))
         metadata = body.get("metadata", {})
         namespace = metadata.get("namespace", "") if resource.namespaced else ""
@@ -118,6 +125,12 @@ class ObjectStore:
             body.pop("status", None)
         body.get("metadata", {}).pop("uid", None)
         key = self._manager(live, manager, subresource)
+        if not force:
+            mine = self._applied.get(key, {})
+            changed_fields = sorted(_conflicts(live, body, mine))
+            if changed_fields:
+                text = f"conflict with another field manager: {', '.join(changed_fields)}"
+                raise ApiError(409, "Conflict", text)
         changed = _without(copy.deepcopy(live), self._applied.get(key, {}), body)
         self._applied[key] = body
         return self.replace(resource, _merged(changed, body))
@@ -270,6 +283,19 @@ def _check_preconditions(live: Object, metadata: Object) -> None:
         wanted = metadata.get(name)
         if wanted is not None and wanted != live["metadata"][name]:
             raise ApiError(409, "Conflict", f"the object has another {name} than {wanted}")
+
+
+_IDENTITY = (".apiVersion", ".kind", ".metadata.name", ".metadata.namespace")
+
+
+def _conflicts(live: Any, applied: Any, mine: Any, path: str = "") -> Iterator[str]:
+    """Fields that have another value than the applied one and that ``mine`` does not name."""
+    if isinstance(live, dict) and isinstance(applied, dict):
+        for key in applied.keys() & live.keys():
+            before = mine.get(key) if isinstance(mine, dict) else None
+            yield from _conflicts(live[key], applied[key], before, f"{path}.{key}")
+    elif live != applied and live != mine and path not in _IDENTITY:
+        yield path
 
 
 def _merged(live: Any, applied: Any) -> Any:

@@ -19,7 +19,7 @@ NO_PODS = ("/pods/", "exec", "portforward", "proxy")
 
 def told(world: World, name: str) -> dict[str, Any]:
     """An adapter as the replicas are told of it."""
-    config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+    config = json.loads(world.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"])
     generator = next(d for d in config["deployments"] if d["name"] == "Generator")
     found = [a for a in generator["user_config"]["adapters"] if a["metadata"]["name"] == name]
     return dict(found[0]) if found else {}

@@ -112,8 +112,8 @@ async def test_a_volume_that_is_never_bound(world: World) -> None:
         IMAGE_MODELS, "shapes", "WeightsCached", "False", "VolumeNotBound"
     )
     assert "slow" in condition["message"]
-    assert "shapes-cache" in condition["message"]
-    claim = world.find(CLAIMS, "shapes-cache")
+    assert "model-shapes-cache" in condition["message"]
+    claim = world.find(CLAIMS, "model-shapes-cache")
     world.server.objects.replace(CLAIMS, {**claim, "status": {"phase": "Bound"}})
     world.cluster.resume_jobs()
     await world.ready(IMAGE_MODELS, "shapes")
@@ -250,11 +250,11 @@ async def test_a_configuration_that_somebody_wrote_over_is_written_again(world: 
     await world.ready(IMAGE_MODELS, "shapes")
     operator.queue.add(Key("Resync", "", ""))
     world.server.objects.merge(
-        CONFIG_MAPS, "calotype", "shapes-app", {"data": {"model.json": "{}"}}
+        CONFIG_MAPS, "calotype", "model-shapes-app", {"data": {"model.json": "{}"}}
     )
 
     def mended() -> bool:
-        text = world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"]
+        text = world.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"]
         return bool(json.loads(text).get("name") == "shapes")
 
     await world.until(mended, "it is written again")

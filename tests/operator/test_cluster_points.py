@@ -26,7 +26,7 @@ from .virtual import World
 
 
 def names_pushed(world: World) -> set[str]:
-    found = world.find(CONFIG_MAPS, "shapes-app")
+    found = world.find(CONFIG_MAPS, "model-shapes-app")
     config = json.loads(found["data"]["model.json"])
     generator = next(d for d in config["deployments"] if d["name"] == "Generator")
     return {a["metadata"]["name"] for a in generator["user_config"]["adapters"]}
@@ -56,7 +56,7 @@ async def test_point_7_deleting_tells_the_gateway_then_the_replicas_then_lets_go
         name = change.obj["metadata"]["name"]
         if name == "calotype-gateway-config" and not names_at_the_gateway(world):
             order.append("gateway")
-        if name == "shapes-app" and not names_pushed(world):
+        if name == "model-shapes-app" and not names_pushed(world):
             order.append("replicas")
         if name == "stripes" and change.type == "DELETED":
             order.append("gone")
@@ -131,10 +131,10 @@ async def test_point_7_a_model_with_work_ends_it_first(world: World) -> None:
     world.delete(IMAGE_MODELS, "shapes")
     await world.condition(IMAGE_MODELS, "shapes", "Ready", "False", "Deleting")
     await world.quiet()
-    assert world.find(DEPLOYMENTS, "shapes") is not None
+    assert world.find(DEPLOYMENTS, "model-shapes") is not None
     app.queue_seconds = 0
     await world.gone(IMAGE_MODELS, "shapes")
-    assert world.find(DEPLOYMENTS, "shapes") is None
+    assert world.find(DEPLOYMENTS, "model-shapes") is None
 
 
 async def test_point_7_a_namespace_that_ends_takes_everything_along(world: World) -> None:

@@ -139,7 +139,7 @@ async def test_point_12_what_was_deleted_unseen_is_forgotten(live: LiveWorld) ->
     operator.queue.add(Key("Resync", "", ""))
 
     def forgotten() -> bool:
-        config = json.loads(live.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+        config = json.loads(live.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"])
         generator = next(d for d in config["deployments"] if d["name"] == "Generator")
         return generator["user_config"]["adapters"] == []
 

@@ -39,9 +39,9 @@ async def test_a_model_in_one_pod_becomes_ready(world: World) -> None:
     assert status["observedGeneration"] == found["metadata"]["generation"]
     owner = found["metadata"]["uid"]
     for resource, name in (
-        (DEPLOYMENTS, "shapes"),
-        (SERVICES, "shapes"),
-        (CONFIG_MAPS, "shapes-app"),
+        (DEPLOYMENTS, "model-shapes"),
+        (SERVICES, "model-shapes"),
+        (CONFIG_MAPS, "model-shapes-app"),
     ):
         child = world.find(resource, name)
         assert [o["uid"] for o in child["metadata"]["ownerReferences"]] == [owner]
@@ -72,7 +72,7 @@ async def test_weights_are_fetched_once_and_the_pods_are_told_where(world: World
     found = await world.ready(IMAGE_MODELS, "shapes")
     path = found["status"]["weightsPath"]
     assert path.startswith("/var/lib/calotype/cache/models/calotype/shapes/")
-    config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+    config = json.loads(world.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"])
     generator = next(d for d in config["deployments"] if d["name"] == "Generator")
     assert generator["user_config"]["model"]["spec"]["source"] == {"path": path}
     await world.quiet()
@@ -92,12 +92,12 @@ async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
     )
 
     def bounds() -> bool:
-        groups = world.find(RAY_CLUSTERS, "shapes-abcde")["spec"]["workerGroupSpecs"]
+        groups = world.find(RAY_CLUSTERS, "model-shapes-abcde")["spec"]["workerGroupSpecs"]
         group = next(g for g in groups if g["groupName"] == "generator")
         return (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (3, 8, 3)
 
     await world.until(bounds, "bounds reach the RayCluster")
-    config = json.loads(world.find(RAY_SERVICES, "shapes")["spec"]["serveConfigV2"])
+    config = json.loads(world.find(RAY_SERVICES, "model-shapes")["spec"]["serveConfigV2"])
     generator = next(
         d for d in config["applications"][0]["deployments"] if d["name"] == "Generator"
     )
@@ -105,7 +105,9 @@ async def test_ray_service_and_replica_bounds_reach_the_running_cluster(
     assert generator["autoscaling_config"]["max_replicas"] == 8
     condition = await world.condition(IMAGE_MODELS, "shapes", "UpgradePlanned", "False")
     assert condition["reason"] == "NoUpgrade"
-    for group in world.find(RAY_SERVICES, "shapes")["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+    for group in world.find(RAY_SERVICES, "model-shapes")["spec"]["rayClusterConfig"][
+        "workerGroupSpecs"
+    ]:
         # Ray takes whole numbers only, as JSON inside of a shell's quotes.
         resources = json.loads(json.loads(group["rayStartParams"]["resources"]))
         assert all(isinstance(amount, int) for amount in resources.values())
@@ -122,7 +124,7 @@ async def test_a_second_cluster_is_announced_before_it_is_made(world: World) -> 
     await world.start(serveImage="calotype-serve:next")
 
     def applied() -> bool:
-        cluster = world.find(RAY_SERVICES, "shapes")["spec"]["rayClusterConfig"]
+        cluster = world.find(RAY_SERVICES, "model-shapes")["spec"]["rayClusterConfig"]
         image = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
         return bool(image == "calotype-serve:next")
 
@@ -157,10 +159,10 @@ async def test_in_place_only_holds_a_change_back_and_still_pushes_configuration(
     assert "suspend" in condition["message"]
     world.apply(manifests.adapter())
     await world.ready(LORA_ADAPTERS, "stripes")
-    assert "calotype-serve:next" not in json.dumps(world.find(RAY_SERVICES, "shapes"))
+    assert "calotype-serve:next" not in json.dumps(world.find(RAY_SERVICES, "model-shapes"))
     world.apply(manifests.model(suspend=True, **spec))
     await world.until(
-        lambda: "calotype-serve:next" in json.dumps(world.find(RAY_SERVICES, "shapes")),
+        lambda: "calotype-serve:next" in json.dumps(world.find(RAY_SERVICES, "model-shapes")),
         "a suspended model takes the change",
     )
 
@@ -183,7 +185,7 @@ async def test_suspending_takes_the_pods_and_resuming_brings_them(world: World) 
     await world.ready(IMAGE_MODELS, "shapes")
     world.apply(manifests.model(suspend=True))
     await world.condition(IMAGE_MODELS, "shapes", "Ready", "False", "Suspended")
-    assert world.find(DEPLOYMENTS, "shapes")["spec"]["replicas"] == 0
+    assert world.find(DEPLOYMENTS, "model-shapes")["spec"]["replicas"] == 0
     assert world.find(IMAGE_MODELS, "shapes")["status"]["phase"] == "Suspended"
     world.apply(manifests.model(suspend=False))
     await world.ready(IMAGE_MODELS, "shapes")
@@ -222,7 +224,7 @@ async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(wo
         return dict(found)
 
     def beside() -> dict[str, Any]:
-        app = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+        app = json.loads(world.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"])
         moderator = next(d for d in app["deployments"] if d["name"] == "Moderator")
         return dict(moderator["user_config"]["policies"])
 
@@ -275,7 +277,7 @@ async def test_a_policy_travels_to_the_moderator(world: World) -> None:
     world.apply(policy)
     await world.ready(IMAGE_MODELS, "shapes")
     await world.ready(MODERATION_POLICIES, "strict")
-    config = json.loads(world.find(CONFIG_MAPS, "shapes-app")["data"]["model.json"])
+    config = json.loads(world.find(CONFIG_MAPS, "model-shapes-app")["data"]["model.json"])
     moderator = next(d for d in config["deployments"] if d["name"] == "Moderator")
     assert moderator["user_config"]["policy"] == {"name": "strict", "spec": policy["spec"]}
     await world.until(lambda: "strict" in gateway(world).get("policies", {}), "the gateway knows")

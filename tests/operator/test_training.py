@@ -46,9 +46,9 @@ async def test_a_training_ends_as_an_adapter_that_is_loaded(world: World) -> Non
     assert adapter["spec"]["source"]["path"].endswith(
         "/trainings/calotype/sneaker/adapter.safetensors"
     )
-    job = world.find(RAY_JOBS, "sneaker")
+    job = world.find(RAY_JOBS, "train-sneaker")
     assert job["spec"]["entrypoint"].startswith("calotype train lora --config ")
-    config = json.loads(world.find(CONFIG_MAPS, "sneaker-training")["data"]["training.json"])
+    config = json.loads(world.find(CONFIG_MAPS, "train-sneaker")["data"]["training.json"])
     assert config["spec"]["steps"] == 200
     assert path.startswith(config["outputDir"])
 
@@ -105,7 +105,7 @@ async def test_a_training_can_be_suspended(world: World) -> None:
     await world.condition(LORA_TRAININGS, "sneaker", "Running")
     world.apply(training(suspend=True))
     await world.condition(LORA_TRAININGS, "sneaker", "Running", "False", "Suspended")
-    assert world.find(RAY_JOBS, "sneaker")["spec"]["suspend"] is True
+    assert world.find(RAY_JOBS, "train-sneaker")["spec"]["suspend"] is True
     world.cluster.training = lambda name: "SUCCEEDED"
     world.apply(training(suspend=False))
     await world.ready(LORA_TRAININGS, "sneaker")
@@ -129,6 +129,6 @@ async def test_a_deleted_training_takes_its_job_and_leaves_its_adapter(world: Wo
     await world.start()
     await world.ready(LORA_ADAPTERS, "sneaker")
     world.delete(LORA_TRAININGS, "sneaker")
-    await world.gone(RAY_JOBS, "sneaker")
+    await world.gone(RAY_JOBS, "train-sneaker")
     await world.quiet()
     assert world.find(LORA_ADAPTERS, "sneaker") is not None

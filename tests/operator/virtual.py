@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from calotype.operator.app import Operator
-from calotype.operator.kube.labels import MANAGED_BY, OPERATOR
+from calotype.operator.kube.labels import MANAGED_BY, OPERATOR, model_of
 from calotype.operator.kube.resources import (
     OWN,
     RAY,
@@ -62,7 +62,7 @@ class DirectModelApps(ModelApps):
     async def get(self, url: str) -> bytes:
         _, _, path = url.partition("/apps/")
         namespace, service, *_ = path.split("/")
-        status = self._cluster.apps.answer(namespace, service.removesuffix("-serve-svc"))
+        status = self._cluster.apps.answer(namespace, model_of(service.removesuffix("-serve-svc")))
         if status is None:
             raise NoAnswer(f"{url} answers 503.")
         return status.to_json().encode()

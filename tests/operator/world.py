@@ -182,7 +182,7 @@ class AnyWorld(abc.ABC):
 
     def application(self, model: str = "shapes") -> Manifest:
         """model.json of a model in one pod."""
-        found = self.get(CONFIG_MAPS, f"{model}-app")
+        found = self.get(CONFIG_MAPS, f"model-{model}-app")
         return dict(json.loads(found["data"]["model.json"]))
 
     def pushed(self) -> dict[str, Manifest]:

@@ -168,5 +168,5 @@ def test_after_an_uninstallation_everything_that_stays_can_be_deleted(examples: 
     assert examples.pods("model")  # goes on until its ImageModel goes
 
     examples.kubectl("delete", "-f", EXAMPLES, "--timeout=250s")
-    pod_cluster.wait_gone("deployment", "shapes", namespace)
+    pod_cluster.wait_gone("deployment", "model-shapes", namespace)
     pod_cluster.until(lambda: not examples.pods("model"), "the model's pod is gone")

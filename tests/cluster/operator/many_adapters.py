@@ -50,7 +50,7 @@ class ManyAdapters:
 
     def configured(self) -> set[str]:
         """Names of the adapters in the model's configuration."""
-        found = self.cluster.find("configmap", "shapes-app", self.namespace)
+        found = self.cluster.find("configmap", "model-shapes-app", self.namespace)
         config = json.loads(found["data"]["model.json"]) if found else {"deployments": []}
         generators = [d for d in config["deployments"] if d["name"] == "Generator"]
         return {a["metadata"]["name"] for g in generators for a in g["user_config"]["adapters"]}

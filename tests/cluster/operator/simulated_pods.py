@@ -16,7 +16,8 @@ from typing import Any
 from controlplane.client.cluster import Cluster
 from controlplane.client.objects import Object
 
-from calotype.operator.kube.labels import MODEL
+from calotype.operator.kube.labels import MODEL, model_of, workload_name
+from calotype.operator.manifests.singlepod import config_map_name
 from calotype.operator.testing.cluster import good_fetch
 from calotype.operator.testing.modelapps import FakeModelApp
 from calotype.serving.wire.model_status import ModelAppStatus
@@ -38,7 +39,7 @@ class SimulatedPods:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 _, _, namespace, service, *_ = self.path.split("/")
-                status = simulated.status(namespace, service.removesuffix("-serve-svc"))
+                status = simulated.status(namespace, model_of(service.removesuffix("-serve-svc")))
                 body = json.dumps(status.payload() if status else {"error": "not running"}).encode()
                 self.send_response(200 if status else 503)
                 self.send_header("Content-Length", str(len(body)))
@@ -92,11 +93,11 @@ class SimulatedPods:
             return app.status()
 
     def _application(self, namespace: str, model: str) -> Object | None:
-        deployment = self.cluster.find("deployment", model, namespace)
+        deployment = self.cluster.find("deployment", workload_name(model), namespace)
         if deployment is not None and deployment["spec"]["replicas"]:
-            found = self.cluster.find("configmap", f"{model}-app", namespace)
+            found = self.cluster.find("configmap", config_map_name(model), namespace)
             return dict(json.loads(found["data"]["model.json"])) if found else None
-        service = self.cluster.find("rayservices", model, namespace)
+        service = self.cluster.find("rayservices", workload_name(model), namespace)
         if service is None or service["spec"].get("suspend"):
             return None
         return dict(json.loads(service["spec"]["serveConfigV2"])["applications"][0])

@@ -40,7 +40,7 @@ def running(
 
 def configured(cluster: Cluster, namespace: str) -> set[str]:
     """Names of the adapters in the model's configuration."""
-    found = cluster.find("configmap", "shapes-app", namespace)
+    found = cluster.find("configmap", "model-shapes-app", namespace)
     config = json.loads(found["data"]["model.json"]) if found else {"deployments": []}
     generators = [d for d in config["deployments"] if d["name"] == "Generator"]
     return {a["metadata"]["name"] for g in generators for a in g["user_config"]["adapters"]}

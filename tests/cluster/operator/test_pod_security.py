@@ -70,13 +70,17 @@ def test_pods_of_models_fetches_and_trainings_are_restricted(
         ],
         namespace=namespace,
     )
-    for kind, name in (("rayservices", "ray"), ("rayjobs", "sneaker"), ("deployments", "pod")):
+    for kind, name in (
+        ("rayservices", "model-ray"),
+        ("rayjobs", "train-sneaker"),
+        ("deployments", "model-pod"),
+    ):
         kinds.wait(kind, name, lambda found: found["spec"], namespace)
-    kinds.wait("deployments", "hub", lambda found: found["spec"], namespace)
+    kinds.wait("deployments", "model-hub", lambda found: found["spec"], namespace)
     found = templates(kinds, namespace)
     assert {name.split("-")[0] for name in found} >= {"rayservices", "rayjobs", "deployments"}
-    assert {name for name in found if name.startswith("rayservices-ray-")} > {
-        "rayservices-ray-head"
+    assert {name for name in found if name.startswith("rayservices-model-ray-")} > {
+        "rayservices-model-ray-head"
     }
     for name, template in found.items():
         pod: Object = {

@@ -96,19 +96,22 @@ class OperatorExercise:
 
     def _ray(self) -> None:
         """What KubeRay would make, and what it would say when it gives up."""
-        service = self.wait("rayservices", "ray", lambda s: s["spec"])
+        service = self.wait("rayservices", "model-ray", lambda s: s["spec"])
         spec = json.loads(json.dumps(service["spec"]["rayClusterConfig"]))
         labels = {
-            "ray.io/originated-from-cr-name": "ray",
+            "ray.io/originated-from-cr-name": "model-ray",
             "ray.io/originated-from-crd": "RayService",
         }
         for group in spec["workerGroupSpecs"]:
             group["maxReplicas"] = 1
+        owner = {key: service[key] for key in ("apiVersion", "kind")}
+        owner |= {key: service["metadata"][key] for key in ("name", "uid")}
+        metadata = {"name": "ray-abcde", "labels": labels, "ownerReferences": [owner]}
         self.apply(
             {
                 "apiVersion": "ray.io/v1",
                 "kind": "RayCluster",
-                "metadata": {"name": "ray-abcde", "labels": labels},
+                "metadata": metadata,
                 "spec": spec,
             }
         )
@@ -128,15 +131,15 @@ class OperatorExercise:
         }
         uid = service["metadata"]["uid"]
         status = {"status": {"conditions": [gave_up]}}
-        self.cluster.patch("rayservices", "ray", status, self.namespace, sub="status")
-        self.wait("rayservices", "ray", lambda s: s["metadata"]["uid"] != uid)
+        self.cluster.patch("rayservices", "model-ray", status, self.namespace, sub="status")
+        self.wait("rayservices", "model-ray", lambda s: s["metadata"]["uid"] != uid)
 
     def _training(self) -> None:
-        self.wait("rayjobs", "sneaker", lambda j: j["spec"])
+        self.wait("rayjobs", "train-sneaker", lambda j: j["spec"])
         self.cluster.patch("loratrainings", "sneaker", {"spec": {"suspend": True}}, self.namespace)
-        self.wait("rayjobs", "sneaker", lambda j: j["spec"]["suspend"])
+        self.wait("rayjobs", "train-sneaker", lambda j: j["spec"]["suspend"])
         ended = {"status": {"jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}}
-        self.cluster.patch("rayjobs", "sneaker", ended, self.namespace, sub="status")
+        self.cluster.patch("rayjobs", "train-sneaker", ended, self.namespace, sub="status")
         self.wait("loratrainings", "sneaker")
 
 

@@ -22,7 +22,9 @@ from calotype.operator.planning.adapters import adapter_task
 from calotype.operator.planning.fetch_outcome import FetchFailure, FetchRunning, read_outcome
 from calotype.operator.planning.weights import fetch_task
 from calotype.operator.runtime.fetch_runner import FetchRunner, FetchSlots
+from calotype.operator.runtime.metrics import Metrics
 from calotype.operator.runtime.workqueue import Key
+from calotype.operator.runtime.writers.children import ChildWriter
 from calotype.operator.testing.client import DirectKubeClient
 from calotype.serving.wire.fetch_order import FetchOrder
 from calotype.serving.wire.fetch_result import FetchedWeights
@@ -193,7 +195,8 @@ async def test_retries_become_rarer_and_final_failures_are_never_retried(world: 
     flux, key = model("flux", source=HUB), Key("ImageModel", "calotype", "flux")
     config = world.settings().model_copy(update={"longest_retry_seconds": 100.0})
     kube = DirectKubeClient(world.server)
-    runner = FetchRunner(kube, config, FetchSlots(1, lambda key: None))
+    children = ChildWriter(kube, Metrics())
+    runner = FetchRunner(kube, config, FetchSlots(1, lambda key: None), children)
     obj = await kube.get(IMAGE_MODELS, "calotype", "flux")
     assert obj is not None
     world.cluster.fetch = lambda order: {"ok": False, "reason": "Unreachable", "message": "Away."}
