@@ -41,6 +41,7 @@ from calotype.serving.api.state.change_poller import ChangePoller
 from calotype.serving.api.state.disconnects import ClientWaits
 from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.gateway import Gateway, Refresh, nothing_new
+from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
@@ -93,6 +94,7 @@ def create_app(
         outbound=OutboundPolicy(
             allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
         ),
+        rates=RequestRates(settings.team_requests_per_second),
         refresh=refresh,
         outlives_models=outlives_models,
     )

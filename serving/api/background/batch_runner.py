@@ -12,7 +12,12 @@ import json
 import logging
 from typing import Any
 
-from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
+from calotype.serving.api.generation.creation import (
+    Origin,
+    Terms,
+    body_digest,
+    create_or_join,
+)
 from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.responses import images_body
@@ -142,7 +147,7 @@ class BatchRunner:
             idempotency=idempotency,
             batch_id=batch.id,
         )
-        return (await create_or_join(gateway, origin, body, line.body, terms)).id
+        return (await create_or_join(gateway, origin, body, body_digest(line.body), terms)).id
 
     async def _give_up(self, batch: BatchRecord, late: bool) -> None:
         reason: CalotypeError = (

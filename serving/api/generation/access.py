@@ -1,8 +1,8 @@
 """What a team may use, and by which policies and how strictly its requests are judged.
 
-Who may use an adapter is ``spec.access`` of the LoRAAdapter. How strictly a caller wants to be
-judged is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy decides what is granted
-(`moderation.policy.presets`), and the answer says where it is less.
+Who may use an adapter is ``spec.access`` of the LoRAAdapter (`Catalog.adapter_refs`). How strictly
+a caller wants to be judged is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy
+decides what is granted (`moderation.policy.presets`), and the answer says where it is less.
 """
 
 from __future__ import annotations
@@ -11,37 +11,16 @@ from collections.abc import Collection
 
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.config import LoRAAdapter
 from calotype.serving.core.errors import PermissionDenied
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import TeamRecord
 
 
-def is_open(adapter: LoRAAdapter, team: TeamRecord | None) -> bool:
-    """Whether the team may name the adapter; one that names no teams is open to all."""
-    teams = adapter.spec.access.teams
-    return not teams or (team is not None and team.name in teams)
-
-
-def check_access(
-    catalog: Catalog, model: str, wanted: Collection[str], team: TeamRecord | None
-) -> None:
-    """Checks the team of a request, and its adapters.
-
-    Raises:
-        PermissionDenied: the team may not draw, or an adapter is for other teams.
-    """
+def check_open(catalog: Catalog, team: TeamRecord | None) -> None:
+    """Raises PermissionDenied when the team may neither draw nor have anything judged."""
     closed = catalog.closed(team.name) if team is not None else None
     if closed is not None:
         raise PermissionDenied(f"The team may not draw at the moment: {closed}")
-    for adapter in catalog.adapters(model):
-        if adapter.name in wanted and not is_open(adapter, team):
-            raise PermissionDenied(
-                f"The adapter '{adapter.name}' of {model} is not open to the team "
-                f"'{team.name if team is not None else 'without a name'}': its owner can add the "
-                "team to spec.access.teams.",
-                param="loras",
-            )
 
 
 def scope_for(

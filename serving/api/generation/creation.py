@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from calotype.serving.api.generation.access import check_access, scope_for
+from calotype.serving.api.generation.access import check_open, scope_for
 from calotype.serving.api.generation.fallback import find_fallback
 from calotype.serving.api.generation.planning import PlannedGeneration, plan_generation
 from calotype.serving.api.generation.uploads import Images
@@ -92,32 +92,31 @@ async def create_or_join(
     gateway: Gateway,
     origin: Origin,
     body: GenerationBody,
-    raw: JsonObject,
+    digest: str,
     terms: Terms,
 ) -> JobRecord:
     """The job of this request, submitted to the backend.
 
     Args:
-        raw: what was sent; equal requests are told by it.
+        digest: of what was sent (`body_digest`); equal requests are told by it.
 
     Raises:
         InvalidRequest, NotFound: see `plan_generation`.
-        PermissionDenied: an adapter is for other teams.
+        PermissionDenied: the team may not draw, or not with this model.
         Conflict: the Idempotency-Key was used for another body.
         QuotaExceeded: a limit of the team is reached.
         StorageFailed: the job could not be recorded, so there is none.
         Overloaded: the queue is full, or the deadline cannot be met.
     """
     job_id, key = new_id("job"), origin.key
+    team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
+    check_open(gateway.catalog, team)
     try:
-        plan = _planned(gateway, body, job_id, origin, terms)
+        plan = _planned(gateway, body, job_id, origin, terms, team)
     except NotFound:
         if not await gateway.refresh():
             raise
-        plan = _planned(gateway, body, job_id, origin, terms)
-    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
-    team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
-    _check_adapters(gateway, plan, team)
+        plan = _planned(gateway, body, job_id, origin, terms, team)
     if joined is not None:
         return joined
     if terms.recipe is None:  # what is drawn again is drawn by the same model
@@ -176,8 +175,18 @@ async def create_or_join(
     return job
 
 
+def body_digest(raw: JsonObject) -> str:
+    """What tells two requests apart without keeping them."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 def _planned(
-    gateway: Gateway, body: GenerationBody, job_id: str, origin: Origin, terms: Terms
+    gateway: Gateway,
+    body: GenerationBody,
+    job_id: str,
+    origin: Origin,
+    terms: Terms,
+    team: TeamRecord | None,
 ) -> PlannedGeneration:
     return plan_generation(
         gateway.catalog,
@@ -186,12 +195,8 @@ def _planned(
         origin.request_id,
         gateway.settings.features,
         terms.images,
+        team,
     )
-
-
-def _check_adapters(gateway: Gateway, plan: PlannedGeneration, team: TeamRecord | None) -> None:
-    named = [adapter.name for adapter in plan.request.adapters]
-    check_access(gateway.catalog, plan.model.name, named, team)
 
 
 async def _plan_with_fallback(
@@ -208,8 +213,7 @@ async def _plan_with_fallback(
         return plan
     try:
         same = body.model_copy(update={"model": fallback.model.name})
-        other = _planned(gateway, same, plan.request.id, origin, terms)
-        _check_adapters(gateway, other, team)
+        other = _planned(gateway, same, plan.request.id, origin, terms, team)
     except CalotypeError as error:  # it lacks an adapter or cannot draw that large: wait, then
         log.info("%s: %s cannot draw instead: %s", plan.request.id, fallback.model.name, error)
         return plan

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from calotype.serving.api.state.catalog import may_use
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import CalotypeError, NotFound
@@ -49,8 +50,8 @@ async def find_fallback(
             other = gateway.catalog.model(name)
         except NotFound:
             return None
-        allowed = team is None or team.allowed_models is None or other.name in team.allowed_models
-        if allowed and await _unavailable_reason(gateway, other, statuses) is None:
+        open_to_it = may_use(other.name, team)
+        if open_to_it and await _unavailable_reason(gateway, other, statuses) is None:
             return FallbackModel(
                 other, f"{other.name} draws instead of {model.name}, which {reason}."
             )

@@ -25,6 +25,7 @@ from calotype.serving.core.request import (
     sampler_names,
 )
 from calotype.serving.jobs.recipe import make_recipe
+from calotype.serving.jobs.records import TeamRecord
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
@@ -56,17 +57,19 @@ def plan_generation(
     request_id: str,
     features: Collection[str] = (),
     images: Images | None = None,
+    team: TeamRecord | None = None,
 ) -> PlannedGeneration:
     """Checks ``body`` against the model that it names and fills in what it leaves out.
 
     Args:
         features: what the workers can do (`settings.FEATURES`).
+        team: which asks; None = one that may use everything.
 
     Raises:
-        NotFound: no such model or adapter.
+        NotFound: no such model or adapter for this team.
         InvalidRequest: a value is out of the model's limits.
     """
-    model = catalog.model(body.model)
+    model = catalog.model(body.model, team)
     limits = model.spec.limits
     operation = _operation(body)
     if operation != "variation" and not body.prompt.strip():
@@ -120,7 +123,7 @@ def plan_generation(
         ),
         seed=seed,
         n=body.n,
-        adapters=catalog.adapter_refs(model, [(lora.id, lora.scale) for lora in body.loras]),
+        adapters=catalog.adapter_refs(model, [(lora.id, lora.scale) for lora in body.loras], team),
         preview_every=_preview_every(model, body, features),
         priority=PRIORITIES[body.priority],
         negative_prompt=body.negative_prompt or None,

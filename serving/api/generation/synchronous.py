@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
+from calotype.serving.api.generation.creation import (
+    Origin,
+    Terms,
+    body_digest,
+    create_or_join,
+)
 from calotype.serving.api.generation.responses import images_response
 from calotype.serving.api.generation.streaming import images_stream
 from calotype.serving.api.generation.uploads import Images
@@ -17,33 +23,51 @@ from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import KeyRecord
 
+_SOURCES = ("images", "mask", "reference_images")
+"""Fields of a body that may hold whole pictures."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx' status for a client that hung up; nobody reads it but the access log."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request of a synchronous route that was read, without the pictures that came with it.
+
+    It is kept for as long as its client waits, so it must not hold what was sent.
+    """
+
+    body: GenerationBody
+    digest: str
+    """Of what was sent (`body_digest`)."""
+    images: Images | None
+    """Where its pictures are stored."""
+    recipe: JsonObject | None
+
+    @classmethod
+    def of(
+        cls, body: GenerationBody, raw: JsonObject, images: Images | None, recipe: JsonObject | None
+    ) -> PreparedRequest:
+        sources = {name: None for name in _SOURCES if getattr(body, name, None)}
+        return cls(body.model_copy(update=sources), body_digest(raw), images, recipe)
+
+
 async def answer(
-    request: Request,
-    key: KeyRecord,
-    body: GenerationBody,
-    raw: JsonObject,
-    *,
-    images: Images | None = None,
-    recipe: JsonObject | None = None,
-    started: float,
+    request: Request, key: KeyRecord, prepared: PreparedRequest, started: float
 ) -> Response:
     """Creates or joins the job of a synchronous request, waits and answers."""
     gateway = gateway_of(request)
     settings = gateway.settings
+    body = prepared.body
     seconds = min(settings.request_timeout, body.deadline_seconds or settings.request_timeout)
     terms = Terms(
         seconds,
         settings.asset_seconds,
         body.metadata,
         wanted_seconds=body.deadline_seconds,
-        images=images,
-        recipe=recipe,
+        images=prepared.images,
+        recipe=prepared.recipe,
     )
-    job = await create_or_join(gateway, Origin.of(request, key), body, raw, terms)
+    job = await create_or_join(gateway, Origin.of(request, key), body, prepared.digest, terms)
     if body.stream:
         return await images_stream(gateway, request, job, seconds, started)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from calotype.serving.api.generation.files import keep_file
+from calotype.serving.api.generation.files import find_file, keep_file
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
@@ -288,9 +288,10 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
 
 
 async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:
-    file = await asyncio.to_thread(gateway.database.files.get_file, file_id, team_id)
-    if file is None:
-        raise NotFound(f"There is no file '{file_id[:80]}'.", param=where)
+    try:
+        file = await find_file(gateway, file_id, team_id)
+    except NotFound as error:
+        raise NotFound(error.message, error.code, where) from None
     return await asyncio.to_thread(gateway.blobs.get, file.blob_key)
 
 

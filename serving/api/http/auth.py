@@ -27,8 +27,18 @@ def bearer(request: Request) -> str:
     return key.strip()
 
 
-def allowed(scope: str) -> Callable[[Request], Awaitable[KeyRecord]]:
-    """A FastAPI dependency: the caller's key, which must have ``scope``."""
+def allowed(*scopes: str, counted: bool = False) -> Callable[[Request], Awaitable[KeyRecord]]:
+    """A FastAPI dependency: the caller's key, which must have one of ``scopes``.
+
+    Args:
+        counted: the request is one of the team's `requests_per_minute`. Where a job is made, the
+            transaction that makes it counts it.
+
+    Raises (the dependency):
+        Unauthenticated: no valid key.
+        PermissionDenied: the key has other scopes.
+        QuotaExceeded: the team asks too often.
+    """
 
     async def check(request: Request) -> KeyRecord:
         gateway, given = gateway_of(request), bearer(request)
@@ -38,11 +48,16 @@ def allowed(scope: str) -> Callable[[Request], Awaitable[KeyRecord]]:
             if not await gateway.refresh():
                 raise
             key = await asyncio.to_thread(gateway.database.api_keys.authenticate, given)
-        if scope not in key.scopes and "admin" not in key.scopes:
+        if not {*scopes, "admin"} & set(key.scopes):
+            wanted = " or ".join(f"'{scope}'" for scope in scopes)
             raise PermissionDenied(
-                f"This API key may not do this: it lacks the scope '{scope}' "
+                f"This API key may not do this: it lacks the scope {wanted} "
                 f"(it has: {', '.join(key.scopes) or 'none'})."
             )
+        gateway.rates.take(key.team_id)
+        if counted:
+            rate = await asyncio.to_thread(gateway.database.teams.take_request, key.team_id)
+            request.state.rates = [] if rate is None else [rate]
         return key
 
     return check

@@ -23,6 +23,7 @@ from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord, new
 router = APIRouter(tags=["OpenAI"])
 
 Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+Writer = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
 
 MAX_LINES = 5_000
 MAX_LINE_BYTES = 1024 * 1024
@@ -86,7 +87,7 @@ class BatchBody(Body):
 
 
 @router.post("/v1/batches", openapi_extra=json_body(BatchBody))
-async def create_batch(request: Request, key: Caller) -> BatchObject:
+async def create_batch(request: Request, key: Writer) -> BatchObject:
     """Takes a file of requests; its lines become jobs of low priority within a day."""
     gateway = gateway_of(request)
     raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)

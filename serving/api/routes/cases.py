@@ -27,7 +27,8 @@ from calotype.serving.storage import content_key
 
 router = APIRouter(tags=["moderation"])
 
-Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+Caller = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
+Reader = Annotated[KeyRecord, Depends(allowed("images", "moderation"))]
 Reviewer = Annotated[KeyRecord, Depends(allowed("moderation"))]
 
 _DECISION = re.compile(r"dec_[0-9a-f]{24}")
@@ -109,7 +110,7 @@ async def report(request: Request, key: Caller) -> Response:
 
 
 @router.get("/v1/moderation/cases/{case_id}")
-async def get_case(request: Request, case_id: str, key: Caller) -> CaseObject:
+async def get_case(request: Request, case_id: str, key: Reader) -> CaseObject:
     """A case of one's own team; a reviewer sees everybody's."""
     reviewer = bool({"moderation", "admin"} & set(key.scopes))
     team = None if reviewer else key.team_id

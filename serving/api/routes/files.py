@@ -23,6 +23,7 @@ from calotype.serving.jobs.records import FileRecord, KeyRecord
 router = APIRouter(tags=["OpenAI"])
 
 Caller = Annotated[KeyRecord, Depends(allowed("images"))]
+Writer = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
 
 PURPOSES = ("batch", "vision", "user_data", "assistants", "fine-tune", "evals")
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -70,7 +71,7 @@ _FORM = {
 
 
 @router.post("/v1/files", openapi_extra=_FORM)
-async def create_file(request: Request, key: Caller) -> FileObject:
+async def create_file(request: Request, key: Writer) -> FileObject:
     """Keeps a file, for a batch or as an image of later requests."""
     gateway = gateway_of(request)
     settings = gateway.settings

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.synchronous import answer
+from calotype.serving.api.generation.synchronous import PreparedRequest, answer
 from calotype.serving.api.generation.uploads import (
     check_image,
     input_seconds,
@@ -67,33 +67,39 @@ def form_body(schema: type[EditBody]) -> dict[str, object]:
 @router.post("/v1/images/generations", openapi_extra=json_body(GenerationBody))
 async def generate(request: Request, key: Caller) -> Response:
     """Draws pictures and answers with them, or streams them as they come."""
-    gateway = gateway_of(request)
     started = time.monotonic()
+    return await answer(request, key, await _read_generation(request, key), started)
+
+
+@router.post("/v1/images/edits", openapi_extra=form_body(EditBody))
+async def edit(request: Request, key: Caller) -> Response:
+    """Draws anew what a mask marks, or a new picture that looks at those that are sent."""
+    started = time.monotonic()
+    return await answer(request, key, await _read_edit(request, key, EditBody, "edits"), started)
+
+
+@router.post("/v1/images/variations", openapi_extra=form_body(VariationBody))
+async def vary(request: Request, key: Caller) -> Response:
+    """Draws pictures that resemble the one that is sent."""
+    started = time.monotonic()
+    prepared = await _read_edit(request, key, VariationBody, "variations")
+    return await answer(request, key, prepared, started)
+
+
+async def _read_generation(request: Request, key: KeyRecord) -> PreparedRequest:
+    gateway = gateway_of(request)
     raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
     wanted, recipe = expand_recipe(raw)
     body = parse_generation(wanted, gateway.settings.features)
     images = await recipe_images(gateway, key.team_id, recipe)
     if images is None:
         images = await read_images(gateway, key.team_id, body, input_seconds(gateway))
-    return await answer(request, key, body, raw, images=images, recipe=recipe, started=started)
+    return PreparedRequest.of(body, raw, images, recipe)
 
 
-@router.post("/v1/images/edits", openapi_extra=form_body(EditBody))
-async def edit(request: Request, key: Caller) -> Response:
-    """Draws anew what a mask marks, or a new picture that looks at those that are sent."""
-    return await _draw_from_images(request, key, EditBody, "edits")
-
-
-@router.post("/v1/images/variations", openapi_extra=form_body(VariationBody))
-async def vary(request: Request, key: Caller) -> Response:
-    """Draws pictures that resemble the one that is sent."""
-    return await _draw_from_images(request, key, VariationBody, "variations")
-
-
-async def _draw_from_images(
+async def _read_edit(
     request: Request, key: KeyRecord, schema: type[EditBody], feature: str
-) -> Response:
-    started = time.monotonic()
+) -> PreparedRequest:
     gateway = gateway_of(request)
     settings = gateway.settings
     if is_multipart(request):
@@ -119,7 +125,7 @@ async def _draw_from_images(
         )
     elif pictures is None:
         pictures = await read_images(gateway, key.team_id, body, input_seconds(gateway))
-    return await answer(request, key, body, raw, images=pictures, recipe=recipe, started=started)
+    return PreparedRequest.of(body, raw, pictures, recipe)
 
 
 def _check_feature(features: frozenset[str], feature: str) -> None:

@@ -10,7 +10,12 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from calotype.serving.api.generation.creation import Origin, Terms, create_or_join
+from calotype.serving.api.generation.creation import (
+    Origin,
+    Terms,
+    body_digest,
+    create_or_join,
+)
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.auth import allowed
@@ -85,7 +90,9 @@ async def create_job(request: Request, key: Caller) -> Response:
         images=images,
         recipe=recipe,
     )
-    job = await create_or_join(gateway, Origin.of(request, key), generation, raw, terms)
+    job = await create_or_join(
+        gateway, Origin.of(request, key), generation, body_digest(raw), terms
+    )
     wait = _PREFER_WAIT.search(request.headers.get("prefer", ""))
     if wait is not None and not job.over:
         job = await gateway.waits.poll(job.id, min(int(wait[1]), _MAX_WAIT_SECONDS))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
-from calotype.serving.api.generation.access import is_open
 from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.state.catalog import is_open
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.config import ImageModel
 from calotype.serving.config.lora_adapter import Scale
@@ -100,7 +101,7 @@ def _scale(scale: Scale) -> ScaleObject:
 async def list_models(request: Request, key: Caller) -> ModelList:
     gateway = gateway_of(request)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
-    offered = gateway.catalog.models()
+    offered = gateway.catalog.models(team)
     models = [await _with_status(gateway, model, team) for model in offered]
     return {"object": "list", "data": models}
 
@@ -110,7 +111,7 @@ async def get_model(request: Request, name: str, key: Caller) -> ModelObject:
     """One model, by name or alias; ``id`` is what was asked for."""
     gateway = gateway_of(request)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
-    found = await _with_status(gateway, gateway.catalog.model(name), team)
+    found = await _with_status(gateway, gateway.catalog.model(name, team), team)
     found["id"] = name
     return found
 
@@ -122,17 +123,22 @@ async def _with_status(gateway: Gateway, model: ImageModel, team: TeamRecord | N
         return described
     statuses = {status.name: status for status in await gateway.backend.status()}
     absent = ModelStatus(model.name, ready=False, message="It has no app yet.")
-    described["status"] = status_object(statuses.get(model.name, absent))
+    open_to_it = [adapter["id"] for adapter in described["adapters"]]
+    described["status"] = status_object(statuses.get(model.name, absent), open_to_it)
     return described
 
 
-def status_object(status: ModelStatus) -> StatusObject:
-    """How a model is, as /v1/models and /readyz say it."""
+def status_object(status: ModelStatus, adapters: Collection[str] = ()) -> StatusObject:
+    """How a model is, as /v1/models and /readyz say it.
+
+    Args:
+        adapters: those that whoever asks may know of.
+    """
     return {
         "name": status.name,
         "ready": status.ready,
         "replicas": status.replicas,
         "queue_seconds": round(status.queue_seconds, 1),
-        "adapters": status.adapters,
+        "adapters": {name: how for name, how in status.adapters.items() if name in adapters},
         "message": status.message,
     }

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images.decode import decode_image
 from calotype.moderation.wire import openai_result_of_payload
+from calotype.serving.api.generation.access import check_open
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import read_json
 from calotype.serving.api.state.gateway import gateway_of
@@ -37,7 +38,7 @@ MAX_VIEWS = 64
 
 @router.post("/v1/moderations")
 async def moderate(
-    request: Request, key: Annotated[KeyRecord, Depends(allowed("images"))]
+    request: Request, key: Annotated[KeyRecord, Depends(allowed("images", counted=True))]
 ) -> JsonObject:
     """Judges texts and pictures: one result per string, one for a list of parts."""
     gateway = gateway_of(request)
@@ -52,6 +53,7 @@ async def moderate(
         raise InvalidRequest("model must be a string.", code="invalid_type", param="model")
     texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
+    check_open(gateway.catalog, team)
     scope = CheckScope((team.policy,)) if team is not None and team.policy else None
     models = team.allowed_models if team is not None else None
     decisions = await gateway.backend.moderate(texts, images, scope, models)

@@ -30,6 +30,7 @@ from calotype.serving.webhooks.sender import event_body
 router = APIRouter(tags=["webhooks"])
 
 Caller = Annotated[KeyRecord, Depends(allowed("jobs"))]
+Writer = Annotated[KeyRecord, Depends(allowed("jobs", counted=True))]
 
 MAX_ENDPOINTS = 50
 _STATES = ("pending", "delivered", "failed")
@@ -124,7 +125,7 @@ async def get_default_secret(request: Request, key: Caller) -> dict[str, str]:
 
 
 @router.post("/v1/webhook_endpoints", openapi_extra=json_body(EndpointBody))
-async def create_endpoint(request: Request, key: Caller) -> EndpointObject:
+async def create_endpoint(request: Request, key: Writer) -> EndpointObject:
     """Registers an address; the answer holds its signing secret, for the only time."""
     gateway = gateway_of(request)
     body = parse(EndpointBody, await _read(request))
@@ -202,7 +203,7 @@ async def rotate_secret(request: Request, endpoint_id: str, key: Caller) -> Endp
 
 
 @router.post("/v1/webhook_endpoints/{endpoint_id}/test", openapi_extra=json_body(TestBody))
-async def test_endpoint(request: Request, endpoint_id: str, key: Caller) -> DeliveryObject:
+async def test_endpoint(request: Request, endpoint_id: str, key: Writer) -> DeliveryObject:
     """Sends an event that says nothing, signed like any other."""
     database = gateway_of(request).database
     body = parse(TestBody, await _read(request))
@@ -266,7 +267,7 @@ async def get_delivery(request: Request, delivery_id: str, key: Caller) -> Deliv
 
 
 @router.post("/v1/webhook_deliveries/{delivery_id}/redeliver")
-async def redeliver(request: Request, delivery_id: str, key: Caller) -> DeliveryObject:
+async def redeliver(request: Request, delivery_id: str, key: Writer) -> DeliveryObject:
     """Sends it again: the same id and body, a new signature."""
     database = gateway_of(request).database
     delivery = await asyncio.to_thread(database.webhooks.redeliver, delivery_id, key.team_id)

@@ -8,6 +8,18 @@ from dataclasses import dataclass
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.request import AdapterRef
+from calotype.serving.jobs.records import TeamRecord
+
+
+def is_open(adapter: LoRAAdapter, team: TeamRecord | None) -> bool:
+    """Whether the team may name the adapter; one that names no teams is open to all."""
+    teams = adapter.spec.access.teams
+    return not teams or (team is not None and team.name in teams)
+
+
+def may_use(model: str, team: TeamRecord | None) -> bool:
+    """Whether the team may draw with the model; a team that names no models has all of them."""
+    return team is None or team.allowed_models is None or model in team.allowed_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +55,9 @@ class Catalog:
         """
         self._offer = _read(models, adapters, closed or {})
 
-    def models(self) -> list[ImageModel]:
-        return list(self._offer.models.values())
+    def models(self, team: TeamRecord | None = None) -> list[ImageModel]:
+        """All of them, or those that a team may draw with."""
+        return [model for model in self._offer.models.values() if may_use(model.name, team)]
 
     def adapters(self, model: str) -> list[LoRAAdapter]:
         return list(self._offer.adapters.get(model, {}).values())
@@ -53,36 +66,43 @@ class Catalog:
         """Why a team may not draw at the moment; None = it may."""
         return self._offer.closed.get(team)
 
-    def model(self, name: str | None) -> ImageModel:
-        """The model of that name or alias; without a name, the first one declared.
+    def model(self, name: str | None, team: TeamRecord | None = None) -> ImageModel:
+        """The model of that name or alias; without a name, the first one that the team may use.
 
         Raises:
-            NotFound: no such model; names those that are there.
+            NotFound: no such model, or it is closed to the team: the answer is the same, and names
+                only those that the team may use.
         """
-        offer = self._offer
-        if not offer.models:
+        offered = self.models(team)
+        if not offered:
             raise NotFound(
-                "This service offers no model at the moment.", code="model_not_found", param="model"
-            )
-        if name is None:
-            return next(iter(offer.models.values()))
-        found = offer.names.get(name)
-        if found is None:
-            raise NotFound(
-                f"The model '{name[:80]}' does not exist. This service offers: "
-                f"{', '.join(offer.models)}.",
+                "This service offers your team no model at the moment.",
                 code="model_not_found",
                 param="model",
             )
-        return offer.models[found]
+        if name is None:
+            return offered[0]
+        found = self._offer.names.get(name)
+        if found is None or not may_use(found, team):
+            raise NotFound(
+                f"The model '{name[:80]}' does not exist or is not open to your team. This "
+                f"service offers: {', '.join(model.name for model in offered)}.",
+                code="model_not_found",
+                param="model",
+            )
+        return self._offer.models[found]
 
     def adapter_refs(
-        self, model: ImageModel, wanted: Sequence[tuple[str, float | None]]
+        self,
+        model: ImageModel,
+        wanted: Sequence[tuple[str, float | None]],
+        team: TeamRecord | None = None,
     ) -> tuple[AdapterRef, ...]:
         """Checks adapters ``(name, scale or None)`` for a model.
 
         Raises:
-            NotFound: the model has no such adapter; names those that it has.
+            NotFound: the model has no such adapter, or it is for other teams: the answer is the
+                same, and names only those that are open to the team.
             InvalidRequest: too many, one twice, or a scale out of the adapter's range.
         """
         most = model.spec.limits.max_adapters
@@ -91,14 +111,16 @@ class Catalog:
                 f"loras has {len(wanted)} entries; {model.name} takes at most {most}.",
                 param="loras",
             )
-        known = self._offer.adapters.get(model.name, {})
+        offered = self._offer.adapters.get(model.name, {})
+        known = {name: adapter for name, adapter in offered.items() if is_open(adapter, team)}
         refs: list[AdapterRef] = []
         for index, (name, scale) in enumerate(wanted):
             where = f"loras[{index}]"
             if name not in known:
                 raise NotFound(
-                    f"The model '{model.name}' has no adapter '{name[:80]}'. "
-                    + (f"It has: {', '.join(sorted(known))}." if known else "It has none."),
+                    f"The model '{model.name}' has no adapter '{name[:80]}' that is open to your "
+                    f"team. It may use: {', '.join(sorted(known)) or 'none'}. The owner of an "
+                    "adapter opens it to a team with spec.access.teams.",
                     param=f"{where}.id",
                 )
             if any(ref.name == name for ref in refs):

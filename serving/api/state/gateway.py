@@ -14,6 +14,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.change_poller import ChangePoller
 from calotype.serving.api.state.disconnects import ClientWaits
 from calotype.serving.api.state.eta import Estimates
+from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.database import Database
@@ -41,6 +42,8 @@ class Gateway:
     change_poller: ChangePoller
     outbound: OutboundPolicy
     """Where webhooks and image URLs may lead."""
+    rates: RequestRates
+    """How fast each team may ask."""
     refresh: Refresh = nothing_new
     """Looks for what was declared a moment ago; says whether anything is new."""
     outlives_models: bool = False

@@ -52,6 +52,12 @@ class GatewaySettings(BaseModel):
         frozenset(FEATURES),
         description="What the workers can do beside drawing; a subset of FEATURES.",
     )
+    team_requests_per_second: float = Field(
+        200.0,
+        gt=0,
+        description="Requests of one team that a gateway answers in a second, of any kind; ten "
+        "seconds' worth of them may come at once.",
+    )
     max_upload_bytes: int = Field(
         128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."
     )

@@ -47,8 +47,7 @@ def reserve(connection: Connection, new: NewJob, now: float) -> tuple[RateState 
         PermissionDenied: the team may not use this model.
         QuotaExceeded: a limit is reached; says which and when it is over.
     """
-    query = select(teams).where(teams.c.id == new.team_id).with_for_update()
-    team = TeamRecord(**connection.execute(query).mappings().one())
+    team = locked_team(connection, new.team_id)
     if team.allowed_models is not None and new.model not in team.allowed_models:
         raise PermissionDenied(
             f"The team '{team.name}' may not use the model '{new.model}' (it may use: "
@@ -58,7 +57,7 @@ def reserve(connection: Connection, new: NewJob, now: float) -> tuple[RateState 
     _check_open_jobs(connection, team)
     day = day_of(now)
     _check_spending(connection, team, new, day)
-    state = _take_token(connection, team, now)
+    state = take_token(connection, team, now)
     if new.reserved_seconds:
         _add_to_day(connection, new.team_id, day, reserved=new.reserved_seconds)
     return state, day
@@ -127,7 +126,18 @@ def _check_spending(connection: Connection, team: TeamRecord, new: NewJob, day: 
             )
 
 
-def _take_token(connection: Connection, team: TeamRecord, now: float) -> RateState | None:
+def locked_team(connection: Connection, team_id: str) -> TeamRecord:
+    """The team, which nobody else changes until the transaction ends."""
+    query = select(teams).where(teams.c.id == team_id).with_for_update()
+    return TeamRecord(**connection.execute(query).mappings().one())
+
+
+def take_token(connection: Connection, team: TeamRecord, now: float) -> RateState | None:
+    """Takes one of the team's requests a minute; None = it has no such limit.
+
+    Raises:
+        QuotaExceeded: none is left; says when one is.
+    """
     limit = team.requests_per_minute
     if limit is None:
         return None

@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.database.accounts.quotas import RateState, locked_team, take_token
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import teams
@@ -81,6 +82,21 @@ class Teams(Repository):
 
     def get_team(self, team_id: str) -> TeamRecord | None:
         return self._team(teams.c.id == team_id)
+
+    def take_request(self, team_id: str) -> RateState | None:
+        """Counts a request that makes no job against the team's `requests_per_minute`.
+
+        Returns:
+            The state of the limit, if the team has one.
+
+        Raises:
+            QuotaExceeded: the limit is reached.
+        """
+        team = self.get_team(team_id)
+        if team is None or team.requests_per_minute is None:
+            return None
+        with writing(self.engine) as connection:
+            return take_token(connection, locked_team(connection, team_id), self.clock.time())
 
     def _team(self, condition: Any) -> TeamRecord | None:
         with reading(self.engine) as connection:

@@ -259,8 +259,8 @@ def test_an_adapter_is_open_to_the_teams_that_it_names(house: House) -> None:
         assert house.generate("ct_live_shoes", loras=[{"id": "stripes"}]).status_code == 200
         refused = house.generate("ct_live_hats", loras=[{"id": "stripes"}])
         assert house.generate("ct_live_hats").status_code == 200
-    assert refused.status_code == 403
-    assert "not open to the team 'hats'" in refused.json()["error"]["message"]
+    assert refused.status_code == 404
+    assert "that is open to your team" in refused.json()["error"]["message"]
     assert len(house.get("/v1/jobs", "ct_live_hats").json()["data"]) == 1
 
 
@@ -272,8 +272,8 @@ def test_a_team_draws_with_its_models_only_and_within_its_quotas(house: House) -
     house.configure(house.document(teams=teams))
     house.wait_for(lambda: house.get("/v1/models", "ct_live_hats").status_code == 200, "known")
     refused = house.generate("ct_live_shoes")
-    assert refused.status_code == 403
-    assert "another" in refused.json()["error"]["message"]
+    assert refused.status_code == 404
+    assert "no model" in refused.json()["error"]["message"]
     with house.model_app():
         assert [house.generate("ct_live_hats").status_code for _ in range(2)] == [200, 429]
     house.configure(house.document(teams=[team("shoes", "ct_live_shoes")]))

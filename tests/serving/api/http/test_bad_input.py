@@ -86,7 +86,7 @@ CASES: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     ("response format", {"response_format": "png"}, 400, "invalid_value", "response_format",
      "b64_json"),
     ("unknown adapter", {"loras": [{"id": "spots"}]}, 404, "not_found", "loras[0].id",
-     "It has: stripes"),
+     "It may use: stripes"),
     ("scale out of range", {"loras": [{"id": "stripes", "scale": 9}]}, 400, "invalid_value",
      "loras[0].scale", "0 to 1.5"),
     ("adapter twice", {"loras": [{"id": "stripes"}] * 2}, 400, "invalid_value", "loras[1].id",
