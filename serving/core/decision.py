@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from calotype.serving.core.json_object import JsonObject
+
+if TYPE_CHECKING:
+    from calotype.serving.core.request import Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,24 @@ class CheckScope:
             return None
         level = payload.get("wish")
         return cls(_strings(payload.get("policies")), None if level is None else str(level))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContext:
+    """What an image is judged with besides its pixels. Nothing of it is optional: rules combine
+    what an image shows with what it was drawn for and from."""
+
+    prompt: str
+    """What it was drawn for; empty for an image that somebody brings."""
+    references: Sequence[Pixels]
+    """The images that it was drawn from; none for an image that somebody brings."""
+    scope: CheckScope | None
+    """For whom it is judged; None = under the model's policy alone."""
+
+    @classmethod
+    def of_upload(cls, scope: CheckScope | None) -> ImageContext:
+        """Of an image that was not drawn here."""
+        return cls("", (), scope)
 
 
 @dataclass(frozen=True, slots=True)

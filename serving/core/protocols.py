@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -73,18 +73,7 @@ class SafetyStage(Protocol):
 
     async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision: ...
 
-    async def check_image(
-        self,
-        pixels: Pixels,
-        prompt: str = "",
-        references: Sequence[Pixels] = (),
-        scope: CheckScope | None = None,
-    ) -> Decision:
-        """Args:
-        prompt: what the image was drawn for, if anything.
-        references: the images it was drawn from.
-        """
-        ...
+    async def check_image(self, pixels: Pixels, context: ImageContext) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)

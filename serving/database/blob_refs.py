@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
-from calotype.serving.database.schema.held_table import held_images
+from calotype.serving.database.schema.review_tables import held_images
 from calotype.serving.database.schema.tables import (
     assets,
     blob_garbage,

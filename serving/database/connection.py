@@ -73,6 +73,8 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
         _enter_wal(cursor)
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
+        # A deleted row is overwritten: the key of a rejected picture must not linger in the file.
+        cursor.execute("PRAGMA secure_delete = ON")
     finally:
         cursor.close()
 

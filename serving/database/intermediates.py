@@ -6,7 +6,7 @@ needs them any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +19,24 @@ from calotype.serving.database.schema.tables import checkpoints, jobs, previews
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 
 
-def clear_intermediates(connection: Connection, job_id: str, now: float, *, drawn: bool) -> None:
-    """Lets go of the checkpoint of a job that is over, and of previews of what was not drawn.
+def clear_intermediates(
+    connection: Connection, job_id: str, now: float, shown: Collection[int]
+) -> None:
+    """Lets go of the checkpoint of a job that is over, and of previews of what is not shown.
 
-    Those of a drawn image stay until the job expires: a client that looks a moment too late, or
+    Those of a shown image stay until the job expires: a client that looks a moment too late, or
     comes back, gets them all the same.
+
+    Args:
+        shown: the images that clients see as they were drawn.
     """
-    for table in (checkpoints,) if drawn else (checkpoints, previews):
-        gone = connection.execute(
-            delete(table).where(table.c.job_id == job_id).returning(table.c.blob_key)
-        )
-        release_ref(connection, list(gone.scalars()), now)
+    for of_job in (
+        delete(checkpoints).where(checkpoints.c.job_id == job_id).returning(checkpoints.c.blob_key),
+        delete(previews)
+        .where(previews.c.job_id == job_id, previews.c.image_index.not_in(sorted(shown)))
+        .returning(previews.c.blob_key),
+    ):
+        release_ref(connection, list(connection.execute(of_job).scalars()), now)
 
 
 class Intermediates(Repository):

@@ -18,10 +18,8 @@ from calotype.serving.database.blob_refs import add_ref
 from calotype.serving.database.connection import flush, reading, writing
 from calotype.serving.database.intermediates import clear_intermediates
 from calotype.serving.database.repository import ColumnValues, Repository, column_values
-from calotype.serving.database.review.held_images import (
-    add_held,
-    held_reasons,
-)
+from calotype.serving.database.review.cases import add_refusals
+from calotype.serving.database.review.held_images import add_held, held_reasons
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.endings import Ending
@@ -222,9 +220,10 @@ class Jobs(Repository):
             add_ref(connection, [asset.blob_key for asset in ending.stored])
             add_held(connection, ending.held, held_reasons(ending.moderation), now)
             job = _one(connection, job_id)
+            add_refusals(connection, job.team_id, job_id, ending, now)
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)
-            clear_intermediates(connection, job_id, now, drawn=status == "succeeded")
+            clear_intermediates(connection, job_id, now, ending.shown_as_drawn)
             announce(connection, job, now)
             return job
 

@@ -7,6 +7,7 @@ from sqlalchemy import and_, delete, or_, select, update
 from calotype.serving.database.blob_refs import release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
+from calotype.serving.database.schema.review_tables import refusals
 from calotype.serving.database.schema.tables import (
     assets,
     batch_lines,
@@ -72,7 +73,11 @@ class Retention(Repository):
             if not ids:
                 return 0
             for table in (checkpoints, previews, assets):
-                connection.execute(delete(table).where(table.c.job_id.in_(ids)))
+                gone = connection.execute(
+                    delete(table).where(table.c.job_id.in_(ids)).returning(table.c.blob_key)
+                )
+                release_ref(connection, list(gone.scalars()), self.clock.time())
+            connection.execute(delete(refusals).where(refusals.c.job_id.in_(ids)))
             told = select(webhook_deliveries.c.id).where(webhook_deliveries.c.job_id.in_(ids))
             attempts = webhook_attempts.c.delivery_id.in_(told)
             connection.execute(delete(webhook_attempts).where(attempts))

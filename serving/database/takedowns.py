@@ -23,7 +23,8 @@ from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.database.blob_refs import add_ref, is_referenced, release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
-from calotype.serving.database.schema.tables import assets, files, image_index, taken_down
+from calotype.serving.database.schema.review_tables import image_index, taken_down
+from calotype.serving.database.schema.tables import assets, files
 from calotype.serving.jobs.records import AssetRecord, new_id
 
 _PAGE = 1000

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from calotype.serving.cluster.remote_backend import model_status
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import CalotypeError, ModerationUnavailable, Overloaded
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.database.database import Database
@@ -84,10 +84,11 @@ class RayBackend:
                 retry_after=5,
             )
         safety = RemoteSafety(self._handle("Moderator", apps[0]), 15.0)
+        context = ImageContext.of_upload(scope)
         return list(
             await asyncio.gather(
                 *(safety.check_prompt(text, scope) for text in texts),
-                *(safety.check_image(image, scope=scope) for image in images),
+                *(safety.check_image(image, context) for image in images),
             )
         )
 

@@ -14,7 +14,7 @@ from calotype.moderation.decision import Decision as ModerationDecision
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.rulebook import Scope
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import ContentBlocked
 from calotype.serving.core.protocols import BlobStore, ModelStatus, SafetyStage, SystemClock
 from calotype.serving.core.request import Failed, Finished, GenerationRequest, Progress
@@ -43,19 +43,13 @@ class InProcessSafety:
         check = partial(self._moderator.check_prompt, text, _scope(scope))
         return Decision.from_payload((await asyncio.to_thread(check)).to_payload())
 
-    async def check_image(
-        self,
-        pixels: Pixels,
-        prompt: str = "",
-        references: Sequence[Pixels] = (),
-        scope: CheckScope | None = None,
-    ) -> Decision:
+    async def check_image(self, pixels: Pixels, context: ImageContext) -> Decision:
         check = partial(
             self._moderator.check_image,
             pixels,
-            prompt=prompt,
-            references=references,
-            scope=_scope(scope),
+            prompt=context.prompt,
+            references=context.references,
+            scope=_scope(context.scope),
         )
         return Decision.from_payload((await asyncio.to_thread(check)).to_payload())
 
@@ -128,9 +122,10 @@ class LocalBackend:
         scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
     ) -> list[Decision]:
+        context = ImageContext.of_upload(scope)
         return [
             *[await self._safety.check_prompt(text, scope) for text in texts],
-            *[await self._safety.check_image(image, scope=scope) for image in images],
+            *[await self._safety.check_image(image, context) for image in images],
         ]
 
     async def status(self) -> list[ModelStatus]:

@@ -17,7 +17,7 @@ import grpc.aio
 import ray.exceptions
 from ray.serve.exceptions import RayServeException
 
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import (
     CalotypeError,
     EngineError,
@@ -159,15 +159,10 @@ class RemoteSafety:
     async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
         return await self._ask("check_prompt", text, _scope_payload(scope))
 
-    async def check_image(
-        self,
-        pixels: Pixels,
-        prompt: str = "",
-        references: Sequence[Pixels] = (),
-        scope: CheckScope | None = None,
-    ) -> Decision:
+    async def check_image(self, pixels: Pixels, context: ImageContext) -> Decision:
+        scope = _scope_payload(context.scope)
         return await self._ask(
-            "check_image", pixels, prompt, list(references), _scope_payload(scope)
+            "check_image", pixels, context.prompt, list(context.references), scope
         )
 
     async def _ask(self, method: str, *content: object) -> Decision:

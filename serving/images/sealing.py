@@ -1,7 +1,7 @@
 """Files that nobody reads without their key: images that wait for a person.
 
-The key is made with the job and lies in the database; the file lies with the other images. Who
-has only one of the two sees nothing, and when the key is deleted every copy of the file is lost.
+Each file has a key of its own, which lies in the database; the file lies with the other images.
+Who has only one of the two sees nothing, and when the key goes every copy of the file is lost.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def unseal(data: bytes, key: str, name: str) -> bytes:
 
     try:
         return AESGCM(bytes.fromhex(key)).decrypt(data[:_NONCE], data[_NONCE:], name.encode())
-    except InvalidTag:
+    except (InvalidTag, ValueError):  # also where there is no key any more
         raise StorageFailed(f"The held picture {name} was changed since it was stored.") from None

@@ -36,6 +36,15 @@ class Ending:
     stored: Sequence[AssetRecord] = ()
     held: Sequence[HeldRecord] = ()
 
+    @property
+    def shown_as_drawn(self) -> frozenset[int]:
+        """The images that clients see as they were drawn, neither blurred nor held nor refused."""
+        if self.output is None:
+            return frozenset()
+        decisions = () if self.moderation is None else self.moderation.output
+        blurred = {index for index, found in enumerate(decisions) if found.verdict == "BLUR"}
+        return frozenset(image.index for image in self.output.images) - blurred
+
     def columns(self) -> JsonObject:
         """The JSON columns that it sets."""
         parts = {
@@ -141,7 +150,7 @@ def _held(job: JobRecord, result: GenerationResult) -> list[HeldRecord]:
             team_id=job.team_id,
             position=image.index,
             blob_key=image.blob_key,
-            seal=str(job.options.seal),
+            seal=image.seal,
             content_type=image.content_type,
             width=image.width,
             height=image.height,

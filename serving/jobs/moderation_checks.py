@@ -107,6 +107,6 @@ async def check_job(
     except CalotypeError as error:
         return before, error
     checked = replace(before, input=decision)
-    if options.seal is not None and decision.review_categories is not None:
+    if decision.review_categories is not None:
         return checked, None  # it is drawn, and its images are held
     return checked, refusal("input", decision, options.request_id)

@@ -1,4 +1,4 @@
-"""How the images of a job are encoded, checked, sealed and traced: a part of its ``input``.
+"""How the images of a job are encoded, checked and traced: a part of its ``input``.
 
 The rest of ``input`` is what the client asked for and only the gateway reads; it also writes these.
 """
@@ -23,8 +23,6 @@ class JobOptions:
     """Quality 0 to 100 of jpeg and webp."""
     prompt_in_files: bool = False
     """Whether the files carry the prompt."""
-    seal: str | None = None
-    """The key by which held images are sealed; jobs of old releases have none."""
     scope: CheckScope | None = None
     traceparent: str | None = None
     """W3C trace context of the HTTP request."""

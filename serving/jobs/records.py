@@ -313,7 +313,7 @@ class HeldRecord:
     team_id: str
     position: int
     blob_key: str
-    seal: str
+    seal: str = field(repr=False)
     content_type: str
     width: int
     height: int

@@ -55,6 +55,8 @@ class HeldImage:
 
     asset_id: str
     blob_key: str
+    seal: str = field(repr=False)
+    """The key of this file, in hexadecimal."""
     index: int
     seed: int
     width: int

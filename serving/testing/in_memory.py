@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
@@ -115,19 +115,16 @@ class ScriptedSafety:
         self.prompt, self.image = prompt, image
         self.scopes: list[CheckScope | None] = []
         """For whom it was asked, in order."""
+        self.contexts: list[ImageContext] = []
+        """What images were judged with, in order."""
 
     async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
         self.scopes.append(scope)
         return Decision.from_payload(self.prompt(text))
 
-    async def check_image(
-        self,
-        pixels: Pixels,
-        prompt: str = "",
-        references: Sequence[Pixels] = (),
-        scope: CheckScope | None = None,
-    ) -> Decision:
-        self.scopes.append(scope)
+    async def check_image(self, pixels: Pixels, context: ImageContext) -> Decision:
+        self.scopes.append(context.scope)
+        self.contexts.append(context)
         return Decision.from_payload(self.image(pixels))
 
 
@@ -223,7 +220,8 @@ class PaintingBackend:
         models: Sequence[str] | None = None,
     ) -> list[Decision]:
         found = [await self.safety.check_prompt(text, scope) for text in texts]
-        return found + [await self.safety.check_image(image, scope=scope) for image in images]
+        context = ImageContext.of_upload(scope)
+        return found + [await self.safety.check_image(image, context) for image in images]
 
     async def status(self) -> list[ModelStatus]:
         backlog = self.dispatcher.backlog_seconds()

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +23,12 @@ from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import GenerationRequest, ImageSize
 from calotype.serving.images.encode import encode_image
 from calotype.serving.jobs.lease import Lease, LeaseProgress
-from calotype.serving.jobs.moderation_checks import CheckRetries, check_with_retries
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.storage import content_key
 from calotype.serving.worker.given_files import read_given_files
+from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import LeaseSource
 from calotype.serving.worker.postprocess import Postprocessor
 
@@ -132,6 +132,7 @@ class _Painting:
     async def _paint(self) -> GenerationResult | None:
         started = time.monotonic()
         request, settings = self._request, self._settings
+        sources = await Sources.of(request, await read_given_files(self._blobs, request))
         done, states = await self._resume(begin(request))
         for step in range(done + 1, request.sampling.steps + 1):
             if settings.seconds_per_step:
@@ -141,13 +142,12 @@ class _Painting:
                 return None  # canceled, or another's: nobody wants it
             last = step == request.sampling.steps
             if request.preview_every and step % request.preview_every == 0 and not last:
-                await self._preview(step, states)
+                await self._preview(step, states, sources)
             if settings.checkpoint_every and step % settings.checkpoint_every == 0 and not last:
                 await self._checkpoint(step, states)
         spent = max(0.001 * request.n, time.monotonic() - started)
         painted = [flat(state, request.rendered_size) for state in states]
-        files = await read_given_files(self._blobs, request)
-        final = await self._painter.postprocessor.finalize(self._lease, painted, files)
+        final = await self._painter.postprocessor.finalize(self._lease, painted, sources)
         return GenerationResult(
             images=final.images,
             blocked=final.blocked,
@@ -175,13 +175,11 @@ class _Painting:
         await asyncio.to_thread(self._blobs.put, key, data)
         await self._leases.checkpoint(Checkpoint(lease.job_id, lease.fence, step, key))
 
-    async def _preview(self, step: int, states: Sequence[bytes]) -> None:
-        safety = self._painter.safety
+    async def _preview(self, step: int, states: Sequence[bytes], sources: Sources) -> None:
+        safety, retries = self._painter.safety, self._settings.check_retries
         for index, state in enumerate(states):
             pixels = flat(state, ImageSize(_PREVIEW_SIDE, _PREVIEW_SIDE))
-            check = partial(safety.check_image, pixels, scope=self._lease.options.scope)
-            retries = self._settings.check_retries
-            if (await check_with_retries(check, retries, asyncio.sleep)).blocked:
+            if (await judge_drawn(safety, self._lease, pixels, sources, retries)).blocked:
                 continue
             data = encode_image(pixels, "jpeg", 80)
             key = content_key(self._lease.team_id, data, "jpeg")

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.core.decision import Decision
+from calotype.serving.core.decision import Decision, ImageContext
 from calotype.serving.core.errors import AdapterLoadFailed, CalotypeError
 from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import (
@@ -78,7 +78,7 @@ class AdapterProbe:
         # Beside the revision that serves, under a name that no request can have.
         name = f"{adapter.name} (probe)"
         store, defaults = self._engine.engine.adapters, self._model.spec.defaults
-        size = ImageSize.parse(defaults.size)
+        size, context = ImageSize.parse(defaults.size), ImageContext(probe.prompt, (), None)
         request = GenerationRequest(
             id=name,
             prompt=probe.prompt,
@@ -105,7 +105,7 @@ class AdapterProbe:
                         image = event.images[0]
                         await self._check(
                             "picture",
-                            functools.partial(self._safety.check_image, image, probe.prompt),
+                            functools.partial(self._safety.check_image, image, context),
                         )
         finally:
             store.unload(name)

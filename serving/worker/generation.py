@@ -39,6 +39,7 @@ from calotype.serving.observability import tracing
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 from calotype.serving.worker.given_files import read_given_files
 from calotype.serving.worker.intermediates import Intermediates
+from calotype.serving.worker.judging import Sources
 from calotype.serving.worker.lease_source import LeaseSource
 from calotype.serving.worker.postprocess import Postprocessor
 
@@ -216,13 +217,15 @@ class GenerationWorker:
         if files:
             with tracing.span("judge given pictures"):
                 await self._postprocessor.admit(running.lease, files)
+        sources = await Sources.of(request, files)
+        running.intermediates.draws_from(sources)
         given = EngineInputs(prompt.embeds, encoded[1].embeds if len(encoded) > 1 else None, files)
         with tracing.span("denoise", steps=request.sampling.steps):
             finished = await self._drawn(running, given)
         drawn_at = time.monotonic()
         with tracing.span("judge and store"):
             final, _ = await asyncio.gather(
-                self._postprocessor.finalize(running.lease, finished.images, files),
+                self._postprocessor.finalize(running.lease, finished.images, sources),
                 running.intermediates.finish(),
             )
         devices = self._engine.engine.devices

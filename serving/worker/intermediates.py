@@ -14,14 +14,18 @@ from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import Checkpoint, Preview
 from calotype.serving.images.encode import encode_image
 from calotype.serving.jobs.lease import Lease
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
 from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.jobs.result import CONTENT_TYPES
 from calotype.serving.storage import content_key
+from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import IntermediatesSink
 
 log = logging.getLogger(__name__)
 
+_ONCE = CheckRetries(delays=())
+"""A preview that could not be judged is not shown: nothing waits for it."""
 PREVIEW_PATIENCE = 5.0
 """Seconds that a finished image waits for previews that are still being checked."""
 
@@ -42,9 +46,14 @@ class Intermediates:
         self._lease, self._sink = lease, sink
         self._safety, self._blobs = safety, blobs
         self._waiting: list[Preview | Checkpoint] = []
+        self._sources: Sources | None = None
         self._task: asyncio.Task[None] | None = None
         self._keys: list[str] = [lease.checkpoint.blob_key] if lease.checkpoint else []
         """Checkpoints that are stored; the job's row names one of them."""
+
+    def draws_from(self, sources: Sources) -> None:
+        """Says what the images are drawn from. No preview is shown before that is known."""
+        self._sources = sources
 
     def note(self, event: Preview | Checkpoint) -> None:
         if isinstance(event, Checkpoint):
@@ -106,12 +115,11 @@ class Intermediates:
 
     async def _show(self, preview: Preview) -> None:
         lease, options = self._lease, self._lease.options
-        if lease.review_categories is not None:
+        if lease.review_categories is not None or self._sources is None:
             return
-        decision = await self._safety.check_image(
-            preview.pixels, lease.request.prompt, scope=options.scope
-        )
-        if decision.blocked:
+        decision = await judge_drawn(self._safety, lease, preview.pixels, self._sources, _ONCE)
+        # By a newer policy the prompt has not been judged yet; the finished image is, as a whole.
+        if decision.blocked or lease.prompt_policy not in (None, decision.version):
             return
         kind = options.output_format
         data = await asyncio.to_thread(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calotype.moderation.errors import ImageError
-from calotype.serving.core.decision import Decision
+from calotype.serving.core.decision import Decision, ImageContext
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.engine.model.input_images import restore_outside
@@ -32,6 +32,7 @@ from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage,
 from calotype.serving.storage import content_key
 from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
 from calotype.serving.worker.held_image import hold_image
+from calotype.serving.worker.judging import Sources, judge_drawn
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -58,15 +59,6 @@ class Finalized:
     """The prompt's decision, if it had to be checked again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What the images of a request were drawn from."""
-
-    files: Mapping[str, bytes]
-    """The images that the request names, by name."""
-    pixels: Sequence[Pixels]
-
-
 class Postprocessor:
     """Args:
     retries: how the safety stage is asked again while it comes back from a crash.
@@ -90,18 +82,14 @@ class Postprocessor:
             seen = await asyncio.to_thread(given_images, lease.request, files, CHECKED_SIDE)
         except ImageError as error:
             raise InvalidRequest(str(error), param="image") from error
-        checks = (self._check_image(lease, view, "", ()) for view in seen)
-        for decision in await asyncio.gather(*checks):
+        for decision in await asyncio.gather(*(self._check_given(lease, view) for view in seen)):
             blocked = refusal("input", decision, lease.options.request_id)
             if blocked is not None:
                 raise blocked
 
-    async def finalize(
-        self, lease: Lease, drawn: Sequence[Pixels], files: Mapping[str, bytes]
-    ) -> Finalized:
+    async def finalize(self, lease: Lease, drawn: Sequence[Pixels], sources: Sources) -> Finalized:
         """Args:
             drawn: uint8 [height, width, 3] each, as the denoiser drew them.
-            files: the images that the request names.
 
         Raises:
             ContentBlocked: the prompt, or an image that the request brings, is refused by a policy
@@ -109,14 +97,13 @@ class Postprocessor:
             ModerationUnavailable: an image could not be checked, so none is stored.
             StorageFailed: a file could not be written.
         """
-        request = lease.request
+        request, files = lease.request, sources.files
         pixels = await asyncio.to_thread(at_requested_size, request, drawn, files)
         begun = time.monotonic()
         restore = None
         if request.mask is not None or request.expand is not None:
             restore = functools.partial(restore_outside, request, files)
         # Encoded while they are checked: the file of a blocked image is dropped unseen.
-        sources = Sources(files, await asyncio.to_thread(given_images, request, files))
         (decisions, prompt), encoded = await asyncio.gather(
             self._check_all(lease, pixels, sources),
             asyncio.to_thread(
@@ -129,8 +116,7 @@ class Postprocessor:
         blocked: list[BlockedImage] = []
         held: list[HeldImage] = []
         for index, (data, decision) in enumerate(zip(encoded, decisions, strict=True)):
-            sealable = lease.options.seal is not None
-            match fate_of(decision, held_by_prompt=review is not None, sealable=sealable):
+            match fate_of(decision, held_by_prompt=review is not None, sealable=True):
                 case Fate.HOLD:
                     held.append(
                         await hold_image(self._blobs, lease, index, data, decision, review or ())
@@ -153,9 +139,10 @@ class Postprocessor:
 
         Where the policy changed since the prompt was checked, the newer one decides everything.
         """
-        text = lease.request.prompt
         for pause in SWITCH_PAUSES:
-            checks = (self._check_image(lease, image, text, sources.pixels) for image in images)
+            checks = (
+                judge_drawn(self._safety, lease, image, sources, self._retries) for image in images
+            )
             decisions = list(await asyncio.gather(*checks))
             version = decisions[0].version
             if all(decision.version == version for decision in decisions):
@@ -176,16 +163,13 @@ class Postprocessor:
         )
         decision = await check_with_retries(check, self._retries, asyncio.sleep)
         blocked = refusal("input", decision, options.request_id)
-        holds = options.seal is not None and decision.review_categories is not None
-        if blocked is not None and not holds:
+        if blocked is not None and decision.review_categories is None:
             raise blocked
         return decision
 
-    async def _check_image(
-        self, lease: Lease, pixels: Pixels, prompt: str, given: Sequence[Pixels]
-    ) -> Decision:
-        scope = lease.options.scope
-        check = functools.partial(self._safety.check_image, pixels, prompt, given, scope)
+    async def _check_given(self, lease: Lease, pixels: Pixels) -> Decision:
+        context = ImageContext.of_upload(lease.options.scope)
+        check = functools.partial(self._safety.check_image, pixels, context)
         return await check_with_retries(check, self._retries, asyncio.sleep)
 
     async def _store(

@@ -29,7 +29,6 @@ from calotype.serving.core.errors import (
 )
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.quotas import RateState, rate_state
-from calotype.serving.images.sealing import make_seal
 from calotype.serving.jobs.predictor import Work
 from calotype.serving.jobs.recipe import changes, recipe_hash
 from calotype.serving.jobs.records import JobRecord, KeyRecord, NewJob, TeamRecord, new_id
@@ -128,7 +127,7 @@ async def create_or_join(
     estimate = gateway.estimates.estimate(forecast, work)
     try:
         check_deadline(estimate, terms.wanted_seconds)
-        details: JsonObject = {"traceparent": tracing.traceparent(), "seal": make_seal()}
+        details: JsonObject = {"traceparent": tracing.traceparent()}
         if origin.language:
             details["language"] = origin.language
         if team is not None and team.prompt_in_files:

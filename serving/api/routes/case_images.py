@@ -16,6 +16,7 @@ from calotype.moderation.images.decode import blur, decode_image
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import Conflict, NotFound
+from calotype.serving.database.review.cases import Reviewer, check_reviewer
 from calotype.serving.images.sealing import unseal
 from calotype.serving.jobs.records import AssetRecord, HeldRecord, KeyRecord
 
@@ -33,10 +34,11 @@ async def case_image(
     reveal: bool = False,
 ) -> Response:
     """The picture of the case: a small blurred PNG. ``reveal`` gives the file to whoever has taken
-    the case, and writes it down first."""
+    the case, and writes it down first. Pictures of the own team are not shown."""
     gateway = gateway_of(request)
     database = gateway.database
     case = await asyncio.to_thread(database.cases.get_case, case_id)
+    check_reviewer(case, Reviewer(key.id, key.team_id))
     held = await asyncio.to_thread(database.held_images.get_held, case.subject)
     asset: AssetRecord | HeldRecord | None = held
     if asset is None:

@@ -21,7 +21,12 @@ from calotype.serving.api.routes.case_images import open_held
 from calotype.serving.api.routes.takedowns import take_down_asset
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.database.review.cases import VERDICTS, CaseRecord
+from calotype.serving.database.review.cases import (
+    VERDICTS,
+    CaseRecord,
+    Reviewer,
+    check_reviewer,
+)
 from calotype.serving.jobs.records import KeyRecord
 from calotype.serving.storage import content_key
 
@@ -29,7 +34,7 @@ router = APIRouter(tags=["moderation"])
 
 Caller = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
 Reader = Annotated[KeyRecord, Depends(allowed("images", "moderation"))]
-Reviewer = Annotated[KeyRecord, Depends(allowed("moderation"))]
+ReviewerKey = Annotated[KeyRecord, Depends(allowed("moderation"))]
 
 _DECISION = re.compile(r"dec_[0-9a-f]{24}")
 
@@ -84,14 +89,13 @@ async def appeal(request: Request, key: Caller) -> Response:
     """Asks people to look at a refusal again. Asked twice it is the same case."""
     gateway = gateway_of(request)
     body = parse(AppealBody, await read_json(request, gateway.settings.max_body_bytes))
-    # A decision's id is known only to who was told it: no search of old jobs is needed.
     if not _DECISION.fullmatch(body.decision_id):
         raise InvalidRequest(
             "decision_id must be the 'dec_...' of a refusal (error.moderation.decision_id).",
             param="decision_id",
         )
     case = await asyncio.to_thread(
-        gateway.database.cases.open_case, "appeal", key.team_id, body.decision_id, body.reason
+        gateway.database.cases.open_appeal, key.team_id, body.decision_id, body.reason
     )
     return JSONResponse(describe_case(case), 201)
 
@@ -101,10 +105,8 @@ async def report(request: Request, key: Caller) -> Response:
     """Reports a picture. Whoever knows its id may, whichever team drew it."""
     gateway = gateway_of(request)
     body = parse(ReportBody, await read_json(request, gateway.settings.max_body_bytes))
-    if await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id) is None:
-        raise NotFound(f"There is no asset '{body.asset_id}'.", param="asset_id")
     case = await asyncio.to_thread(
-        gateway.database.cases.open_case, "report", key.team_id, body.asset_id, body.reason
+        gateway.database.cases.open_report, key.team_id, body.asset_id, body.reason
     )
     return JSONResponse(describe_case(case), 201)
 
@@ -120,7 +122,7 @@ async def get_case(request: Request, case_id: str, key: Reader) -> CaseObject:
 
 @router.get("/v1/moderation/cases")
 async def list_cases(
-    request: Request, key: Reviewer, status: str = "open", limit: str = "100"
+    request: Request, key: ReviewerKey, status: str = "open", limit: str = "100"
 ) -> Page[CaseObject]:
     """The queue, the oldest first."""
     found = await asyncio.to_thread(
@@ -130,34 +132,30 @@ async def list_cases(
 
 
 @router.post("/v1/moderation/cases/take")
-async def take_case(request: Request, key: Reviewer) -> Response:
-    """The oldest open case, for half an hour this key's alone; 204 when none waits."""
-    case = await asyncio.to_thread(gateway_of(request).database.cases.take_case, key.id)
+async def take_case(request: Request, key: ReviewerKey) -> Response:
+    """The oldest open case that is not about the key's own team, for half an hour this key's alone;
+    204 when none waits."""
+    reviewer = Reviewer(key.id, key.team_id)
+    case = await asyncio.to_thread(gateway_of(request).database.cases.take_case, reviewer)
     return Response(status_code=204) if case is None else JSONResponse(describe_case(case))
 
 
 @router.post("/v1/moderation/cases/{case_id}/decide", openapi_extra=json_body(DecideBody))
-async def decide_case(request: Request, case_id: str, key: Reviewer) -> CaseObject:
+async def decide_case(request: Request, case_id: str, key: ReviewerKey) -> CaseObject:
     """Ends a case that this key took; what is taken down or rejected is gone at once."""
     gateway = gateway_of(request)
     body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
     case = await asyncio.to_thread(gateway.database.cases.get_case, case_id)
+    reviewer = Reviewer(key.id, key.team_id)
     if case.kind == "review":
-        decide = functools.partial(decide_held, gateway, case, key.id)
+        decide = functools.partial(decide_held, gateway, case, reviewer)
     else:
-        decide = functools.partial(gateway.database.cases.decide_case, case_id, key.id)
+        decide = functools.partial(gateway.database.cases.decide_case, case_id, reviewer)
     case = await asyncio.to_thread(decide, body.verdict, body.note)
     if case.status == "taken_down":
         asset = await asyncio.to_thread(gateway.database.files.get_asset, case.subject)
         if asset is not None:
             await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
-    await asyncio.to_thread(
-        gateway.database.reviewer_audit.record_action,
-        key.id,
-        "case.decided",
-        case.id,
-        {"verdict": case.status},
-    )
     return describe_case(case)
 
 
@@ -177,16 +175,21 @@ def describe_case(case: CaseRecord) -> CaseObject:
 
 
 def decide_held(
-    gateway: Gateway, case: CaseRecord, reviewer: str, verdict: str, note: str
+    gateway: Gateway, case: CaseRecord, reviewer: Reviewer, verdict: str, note: str
 ) -> CaseRecord:
     """Ends a case about a held picture: it goes to its team, or is gone.
 
     Raises:
-        Conflict: see `jobs.cases.Cases.decide_case`.
+        Conflict, PermissionDenied: see `Cases.decide_case`.
         NotFound: the picture is not held any more.
     """
     database = gateway.database
-    if verdict not in VERDICTS["review"] or case.status != "open" or case.held_by != reviewer:
+    check_reviewer(case, reviewer)
+    if (
+        verdict not in VERDICTS["review"]
+        or case.status != "open"
+        or case.held_by != reviewer.key_id
+    ):
         return database.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
     if verdict == "rejected":
         return database.held_images.reject_held(case, reviewer, note)

@@ -12,9 +12,9 @@ from calotype.serving.core.protocols import Clock
 from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository, column_values
-from calotype.serving.database.review.cases import CaseRecord, Cases
-from calotype.serving.database.schema.held_table import held_images
-from calotype.serving.database.schema.tables import assets, cases, jobs
+from calotype.serving.database.review.cases import CaseRecord, Cases, Reviewer
+from calotype.serving.database.schema.review_tables import cases, held_images
+from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.moderation_record import HeldStatus, ModerationRecord
 from calotype.serving.jobs.records import HeldRecord, JobRecord
@@ -40,6 +40,7 @@ def add_held(
                 kind="review",
                 team_id=image.team_id,
                 subject=image.asset_id,
+                owner_team_id=image.team_id,
                 reason=reason,
                 status="open",
                 created=now,
@@ -71,7 +72,9 @@ class HeldImages(Repository):
             row = connection.execute(query).mappings().first()
         return None if row is None else HeldRecord(**row)
 
-    def release_held(self, case: CaseRecord, reviewer: str, note: str, blob_key: str) -> CaseRecord:
+    def release_held(
+        self, case: CaseRecord, reviewer: Reviewer, note: str, blob_key: str
+    ) -> CaseRecord:
         """Ends the case as approved: the image becomes an asset of its team, which is told.
 
         Args:
@@ -108,7 +111,7 @@ class HeldImages(Repository):
 
         return self._cases.decide_case(case.id, reviewer, "approved", note, release)
 
-    def reject_held(self, case: CaseRecord, reviewer: str, note: str) -> CaseRecord:
+    def reject_held(self, case: CaseRecord, reviewer: Reviewer, note: str) -> CaseRecord:
         """Ends the case as rejected: the image is gone. Raises Conflict: see `decide_case`."""
 
         def reject(connection: Connection) -> None:

@@ -321,62 +321,6 @@ batch_lines = Table(
     _json("answer"),
 )
 
-cases = Table(
-    "cases",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("team_id", String(64), ForeignKey("teams.id"), nullable=False),
-    # A decision that is appealed against, or an asset that is reported.
-    Column("subject", String(64), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("created", Float, nullable=False),
-    # The reviewer that works on it, until then.
-    Column("held_by", String(255)),
-    Column("held_until", Float),
-    Column("note", Text),
-    Column("decided", Float),
-    Index("ix_cases_status_created", "status", "created"),
-    Index("ix_cases_team_id_subject", "team_id", "subject"),
-)
-
-# What people did in the safety stage's name: each row holds the hash of the one before.
-people_log = Table(
-    "people_log",
-    metadata,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("time", Float, nullable=False),
-    Column("actor", String(64), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("subject", String(128), nullable=False),
-    _json("details", nullable=False),
-    Column("previous", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-)
-
-# Images that must not come again: by PDQ, and by the payload that an exact copy would carry.
-taken_down = Table(
-    "taken_down",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("pdq", String(64)),
-    Column("payload", String(12)),
-    Column("category", String(64), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("actor", String(64), nullable=False),
-    Column("created", Float, nullable=False),
-)
-
-# What stored images are recognised by; NULL where they have no such mark.
-image_index = Table(
-    "picture_index",
-    metadata,
-    Column("asset_id", String(64), ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
-    Column("pdq", String(64)),
-    Column("payload", String(12), index=True),
-)
-
 # Blobs whose last reference went, and when; removed for good after a while.
 blob_garbage = Table(
     "blob_garbage",

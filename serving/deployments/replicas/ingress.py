@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config.environment import ClusterEnvironment
-from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.deployments.remote import RemoteSafety, call
 from calotype.serving.wire.model_status import ModelAppStatus
 
@@ -68,7 +68,10 @@ class IngressDeployment:
         return list(
             await asyncio.gather(
                 *(self._safety.check_prompt(text, scope) for text in texts),
-                *(self._safety.check_image(image, scope=scope) for image in images),
+                *(
+                    self._safety.check_image(image, ImageContext.of_upload(scope))
+                    for image in images
+                ),
             )
         )
 

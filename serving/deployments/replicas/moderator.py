@@ -71,9 +71,9 @@ class ModeratorDeployment:
     async def check_image(
         self,
         pixels: Pixels,
-        prompt: str = "",
-        references: Sequence[Pixels] = (),
-        scope: JsonObject | None = None,
+        prompt: str,
+        references: Sequence[Pixels],
+        scope: JsonObject | None,
     ) -> JsonObject:
         return await asyncio.to_thread(self._check_image, pixels, prompt, references, scope)
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from calotype.serving.core.errors import Conflict, NotFound
-from calotype.serving.database.connection import writing
 from calotype.serving.database.database import Database
-from calotype.serving.database.review.cases import CaseRecord
+from calotype.serving.database.review.cases import CaseRecord, Reviewer
 from calotype.serving.database.review.held_images import HELD_SECONDS
-from calotype.serving.database.schema.tables import jobs
 from calotype.serving.dispatch.dispatcher import Dispatcher
-from calotype.serving.images.sealing import make_seal
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import GenerationResult, HeldImage, JobMetrics
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
@@ -28,18 +23,13 @@ AddJob = Callable[..., JobRecord]
 def held_image(job: JobRecord, index: int = 0) -> HeldImage:
     asset = f"asset_{job.id[4:]}_{index}"
     return HeldImage(
-        *(asset, f"{job.team_id}/held/{asset}.sealed", index, 7, 128, 128, "image/png", "0" * 64),
+        *(asset, f"{job.team_id}/held/{asset}.sealed", f"seal {index}", index, 7, 128, 128),
+        *("image/png", "0" * 64),
         categories=["violence"],
     )
 
 
-def sealed_job(database: Database, add_job: AddJob, **more: Any) -> JobRecord:
-    """A job as the gateway makes it: its pictures can be held."""
-    job = add_job(**more)
-    given = job.input | {"seal": make_seal()}
-    with writing(database.engine) as connection:
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(input=given))
-    return replace(job, input=given)
+ANNA, BERTA = Reviewer("anna", "safety"), Reviewer("berta", "safety")
 
 
 async def ended(
@@ -60,14 +50,14 @@ async def ended(
 async def test_the_end_of_a_job_opens_a_case_for_each_held_picture(
     dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
-    job, cases = await ended(dispatcher, database, sealed_job(database, add_job, n=2), (0, 1))
+    job, cases = await ended(dispatcher, database, add_job(n=2), (0, 1))
     assert (job.status, (job.error or {})["code"]) == ("failed", "held_for_review")
     assert {case.kind for case in cases} == {"review"} and len(cases) == 2
     told = (job.moderation or {})["held"]
     assert {entry["case_id"] for entry in told} == {case.id for case in cases}
     for entry in told:
         held = database.held_images.get_held(entry["asset_id"])
-        assert held is not None and held.seal == job.input["seal"]
+        assert held is not None and held.seal == f"seal {held.position}"
     keys = [held_image(job, index).blob_key for index in (0, 1)]
     assert database.files.unknown_blobs(keys) == [], "no sweeper takes them away"
 
@@ -76,9 +66,9 @@ async def test_the_end_of_a_job_opens_a_case_for_each_held_picture(
 async def test_a_case_is_decided_once_by_whoever_holds_it(
     dispatcher: Dispatcher, database: Database, add_job: AddJob, approved: bool
 ) -> None:
-    job, (case,) = await ended(dispatcher, database, sealed_job(database, add_job))
+    job, (case,) = await ended(dispatcher, database, add_job())
 
-    def decide(reviewer: str) -> str:
+    def decide(reviewer: Reviewer) -> str:
         try:
             if approved:
                 database.held_images.release_held(
@@ -90,11 +80,11 @@ async def test_a_case_is_decided_once_by_whoever_holds_it(
             return type(error).__name__
         return "done"
 
-    assert decide("nobody") == "Conflict"
+    assert decide(Reviewer("nobody", "safety")) == "Conflict"
     assert database.held_images.get_held(case.subject) is not None, "nothing happened"
-    assert database.cases.take_case("anna") is not None
+    assert database.cases.take_case(ANNA) is not None
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        outcomes = list(pool.map(decide, ["anna"] * 4 + ["berta"] * 2))
+        outcomes = list(pool.map(decide, [ANNA] * 4 + [BERTA] * 2))
     assert sorted(outcomes) == ["Conflict"] * 5 + ["done"]
     assert database.held_images.get_held(case.subject) is None
     asset = database.files.get_asset(case.subject, job.team_id)
@@ -109,12 +99,12 @@ async def test_a_case_is_decided_once_by_whoever_holds_it(
 async def test_a_released_picture_lives_as_long_as_others_also_after_its_job(
     dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    made = sealed_job(database, add_job, expires=clock.time() + 3600)
+    made = add_job(expires=clock.time() + 3600)
     job, (case,) = await ended(dispatcher, database, made)
     clock.advance(7200)
     assert database.retention.purge_jobs() == 1
-    assert database.cases.take_case("anna") is not None
-    database.held_images.release_held(case, "anna", "", f"{job.team_id}/ab/picture.png")
+    assert database.cases.take_case(ANNA) is not None
+    database.held_images.release_held(case, ANNA, "", f"{job.team_id}/ab/picture.png")
     asset = database.files.get_asset(case.subject)
     assert asset is not None and asset.expires == pytest.approx(clock.time() + 3600, abs=1)
     assert database.files.expire_assets() == 0
@@ -123,13 +113,13 @@ async def test_a_released_picture_lives_as_long_as_others_also_after_its_job(
 async def test_what_nobody_decides_on_ends_in_time(
     dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
 ) -> None:
-    job, (case,) = await ended(dispatcher, database, sealed_job(database, add_job))
+    job, (case,) = await ended(dispatcher, database, add_job())
     clock.advance(HELD_SECONDS - 60)
     assert database.held_images.expire_held() == 0
     clock.advance(120)
     assert (database.held_images.expire_held(), database.held_images.expire_held()) == (1, 0)
     assert database.cases.get_case(case.id).status == "rejected"
-    assert database.cases.take_case("anna") is None
+    assert database.cases.take_case(ANNA) is None
     now = database.jobs.get_job(job.id)
     assert now is not None and (now.moderation or {})["held"][0]["status"] == "rejected"
 
@@ -139,19 +129,7 @@ async def test_a_prompt_that_is_held_is_leased_with_the_reason(
 ) -> None:
     review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
     safety.prompt = lambda text: review
-    job = sealed_job(database, add_job)
+    job = add_job()
     await dispatcher.submit(job.id)
     (lease,) = await dispatcher.lease("one", 1, 10)
     assert lease.review_categories == ("public_figure",)
-
-
-async def test_a_job_of_before_seals_is_refused_instead(
-    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob
-) -> None:
-    review: dict[str, Any] = decision("input", blocked=["public_figure"]) | {"verdict": "REVIEW"}
-    safety.prompt = lambda text: review
-    job = add_job()
-    await dispatcher.submit(job.id)
-    await dispatcher.wait(job.id, 10)
-    found = database.jobs.get_job(job.id)
-    assert found is not None and (found.error or {})["code"] == "moderation_blocked"

@@ -10,7 +10,7 @@ from sqlalchemy import delete, update
 
 from calotype.moderation.errors import AuditError
 from calotype.serving.database.database import Database
-from calotype.serving.database.schema.tables import people_log
+from calotype.serving.database.schema.review_tables import people_log
 
 
 @pytest.fixture

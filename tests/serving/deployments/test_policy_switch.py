@@ -21,6 +21,7 @@ from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.options import JobOptions
 from calotype.serving.storage.folder import FolderBlobStore
+from calotype.serving.worker.judging import Sources
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 
@@ -72,7 +73,7 @@ def finalized(
             prompt_policy=first.version,
         )
         postprocessor = Postprocessor(safety, FolderBlobStore(folder))
-        return first, await postprocessor.finalize(lease, drawn, {})
+        return first, await postprocessor.finalize(lease, drawn, Sources({}, []))
 
     return asyncio.run(run())
 

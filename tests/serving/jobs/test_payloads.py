@@ -61,7 +61,7 @@ LEASE = Lease(
     "job_1",
     3,
     REQUEST,
-    JobOptions("req_1", "jpeg", 80, True, "00ff", CheckScope(("kids",), "low"), "00-1-2-01"),
+    JobOptions("req_1", "jpeg", 80, True, CheckScope(("kids",), "low"), "00-1-2-01"),
     "team_1",
     1e9,
     {"version": 1, "seed": 7},
@@ -76,7 +76,7 @@ RESULT = GenerationResult(
     TokenUsage(5, 100),
     [DECISION, replace(DECISION, id="dec_2")],
     replace(DECISION, stage="input"),
-    [HeldImage("asset_2", "t/held/y", 2, 9, 512, 256, "image/png", "ef", ["sexual"])],
+    [HeldImage("asset_2", "t/held/y", "00ff", 2, 9, 512, 256, "image/png", "ef", ["sexual"])],
 )
 RECORD = ModerationRecord(
     DECISION, (DECISION,), (HeldEntry(2, "case_1", "asset_2", ("sexual",), "released"),)
@@ -160,7 +160,7 @@ def test_the_safety_stage_reads_the_scope_of_a_job() -> None:
 
 def test_rows_of_the_first_release_are_read() -> None:
     assert JobOptions.from_payload({}, "job_1") == JobOptions("job_1")
-    assert JobOptions.from_payload({"output_compression": None, "size": "8x8"}, "j").seal is None
+    assert JobOptions.from_payload({"output_compression": None, "size": "8x8"}, "j").scope is None
     assert ModerationRecord.from_payload(None) == ModerationRecord()
     old = {"input": {"verdict": "BLOCK", "blocked": True, "categories": ["hate"]}, "output": []}
     record = ModerationRecord.from_payload(old)

@@ -23,7 +23,8 @@ from calotype.serving.images.encode import GIVEN_SIDE, given_images
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.options import JobOptions
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.postprocess import Postprocessor
+from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 
 def png(pixels: Pixels) -> bytes:
@@ -68,7 +69,12 @@ def test_post_processing_tells_the_safety_stage_what_was_asked_for(
     asked = request(prompt, **given)
     lease = Lease("j", 1, asked, JobOptions("req_1"), "team", 0.0)
     files = {} if reference is None else {"f": png(reference)}
-    handed = asyncio.run(postprocessor.finalize(lease, [np.array(drawing(4))], files))
+
+    async def finalized() -> Finalized:
+        sources = await Sources.of(asked, files)
+        return await postprocessor.finalize(lease, [np.array(drawing(4))], sources)
+
+    handed = asyncio.run(finalized())
     assert [name for item in handed.blocked for name in item.categories] == refused
     assert len(handed.images) == (0 if refused else 1)
 

@@ -25,10 +25,10 @@ from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
 from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.worker.intermediates import Intermediates
+from calotype.serving.worker.judging import Sources
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 SIZE = ImageSize(64, 64)
-SEAL = make_seal()
 
 
 def request(n: int = 1) -> GenerationRequest:
@@ -52,7 +52,7 @@ def safety(text: dict[str, float], image: dict[str, float]) -> InProcessSafety:
 
 def lease_of(prompt: Decision) -> Lease:
     return Lease(
-        *("j", 1, request(), JobOptions("req_1", seal=SEAL), "team", 0.0),
+        *("j", 1, request(), JobOptions("req_1"), "team", 0.0),
         prompt_policy=prompt.version,
         review_categories=prompt.review_categories,
     )
@@ -62,7 +62,7 @@ def finalized(folder: pathlib.Path, stage: InProcessSafety) -> Finalized:
     async def run() -> Finalized:
         lease = lease_of(await stage.check_prompt("a hat"))
         postprocessor = Postprocessor(stage, FolderBlobStore(folder))
-        return await postprocessor.finalize(lease, [np.array(drawing(1, 64))], {})
+        return await postprocessor.finalize(lease, [np.array(drawing(1, 64))], Sources({}, []))
 
     return asyncio.run(run())
 
@@ -84,10 +84,15 @@ def test_what_is_held_is_sealed(
     (held,) = found.held
     assert held.categories == ["violence"] and held.seed == 1
     (file,) = files(tmp_path)
-    data = unseal(file.read_bytes(), SEAL, held.asset_id)
+    data = unseal(file.read_bytes(), held.seal, held.asset_id)
+    assert held.seal not in repr(held)
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.size == (64, 64)
-    for key, name in ((make_seal(), held.asset_id), (SEAL, "asset_of_another")):
+    for key, name in (
+        (make_seal(), held.asset_id),
+        (held.seal, "asset_of_another"),
+        ("", held.asset_id),
+    ):
         with pytest.raises(StorageFailed, match="was changed"):
             unseal(file.read_bytes(), key, name)
 
@@ -111,6 +116,7 @@ def test_a_held_request_shows_no_previews(tmp_path: pathlib.Path) -> None:
     async def run(stage: InProcessSafety) -> None:
         lease = lease_of(await stage.check_prompt("a hat"))
         left = Intermediates(lease, Sink(), stage, FolderBlobStore(tmp_path))
+        left.draws_from(Sources({}, []))
         left.note(Preview("r", 0, 1, np.array(drawing(1, 64))))
         await left.finish()
 

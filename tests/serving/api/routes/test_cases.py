@@ -7,6 +7,8 @@ from typing import Any
 import openai
 import pytest
 
+from calotype.serving.database.review.cases import Reviewer
+
 APPEALS = "/v1/moderation/appeals"
 REPORTS = "/v1/moderation/reports"
 CASES = "/v1/moderation/cases"
@@ -52,11 +54,12 @@ def test_an_appeal_is_taken_by_one_reviewer_and_answered(service: Any) -> None:
 
 
 def test_a_reviewer_who_goes_away_loses_the_case(service: Any) -> None:
-    refused(service)
-    case = service.database.cases.open_case("appeal", service.jobs()[0].team_id, "d", "r")
-    assert service.database.cases.take_case("one", lease_seconds=-1.0).id == case.id
-    assert service.database.cases.take_case("two").held_by == "two"
-    assert service.database.cases.take_case("one") is None
+    decision, cases = refused(service), service.database.cases
+    case = cases.open_appeal(service.jobs()[0].team_id, decision, "r")
+    one, two = Reviewer("one", "safety"), Reviewer("two", "safety")
+    assert cases.take_case(one, lease_seconds=-1.0).id == case.id
+    assert cases.take_case(two).held_by == "two"
+    assert cases.take_case(one) is None
 
 
 def test_a_reported_picture_is_gone_when_it_is_taken_down(service: Any) -> None:
