@@ -199,6 +199,7 @@ def fill(world: World) -> None:
     database, client = world.service.database, world.service.http(world.owner)
     drawn = client.post("/v1/images/generations", json={"prompt": PROMPT}).json()
     job = client.get(f"/v1/jobs/{drawn['job_id']}").json()
+    no = client.post("/v1/images/generations", json={"prompt": "a forbidden thing"}).json()
     team = database.teams.ensure_team("owner").id
     line = b'{"custom_id": "a", "url": "/v1/images/generations", "body": {"prompt": "x"}}'
     file = client.post("/v1/files", files={"file": ("b.jsonl", line)}, data={"purpose": "batch"})
@@ -208,7 +209,7 @@ def fill(world: World) -> None:
         "file": file.json()["id"],
         "model": "shapes",
         "team": team,
-        "decision": job["moderation"]["input"][0]["decision_id"],
+        "decision": no["error"]["moderation"]["decision_id"],
     }
     world.ids["batch"] = client.post("/v1/batches", **batch_of(world)).json()["id"]
     endpoint = client.post("/v1/webhook_endpoints", **ENDPOINT(world)).json()["id"]
