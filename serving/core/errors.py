@@ -12,6 +12,7 @@
   - CapacityError                the caller may simply retry
     + Overloaded                 loading, draining or full
     + DeadlineExceeded           the time allowed for the job ran out
+    + DependencyUnavailable      a part that the job needs is, or was for too long, away
   - EngineError                  ours
     + ModelLoadFailed            a model folder is incomplete, damaged or not FLUX.2
     + AdapterLoadFailed          a LoRA file is damaged, pickled or of another model
@@ -122,6 +123,10 @@ class Overloaded(CapacityError):
 
 class DeadlineExceeded(CapacityError):
     default_code = "generation_timeout"
+
+
+class DependencyUnavailable(CapacityError):
+    default_code = "dependency_unavailable"
 
 
 class EngineError(CalotypeError):

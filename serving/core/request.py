@@ -247,6 +247,8 @@ class Progress:
     steps: int
     done_ns: int = field(default_factory=time.time_ns, compare=False)
     """When the step was done (`time.time_ns`); it may be heard of a moment later."""
+    seconds: float = field(default=0.0, compare=False)
+    """Measured device time of the request so far, its share of each batch."""
 
 
 @dataclass(frozen=True, slots=True)

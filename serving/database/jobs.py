@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Select, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.database.accounts.queue_shares import QueueBound, check_queue
 from calotype.serving.database.accounts.quotas import RateState, reserve, settle
 from calotype.serving.database.accounts.usage import record_usage, used_seconds
 from calotype.serving.database.blob_refs import add_ref
@@ -26,6 +27,7 @@ from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.moderation_record import ModerationRecord
+from calotype.serving.jobs.outage import Outage
 from calotype.serving.jobs.records import JobRecord, NewJob
 
 
@@ -38,8 +40,13 @@ class Jobs(Repository):
         """`admit_job` for who does not care about rate limits."""
         return self.admit_job(new)[0]
 
-    def admit_job(self, new: NewJob) -> tuple[JobRecord, RateState | None]:
+    def admit_job(
+        self, new: NewJob, bound: QueueBound | None = None
+    ) -> tuple[JobRecord, RateState | None]:
         """Inserts a queued job and charges its team, in one transaction that a power cut spares.
+
+        Args:
+            bound: of the queue of its model; None = there is none.
 
         Returns:
             The job (or the one of the same ``idempotency``), and the team's rate limit if it has
@@ -47,6 +54,7 @@ class Jobs(Repository):
 
         Raises:
             QuotaExceeded, PermissionDenied: see `quotas.reserve`; there is no job then.
+            Overloaded: the queue is full, and the team has its share of it; likewise.
         """
         now = self.clock.time()
         values: ColumnValues = column_values(new) | {
@@ -60,6 +68,8 @@ class Jobs(Repository):
         try:
             with writing(self.engine, durable=True) as connection:
                 rate, day = reserve(connection, new, now)
+                if bound is not None:
+                    check_queue(connection, new, bound)
                 connection.execute(jobs.insert().values(**values, reserved_day=day))
                 return _one(connection, new.id), rate
         except IntegrityError as error:
@@ -127,6 +137,13 @@ class Jobs(Repository):
             query = query.where(jobs.c.model == model)
         return self._all(query.order_by(jobs.c.created, jobs.c.id))
 
+    def expired_leases(self, model: str | None, now: float) -> list[JobRecord]:
+        """Running jobs whose lease is over, as far as the database was told."""
+        query = select(jobs).where(jobs.c.status == "running", jobs.c.lease_expires <= now)
+        if model is not None:
+            query = query.where(jobs.c.model == model)
+        return self._all(query)
+
     def queued_job_ids(self, model: str | None, made_after: float | None = None) -> list[str]:
         """Oldest first."""
         query = select(jobs.c.id).where(jobs.c.status == "queued")
@@ -166,8 +183,18 @@ class Jobs(Repository):
                 announce(connection, job, now)
             return job
 
-    def requeue_job(self, job_id: str, fence: int, count_attempt: bool = True) -> JobRecord | None:
-        """running -> queued; None when ``fence`` is not the current lease's."""
+    def requeue_job(
+        self,
+        job_id: str,
+        fence: int,
+        count_attempt: bool = True,
+        outage: Outage | None = None,
+    ) -> JobRecord | None:
+        """running -> queued; None when ``fence`` is not the current lease's.
+
+        Args:
+            outage: what it waits for now.
+        """
         values: ColumnValues = {
             "fence": jobs.c.fence + 1,
             "step": 0,
@@ -176,7 +203,18 @@ class Jobs(Repository):
         }
         if not count_attempt:
             values["attempts"] = jobs.c.attempts - 1
+        if outage is not None:
+            values["outage"] = outage.to_payload()
         return self._change(job_id, "queued", fence, values)
+
+    def postpone_job(self, job_id: str, outage: Outage) -> None:
+        """Notes what a queued job waits for."""
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status == "queued")
+                .values(outage=outage.to_payload())
+            )
 
     def renew_leases(
         self, replica: str, progress: Mapping[str, LeaseProgress], lease_expires: float
@@ -184,6 +222,7 @@ class Jobs(Repository):
         """Records the progress of jobs, by ID, where the lease is this replica's."""
         with writing(self.engine) as connection:
             for job_id, reached in progress.items():
+                measured = {"gpu_seconds": reached.gpu_seconds} if reached.gpu_seconds else {}
                 connection.execute(
                     update(jobs)
                     .where(
@@ -192,7 +231,12 @@ class Jobs(Repository):
                         jobs.c.fence == reached.fence,
                         jobs.c.lease_replica == replica,
                     )
-                    .values(step=reached.step, steps=reached.steps, lease_expires=lease_expires)
+                    .values(
+                        step=reached.step,
+                        steps=reached.steps,
+                        lease_expires=lease_expires,
+                        **measured,
+                    )
                 )
 
     def record_moderation(self, job_id: str, moderation: ModerationRecord) -> None:

@@ -51,6 +51,7 @@ class Retention(Repository):
                         recipe=None,
                         output=None,
                         error=None,
+                        outage=None,
                         moderation=None,
                         metadata={},
                         webhook=None,

@@ -42,8 +42,8 @@ PATIENCE_SECONDS = 40.0
 HEARTBEAT_SECONDS = 3.0
 """A heartbeat that takes longer is given up: the next ones must come before the lease runs out."""
 LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.RaySystemError,
+    # A replica, a node or an answer is gone: all that Ray reports but what the other side raised.
+    ray.exceptions.RayError,
     RayServeException,
     grpc.aio.AioRpcError,
 )

@@ -9,40 +9,35 @@ is a compare-and-set there; what is in memory here can be lost at any moment and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
-from calotype.serving.core.errors import CalotypeError, NotFound, Overloaded, StorageFailed
+from calotype.serving.core.errors import CalotypeError, NotFound, StorageFailed
 from calotype.serving.core.protocols import Clock, SafetyStage
 from calotype.serving.database.database import Database
+from calotype.serving.dispatch.admission import Admission
 from calotype.serving.dispatch.background_tasks import BackgroundTasks
 from calotype.serving.dispatch.estimator import Estimator
-from calotype.serving.dispatch.fair_queue import QueuedJob
 from calotype.serving.dispatch.lease_table import GrantedLease
-from calotype.serving.dispatch.open_jobs import OpenJobs, wait_for
+from calotype.serving.dispatch.open_jobs import DispatcherState, OpenJobs, wait_for
+from calotype.serving.dispatch.outages import Outages
 from calotype.serving.dispatch.outcomes import Outcomes
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.dispatch.prompt_checks import PromptChecks
 from calotype.serving.dispatch.retrying import RetryingCalls
 from calotype.serving.jobs.endings import canceled_ending, late_ending
 from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.lifecycle import Status
+from calotype.serving.jobs.outage import part_at_fault
 from calotype.serving.jobs.records import Checkpoint, JobRecord, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult
+from calotype.serving.observability.loops import Loop, Loops
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class DispatcherState:
-    """Figures for autoscaling, ``ModelStatus`` and metrics."""
-
-    queued: int
-    running: int
-    checking: int
-    """Jobs whose prompts are being checked."""
-    backlog_seconds: float
-    """Predicted device seconds of everything that is not over."""
+_START_PAUSE = 2.0
+"""Between attempts to read a database that is away when the dispatcher starts."""
 
 
 class Dispatcher:
@@ -73,27 +68,47 @@ class Dispatcher:
         self._queue, self._leases = self._open.queue, self._open.leases
         self._estimator = Estimator(forecast_as or model, clock, self._open, policy.max_forecast)
         self._outcomes = Outcomes(database.jobs, self._call, self._open, self._estimator)
-        self._checks = PromptChecks(
+        self._outages = Outages(
+            *(database.jobs, self._call, self._outcomes, self._open, clock),
+            policy.max_outage_seconds,
+        )
+        checks = PromptChecks(
             *(safety, database.jobs, self._call, self._outcomes),
             *(policy.check_retries, policy.checks_at_once, sleep),
         )
         self._work = asyncio.Event()
-        self._weighed: set[str] = set()  # teams whose weight the queue knows
-        self._rescanned = self._polled = clock.monotonic()
+        self._admission = Admission(
+            *(database, self._call, clock, self._open),
+            *(self._outcomes, self._outages, checks, self._estimator),
+            max_fences=policy.max_fences,
+            queued=self._work.set,
+        )
+        self._rescanned = self._polled = self._swept = clock.monotonic()
+        self.loops = Loops()
+        """For whoever asks how this process is."""
 
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Takes over what the database holds: queued jobs, and running ones of dead replicas."""
-        for job in await self._call(self._database.jobs.open_jobs, self._model, "running"):
-            await self._resume_running(job)
-        for job in await self._call(self._database.jobs.open_jobs, self._model, "queued"):
-            await self._admit(job)
+        """Takes over what the database holds: queued jobs, and running ones of dead replicas.
+
+        Waits for a database that is away.
+        """
+        while True:
+            try:
+                await self._take_over()
+                break
+            except StorageFailed as error:
+                log.warning("the dispatcher waits for the job database: %s", error)
+                await self._sleep(_START_PAUSE)
         if self.policy.sweep_seconds is not None:
-            self._tasks.start(self._sweep_forever(self.policy.sweep_seconds))
+            sweeping = Loop("dispatcher", self._sweep_round, clock=self._clock, sleep=self._sleep)
+            self.loops.start(sweeping)
 
     async def stop(self) -> None:
         """Ends the background tasks; jobs stay in the database for the next dispatcher."""
+        await self.loops.stop()
+        await self._admission.stop()
         await self._tasks.stop()
 
     # -- the gateway's side --------------------------------------------------------------------
@@ -103,7 +118,6 @@ class Dispatcher:
 
         Raises:
             NotFound: no such job.
-            Overloaded: the queue is full; the job has failed with this error.
         """
         if job_id in self._open:
             return
@@ -112,13 +126,7 @@ class Dispatcher:
             raise NotFound(f"There is no job {job_id!r}.")
         if job.status != "queued" or job_id in self._open:
             return
-        if len(self._open) >= self.policy.max_queue:
-            text = f"The queue is full: {len(self._open)} jobs wait. Try again later."
-            pause = min(60.0, max(1.0, self.backlog_seconds() / 10))
-            full = Overloaded(text, code="queue_full", retry_after=pause)
-            await self._outcomes.failed(job_id, full)
-            raise full
-        await self._admit(job)
+        await self._admission.admit(job)
 
     async def wait(self, job_id: str, wait_seconds: float) -> None:
         """Returns when the job is over, or in time."""
@@ -151,7 +159,7 @@ class Dispatcher:
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
-            self._tasks.start(self._give_back(taking, granted))
+            self._tasks.start(self._release_all(taking, granted))
             raise
         return granted
 
@@ -189,12 +197,17 @@ class Dispatcher:
         return await self._outcomes.drawn(job_id, fence, result)
 
     async def fail(self, job_id: str, fence: int, error: CalotypeError) -> bool:
-        """Ends a leased job with an error; False when the lease was lost."""
-        return await self._outcomes.failed(job_id, error, fence=fence)
+        """Ends a leased job with an error; False when the lease was lost.
+
+        A passing fault of a part that the job needs gives it back instead: it is tried again.
+        """
+        if part_at_fault(error) is None:
+            return await self._outcomes.failed(job_id, error, fence=fence)
+        return await self._give_back(job_id, fence, error)
 
     async def release(self, job_id: str, fence: int) -> bool:
         """Gives a job back unharmed, because the replica drains; counts as no attempt."""
-        return await self._requeue(job_id, fence, count_attempt=False)
+        return await self._give_back(job_id, fence, None)
 
     async def checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Records where another replica could go on; False when the lease was lost."""
@@ -222,23 +235,24 @@ class Dispatcher:
         return self._estimator.backlog_seconds()
 
     def snapshot(self) -> DispatcherState:
-        queued, running = len(self._queue), len(self._leases)
-        checking = max(0, len(self._open) - queued - running)
-        return DispatcherState(queued, running, checking, self.backlog_seconds())
+        return self._open.state(self.backlog_seconds())
 
     # -- sweeping ------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
         """Takes expired leases back, ends jobs past their deadline, finds unannounced jobs."""
         for lease in self._leases.expired(self._clock.monotonic()):
-            await self._take_back(lease)
+            await self._admission.guarded(lease.job_id, self._take_back(lease))
         now = self._clock.time()
         for job_id in self._open.late(now):
-            await self._outcomes.end(job_id, late_ending())
+            await self._admission.guarded(job_id, self._outcomes.end(job_id, late_ending()))
+        for job_id in self._outages.due():
+            await self._admission.guarded(job_id, self._admission.try_again(job_id))
         monotonic = self._clock.monotonic()
         if monotonic - self._rescanned >= self.policy.rescan_seconds:
             self._rescanned = self._polled = monotonic
             await self._find_unannounced(None)
+            await self._find_unleased(now)
         elif monotonic - self._polled >= self.policy.poll_seconds:
             self._polled = monotonic
             await self._find_unannounced(now - self.policy.rescan_seconds)
@@ -248,64 +262,46 @@ class Dispatcher:
 
     async def _find_unannounced(self, made_after: float | None) -> None:
         for job_id in await self._call(self._database.jobs.queued_job_ids, self._model, made_after):
-            if job_id in self._open:
-                continue
-            if len(self._open) >= self.policy.max_queue:
-                return  # they were accepted, so they wait in the database instead of failing
-            await self.submit(job_id)
+            if job_id not in self._open:
+                await self._admission.guarded(job_id, self.submit(job_id))
 
-    async def _sweep_forever(self, pause: float) -> None:
-        while True:
-            await self._sleep(pause)
-            try:
-                await self.sweep()
-            except CalotypeError as error:  # a busy disk or a full queue: the next sweep goes on
-                log.warning("a sweep was cut short: %s", error)
+    async def _find_unleased(self, now: float) -> None:
+        """Running rows of no lease: one was begun, and the database's answer was lost."""
+        for job in await self._call(self._database.jobs.expired_leases, self._model, now):
+            if job.id not in self._leases:
+                await self._admission.guarded(job.id, self._resume_running(job))
+
+    async def _sweep_round(self) -> float:
+        now = self._clock.monotonic()
+        if now - self._swept > self.policy.lease_seconds / 2:
+            # It was this process that stood still, so that no heartbeat was heard.
+            self._leases.extend(now + self.policy.lease_seconds)
+        try:
+            await self.sweep()
+        finally:
+            self._swept = self._clock.monotonic()
+        return self.policy.sweep_seconds or 1.0
 
     # -- inside --------------------------------------------------------------------------------
 
+    async def _take_over(self) -> None:
+        ways: dict[Status, Callable[[JobRecord], Awaitable[None]]] = {
+            "running": self._resume_running,
+            "queued": self._admission.admit,
+        }
+        for status, take in ways.items():
+            for job in await self._call(self._database.jobs.open_jobs, self._model, status):
+                if job.id not in self._open:
+                    await self._admission.guarded(job.id, take(job))
+
     async def _resume_running(self, job: JobRecord) -> None:
         """A running row of a former dispatcher: its replica may live and go on, or be gone."""
-        await self._remember(job)
+        await self._admission.remember(job)
         if job.lease_replica is None or (job.lease_expires or 0.0) <= self._clock.time():
             # Not this job's fault as far as anyone saw, so no attempt is counted, within bounds.
-            await self._requeue(job.id, job.fence, count_attempt=False)
+            await self._give_back(job.id, job.fence, None)
             return
         self._grant(job.id, job.fence, job.lease_replica)
-
-    async def _admit(self, job: JobRecord) -> None:
-        await self._remember(job)
-        if job.deadline is not None and job.deadline <= self._clock.time():
-            await self._outcomes.end(job.id, late_ending())
-        elif job.fence >= self.policy.max_fences:
-            await self._outcomes.given_up(job)
-        elif (job.moderation or {}).get("input"):
-            self._enqueue(job.id, charged=job.fence > 0)
-        else:
-            self._tasks.start(self._check_prompt(job))
-
-    async def _remember(self, job: JobRecord) -> None:
-        self._open.add(job)
-        if job.team_id not in self._weighed:
-            self._weighed.add(job.team_id)
-            team = await self._call(self._database.teams.get_team, job.team_id)
-            self._queue.set_weight(job.team_id, team.weight if team else 1.0)
-
-    def _enqueue(self, job_id: str, *, charged: bool) -> None:
-        job = self._open.get(job_id)
-        if job is None:  # it ended while it was checked or taken back
-            return
-        seconds = self._estimator.predictor.predict(job.work)
-        self._queue.push(QueuedJob(job_id, job.team, seconds, job.priority, charged, job.created))
-        self._work.set()
-
-    async def _check_prompt(self, job: JobRecord) -> None:
-        passes = await self._checks.passes(job)
-        if passes:
-            self._enqueue(job.id, charged=job.fence > 0)
-        elif passes is None:
-            # Still queued in the database: the next rescan has it checked again.
-            self._open.forget(job.id)
 
     async def _take(self, replica: str, limit: int, granted: list[Lease]) -> None:
         while len(granted) < limit:
@@ -317,15 +313,22 @@ class Dispatcher:
             try:
                 job = await self._call(start, queued.job_id, replica, expires)
             except StorageFailed:
-                self._enqueue(queued.job_id, charged=True)
+                self._admission.enqueue(queued.job_id, charged=True)
                 if granted:
                     return  # these are leased already and must reach their replica
                 raise
             if job is None:
                 self._outcomes.forget(queued.job_id)
-            elif queued.job_id in self._open:
+            elif queued.job_id not in self._open:
+                await self._give_back(job.id, job.fence, None)
+            else:
                 self._grant(job.id, job.fence, replica)
-                granted.append(Lease.from_job(job, expires, await self._checkpoint_of(job)))
+                checkpoint = await self._checkpoint_of(job)
+                try:
+                    granted.append(Lease.from_job(job, expires, checkpoint))
+                except Exception as error:
+                    log.error("job %s cannot be leased: %r", job.id, error, exc_info=error)
+                    await self._admission.set_aside(job.id, error)
 
     def _grant(self, job_id: str, fence: int, replica: str) -> None:
         now = self._clock.monotonic()
@@ -340,24 +343,48 @@ class Dispatcher:
         except StorageFailed:  # it begins anew: slower, but nothing is lost
             return None
 
-    async def _give_back(self, taking: asyncio.Task[None], granted: list[Lease]) -> None:
+    async def _release_all(self, taking: asyncio.Task[None], granted: list[Lease]) -> None:
         await asyncio.wait([taking])
         for lease in granted:
-            await self.release(lease.job_id, lease.fence)
+            with contextlib.suppress(StorageFailed):  # the next sweep does it
+                await self.release(lease.job_id, lease.fence)
 
     async def _take_back(self, lease: GrantedLease) -> None:
-        """The lease has expired."""
+        """The lease has expired, or was given back while the database was away."""
+        if lease.returned:
+            await self._give_back(lease.job_id, lease.fence, lease.fault)
+            return
         log.warning("replica %s lost job %s: no heartbeat", lease.replica, lease.job_id)
         job = await self._call(self._database.jobs.get_job, lease.job_id)
         if job is not None and job.attempts >= self.policy.max_attempts:
             await self._outcomes.given_up(job, lease.fence)
         else:
-            await self._requeue(lease.job_id, lease.fence, count_attempt=True)
+            requeue = self._database.jobs.requeue_job
+            job = await self._call(requeue, lease.job_id, lease.fence)
+            await self._again(lease.job_id, lease.fence, job)
 
-    async def _requeue(self, job_id: str, fence: int, *, count_attempt: bool) -> bool:
-        job = await self._call(self._database.jobs.requeue_job, job_id, fence, count_attempt)
+    async def _give_back(self, job_id: str, fence: int, fault: CalotypeError | None) -> bool:
+        """A lease comes back through no fault of its job: its replica drains, or a part is away."""
+        try:
+            if fault is None:
+                requeue = self._database.jobs.requeue_job
+                job = await self._call(requeue, job_id, fence, False)
+            else:
+                job = await self._outages.give_back(job_id, fence, fault)
+        except StorageFailed:
+            lease = self._leases.get(job_id, fence)
+            if lease is not None:  # the next sweep tries again
+                lease.returned, lease.fault = True, fault
+                lease.expires = self._clock.monotonic()
+            raise
+        return await self._again(job_id, fence, job)
+
+    async def _again(self, job_id: str, fence: int, job: JobRecord | None) -> bool:
         self._leases.remove(job_id, fence)
         if job is None:
+            if job_id not in self._leases and job_id not in self._queue:
+                # Over, or queued by a call whose answer was lost: the next rescan finds it then.
+                self._open.forget(job_id)
             return False
-        await self._admit(job)
+        await self._admission.admit(job)
         return True

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from calotype.serving.core.errors import CalotypeError
+
 
 @dataclass(slots=True)
 class GrantedLease:
@@ -24,6 +26,10 @@ class GrantedLease:
     """By `Clock.monotonic`."""
     alone: bool = True
     """Nothing else ran or waited while it did."""
+    returned: bool = False
+    """Its replica gave it back, which could not be recorded yet: it is no death."""
+    fault: CalotypeError | None = None
+    """The passing fault for which it was given back."""
 
 
 class LeaseTable:
@@ -60,6 +66,12 @@ class LeaseTable:
         lease = self._granted.get(job_id)
         if lease is not None and fence in (None, lease.fence):
             del self._granted[job_id]
+
+    def extend(self, until: float) -> None:
+        """No lease ends before ``until``: this process was the one that did not listen."""
+        for lease in self._granted.values():
+            if not lease.returned:
+                lease.expires = max(lease.expires, until)
 
     def expired(self, now: float) -> list[GrantedLease]:
         return [lease for lease in self._granted.values() if lease.expires <= now]

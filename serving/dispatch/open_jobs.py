@@ -31,14 +31,30 @@ class OpenJob:
         return cls(job.team_id, work, job.priority, job.deadline, job.created)
 
 
+@dataclass(frozen=True, slots=True)
+class DispatcherState:
+    """Figures for autoscaling, ``ModelStatus`` and metrics."""
+
+    queued: int
+    running: int
+    checking: int
+    """Jobs whose prompts are being checked."""
+    postponed: int
+    """Jobs that wait for a part which is away."""
+    backlog_seconds: float
+    """Predicted device seconds of everything that is not over."""
+
+
 class OpenJobs:
-    """Jobs that are being checked, wait in ``queue`` or run under one of ``leases``.
+    """Jobs that are being checked, postponed, wait in ``queue`` or run under one of ``leases``.
 
     Not thread-safe: one event loop owns it.
     """
 
     def __init__(self) -> None:
         self.queue, self.leases = FairQueue(), LeaseTable()
+        self.postponed: dict[str, float] = {}
+        """Queued jobs that wait for a part -> when they are tried again (`Clock.time`)."""
         self._jobs: dict[str, OpenJob] = {}
         self._ended: dict[str, asyncio.Event] = {}
 
@@ -60,10 +76,11 @@ class OpenJobs:
     def forget(self, job_id: str) -> None:
         """Without a word to those who wait for it: it is not over."""
         self._jobs.pop(job_id, None)
+        self.postponed.pop(job_id, None)
 
     def end(self, job_id: str) -> None:
         """The job is over: forgets it and wakes those who wait for it."""
-        self._jobs.pop(job_id, None)
+        self.forget(job_id)
         self.queue.remove(job_id)
         self.leases.remove(job_id)
         ended = self._ended.pop(job_id, None)
@@ -74,6 +91,11 @@ class OpenJobs:
         """Jobs whose deadline has passed."""
         jobs = self._jobs.items()
         return [job_id for job_id, job in jobs if job.deadline and job.deadline <= now]
+
+    def state(self, backlog_seconds: float) -> DispatcherState:
+        queued, running = len(self.queue), len(self.leases)
+        checking = max(0, len(self) - queued - running - len(self.postponed))
+        return DispatcherState(queued, running, checking, len(self.postponed), backlog_seconds)
 
     def on_end(self, job_id: str) -> asyncio.Event:
         """Set by `end`."""

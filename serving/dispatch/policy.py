@@ -16,8 +16,8 @@ class DispatchPolicy:
     """Replicas that may die over one job before it is given up."""
     max_fences: int = 50
     """Bound of all leases of one job, for jobs that take the dispatcher down with them."""
-    max_queue: int = 1000
-    """Jobs in hand above which new ones are refused as `Overloaded`."""
+    max_outage_seconds: float = 900.0
+    """How long a job waits for a part that it needs before it fails."""
     sweep_seconds: float | None = 1.0
     """Pause between sweeps; None = only when `Dispatcher.sweep` is called."""
     rescan_seconds: float = 15.0

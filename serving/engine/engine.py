@@ -216,7 +216,7 @@ class Engine:
         for row, error in outcome.failed:
             if row.request_id in self._states:
                 state = self._states[row.request_id]
-                self._fail(state, typed(error, state.request), events)
+                self._fail(state, self._typed(error, state), events)
         self._scheduler.completed(batch)
         if outcome.stepped:
             self._unchecked = FiniteCheck([done.row for done in outcome.stepped])
@@ -246,7 +246,7 @@ class Engine:
             try:
                 started = self._admission.start(state)
             except Exception as error:
-                self._fail(state, typed(error, state.request), events)
+                self._fail(state, self._typed(error, state), events)
                 continue
             if not started:
                 self._pending.append(state)
@@ -334,7 +334,7 @@ class Engine:
         for row, error in self._delivery.finish(rows, self._states):
             if row.request_id in self._states:
                 state = self._states[row.request_id]
-                self._fail(state, typed(error, state.request), events)
+                self._fail(state, self._typed(error, state), events)
         for state in saved:
             if state.request.id in self._states and not all(r.finished for r in state.rows):
                 self._save(state, events)
@@ -368,13 +368,18 @@ class Engine:
         steps = state.steps_done
         if steps > state.reported:
             state.reported = steps
-            events.append(Progress(request_id, steps, state.steps))
+            events.append(Progress(request_id, steps, state.steps, seconds=state.seconds))
         if len(state.images) == len(state.rows):
             images = tuple(state.images[i] for i in range(len(state.rows)))
             self._end(state)
             passes = sum(r.sampler.evaluations * len(r.passes) for r in state.rows)
             skipped = sum(cache.used for cache in state.caches)
             events.append(Finished(request_id, images, state.seconds, passes, skipped))
+
+    def _typed(self, error: Exception, state: DenoiseState) -> CalotypeError:
+        # A request that fits alone was admitted; what others hold is free when they are done.
+        company = any(other is not state for other in self._states.values())
+        return typed(error, state.request, in_company=company)
 
     def _fail(self, state: DenoiseState, error: CalotypeError, events: list[Event]) -> None:
         self._end(state)

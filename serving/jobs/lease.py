@@ -27,6 +27,8 @@ class LeaseProgress:
     fence: int
     step: int
     steps: int
+    gpu_seconds: float = 0.0
+    """Measured device time so far, of all devices together."""
 
     @property
     def share(self) -> float:

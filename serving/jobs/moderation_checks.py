@@ -1,7 +1,7 @@
 """Has prompts and images checked by the safety stage, fail-closed.
 
 A moderator replica that was killed comes back within seconds, so a failed call is repeated for
-about twenty; after that the job fails as `ModerationUnavailable`. Nothing passes unchecked.
+about twenty; after that it is `ModerationUnavailable`, and the job waits. Nothing passes unchecked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from calotype.serving.core.errors import CalotypeError, ContentBlocked, Moderati
 from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.jobs.moderation_record import ModerationRecord
+from calotype.serving.jobs.outage import FINAL
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.refusals import blocked_error
 from calotype.serving.observability import tracing
@@ -49,7 +50,7 @@ async def check_with_retries(
             decision = await asyncio.wait_for(check(), retries.timeout)
         except Exception as error:  # whatever a remote classifier died of: not checked, not passed
             if isinstance(error, CalotypeError) and not error.retryable:
-                raise unavailable(error.message) from error
+                raise unavailable(error.message, final=True) from error
             failure = str(error) or type(error).__name__
         else:
             if not decision.undecided:
@@ -61,11 +62,15 @@ async def check_with_retries(
     raise unavailable(failure)
 
 
-def unavailable(reason: str) -> ModerationUnavailable:
+def unavailable(reason: str, *, final: bool = False) -> ModerationUnavailable:
+    """Args:
+    final: asking again does not help.
+    """
     return ModerationUnavailable(
         f"The safety stage could not judge the request, so it was not run ({reason}). "
         "Try again in a few seconds.",
         retry_after=5,
+        details={FINAL: True} if final else None,
     )
 
 

@@ -121,6 +121,10 @@ class JobRecord:
     """`result.TokenUsage.to_payload`."""
     metrics: JsonObject | None
     """`result.JobMetrics.to_payload`."""
+    outage: JsonObject | None
+    """`Outage.to_payload`."""
+    gpu_seconds: float
+    """Device time that was measured while it ran, as its last lease told."""
     body_sha256: str | None
     idempotency: str | None
     recipe: JsonObject | None

@@ -86,6 +86,18 @@ SWEPT = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+LOOP_FAULTS = Counter(
+    "calotype_loop_faults",
+    "Rounds of background work that failed and are tried again.",
+    ["loop", "kind"],
+    registry=REGISTRY,
+)
+SET_ASIDE = Counter(
+    "calotype_set_aside",
+    "Rows that failed again and again and are not tried any more.",
+    ["kind"],
+    registry=REGISTRY,
+)
 BATCH_LINES = Counter(
     "calotype_batch_lines", "Lines of batches that are over.", ["result"], registry=REGISTRY
 )

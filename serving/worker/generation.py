@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from calotype.serving.core.errors import (
     EngineError,
     InvalidRequest,
     NotFound,
+    Overloaded,
 )
 from calotype.serving.core.protocols import BlobStore, SafetyStage
 from calotype.serving.core.request import (
@@ -34,6 +35,7 @@ from calotype.serving.core.request import (
 )
 from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.moderation_checks import CheckRetries
+from calotype.serving.jobs.outage import PART
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.observability import tracing
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 TRUNCATED = "The prompt is longer than the model reads; its end changed nothing."
 RETRY_SECONDS = 1.0
 """Pause after the dispatcher could not be reached."""
+LONGEST_RETRY_SECONDS = 10.0
+"""Of the pauses between attempts to tell it how a lease ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class _Running:
     lease: Lease
     intermediates: Intermediates
     step: int = 0
+    seconds: float = 0.0
+    """Measured device time, of all devices together."""
     task: asyncio.Task[None] | None = None
     lost: bool = field(default=False)
 
@@ -104,6 +110,7 @@ class GenerationWorker:
         self._wait = wait_seconds
         self._running: dict[str, _Running] = {}
         self._slots = asyncio.Semaphore(concurrency)
+        self._beat_soon = asyncio.Event()
         self._draining = False
 
     @property
@@ -112,11 +119,13 @@ class GenerationWorker:
         return len(self._running)
 
     async def run(self) -> None:
-        """Pulls and draws until `drain`."""
+        """Pulls and draws until `drain`, and keeps the leases alive until the last one is over."""
         beat = asyncio.create_task(self._beat_forever())
         try:
             while not self._draining and self._engine.alive:
                 await self._pull()
+            while tasks := [r.task for r in self._running.values() if r.task is not None]:
+                await asyncio.wait(tasks)
         finally:
             beat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -183,14 +192,16 @@ class GenerationWorker:
                 "draw", lease.options.traceparent, job=lease.job_id, fence=lease.fence
             ):
                 result = await self._draw(running)
-            heard = await self._tell(self._leases.complete(lease.job_id, lease.fence, result))
+            heard = await self._insist(
+                running, lambda: self._leases.complete(lease.job_id, lease.fence, result)
+            )
         except CalotypeError as error:
             if not (running.lost and isinstance(error, Cancelled)):
-                heard = await self._tell(self._leases.fail(lease.job_id, lease.fence, error))
+                heard = await self._failed(running, error)
         except Exception as error:
             log.exception("job %s failed", lease.job_id)
             fault = EngineError(f"The picture could not be drawn: {type(error).__name__}: {error}.")
-            heard = await self._tell(self._leases.fail(lease.job_id, lease.fence, fault))
+            heard = await self._failed(running, fault)
         finally:
             if self._running.get(lease.job_id) is running:
                 del self._running[lease.job_id]
@@ -198,6 +209,25 @@ class GenerationWorker:
             await running.intermediates.close()
         if heard:
             await running.intermediates.forget()
+
+    async def _failed(self, running: _Running, error: CalotypeError) -> bool | None:
+        await self._tell_progress([running])  # what was measured is settled, however it ends
+        lease = running.lease
+        return await self._insist(
+            running, lambda: self._leases.fail(lease.job_id, lease.fence, error)
+        )
+
+    async def _insist(self, running: _Running, call: Callable[[], Awaitable[bool]]) -> bool | None:
+        """Says how a lease ended until it was heard, or until somebody else has the job.
+
+        What was drawn is kept meanwhile, and the lease goes on: heartbeats do not need the job
+        database, whose absence is the usual reason.
+        """
+        pause = RETRY_SECONDS
+        while (heard := await self._tell(call())) is None and not running.lost:
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_RETRY_SECONDS, pause * 2)
+        return heard
 
     async def _abandon(self, running: _Running) -> None:
         """Ends what is still done under a lease that somebody else has by now."""
@@ -260,20 +290,27 @@ class GenerationWorker:
             async for event in events:
                 if isinstance(event, Progress):
                     running.step = event.step
+                    running.seconds = self._engine.engine.devices * event.seconds
                     tracing.record("denoise step", begun, event.done_ns, step=event.step)
                     begun = event.done_ns
                 elif isinstance(event, Preview | Checkpoint):
                     running.intermediates.note(event)
+                    self._beat_soon.set()  # who sees it and cancels then is charged for it
                 elif isinstance(event, Failed):
                     raise event.error
                 else:
+                    running.seconds = self._engine.engine.devices * event.denoise_seconds
                     return event
         raise EngineError("The engine ended the request without an answer.")
 
     async def _encoded(self, request: GenerationRequest) -> list[EncodedPrompt]:
         """The prompt, and the negative one where a second pass runs."""
         texts = self._engine.engine.prompts_of(request)
-        return list(await asyncio.gather(*(self._prompts.encode(text) for text in texts)))
+        try:
+            return list(await asyncio.gather(*(self._prompts.encode(text) for text in texts)))
+        except Overloaded as error:
+            error.details.setdefault(PART, "text_encoder")
+            raise
 
     async def _events(self, running: _Running, given: EngineInputs) -> AsyncGenerator[Event, None]:
         """The engine's events, from the checkpoint on where there is one that can be used."""
@@ -317,28 +354,38 @@ class GenerationWorker:
     async def _beat_forever(self) -> None:
         # A dead engine's leases shall run out.
         while self._engine.alive:
-            await asyncio.sleep(self._beat)
-            progress = {
-                job_id: LeaseProgress(r.lease.fence, r.step, r.lease.request.sampling.steps)
-                for job_id, r in self._running.items()
-            }
-            for job_id in progress:
-                self._engine.engine.checkpoint(job_id)
-            try:
-                lost = await self._leases.heartbeat(self.replica, progress)
-            except Exception as error:  # the lease outlives a few lost beats
-                log.warning("the dispatcher did not hear a heartbeat: %s", error)
-                continue
-            for job_id in lost:
-                if job_id in self._running:
-                    self._running[job_id].lost = True
-                    self._engine.abort(job_id)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_soon.wait(), self._beat)
+            early = self._beat_soon.is_set()
+            self._beat_soon.clear()
+            if not early:
+                for job_id in self._running:
+                    self._engine.engine.checkpoint(job_id)
+            await self._tell_progress(list(self._running.values()))
+
+    async def _tell_progress(self, leases: Sequence[_Running]) -> None:
+        progress = {
+            r.lease.job_id: LeaseProgress(
+                r.lease.fence, r.step, r.lease.request.sampling.steps, round(r.seconds, 4)
+            )
+            for r in leases
+        }
+        try:
+            lost = await self._leases.heartbeat(self.replica, progress)
+        except Exception as error:  # the lease outlives a few lost beats
+            log.warning("the dispatcher did not hear a heartbeat: %s", error)
+            return
+        for job_id in lost:
+            running = self._running.get(job_id)
+            if running is not None and running.lease.fence == progress[job_id].fence:
+                running.lost = True
+                self._engine.abort(job_id)
 
     async def _tell(self, call: Awaitable[bool]) -> bool | None:
         """Tells the dispatcher how a lease ended; None when nobody knows whether it heard.
 
-        When it cannot be reached for long the lease expires and the job is drawn again elsewhere:
-        late, but neither lost nor answered twice.
+        When it cannot be reached for long, and hears no heartbeat, the lease expires and the job
+        is drawn again elsewhere: late, but neither lost nor answered twice.
         """
         try:
             return bool(await call)

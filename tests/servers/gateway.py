@@ -42,6 +42,7 @@ QUICK: dict[str, Any] = {
     "webhook_seconds": 0.05,
     "batch_seconds": 0.05,
     "forecast_seconds": 0.0,
+    "outage_patience_seconds": 0.0,
 }
 """Pauses that make tests short."""
 

@@ -161,9 +161,9 @@ def safety() -> ScriptedSafety:
 async def dispatcher(
     database: Database, safety: ScriptedSafety, clock: ManualClock
 ) -> AsyncIterator[Dispatcher]:
-    """Sweeps only when it is told to, and takes five jobs."""
+    """Sweeps only when it is told to."""
     retries = CheckRetries(delays=(0.0, 0.0, 0.0))
-    policy = DispatchPolicy(sweep_seconds=None, max_queue=5, check_retries=retries)
+    policy = DispatchPolicy(sweep_seconds=None, check_retries=retries)
     dispatcher = Dispatcher(database, safety, clock, policy)
     await dispatcher.start()
     yield dispatcher

@@ -28,6 +28,7 @@ from calotype.serving.core.errors import (
     error_from_payload,
 )
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.database.accounts.queue_shares import QueueBound
 from calotype.serving.database.accounts.quotas import RateState, rate_state
 from calotype.serving.jobs.predictor import Work
 from calotype.serving.jobs.recipe import changes, recipe_hash
@@ -40,6 +41,8 @@ _KEY_SECONDS = 24 * 3600.0
 _RETRY_SECONDS = 600.0
 _MAX_KEY_CHARS = 255
 _MAX_LANGUAGE_CHARS = 200
+_LONGEST_PAUSE = 60.0
+"""Seconds after which a client that finds the queue full is told to come back, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,9 @@ async def create_or_join(
             webhook=terms.webhook,
             batch_id=origin.batch_id,
         )
-        job, rate = await asyncio.to_thread(gateway.database.jobs.admit_job, new)
+        pause = max(1.0, forecast.backlog_seconds / 10) if estimate is not None else 10.0
+        bound = QueueBound(gateway.settings.max_queue, min(_LONGEST_PAUSE, pause))
+        job, rate = await asyncio.to_thread(gateway.database.jobs.admit_job, new, bound)
     except (QuotaExceeded, Overloaded) as error:
         metrics.LIMITED.labels(error.code).inc()
         state = None if team is None else rate_state(team, now)
@@ -223,13 +228,8 @@ async def _plan_with_fallback(
 async def _submit(gateway: Gateway, job_id: str) -> None:
     try:
         await gateway.backend.submit(job_id)
-    except CalotypeError as error:
-        if error.code == "queue_full":
-            metrics.LIMITED.labels(error.code).inc()
-            raise
+    except (CalotypeError, OSError) as error:
         # The row is there: the dispatcher finds it when it is back.
-        log.warning("job %s waits in the database, the backend cannot be told: %s", job_id, error)
-    except OSError as error:
         log.warning("job %s waits in the database, the backend cannot be told: %s", job_id, error)
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.serving.api.generation.giving_up import given_up
 from calotype.serving.api.generation.responses import described, drawn_images, images_response
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
 from calotype.serving.api.http.failures import error_object
@@ -91,8 +92,13 @@ async def _frames(
                         yield part
                     return
     except TimeoutError:
-        await gateway.waits.time_out(job.id)
-        yield _error(DeadlineExceeded("The job was not finished within the time allowed for it."))
+        try:
+            await given_up(gateway, await gateway.waits.poll(job.id, 0))
+        except CalotypeError as error:
+            yield _error(localized(error, language))
+        else:
+            late = "The job was not finished within the time allowed for it."
+            yield _error(DeadlineExceeded(late))
     except CalotypeError as error:
         yield _error(localized(error, language))
 

@@ -14,6 +14,7 @@ from calotype.serving.api.generation.creation import (
     body_digest,
     create_or_join,
 )
+from calotype.serving.api.generation.giving_up import given_up
 from calotype.serving.api.generation.responses import images_response
 from calotype.serving.api.generation.streaming import images_stream
 from calotype.serving.api.generation.uploads import Images
@@ -59,8 +60,11 @@ async def answer(
     settings = gateway.settings
     body = prepared.body
     seconds = min(settings.request_timeout, body.deadline_seconds or settings.request_timeout)
+    # Without a deadline of the client's own a job may wait for a part that is away, also when the
+    # client has given up: a repetition of the request finds it.
+    waits = 0.0 if body.deadline_seconds else settings.max_outage_seconds
     terms = Terms(
-        seconds,
+        seconds + waits,
         settings.asset_seconds,
         body.metadata,
         wanted_seconds=body.deadline_seconds,
@@ -75,6 +79,5 @@ async def answer(
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if not job.over:
-        await gateway.waits.time_out(job.id)
-        job = await gateway.waits.poll(job.id, 0)
+        job = await given_up(gateway, job)
     return await images_response(gateway, request, job, round(1000 * (time.monotonic() - started)))

@@ -179,7 +179,8 @@ def check_mask(mask: Upload, image: Upload) -> Upload:
 
 def input_seconds(gateway: Gateway) -> float:
     """How long the pictures of a synchronous request are kept: as long as what it draws."""
-    return gateway.settings.asset_seconds + gateway.settings.request_timeout
+    settings = gateway.settings
+    return settings.asset_seconds + settings.request_timeout + settings.max_outage_seconds
 
 
 async def read_images(

@@ -62,7 +62,14 @@ BY_CLASS: dict[type[CalotypeError], Wire] = {
     CalotypeError: Wire(500, "server_error", retry=False),
 }
 
-SHOWN_DETAILS = ("moderation_details", "moderation", "estimated_seconds", "reason", "attempts")
+SHOWN_DETAILS = (
+    "moderation_details",
+    "moderation",
+    "estimated_seconds",
+    "reason",
+    "attempts",
+    "job_id",
+)
 """The fields of `CalotypeError.details` that clients see."""
 
 # openai-node ignores a longer Retry-After, openai-python does not retry at all above 120 s.

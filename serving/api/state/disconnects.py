@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -19,6 +20,7 @@ from calotype.serving.core.errors import CalotypeError, NotFound, StorageFailed
 from calotype.serving.core.protocols import GenerationBackend
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending, canceled_ending, late_ending
+from calotype.serving.jobs.outage import Outage
 from calotype.serving.jobs.records import JobRecord
 
 log = logging.getLogger(__name__)
@@ -49,13 +51,15 @@ class ClientWaits:
     async def wait_while_connected(
         self, job_id: str, request: Request, seconds: float
     ) -> JobRecord:
-        """The job when it is over, or as it is after ``seconds``.
+        """The job when it is over, or as it is after ``seconds``, or when it waits itself.
 
         Raises:
             ClientGone: the client hung up; the job is canceled after the grace.
         """
         async with self.client_waits(job_id) as answered:
-            waiting = asyncio.create_task(self.poll(job_id, seconds))
+            waiting = asyncio.create_task(
+                self.poll(job_id, seconds, self._settings.outage_patience_seconds)
+            )
             leaving = asyncio.create_task(_disconnected(request))
             try:
                 await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -91,13 +95,16 @@ class ClientWaits:
                         self._cancel_after_grace(job_id)
                     )
 
-    async def poll(self, job_id: str, seconds: float) -> JobRecord:
+    async def poll(self, job_id: str, seconds: float, patience: float = math.inf) -> JobRecord:
         """Like `wait_while_connected`, without a client.
+
+        Args:
+            patience: seconds for which a job is waited for that waits for a part.
 
         The database decides; waiting at the backend only saves asking it often.
         """
         clock = asyncio.get_running_loop().time
-        end = clock() + seconds
+        end, began = clock() + seconds, self._database.clock.time()
         too_soon = False
         while True:
             try:
@@ -109,13 +116,20 @@ class ClientWaits:
             else:
                 if job is None:
                     raise NotFound(f"There is no job {job_id!r}.")
-                if job.over or clock() >= end:
+                if job.over or clock() >= end or self._waits_for(job, began) > patience:
                     return job
             if too_soon:  # it said "over" of a job that is not, or cannot say anything
                 await self._sleep(min(_PAUSE, max(0.0, end - clock())))
             asked = clock()
             await self._wait(job_id, max(0.0, end - clock()))
             too_soon = clock() - asked < _PAUSE / 10
+
+    def _waits_for(self, job: JobRecord, began: float) -> float:
+        """Seconds since ``began`` for which a job waits for a part; below 0 where it does not."""
+        outage = Outage.of(job) if job.status == "queued" else None
+        if outage is None:
+            return -1.0
+        return self._database.clock.time() - max(began, outage.since)
 
     async def _wait(self, job_id: str, remaining: float) -> None:
         try:

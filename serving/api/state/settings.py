@@ -34,6 +34,24 @@ class GatewaySettings(BaseModel):
     job_deadline: float = Field(
         3600.0, gt=0, description="Seconds after which a job of POST /v1/jobs fails; its default."
     )
+    max_outage_seconds: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds for which a job waits for a part that is away (the text encoder, the "
+        "safety stage, the object store); synchronous ones as well, when nobody waits any more.",
+    )
+    outage_patience_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds for which a synchronous request waits for a job that waits for such a "
+        "part; then it is told so, and the job goes on without it.",
+    )
+    max_queue: int = Field(
+        1000,
+        ge=1,
+        description="Open jobs of one model above which only teams that have less than their share "
+        "of it may add some.",
+    )
     hangup_grace: float = Field(
         15.0, ge=0, description="Seconds a job goes on after its client hung up."
     )

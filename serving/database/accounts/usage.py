@@ -25,16 +25,17 @@ _COLUMNS: Mapping[str, Column[Any]] = {
 
 
 def used_seconds(job: JobRecord) -> float:
-    """Device time of a job that is over: measured, or its share of the predicted time.
+    """Device time of a job that is over, however it ended.
 
-    A job that its client ended has no measurement; it is charged for the steps that were done.
+    What its result says; without one what its last lease had measured so far; where that said
+    nothing, the predicted time of the steps that were done.
     """
     seconds = (job.metrics or {}).get("gpu_seconds")
     if isinstance(seconds, int | float):
         return float(seconds)
-    if job.status == "canceled" and job.steps:
-        return job.reserved_seconds * min(1.0, job.step / job.steps)
-    return 0.0
+    if job.gpu_seconds or not job.steps:
+        return job.gpu_seconds
+    return job.reserved_seconds * min(1.0, job.step / job.steps)
 
 
 def record_usage(connection: Connection, job: JobRecord) -> None:

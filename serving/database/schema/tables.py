@@ -105,6 +105,10 @@ jobs = Table(
     _json("moderation"),
     _json("usage"),
     _json("metrics"),
+    # What it waits for, or waited for last, because a part that it needs was away.
+    _json("outage"),
+    # Device time that its last lease has measured so far.
+    Column("gpu_seconds", Float, nullable=False, server_default="0"),
     Column("body_sha256", String(64)),
     # Hash of (API key, route, Idempotency-Key); unique, so that two racing requests make one job.
     Column("idempotency", String(64), unique=True),

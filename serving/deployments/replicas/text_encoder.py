@@ -50,7 +50,15 @@ class TextEncoderDeployment:
         encoder = self._encoder
         if encoder is None:
             raise Overloaded(f"The text encoder is not loaded. {self._problem}".strip())
-        found = (await asyncio.to_thread(encoder.encode, [prompt]))[0]
+        try:
+            found = (await asyncio.to_thread(encoder.encode, [prompt]))[0]
+        except (MemoryError, RuntimeError) as error:
+            from calotype.serving.engine.execution.step_runner import is_out_of_memory
+
+            # It shares its device with generators, whose memory is free again in a while.
+            if not is_out_of_memory(error):
+                raise
+            raise Overloaded("The device has no memory left for the text encoder.") from error
         return found.embeds.float().cpu().numpy(), found.token_count, found.truncated
 
     def _state(self) -> ReplicaReport:

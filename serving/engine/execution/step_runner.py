@@ -130,20 +130,27 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def no_room(request: GenerationRequest) -> OutOfMemory:
-    """The error of a request that is too large."""
+def no_room(request: GenerationRequest, in_company: bool = False) -> OutOfMemory:
+    """The error of a request that is too large, or for which others left no memory."""
     return OutOfMemory(
         f"There is not enough memory for a picture of {request.rendered_size}; ask for a smaller "
         "size.",
         param="size",
+        details={"part": "device_memory"} if in_company else None,
     )
 
 
-def typed(error: Exception, request: GenerationRequest) -> CalotypeError:
-    """The error that a request ends with."""
+def typed(
+    error: Exception, request: GenerationRequest, *, in_company: bool = False
+) -> CalotypeError:
+    """The error that a request ends with.
+
+    Args:
+        in_company: others were on the device.
+    """
     if isinstance(error, CalotypeError):
         return error
     if is_out_of_memory(error):
-        return no_room(request)
+        return no_room(request, in_company)
     logger.error("the request %s failed", request.id, exc_info=error)
     return EngineError(f"The model failed on this request: {type(error).__name__}.")

@@ -115,17 +115,6 @@ def test_texts_and_pictures_are_judged_by_the_model_app(house: House) -> None:
         assert flagged([{"type": "text", "text": "a fox"}, part(255)]) == [True]
 
 
-def test_a_full_queue_is_told_through_the_model_app(house: House) -> None:
-    with house.model_app() as backend:
-        backend.pause()
-        backend.dispatcher.policy = backend.dispatcher.policy.__class__(max_queue=1)
-        assert house.submit(seed=1).status_code == 202
-        full = house.submit(seed=2)
-        backend.resume()
-    assert full.status_code == 429
-    assert full.json()["error"]["code"] == "queue_full"
-
-
 # -- a configuration that changes ----------------------------------------------------------------
 
 

@@ -183,7 +183,12 @@ async def house(
     )
     database, blobs = Database.open(sqlite_url(tmp_path)), MemoryBlobStore()
     backend = LocalBackend(
-        resource, [], database, blobs, InProcessSafety(stage), DispatchPolicy(check_retries=once)
+        resource,
+        [],
+        database,
+        blobs,
+        InProcessSafety(stage),
+        DispatchPolicy(check_retries=once, max_outage_seconds=0),
     )
     app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource]))
     clients = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calotype.serving.core.errors import EngineError, Overloaded
+from calotype.serving.core.errors import EngineError
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
@@ -190,18 +190,6 @@ async def test_a_canceled_job_is_not_leased_and_a_running_one_is_called_back(
     ]
     assert not await dispatcher.complete(running.id, lease.fence, drawn_result(lease))
     assert status(database, running) == status(database, queued) == "canceled"
-
-
-async def test_a_full_queue_refuses_and_the_refused_job_is_over(
-    dispatcher: Dispatcher, database: Database, add_job: AddJob
-) -> None:
-    for _ in range(dispatcher.policy.max_queue):
-        await dispatcher.submit(add_job().id)
-    job = add_job()
-    with pytest.raises(Overloaded) as caught:
-        await dispatcher.submit(job.id)
-    assert caught.value.code == "queue_full"
-    assert error(database, job)["code"] == "queue_full"
 
 
 @pytest.mark.parametrize("leased", [False, True], ids=["queued", "running"])

@@ -29,7 +29,7 @@ def database(file_database: Database) -> Database:
 
 @pytest.fixture
 async def dispatcher(database: Database, clock: ManualClock) -> AsyncIterator[Dispatcher]:
-    policy = DispatchPolicy(sweep_seconds=None, max_queue=1000, lease_seconds=1e6)
+    policy = DispatchPolicy(sweep_seconds=None, lease_seconds=1e6)
     dispatcher = Dispatcher(database, ScriptedSafety(), clock, policy, model="shapes")
     await dispatcher.start()
     yield dispatcher

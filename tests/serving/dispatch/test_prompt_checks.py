@@ -84,19 +84,46 @@ async def test_judging_is_repeated_while_the_moderator_is_restarted(
         ConnectionError("gone"),
         ModerationUnavailable("no classifier"),
         ValueError("a bug in a classifier"),
-        InvalidRequest("a refusal that no repetition cures"),
         decision("input", unavailable=True),
         {},
     ],
-    ids=["connection", "unavailable", "bug", "final", "error-verdict", "no-decision"],
+    ids=["connection", "unavailable", "bug", "error-verdict", "no-decision"],
 )
-async def test_what_cannot_be_judged_fails_closed(
-    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob, broken: Any
+async def test_what_cannot_be_judged_waits_and_is_never_drawn(
+    dispatcher: Dispatcher,
+    database: Database,
+    safety: ScriptedSafety,
+    clock: ManualClock,
+    add_job: AddJob,
+    broken: Any,
 ) -> None:
     def prompt(text: str) -> dict[str, Any]:
         if isinstance(broken, Exception):
             raise broken
         return dict(broken)
+
+    safety.prompt = prompt
+    job = add_job()
+    await dispatcher.submit(job.id)
+    while not dispatcher.snapshot().postponed:
+        await asyncio.sleep(0)
+    assert status(database, job) == "queued"
+    assert await dispatcher.lease("r1", 1, 0.05) == []
+    for _ in range(60):
+        clock.advance(30)
+        await dispatcher.sweep()
+        while dispatcher.snapshot().checking:
+            await asyncio.sleep(0)
+    payload = error(database, job)
+    assert payload["class"] == "DependencyUnavailable"
+    assert payload["details"]["reason"] == "safety_stage_unavailable"
+
+
+async def test_a_fault_that_no_repetition_cures_ends_the_job_at_once(
+    dispatcher: Dispatcher, database: Database, safety: ScriptedSafety, add_job: AddJob
+) -> None:
+    def prompt(text: str) -> dict[str, Any]:
+        raise InvalidRequest("a refusal that no repetition cures")
 
     safety.prompt = prompt
     job = add_job()

@@ -70,7 +70,7 @@ def slow(start_service: Callable[..., Any], quick: Callable[..., Any]) -> Any:
     service = start_service(
         settings=quick(),
         painter=PainterSettings(seconds_per_step=0.02),
-        policy=DispatchPolicy(sweep_seconds=0.05, max_queue=30),
+        policy=DispatchPolicy(sweep_seconds=0.05),
     )
     for _ in range(4):
         service.generate(prompt="a dog")
@@ -134,7 +134,7 @@ def test_promises_that_are_kept_and_broken_are_visible(slow: Any) -> None:
 def test_a_thousand_jobs_by_one_key_at_once_are_accepted_or_refused_and_none_is_lost(
     start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:
-    service = start_service(settings=quick(), policy=DispatchPolicy(max_queue=150))
+    service = start_service(settings=quick(max_queue=150))
     service.backend.pause()
     with (
         httpx.Client(
