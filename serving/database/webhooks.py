@@ -21,6 +21,7 @@ from calotype.serving.database.schema.tables import (
     webhook_deliveries,
     webhook_endpoints,
 )
+from calotype.serving.jobs.events import TERMINAL_EVENTS
 from calotype.serving.jobs.records import (
     AttemptRecord,
     DeliveryRecord,
@@ -28,7 +29,6 @@ from calotype.serving.jobs.records import (
     JobRecord,
     new_id,
 )
-from calotype.serving.jobs.webhook_events import TERMINAL_EVENTS
 
 ROTATION_SECONDS = 24 * 3600.0
 """After a rotation both secrets sign for so long."""

@@ -9,11 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from calotype.serving.jobs.records import JobRecord, PreviewRecord
 
 Kind = Literal["queued", "started", "progress", "partial_image", "succeeded", "failed", "canceled"]
+
+EventType = Literal[
+    "image.job.started",
+    "image.job.succeeded",
+    "image.job.failed",
+    "image.job.canceled",
+    "image.asset.released",
+]
+"""What webhooks tell of."""
+EVENT_TYPES: Final[tuple[EventType, ...]] = get_args(EventType)
+TERMINAL_EVENTS: Final = tuple(name for name in EVENT_TYPES if name != "image.job.started")
+"""What a job's own webhook tells of by default."""
+RELEASED_EVENT: Final = "image.asset.released"
+TEST_EVENT: Final = "webhook.test"
 
 _PER_FENCE = 1_000_000
 _PER_STEP = 100

@@ -12,7 +12,7 @@ from calotype.serving.config.model.acceleration import MOST_REUSE
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import MAX_SEED
-from calotype.serving.jobs.webhook_events import EventType
+from calotype.serving.jobs.events import EventType
 
 B = TypeVar("B", bound=BaseModel)
 

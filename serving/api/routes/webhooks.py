@@ -17,13 +17,13 @@ from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.jobs.events import EVENT_TYPES, TEST_EVENT, EventType
 from calotype.serving.jobs.records import (
     AttemptRecord,
     DeliveryRecord,
     EndpointRecord,
     KeyRecord,
 )
-from calotype.serving.jobs.webhook_events import EVENT_TYPES, TEST_EVENT, EventType
 from calotype.serving.webhooks.safe_http import check_url
 from calotype.serving.webhooks.sender import event_body
 

@@ -16,9 +16,9 @@ from calotype.serving.database.review.cases import CaseRecord, Cases, Reviewer
 from calotype.serving.database.schema.review_tables import cases, held_images
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
+from calotype.serving.jobs.events import RELEASED_EVENT
 from calotype.serving.jobs.moderation_record import HeldStatus, ModerationRecord
 from calotype.serving.jobs.records import HeldRecord, JobRecord
-from calotype.serving.jobs.webhook_events import RELEASED_EVENT
 
 HELD_SECONDS = 14 * 86_400.0
 """What nobody decides on for so long is rejected."""
