@@ -12,7 +12,7 @@ from typing import Any
 
 from calotype.operator.kube.client import ApiError, KubeClient
 from calotype.operator.kube.resources import OWN
-from calotype.operator.reconcilers.gateway import reconcile_gateway
+from calotype.operator.reconcilers.gateway import reconcile_gateway, reconcile_gateway_teams
 from calotype.operator.reconcilers.image_model import reconcile_model
 from calotype.operator.reconcilers.lora_adapter import reconcile_adapter
 from calotype.operator.reconcilers.lora_training import reconcile_training
@@ -53,6 +53,7 @@ RECONCILERS: dict[str, Callable[[Context, Key], Awaitable[float | None]]] = {
     "Team": reconcile_team,
     "LoRATraining": reconcile_training,
     "Gateway": reconcile_gateway,
+    "GatewayTeams": reconcile_gateway_teams,
     "Report": reconcile_report,
     "Models": reconcile_models,
     "Refusals": reconcile_refusals,
@@ -163,7 +164,7 @@ class Operator:
     def schedule_all(self) -> None:
         """Whenever watching begins: what no event of an object asks for is scheduled."""
         self._catch_signals()  # kopf takes them for itself
-        self.queue.add(Key("Gateway", "", ""), 1.0)
+        self.context.wake_gateway(1.0)
         self.queue.add(Key("Resync", "", ""), FIRST_RESYNC_SECONDS)
 
     def _catch_signals(self) -> None:

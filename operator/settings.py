@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from calotype.serving.config import Quotas
+
 SETTINGS_FILE = pathlib.Path("/etc/calotype/operator.yaml")
 NAMESPACE_VARIABLE = "CALOTYPE_OPERATOR_NAMESPACE"
 ALL_NAMESPACES = "*"
@@ -75,6 +77,39 @@ CPU_PROFILE = ResourceProfile(requests={"cpu": "500m", "memory": "3Gi"}, limits=
 """The profile named `default` where the chart gives none of that name: no GPU."""
 
 
+class TeamGrant(Part):
+    """What the Teams of one namespace may give themselves."""
+
+    teams: int = Field(5, ge=0, description="Teams at most; the oldest ones are served.")
+    weight: float = Field(1.0, gt=0, le=1000, description="Largest weight of a Team.")
+    models: list[str] = Field(
+        default_factory=list, description="ImageModels that a Team may use; empty = every one."
+    )
+    quotas: Quotas = Field(
+        default_factory=Quotas, description="Largest quotas of a Team, also of one without any."
+    )
+    takes: list[str] = Field(
+        default_factory=list,
+        description="Names of teams that exist, or existed, which a Team of this namespace takes "
+        "over with their jobs and pictures.",
+    )
+
+
+UNBOUNDED = TeamGrant(teams=100_000, weight=1000)
+"""Of the operator's own namespace: whoever writes there administers the service anyway."""
+
+
+class TeamGrants(Part):
+    """An administrator's word on what Teams may give themselves."""
+
+    default: TeamGrant = Field(
+        default_factory=TeamGrant, description="Of a namespace that is not named below."
+    )
+    namespaces: dict[str, TeamGrant] = Field(
+        default_factory=dict, description="Namespace -> its grant, instead of the default one."
+    )
+
+
 class OperatorSettings(Part):
     """Everything that the operator does not read from the API server."""
 
@@ -136,6 +171,9 @@ class OperatorSettings(Part):
         900_000, ge=1000, description="Of one model's configuration; etcd refuses 1.5 MB."
     )
     max_fetch_jobs: int = Field(8, ge=1, description="At the same time, of one model's namespace.")
+    team_grants: TeamGrants = Field(
+        default_factory=TeamGrants, description="What Teams may give themselves, by namespace."
+    )
     drain_seconds: float = Field(
         5.0, ge=0, description="Between an adapter's leaving the API and its unloading."
     )
@@ -163,6 +201,17 @@ class OperatorSettings(Part):
     @property
     def gateway_config(self) -> str:
         return self.gateway_config_map or f"{self.release}-gateway-config"
+
+    @property
+    def gateway_teams(self) -> str:
+        return f"{self.release}-gateway-teams"
+
+    def team_grant(self, namespace: str) -> TeamGrant:
+        """What the Teams of a namespace may give themselves."""
+        granted = self.team_grants.namespaces.get(namespace)
+        if granted is not None:
+            return granted
+        return UNBOUNDED if namespace == self.operator_namespace else self.team_grants.default
 
     def profile(self, name: str) -> ResourceProfile | None:
         """The profile of that name; `default` always exists."""

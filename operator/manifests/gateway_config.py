@@ -1,26 +1,29 @@
-"""gateway.json: what the gateway knows of models, adapters, policies and teams.
+"""gateway.json and teams.json: what the gateways know of models, adapters and teams.
 
-Pure builders. The gateway knows everything by one name; where two namespaces have a policy of one
-name, the other one is called NAME.NAMESPACE, and whoever refers to it with it.
+Pure builders. The gateway knows everything by one name; a policy of another namespace than the
+operator's is called NAME.NAMESPACE, and whoever refers to it with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from calotype.operator.kube.labels import labels
-from calotype.operator.kube.objects import Address, Manifest, Object
+from calotype.operator.kube.objects import Address, Manifest
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, LoRAAdapter, Team
-from calotype.serving.wire.gateway_config import DeclaredTeam, GatewayConfig, ServedModel
+from calotype.serving.wire.document import Document
+from calotype.serving.wire.gateway_config import GatewayConfig, ServedModel
+from calotype.serving.wire.gateway_teams import DeclaredTeam, GatewayTeams
 
 
 @dataclass(frozen=True, slots=True)
 class TeamEntry:
-    """A team and the digests of its keys."""
+    """A team within its grant, and the digests of its keys."""
 
     team: Team
+    uid: str
     key_hashes: Sequence[str]
     refusal: str | None = None
     """Why it may not draw."""
@@ -37,22 +40,15 @@ class ModelEntry:
 
 
 def policy_name(namespace: str, name: str, settings: OperatorSettings) -> str:
-    """What a policy is called in gateway.json."""
-    return name if namespace == settings.operator_namespace else f"{name}.{namespace}"
+    """What a policy is called outside of its namespace; one with a dot always has its namespace."""
+    own = namespace == settings.operator_namespace and "." not in name
+    return name if own else f"{name}.{namespace}"
 
 
 def build_gateway_config(
-    models: Iterable[ModelEntry],
-    adapters: Iterable[Manifest],
-    policies: Mapping[Address, Object],
-    teams: Iterable[TeamEntry],
-    settings: OperatorSettings,
+    models: Iterable[ModelEntry], adapters: Iterable[Manifest], settings: OperatorSettings
 ) -> GatewayConfig:
-    """The document.
-
-    Args:
-        policies: (namespace, name) -> spec of a ModerationPolicy.
-    """
+    """gateway.json."""
     served = [
         ServedModel(
             manifest=ImageModel.model_validate(_renamed(entry.manifest, settings)),
@@ -65,29 +61,29 @@ def build_gateway_config(
     return GatewayConfig(
         models=sorted(served, key=lambda entry: _address(entry.manifest)),
         adapters=sorted(rendered, key=_address),
-        policies={
-            policy_name(namespace, name, settings): dict(spec)
-            for (namespace, name), spec in sorted(policies.items())
-        },
-        teams=sorted((_team(entry, settings) for entry in teams), key=lambda team: team.name),
     )
 
 
-def build_config_map(config: GatewayConfig, settings: OperatorSettings) -> Manifest:
-    """What is applied to the ConfigMap that the chart made; the chart's labels stay its own."""
+def build_gateway_teams(teams: Iterable[TeamEntry], settings: OperatorSettings) -> GatewayTeams:
+    """teams.json."""
+    declared = (_team(entry, settings) for entry in teams)
+    return GatewayTeams(teams=sorted(declared, key=lambda team: team.name))
+
+
+def build_config_map(
+    name: str, file: str, document: Document, settings: OperatorSettings
+) -> Manifest:
+    """What is applied to a ConfigMap that the chart made; the chart's labels stay its own."""
+    part_of = "app.kubernetes.io/part-of"
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": settings.gateway_config,
+            "name": name,
             "namespace": settings.operator_namespace,
-            "labels": {
-                key: value
-                for key, value in labels(settings, "gateway").items()
-                if key == "app.kubernetes.io/part-of"
-            },
+            "labels": {part_of: labels(settings, "gateway")[part_of]},
         },
-        "data": {"gateway.json": config.to_json()},
+        "data": {file: document.to_json()},
     }
 
 
@@ -101,6 +97,8 @@ def _team(entry: TeamEntry, settings: OperatorSettings) -> DeclaredTeam:
     return DeclaredTeam(
         name=entry.team.name,
         namespace=namespace,
+        uid=entry.uid,
+        takes_over=entry.team.name in settings.team_grant(namespace).takes,
         display_name=spec.display_name or entry.team.name,
         weight=spec.weight,
         quotas=spec.quotas,

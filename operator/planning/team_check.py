@@ -5,6 +5,8 @@ Pure. A refused team keeps its key and may read what it has; it may not draw.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,12 +22,13 @@ from calotype.operator.planning.policies import (
     read_base,
     read_policy,
 )
+from calotype.operator.planning.team_grant import admit_teams, bounded
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, Team
 from calotype.serving.wire.document import JsonObject
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Declared:
     """What is declared in the cluster, as far as teams depend on it."""
 
@@ -34,18 +37,29 @@ class Declared:
     policies: Mapping[Address, Object]
     """Specs of ModerationPolicies."""
     models: Mapping[Address, ImageModel]
+    settings: OperatorSettings
+
+    @functools.cached_property
+    def specs(self) -> dict[Address, Team]:
+        """The teams that can be read, within what their namespaces are granted."""
+        found = {}
+        for address, obj in self.teams.items():
+            with contextlib.suppress(InvalidSpec):
+                team = parse(Team, obj)
+                found[address] = bounded(team, self.settings.team_grant(address[0]))[0]
+        return found
+
+    @functools.cached_property
+    def refusals(self) -> dict[Address, Refusal]:
+        """The teams that the gateways do not know, and why."""
+        return admit_teams(self.teams, self.specs, self.settings)
 
 
 def team_refusal(declared: Declared, address: Address, team: Team) -> Refusal | None:
     """Why a team must not draw; None = it may."""
-    mine = (_created(declared.teams.get(address)) or "~", address)
-    for other, obj in declared.teams.items():
-        if other[1] == address[1] and other != address and (_created(obj), other) < mine:
-            return Refusal(
-                Reason.NAME_CONFLICT,
-                f"Namespace {other[0]} has a Team of this name, and jobs know a team by its name: "
-                "give this one another.",
-            )
+    refusal = declared.refusals.get(address)
+    if refusal is not None:
+        return refusal
     ref = team.spec.moderation_policy_ref
     if ref is None:
         return None
@@ -62,7 +76,6 @@ def team_refusal(declared: Declared, address: Address, team: Team) -> Refusal | 
 
 def policies_beside(
     declared: Declared,
-    settings: OperatorSettings,
     model: ImageModel,
     adapters: Iterable[Object],
 ) -> dict[str, JsonObject]:
@@ -76,18 +89,14 @@ def policies_beside(
         for manifest in adapters
         if (ref := manifest["spec"].get("moderationPolicyRef")) is not None
     ]
-    for address, obj in declared.teams.items():
-        try:
-            team = parse(Team, obj)
-        except InvalidSpec:
-            continue
+    for address, team in declared.specs.items():
         named = team.spec.moderation_policy_ref
         if named is None or (team.spec.models and model.name not in team.spec.models):
             continue
         if team_refusal(declared, address, team) is None:
             wanted.append((address[0], named.name))
     return {
-        policy_name(*address, settings): dict(declared.policies[address])
+        policy_name(*address, declared.settings): dict(declared.policies[address])
         for address in sorted(set(wanted))
         if address in declared.policies
     }
@@ -109,7 +118,3 @@ def _laxer(declared: Declared, team: Team, name: str, spec: Object) -> str | Non
     except PolicyError as error:
         return str(error)
     return None
-
-
-def _created(obj: Object | None) -> str:
-    return (obj or {}).get("metadata", {}).get("creationTimestamp") or ""

@@ -1,17 +1,21 @@
-"""All models, adapters, policies and teams -> gateway.json."""
+"""All models and adapters -> gateway.json; all teams -> teams.json.
+
+Two objects: what is wrong with the models' configuration keeps no key valid that was revoked.
+"""
 
 from __future__ import annotations
 
 from calotype.operator.api.conditions import Condition, Reason, is_true
 from calotype.operator.kube.labels import owned_by
-from calotype.operator.kube.objects import Address, Manifest, Object
+from calotype.operator.kube.objects import Address, Manifest
 from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS
-from calotype.operator.manifests.custom_resources import InvalidSpec, model_manifest, parse
+from calotype.operator.manifests.custom_resources import model_manifest
 from calotype.operator.manifests.gateway_config import (
     ModelEntry,
     TeamEntry,
     build_config_map,
     build_gateway_config,
+    build_gateway_teams,
 )
 from calotype.operator.manifests.team_key import key_hash, key_of, secret_name
 from calotype.operator.planning.team_check import team_refusal
@@ -20,7 +24,8 @@ from calotype.operator.reconcilers.workload import is_deployed, service_of
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.served_adapters import for_gateway
 from calotype.operator.runtime.workqueue import Key
-from calotype.serving.config import ImageModel, Team
+from calotype.serving.config import ImageModel
+from calotype.serving.wire.document import Document
 
 
 async def reconcile_gateway(context: Context, key: Key) -> float | None:
@@ -35,15 +40,26 @@ async def reconcile_gateway(context: Context, key: Key) -> float | None:
             continue  # the name is another model's
         models.append(_entry(context, address, host.model, obj))
         adapters += for_gateway(context, address, host.model)
-    config = build_gateway_config(
-        models, adapters, _policies(context), await _teams(context), settings
-    )
-    wanted = build_config_map(config, settings)
-    live = await context.kube.get(CONFIG_MAPS, settings.operator_namespace, settings.gateway_config)
-    force = live is not None and live.get("data") != wanted["data"]
-    if await context.children.apply(wanted, live, force=force):
-        context.metrics.pushes.labels(settings.operator_namespace, "gateway").inc()
+    config = build_gateway_config(models, adapters, settings)
+    await _write(context, settings.gateway_config, "gateway.json", config)
     return None
+
+
+async def reconcile_gateway_teams(context: Context, key: Key) -> float | None:
+    """Writes teams.json where it says something else than it should."""
+    settings = context.settings
+    teams = build_gateway_teams(await _teams(context), settings)
+    await _write(context, settings.gateway_teams, "teams.json", teams)
+    return None
+
+
+async def _write(context: Context, name: str, file: str, document: Document) -> None:
+    wanted = build_config_map(name, file, document, context.settings)
+    namespace = context.settings.operator_namespace
+    live = await context.kube.get(CONFIG_MAPS, namespace, name)
+    drifted = live is not None and live.get("data") != wanted["data"]
+    if await context.children.apply(wanted, live, force=drifted):
+        context.metrics.pushes.labels(namespace, file.removesuffix(".json")).inc()
 
 
 def _entry(context: Context, address: Address, model: ImageModel, obj: Manifest) -> ModelEntry:
@@ -61,34 +77,17 @@ def _provider(model: ImageModel) -> bool:
     return model.spec.source.provider is not None
 
 
-def _policies(context: Context) -> dict[Address, Object]:
-    """The valid ones."""
-    return {
-        address: obj["spec"]
-        for address, obj in context.store.all("ModerationPolicy")
-        if "deletionTimestamp" not in obj["metadata"] and is_true(obj, Condition.ACCEPTED)
-    }
-
-
 async def _teams(context: Context) -> list[TeamEntry]:
     found: list[TeamEntry] = []
-    names: dict[str, str] = {}
     declared = context.store.declared()
-    teams = [
-        (obj["metadata"].get("creationTimestamp") or "", address, obj)
-        for address, obj in context.store.all("Team")
-        if "deletionTimestamp" not in obj["metadata"]
-    ]
-    for _, address, obj in sorted(teams, key=lambda entry: entry[:2]):
-        if names.setdefault(address[1], address[0]) != address[0]:
-            continue  # the older Team of that name has it
-        try:
-            team = parse(Team, obj)
-        except InvalidSpec:
+    for address, team in declared.specs.items():
+        obj = declared.teams[address]
+        if "deletionTimestamp" in obj["metadata"] or address in declared.refusals:
             continue
         secret = await context.kube.get(SECRETS, address[0], secret_name(team.name))
         key = key_of(secret) if secret is not None and owned_by(secret, obj) else None
         refusal = team_refusal(declared, address, team)
         hashes = [key_hash(key)] if key is not None else []
-        found.append(TeamEntry(team, hashes, refusal.message if refusal is not None else None))
+        reason = refusal.message if refusal is not None else None
+        found.append(TeamEntry(team, obj["metadata"]["uid"], hashes, reason))
     return found

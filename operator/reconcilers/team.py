@@ -18,6 +18,7 @@ from calotype.operator.manifests.team_key import (
     secret_name,
 )
 from calotype.operator.planning.team_check import team_refusal
+from calotype.operator.planning.team_grant import bounded
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key, Postponed
 from calotype.serving.config import Team
@@ -38,6 +39,7 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
         facts = [false(type_, Reason.INVALID_SPEC, str(error)) for type_ in types]
         await context.statuses.write(obj, facts, {"phase": "Failed"})
         return None
+    context.store.put("Team", obj)
     accepted = _accepted(context, address_of(obj), team)
     if not accepted.holds:
         facts = [accepted, false(Condition.READY, accepted.reason, accepted.message)]
@@ -68,6 +70,10 @@ def _accepted(context: Context, address: Address, team: Team) -> Fact:
     refusal = team_refusal(context.store.declared(), address, team)
     if refusal is not None:
         return false(Condition.ACCEPTED, refusal.reason, refusal.message)
+    _, less = bounded(team, context.settings.team_grant(address[0]))
+    if less:
+        text = f"{'; '.join(less)}: its namespace is granted no more by the administrator."
+        return true(Condition.ACCEPTED, Reason.BOUNDED, text)
     return true(Condition.ACCEPTED, Reason.ACCEPTED, "The manifest can be used.")
 
 

@@ -154,7 +154,7 @@ async def apply_workload(
         adapters,
         ModeratorConfig(
             policy=NamedPolicy(name=policy.name, spec=dict(policy.spec)) if policy else None,
-            policies=policies_beside(context.store.declared(), settings, model, adapters),
+            policies=policies_beside(context.store.declared(), model, adapters),
         ),
         profile,
         encoder,

@@ -64,7 +64,8 @@ class Context:
 
     def wake_gateway(self, delay: float = 0.3) -> None:
         """A moment later, so that what belongs together is written together."""
-        self.queue.add(Key("Gateway", "", ""), delay)
+        for kind in ("GatewayTeams", "Gateway"):
+            self.queue.add(Key(kind, "", ""), delay)
 
     def adapters_changed(self, model: Address) -> None:
         """Has a model's configuration written when the burst of changes is over."""

@@ -71,6 +71,7 @@ class Store:
         self._models: dict[Address, ImageModel | InvalidSpec] = {}
         self._hosts: dict[Address, Host] | None = None
         self._refusals: dict[Address, Refusal] | None = None
+        self._declared: Declared | None = None
         self.namespace_labels: dict[str, dict[str, str]] = {}
         self.terminating: set[str] = set()
 
@@ -136,8 +137,11 @@ class Store:
 
     def declared(self) -> Declared:
         """What teams depend on."""
-        models = {address: host.model for address, host in self.hosts().items()}
-        return Declared(dict(self.all("Team")), self.policies(), models)
+        if self._declared is None:
+            models = {address: host.model for address, host in self.hosts().items()}
+            teams = dict(self.all("Team"))
+            self._declared = Declared(teams, self.policies(), models, self._settings)
+        return self._declared
 
     # --- adapters -------------------------------------------------------------------------------
 
@@ -195,7 +199,7 @@ class Store:
             )
 
     def _forget(self) -> None:
-        self._hosts = self._refusals = None
+        self._hosts = self._refusals = self._declared = None
 
 
 def _same_for_others(old: Object, new: Object) -> bool:

@@ -26,6 +26,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
+from calotype.serving.cluster.followed_file import FollowedFile
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
@@ -39,6 +40,7 @@ DATABASE_PATIENCE = 60.0
 DATABASE_PAUSE = 2.0
 SHUTDOWN_SECONDS = 300
 """Longer than a synchronous request may take: a rolling update cuts none of them off."""
+TEAMS_FILE = "teams.json"
 SETTING = "CALOTYPE_GATEWAY_"
 """``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
 
@@ -46,6 +48,7 @@ SETTING = "CALOTYPE_GATEWAY_"
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
     config: pathlib.Path
+    """gateway.json; teams.json lies beside it."""
     host: str
     port: int
     environment: ClusterEnvironment
@@ -55,7 +58,9 @@ class GatewayOptions:
     signing_secret: str | None = field(default=None, repr=False)
     """Signs asset URLs; without it the job database has one."""
     config_map: str | None = None
-    """The ConfigMap whose volume ``config`` lies in, where this pod may read it."""
+    """The ConfigMap that ``config`` comes from, where this pod may read it."""
+    teams_config_map: str | None = None
+    """The one that teams.json comes from."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for whoever reads the log go."""
 
@@ -125,10 +130,14 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         database.api_keys.ensure_first(options.api_key)
     catalog = Catalog([])
     backend = RemoteBackend(database, environment.internal_token)
-    newest = None
-    if options.config_map is not None:
-        newest = ConfigMapReader(options.config_map, options.config.name)
-    follower = ConfigFollower(options.config, catalog, backend, database, options.say, newest)
+    follower = ConfigFollower(
+        _followed(options.config, options.config_map),
+        _followed(options.config.with_name(TEAMS_FILE), options.teams_config_map),
+        catalog,
+        backend,
+        database,
+        options.say,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -139,8 +148,7 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await backend.close()
-        if newest is not None:
-            await newest.close()
+        await follower.close()
 
     blobs = open_blobs(environment.blob_url)
     return create_app(
@@ -154,3 +162,8 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         refresh=follower.refresh,
         outlives_models=True,
     )
+
+
+def _followed(path: pathlib.Path, config_map: str | None) -> FollowedFile:
+    newest = None if config_map is None else ConfigMapReader(config_map, path.name)
+    return FollowedFile(path, newest)

@@ -31,15 +31,24 @@ def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@_config(GATEWAY_CONFIG, "Models, adapters and teams; read again when it changes.")
+@_config(GATEWAY_CONFIG, "Models and adapters; read again when it changes.")
 @click.option(
     "--config-map",
     metavar="NAME",
     help="ConfigMap that the file comes from: asked for directly, its volume is minutes behind.",
 )
+@click.option(
+    "--teams-config-map", metavar="NAME", help="The same for teams.json, which lies beside it."
+)
 @_host
 @_port
-def gateway(config: pathlib.Path, config_map: str | None, host: str, port: int) -> None:
+def gateway(
+    config: pathlib.Path,
+    config_map: str | None,
+    teams_config_map: str | None,
+    host: str,
+    port: int,
+) -> None:
     """Serve the API of a cluster, without any model inside.
 
     Model apps may come and go behind it.
@@ -61,6 +70,7 @@ def gateway(config: pathlib.Path, config_map: str | None, host: str, port: int) 
             os.environ.get("CALOTYPE_API_KEY") or None,
             os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
             config_map,
+            teams_config_map,
             say=lambda sentence: click.echo(sentence),
         )
     )

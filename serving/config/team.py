@@ -19,7 +19,9 @@ from calotype.serving.config.base import (
 )
 from calotype.serving.config.conditions import Failure, Status, Time
 
-LONGEST_NAME = 63
+LONGEST_NAME = 50
+ADMINISTRATORS = "default"
+"""The team of the service's own API key; no Team of a cluster is given its name."""
 
 
 class Quotas(Spec):
@@ -75,7 +77,7 @@ class TeamSpec(Spec):
     )
     quotas: Quotas = Field(default_factory=Quotas, description="What the team may use.")
     models: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=253), NAME_RULE]], Unique()
+        list[Annotated[str, Field(min_length=1, max_length=63), NAME_RULE]], Unique()
     ] = Field(
         default_factory=list,
         max_length=128,
@@ -127,7 +129,7 @@ class TeamStatus(Status):
 class Team(Resource):
     """Who may draw, how much, and with which models."""
 
-    rules = (name_rule(50, "the Secret calotype-key-NAME and labels hold it", LABEL),)
+    rules = (name_rule(LONGEST_NAME, "the Secret calotype-key-NAME and labels hold it", LABEL),)
 
     kind: Literal["Team"] = "Team"
     spec: TeamSpec = Field(default_factory=TeamSpec)

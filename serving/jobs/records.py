@@ -36,6 +36,9 @@ class TeamRecord:
     """Whether image files carry the prompt that they were made with."""
     bucket_tokens: float | None = None
     bucket_time: float | None = None
+    namespace: str | None = None
+    """With ``uid``, the Team object that it belongs to; None = an administrator made it."""
+    uid: str | None = None
     webhook_secret: str | None = None
 
 

@@ -8,12 +8,21 @@ misunderstand raises the version, and a document of a higher version is refused.
 from __future__ import annotations
 
 import json
-from typing import Annotated, ClassVar
+import pathlib
+from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 from pydantic.alias_generators import to_camel
 
-from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.config import ImageModel, LoRAAdapter, describe
+from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject as JsonObject
 
 
@@ -60,3 +69,24 @@ class Document(Part):
     def to_json(self) -> str:
         """As compact text."""
         return json.dumps(self.payload(), separators=(",", ":"), ensure_ascii=False)
+
+
+D = TypeVar("D", bound=Document)
+
+
+def parse_document(kind: type[D], raw: bytes, path: pathlib.Path) -> D:
+    """The document in a file's content; an empty file says nothing.
+
+    Raises:
+        InvalidRequest: it is no JSON, or says what no manifest may say; names file and field.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8") or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest(f"{path} must hold a JSON object.")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRequest(f"{path}: {describe(error)}") from None

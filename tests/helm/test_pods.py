@@ -29,7 +29,8 @@ def test_every_pod_passes_pod_security_restricted(rendered: Rendered) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), where
         for volume in spec.get("volumes", []):
             kinds = set(volume) - {"name"}
-            assert kinds <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, where
+            allowed = {"configMap", "secret", "projected", "emptyDir", "persistentVolumeClaim"}
+            assert kinds <= allowed, where
         for container in containers(pod):
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False, where
@@ -55,7 +56,7 @@ def test_the_gateway_may_read_its_configuration_and_nothing_else(rendered: Rende
     name = f"{RELEASE}-gateway"
     (rule,) = rendered.one("Role", name)["rules"]
     wanted = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}
-    assert rule == {**wanted, "resourceNames": [f"{name}-config"]}
+    assert rule == {**wanted, "resourceNames": [f"{name}-config", f"{name}-teams"]}
     (subject,) = rendered.one("RoleBinding", name)["subjects"]
     assert (subject["kind"], subject["name"]) == ("ServiceAccount", name)
     rendered.one("ConfigMap", f"{name}-config")
@@ -75,8 +76,9 @@ def test_every_mounted_volume_exists_and_every_volume_is_mounted(rendered: Rende
 def test_every_config_map_and_account_that_a_pod_names_is_in_the_chart(rendered: Rendered) -> None:
     for where, pod in rendered.pods():
         for volume in pod["spec"].get("volumes", []):
-            if "configMap" in volume:
-                rendered.one("ConfigMap", volume["configMap"]["name"])
+            for source in (volume, *volume.get("projected", {}).get("sources", ())):
+                if "configMap" in source:
+                    rendered.one("ConfigMap", source["configMap"]["name"])
         if account := pod["spec"].get("serviceAccountName"):
             rendered.one("ServiceAccount", account)
         assert account or not pod["spec"]["automountServiceAccountToken"], where
@@ -113,12 +115,15 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     (container,) = pod["containers"]
     assert [*container["command"], *container["args"]] == [
         "calotype", "gateway", "--config=/etc/calotype/gateway/gateway.json",
-        f"--config-map={RELEASE}-gateway-config", "--host=0.0.0.0", "--port=8000",
+        f"--config-map={RELEASE}-gateway-config", f"--teams-config-map={RELEASE}-gateway-teams",
+        "--host=0.0.0.0", "--port=8000",
     ]  # fmt: skip
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     config = volumes[mounts["/etc/calotype/gateway"]]
-    assert config["configMap"] == {"name": f"{RELEASE}-gateway-config"}
+    assert config["projected"]["sources"] == [
+        {"configMap": {"name": f"{RELEASE}-gateway-{part}"}} for part in ("config", "teams")
+    ]
     claim = volumes[mounts["/var/lib/calotype"]]["persistentVolumeClaim"]
     assert claim == {"claimName": f"{RELEASE}-data"}
     assert "emptyDir" in volumes[mounts["/tmp"]]

@@ -13,7 +13,7 @@ from helm.schema import FIELDS
 from pydantic import BaseModel
 
 from calotype.moderation.policy.policy import Policy
-from calotype.operator.settings import OperatorSettings, ResourceProfile, load_settings
+from calotype.operator.settings import OperatorSettings, ResourceProfile, TeamGrant, load_settings
 from calotype.serving.config import ImageModel
 from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.sizing.memory_plan import plan_memory
@@ -34,6 +34,10 @@ def test_the_operator_reads_its_settings(
     assert settings.watched == [NAMESPACE]
     assert settings.gateway_config == f"{RELEASE}-gateway-config"
     rendered.one("ConfigMap", settings.gateway_config)
+    rendered.one("ConfigMap", settings.gateway_teams)
+    stranger, own = settings.team_grant("anywhere"), settings.team_grant(NAMESPACE)
+    assert (stranger.weight, stranger.teams, stranger.takes) == (1, 5, [])
+    assert stranger.quotas.requests_per_minute and own.quotas.requests_per_minute is None
     assert settings.internal_token_secret_ref is not None
     secret = rendered.one("Secret", settings.internal_token_secret_ref.name)
     assert settings.internal_token_secret_ref.key in secret["data"]
@@ -73,9 +77,10 @@ def test_ray_is_the_version_of_the_image(combination: Combinations) -> None:
 
 
 def test_the_schema_offers_only_what_the_operator_reads() -> None:
-    offered = {p.rpartition(".")[2] for p in FIELDS if p.startswith("operator.settings.")}
-    inner = {"requests", "limits", "claims"}
-    assert offered - inner and offered - inner <= camel(OperatorSettings)
+    offered = {p.split(".")[2] for p in FIELDS if p.startswith("operator.settings.")}
+    assert offered and offered <= camel(OperatorSettings)
+    grant = {p.split(".")[4] for p in FIELDS if ".settings.teamGrants.default." in p}
+    assert grant == camel(TeamGrant)
     profile = {p.split(".")[2] for p in FIELDS if p.startswith("resourceProfiles.*.")}
     assert profile == camel(ResourceProfile)
 

@@ -29,9 +29,7 @@ def key_of(world: World, name: str = "shoes") -> str:
 
 
 def hashes(world: World) -> dict[str, list[str]]:
-    found = world.find(CONFIG_MAPS, "calotype-gateway-config")
-    document = json.loads(found["data"]["gateway.json"]) if found else {"teams": []}
-    return {entry["name"]: entry["keyHashes"] for entry in document["teams"]}
+    return {name: entry["keyHashes"] for name, entry in world.teams().items()}
 
 
 async def test_a_team_gets_a_key_that_the_gateway_knows_by_hash(world: World) -> None:
@@ -45,9 +43,9 @@ async def test_a_team_gets_a_key_that_the_gateway_knows_by_hash(world: World) ->
     assert key.startswith(status["keyPrefix"])
     assert len(status["keyPrefix"]) < 16
     await world.until(lambda: hashes(world).get("shoes") == [key_digest(key)], "gateway knows")
-    config = world.find(CONFIG_MAPS, "calotype-gateway-config")
-    assert key not in json.dumps(config)
-    entry = json.loads(config["data"]["gateway.json"])["teams"][0]
+    for name in ("calotype-gateway-config", "calotype-gateway-teams"):
+        assert key not in json.dumps(world.find(CONFIG_MAPS, name))
+    entry = world.teams()["shoes"]
     assert (entry["weight"], entry["quotas"]) == (2, {"requestsPerMinute": 60})
 
 

@@ -180,6 +180,12 @@ class AnyWorld(abc.ABC):
         found = self.find(CONFIG_MAPS, "calotype-gateway-config")
         return dict(json.loads(found["data"]["gateway.json"])) if found else {}
 
+    def teams(self) -> dict[str, Manifest]:
+        """The teams of teams.json by name; none before there is one."""
+        found = self.find(CONFIG_MAPS, "calotype-gateway-teams")
+        declared = json.loads(found["data"]["teams.json"])["teams"] if found else []
+        return {team["name"]: team for team in declared}
+
     def application(self, model: str = "shapes") -> Manifest:
         """model.json of a model in one pod."""
         found = self.get(CONFIG_MAPS, f"model-{model}-app")

@@ -29,31 +29,30 @@ class _Offer:
     """Every name and alias -> the model's name."""
     adapters: dict[str, dict[str, LoRAAdapter]]
     """Model -> adapter name -> adapter."""
-    closed: Mapping[str, str]
-    """Team -> why it may not draw."""
 
 
 class Catalog:
     """What the manifests declare. `replace` swaps all of it at once, also from another thread."""
 
     def __init__(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
-        self._offer = _read(models, adapters, {})
+        self._offer = _read(models, adapters)
+        self._closed: Mapping[str, str] = {}
 
-    def replace(
-        self,
-        models: Sequence[ImageModel],
-        adapters: Sequence[LoRAAdapter] = (),
-        closed: Mapping[str, str] | None = None,
-    ) -> None:
+    def replace(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
         """Takes new manifests; requests that are being read keep what they saw.
-
-        Args:
-            closed: team -> a sentence that says why it may not draw.
 
         Raises:
             InvalidRequest: two models claim one name; the catalog stays as it was.
         """
-        self._offer = _read(models, adapters, closed or {})
+        self._offer = _read(models, adapters)
+
+    def close(self, teams: Mapping[str, str]) -> None:
+        """Lets these teams not draw, and all others.
+
+        Args:
+            teams: name -> a sentence that says why.
+        """
+        self._closed = dict(teams)
 
     def models(self, team: TeamRecord | None = None) -> list[ImageModel]:
         """All of them, or those that a team may draw with."""
@@ -64,7 +63,7 @@ class Catalog:
 
     def closed(self, team: str) -> str | None:
         """Why a team may not draw at the moment; None = it may."""
-        return self._offer.closed.get(team)
+        return self._closed.get(team)
 
     def model(self, name: str | None, team: TeamRecord | None = None) -> ImageModel:
         """The model of that name or alias; without a name, the first one that the team may use.
@@ -137,10 +136,8 @@ class Catalog:
         return tuple(refs)
 
 
-def _read(
-    models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter], closed: Mapping[str, str]
-) -> _Offer:
-    offer = _Offer({}, {}, {}, dict(closed))
+def _read(models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter]) -> _Offer:
+    offer = _Offer({}, {}, {})
     for model in models:
         if model.name in offer.models:
             raise InvalidRequest(f"Two ImageModels are named {model.name!r}.")

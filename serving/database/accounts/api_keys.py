@@ -11,9 +11,10 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import IntegrityError
 
+from calotype.serving.config.team import ADMINISTRATORS
 from calotype.serving.core.errors import InvalidRequest, NotFound, Unauthenticated
 from calotype.serving.core.protocols import Clock
-from calotype.serving.database.accounts.teams import Teams
+from calotype.serving.database.accounts.teams import TeamOwner, Teams
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import api_keys
@@ -24,7 +25,7 @@ TEAM_SCOPES = ("images", "jobs", "adapters", "trainings")
 """Of a key that a manifest declares."""
 SCOPES = (*TEAM_SCOPES, "moderation", "admin")
 """``moderation`` is for reviewers: appeals and reports of every team."""
-DEFAULT_TEAM = "default"
+DEFAULT_TEAM = ADMINISTRATORS
 _SHOWN_CHARS = len(KEY_PREFIX) + 4
 _MAX_KEY_CHARS = 512
 _MIN_KEY_CHARS = 8
@@ -142,17 +143,23 @@ class ApiKeys(Repository):
         self.expire_key(key_id, self.clock.time() + overlap_seconds)
         return made
 
-    def declare_team(self, team: Mapping[str, Any]) -> None:
+    def declare_team(self, team: Mapping[str, Any], owner: TeamOwner | None = None) -> None:
         """Applies a team of the gateway's configuration; what it does not name has no limit.
 
         Args:
             team: ``name``, ``weight``, ``quotas`` (names as in a Team manifest, camelCase),
                 ``models`` (none = all), ``moderationPolicy`` (name of the policy that its requests
-                are checked by too), ``keyHashes`` (sha256 hex of each whole key).
+                are checked by too), ``keyHashes`` (sha256 hex of each whole key), ``takesOver``
+                (whether an administrator gives it the team of its name).
+            owner: the Team object; None = a file of the administrator's.
 
         Raises:
+            Conflict: the team of that name is not this object's.
             InvalidRequest: a limit is no number.
         """
+        if owner is not None:
+            take_over = bool(team.get("takesOver"))
+            self._teams.claim(str(team["name"]), owner, take_over=take_over)
         quotas = team.get("quotas") or {}
         self._teams.set_team(
             str(team["name"]),

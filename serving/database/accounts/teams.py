@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.exc import IntegrityError
 
-from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.errors import Conflict, InvalidRequest, NotFound
 from calotype.serving.database.accounts.quotas import RateState, locked_team, take_token
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
-from calotype.serving.database.schema.tables import teams
+from calotype.serving.database.schema.tables import api_keys, teams
 from calotype.serving.jobs.records import TeamRecord, new_id
 
 _MAX_NAME_CHARS = 255
 _COUNTS = ("requests_per_minute", "concurrent_jobs")
 _AMOUNTS = ("gpu_seconds_per_day", "budget_per_month")
 _OTHER_LIMITS = ("weight", "allowed_models", "policy", "prompt_in_files")
+
+
+@dataclass(frozen=True, slots=True)
+class TeamOwner:
+    """The Team object that a team belongs to."""
+
+    namespace: str
+    uid: str
 
 
 class Teams(Repository):
@@ -54,6 +63,40 @@ class Teams(Repository):
         found = self._team(teams.c.name == name)
         if found is None:
             raise NotFound(f"The team {name!r} was deleted while it was looked up.")
+        return found
+
+    def claim(self, name: str, owner: TeamOwner, *, take_over: bool = False) -> TeamRecord:
+        """The team of that name, for its Team object; made when there is none.
+
+        A name is given out once: a team that an administrator made, or that belongs to another
+        object (a deleted one too), is not taken up with its jobs and pictures.
+
+        Args:
+            take_over: an administrator says that it is.
+
+        Raises:
+            Conflict: the name is another team's.
+        """
+        known = self._team(teams.c.name == name)
+        found = known or self.ensure_team(name)
+        if (found.namespace, found.uid) == (owner.namespace, owner.uid):
+            return found
+        nobodys = teams.c.uid.is_(None)
+        if take_over:
+            free = teams.c.id == found.id
+        elif known is None:
+            free = nobodys
+        else:
+            # Declared by a version that did not know owners, and still declared: the first owner.
+            free = nobodys & exists().where(
+                api_keys.c.team_id == teams.c.id, api_keys.c.declared, api_keys.c.revoked.is_(None)
+            )
+        values = {"namespace": owner.namespace, "uid": owner.uid}
+        with writing(self.engine, durable=True) as connection:
+            connection.execute(update(teams).where(teams.c.id == found.id, free).values(values))
+        found = self.get_team(found.id) or found
+        if (found.namespace, found.uid) != (owner.namespace, owner.uid):
+            raise Conflict(_taken(found, owner))
         return found
 
     def set_team(self, name: str, **changes: Any) -> TeamRecord:
@@ -102,6 +145,17 @@ class Teams(Repository):
         with reading(self.engine) as connection:
             row = connection.execute(select(teams).where(condition)).mappings().first()
         return None if row is None else TeamRecord(**row)
+
+
+def _taken(team: TeamRecord, owner: TeamOwner) -> str:
+    whose = "an administrator made"
+    if team.uid is not None:
+        whose = f"belongs to the Team of namespace {team.namespace} with uid {team.uid or 'none'}"
+    return (
+        f"The name of the Team {owner.namespace}/{team.name} is taken: there is a team of this "
+        f"name that {whose}, with its jobs and pictures. Give the Team another name; an "
+        "administrator can hand the old one over (takes in operator.settings.teamGrants)."
+    )
 
 
 def _check_limit(field: str, value: Any) -> None:

@@ -54,6 +54,9 @@ teams = Table(
     # The bucket of requests_per_minute: how full it was, and when.
     Column("bucket_tokens", Float),
     Column("bucket_time", Float),
+    # The Team object that it belongs to; NULL for one that an administrator made.
+    Column("namespace", String(255)),
+    Column("uid", String(64)),
     # Signs the webhooks that a job itself names; made at first use.
     Column("webhook_secret", String(128)),
 )

@@ -159,4 +159,4 @@ def no_orphans(cluster: Cluster, namespace: str) -> None:
             f"no {kind} are left",
         )
     left = {c["metadata"]["name"] for c in cluster.items("configmaps", namespace)}
-    assert left <= {"kube-root-ca.crt", "calotype-gateway-config"}
+    assert left <= {"kube-root-ca.crt", "calotype-gateway-config", "calotype-gateway-teams"}

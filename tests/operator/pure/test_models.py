@@ -19,6 +19,7 @@ from calotype.operator.manifests.gateway_config import (
     TeamEntry,
     build_config_map,
     build_gateway_config,
+    build_gateway_teams,
 )
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.adapters import Refusal
@@ -36,6 +37,7 @@ from calotype.operator.planning.team_check import Declared, policies_beside, tea
 from calotype.operator.planning.weights import WeightsPlan, build_claim, plan_weights
 from calotype.serving.config import ImageModel
 from calotype.serving.wire.gateway_config import GatewayConfig
+from calotype.serving.wire.gateway_teams import GatewayTeams
 from calotype.serving.wire.model_status import AdapterState, ModelAppStatus, ReplicaState
 
 from .parts import HUB, adapter, model, owner, settings, team
@@ -273,6 +275,7 @@ def declared(teams: list[Manifest], **policies: float) -> Declared:
         {(t["metadata"]["namespace"], t["metadata"]["name"]): t for t in teams},
         {("calotype", name): policy(block) for name, block in policies.items()},
         {("calotype", "shapes"): model()},
+        settings(),
     )
 
 
@@ -291,7 +294,7 @@ def test_a_team_may_only_have_a_stricter_policy(
     around = declared([owner("Team", "shoes", **spec)], **policies)
     refusal = team_refusal(around, ("calotype", "shoes"), team(**spec))
     assert (refusal and str(refusal.reason)) == reason
-    beside = policies_beside(around, settings(), model(), [])
+    beside = policies_beside(around, model(), [])
     assert set(beside) == ({"kids"} if spec and reason is None else set())
 
 
@@ -319,25 +322,27 @@ def test_gateways_are_told_everything_by_one_name() -> None:
             ModelEntry(model_manifest(paid, None), None, False),
         ],
         [striped],
-        {("calotype", "default"): policy(0.5), ("shoes", "strict"): policy(0.1)},
+        settings(),
+    )
+    teams = build_gateway_teams(
         [
-            TeamEntry(team("shoes", "shoes", **strict), ["c" * 64]),
-            TeamEntry(team("bags", "shoes", **strict), [], "Its policy is laxer."),
+            TeamEntry(team("shoes", "shoes", **strict), "u1", ["c" * 64]),
+            TeamEntry(team("bags", "shoes", **strict), "u2", [], "Its policy is laxer."),
         ],
         settings(),
     )
-    text = build_config_map(document, settings())["data"]["gateway.json"]
+    text = build_config_map("any", "gateway.json", document, settings())["data"]["gateway.json"]
     read = GatewayConfig.model_validate_json(text)
     assert [(m.manifest.name, m.url is None, m.ready) for m in read.models] == [
         ("paid", True, False),
         ("zebra", False, True),
     ]
     assert read.models[1].manifest.spec.source.path == "/w"
-    assert set(read.policies) == {"default", "strict.shoes"}
     (found,) = read.adapters
     assert found.spec.moderation_policy_ref is not None
     assert found.spec.moderation_policy_ref.name == "strict.shoes"
-    bags, shoes = read.teams
+    bags, shoes = GatewayTeams.model_validate_json(teams.to_json()).teams
+    assert (bags.uid, shoes.uid) == ("u2", "u1")
     assert (shoes.moderation_policy, shoes.refusal, shoes.key_hashes) == (
         "strict.shoes",
         None,

@@ -243,9 +243,17 @@ class House:
         return copy.deepcopy(whole | changed)
 
     def configure(self, document: Any) -> None:
+        """Writes gateway.json; its teams, where it has any, go into teams.json."""
+        if isinstance(document, dict) and "teams" in document:
+            self._write("teams.json", json.dumps({"teams": document["teams"]}))
+            if len(document) == 1:
+                return
+        self._write("gateway.json", document if isinstance(document, str) else json.dumps(document))
+
+    def _write(self, name: str, text: str) -> None:
         fresh = self.folder / "fresh.json"
-        fresh.write_text(document if isinstance(document, str) else json.dumps(document))
-        fresh.replace(self.config)
+        fresh.write_text(text)
+        fresh.replace(self.folder / name)
 
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}

@@ -15,6 +15,7 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.cluster import config_sync
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
+from calotype.serving.cluster.followed_file import FollowedFile
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.database.database import Database
 
@@ -86,8 +87,9 @@ async def test_the_api_server_is_believed_and_the_file_is_for_when_it_never_answ
     file.write_bytes(document([]))
     database = Database.connect(house.environment.database_url)
     follower = ConfigFollower(
-        *(file, catalog, RemoteBackend(database, "internal-token"), database, house.said.append),
-        newest=cast(ConfigMapReader, server),
+        FollowedFile(file, cast(ConfigMapReader, server)),
+        FollowedFile(tmp_path / "teams.json"),
+        *(catalog, RemoteBackend(database, "internal-token"), database, house.said.append),
     )
     await follower.look()
     assert catalog.models() and not catalog.adapters("shapes")

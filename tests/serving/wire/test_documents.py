@@ -21,7 +21,8 @@ from calotype.serving.wire.config_hash import config_hash
 from calotype.serving.wire.document import Document
 from calotype.serving.wire.fetch_order import FetchOrder, LicenceAnswer
 from calotype.serving.wire.fetch_result import FetchedWeights, FetchRefused
-from calotype.serving.wire.gateway_config import DeclaredTeam, GatewayConfig, ServedModel
+from calotype.serving.wire.gateway_config import GatewayConfig, ServedModel
+from calotype.serving.wire.gateway_teams import DeclaredTeam, GatewayTeams
 from calotype.serving.wire.model_status import AdapterState, ModelAppStatus, ReplicaState
 from calotype.serving.wire.training_progress import TrainingProgress
 
@@ -47,10 +48,13 @@ DOCUMENTS: list[Document] = [
     GatewayConfig(
         models=[ServedModel(manifest=BUILT_IN_MODEL, url="http://shapes:8000", ready=True)],
         adapters=[BUILT_IN_ADAPTER],
-        policies={"strict": POLICY},
+    ),
+    GatewayTeams(
         teams=[
             DeclaredTeam(
                 name="shoes",
+                uid="3e0c1f0a",
+                takes_over=True,
                 quotas=Quotas(requests_per_minute=60),
                 models=["shapes"],
                 moderation_policy="strict",
