@@ -22,7 +22,14 @@ import httpx
 import openai
 import psutil
 import pytest
-from e2e.collector import Collector
+import yaml
+from e2e import sampler_package
+from e2e.pods import GATEWAY, MODEL, MODEL_APP, STRIPES, Pods
+from e2e.service_process import replica_of
+from servers.postgres import PostgresServer, find_binaries, install_in_ci
+from servers.trace_collector import Collector
+
+from calotype.serving.database.connection import sqlite_url
 
 KEY = "ct_live_end_to_end_tests"
 READY_SECONDS = 600.0
@@ -59,7 +66,7 @@ class Running:
             models = client.get("/readyz").json()["models"]
         return dict(models[0]) if models else {}
 
-    def wait_for(self, holds: Callable[[], bool], what: str, seconds: float = 600.0) -> None:
+    def wait_for(self, holds: Callable[[], Any], what: str, seconds: float = 600.0) -> None:
         """Polls until the condition holds."""
         deadline = time.monotonic() + seconds
         while not holds():
@@ -68,18 +75,13 @@ class Running:
 
     def replica(self, deployment: str) -> psutil.Process:
         """The process of a deployment's replica."""
-        found: list[psutil.Process] = []
+        self.wait_for(lambda: self._replica(deployment), f"a replica of {deployment} runs")
+        found = self._replica(deployment)
+        assert found is not None
+        return found
 
-        def look() -> bool:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if title.startswith("ray::ServeReplica") and f":{deployment}" in title:
-                        found.append(process)
-            return bool(found)
-
-        self.wait_for(look, f"a replica of {deployment} runs")
-        return found[0]
+    def _replica(self, deployment: str) -> psutil.Process | None:
+        return replica_of(self.process.pid, deployment)
 
     def images(self) -> set[pathlib.Path]:
         """Every picture file that exists in the data folder."""
@@ -143,26 +145,79 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
+class ModelFile:
+    """The manifest of the shared service's model; a test that changed it writes it anew."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.write()
+
+    def write(self, **changed: Any) -> None:
+        """The built-in model, as `calotype serve` has it without a manifest, but for `changed`."""
+        model = {**MODEL, "spec": {**MODEL["spec"], **changed}}
+        (self.folder / "shapes.yaml").write_text(yaml.safe_dump_all([model, STRIPES]))
+
+    def clear(self) -> None:
+        """Takes away what tests put beside it, and what they changed in it."""
+        for file in self.folder.iterdir():
+            if file.name != "shapes.yaml":
+                file.unlink()
+        self.write()
+
+
 @pytest.fixture(scope="session")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of the shared service's manifests; a test takes away what it put there."""
-    return tmp_path_factory.mktemp("manifests")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    """The manifest of the shared service's model, in the folder that it follows."""
+    return ModelFile(tmp_path_factory.mktemp("manifests"))
 
 
 @pytest.fixture(scope="session")
 def service(
-    manifests: pathlib.Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+    shapes: ModelFile, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """The service with the built-in model, as `calotype serve` gives it without any manifest."""
+    """The service with the built-in model, which traces and knows another package's sampler."""
+    packages = tmp_path_factory.mktemp("packages")
+    sampler_package.install(tmp_path_factory.mktemp("acme"), packages)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        with serving(tmp_path_factory.mktemp("service"), "-f", str(manifests)) as running:
+        patch.setenv("PYTHONPATH", str(packages), prepend=":")
+        # The watermark follows from the pixels: the last bit of one would change it everywhere.
+        patch.setenv("CALOTYPE_MARKS", "none")
+        with serving(tmp_path_factory.mktemp("service"), "-f", str(shapes.folder)) as running:
             yield running
             assert running.process.poll() is None, running.log.read_text()
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., contextlib.AbstractContextManager[Running]]:
-    """Starts a further service: ``with start(folder, "-f", manifests) as running``."""
-    return serving
+def postgres() -> Iterator[PostgresServer | None]:
+    """A PostgreSQL server; None where it is not installed (Debian: apt-get install postgresql)."""
+    if find_binaries() is None:
+        install_in_ci()
+    binaries = find_binaries()
+    if binaries is None:
+        yield None
+        return
+    with PostgresServer.running(binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pods(
+    postgres: PostgresServer | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pods]:
+    """A gateway and a model app, which share a database and nothing else."""
+    folder = tmp_path_factory.mktemp("pods")
+    if postgres is None:
+        (folder / "data").mkdir()
+        database = sqlite_url(folder / "data")
+    else:
+        database = postgres.url(postgres.create_database())
+    pods = Pods(folder, database)
+    try:
+        pods.start_both()
+        yield pods
+        for name in (MODEL_APP, GATEWAY):
+            assert pods.end(name) == 0, pods.log(name)
+    finally:
+        pods.close()

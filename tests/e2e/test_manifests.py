@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from e2e.conftest import ModelFile
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -48,12 +49,12 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def folder(manifests: pathlib.Path) -> pathlib.Path:
-    return manifests
+def folder(shapes: ModelFile) -> pathlib.Path:
+    return shapes.folder
 
 
 @pytest.fixture(scope="module")
-def house(service: Any, folder: pathlib.Path) -> Iterator[Any]:
+def house(service: Any, folder: pathlib.Path, shapes: ModelFile) -> Iterator[Any]:
     """The shared service with one more adapter, from a file."""
     shutil.copy(ADAPTER, folder / "good.bin.safetensors")
     (folder / "good.yaml").write_text(
@@ -63,8 +64,7 @@ def house(service: Any, folder: pathlib.Path) -> Iterator[Any]:
         lambda: service.status()["adapters"].get("good") == "ready", "the adapter is loaded"
     )
     yield service
-    for file in folder.iterdir():
-        file.unlink()
+    shapes.clear()
     service.wait_for(lambda: set(service.status()["adapters"]) == {"stripes"}, "it is gone")
 
 

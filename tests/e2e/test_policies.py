@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from e2e.conftest import ModelFile
 
 from calotype.moderation.records.audit import verify
 
@@ -46,6 +47,8 @@ def house(version: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+# Read first, and named by nobody: a model that names no policy would have it.
+ANOTHER = manifest("ModerationPolicy", "another", version=1, categories={})
 KIDS = manifest(
     "ModerationPolicy", "kids", version=1, extends="default", categories={"violence": {}},
     terms=[{"category": "ip_character", "terms": ["captain calotype", "lighthouse"]}],
@@ -54,22 +57,23 @@ TEAM = manifest("Team", "kids", moderationPolicyRef={"name": "kids"})
 
 
 @pytest.fixture(scope="module")
-def folder(manifests: pathlib.Path) -> pathlib.Path:
-    return manifests
+def folder(shapes: ModelFile) -> pathlib.Path:
+    return shapes.folder
 
 
 @pytest.fixture(scope="module")
-def running(service: Any, folder: pathlib.Path) -> Iterator[Any]:
-    """The shared service, whose model is judged by the policy `house` while these tests run."""
-    for name, document in (("house", house(1)), ("kids", KIDS), ("team", TEAM)):
+def running(service: Any, folder: pathlib.Path, shapes: ModelFile) -> Iterator[Any]:
+    """The shared service, whose model names the policy `house` while these tests run."""
+    documents = {"another": ANOTHER, "house": house(1), "kids": KIDS, "team": TEAM}
+    for name, document in documents.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
+    shapes.write(moderationPolicyRef={"name": "house"})
     with service.http() as client:
         service.wait_for(
             lambda: policies_of(drawn(client, "a red circle")) == {"house@1"}, "the policy is used"
         )
         yield service
-        for file in folder.iterdir():
-            file.unlink()
+        shapes.clear()
         service.wait_for(
             lambda: "house@2" not in policies_of(drawn(client, "a red circle")), "it is gone"
         )

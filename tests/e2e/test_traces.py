@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from e2e.collector import Collector
+from servers.trace_collector import Collector
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -139,6 +139,11 @@ class PostgresServer:
             self._process.wait(30)
         self._process = None
 
+    def crash(self) -> None:
+        """Ends as a crash does, and starts again."""
+        self.stop(signal.SIGQUIT)
+        self.start()
+
     def create_database(self) -> str:
         """Makes a database without tables; its name."""
         self._databases += 1
