@@ -5,6 +5,9 @@ STAMP := .venv/.calotype-setup
 # The oldest and the newest client of OpenAI's second major version; the tests drive both.
 OPENAI_CLIENTS := 2.0.0 2.54.0
 
+# Every process of a service imports thousands of modules: compiled once, they are read afterwards.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Test files run side by side; many of them wait more than they compute.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

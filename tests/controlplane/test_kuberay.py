@@ -82,7 +82,7 @@ def service(pod_cluster: PodCluster, word: str, workers: int = 0) -> Object:
         "serveConfigV2": yaml.safe_dump(config),
         "rayClusterConfig": cluster(pod_cluster, workers),
     }
-    spec["rayClusterDeletionDelaySeconds"] = 1
+    spec["rayClusterDeletionDelaySeconds"] = 5  # a request that the old cluster took ends there
     meta = {"name": "greeter"}
     return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": meta, "spec": spec}
 

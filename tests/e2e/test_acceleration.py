@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from e2e.conftest import ModelFile
+from e2e.service_process import children
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -39,10 +40,8 @@ def pixels(data: bytes) -> np.ndarray:
 
 def followers(running: Any) -> list[psutil.Process]:
     """The processes of the second devices."""
-    family = psutil.Process(running.process.pid).children(recursive=True)
-    return [
-        p for p in family if "calotype.serving.engine.parallel.follower" in " ".join(p.cmdline())
-    ]
+    follower = "calotype.serving.engine.parallel.follower"
+    return list(children(running.process.pid, lambda title: follower in title))
 
 
 def begin(running: Any, **wanted: Any) -> str:
@@ -113,9 +112,9 @@ def test_a_job_that_is_cancelled_leaves_the_devices_free(pair: Any) -> None:
 
 
 def test_a_device_that_dies_costs_a_replica_and_no_job(pair: Any) -> None:
-    undisturbed = pixels(pair.draw(PROMPT, steps=200))
+    undisturbed = pixels(pair.draw(PROMPT, steps=120))
     (device,), replica = followers(pair), pair.replica("Generator")
-    name = begin(pair, steps=200, response_format="b64_json")
+    name = begin(pair, steps=120, response_format="b64_json")
     pair.wait_for(lambda: job(pair, name)["progress"] >= 5, "the job is being drawn")
     device.kill()
     pair.wait_for(lambda: not replica.is_running(), "the replica ends with its device")

@@ -94,11 +94,13 @@ class Service:
         return client
 
     def sdk(self, key: str | None = None, max_retries: int = 0) -> openai.OpenAI:
+        client = openai.DefaultHttpxClient(verify=NO_TLS)
+        self.clients.append(client)
         return openai.OpenAI(
             base_url=f"{self.url}/v1",
             api_key=key or self.key,
             max_retries=max_retries,
-            http_client=openai.DefaultHttpxClient(verify=NO_TLS),
+            http_client=client,
         )
 
     def generate(self, **body: Any) -> httpx.Response:

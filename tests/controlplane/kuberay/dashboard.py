@@ -7,7 +7,8 @@ import yaml
 from controlplane.client.objects import Object
 from controlplane.kuberay.pods import DASHBOARD_PORT, head_service_name
 
-SECONDS = aiohttp.ClientTimeout(total=2)
+SECONDS = aiohttp.ClientTimeout(total=10)
+"""KubeRay waits two seconds, and takes a head that is only slow out of the traffic."""
 
 
 class Refused(OSError):

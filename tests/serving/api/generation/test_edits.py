@@ -22,7 +22,7 @@ EDITS = "/v1/images/edits"
 
 def sample(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
+    Image.new("RGB", size, colour).save(file, kind, compress_level=1)
     return file.getvalue()
 
 
@@ -50,6 +50,7 @@ def seen_by_worker(service: Any) -> dict[str, Any]:
     return dict(service.jobs()[0].request)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_what_the_workers_cannot_do_is_refused_by_name(
     start_service: Callable[..., Any], quick: Callable[..., Any]
 ) -> None:
@@ -170,6 +171,7 @@ def test_an_edit_in_json_names_its_pictures(able: Any) -> None:
     assert able.blobs.get(asked["references"][0]) == sample("green")
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_variation_has_an_image_and_no_prompt(able: Any) -> None:
     answer = able.sdk().images.create_variation(image=sample(), n=2)
     assert len(answer.data) == 2

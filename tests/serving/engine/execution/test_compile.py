@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch._dynamo
 
 from calotype.serving.core.request import AdapterRef
 from calotype.serving.engine.lora.adapter_store import AdapterStore
@@ -29,8 +28,10 @@ def counting(graph, _inputs):
 @pytest.fixture
 def compiled_calls():
     """What the backend "counting" of torch.compile ran."""
-    if "counting" not in torch._dynamo.list_backends(exclude_tags=()):
-        torch._dynamo.register_backend(counting)
+    from torch import _dynamo  # takes seconds, and most runs leave this file out
+
+    if "counting" not in _dynamo.list_backends(exclude_tags=()):
+        _dynamo.register_backend(counting)
     CALLS.clear()
     torch.compiler.reset()
     yield CALLS
