@@ -23,7 +23,7 @@ class _Client:
     def __init__(self, url: str, key: str) -> None:
         headers = {"authorization": f"Bearer {key}"}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=300)
-        self._stopped = threading.Event()
+        self._stopped, self._given_up = threading.Event(), threading.Event()
         self._failed: list[BaseException] = []
         self._work = threading.Thread(target=self._run)
 
@@ -32,6 +32,7 @@ class _Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._given_up.set()
         self._stopped.set()
         self._work.join()
         self._client.close()
@@ -96,6 +97,7 @@ class Team(_Client):
             except httpx.TransportError:
                 pass
             assert time.monotonic() < end, "the gateway never came back"
+            assert not self._given_up.is_set(), "the test ended before the gateway came back"
             time.sleep(0.1)
 
 

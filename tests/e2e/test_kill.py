@@ -65,13 +65,14 @@ class Target:
     def kill(self, role: str) -> None:
         if role in self.crashes:
             return self.crashes[role]()
-        self.until(lambda: self._find(role), f"{role} runs")
-        victim = self._find(role)
+        self.until(lambda: self.find(role), f"{role} runs")
+        victim = self.find(role)
         assert victim is not None
         victim.kill()
         self.until(lambda: not victim.is_running(), f"{role} is dead")
 
-    def _find(self, role: str) -> psutil.Process | None:
+    def find(self, role: str) -> psutil.Process | None:
+        """The process of this role among Ray's."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if role in REPLICAS:
                 return replica_of(self.root(), role)
@@ -119,11 +120,11 @@ def database(target: Target) -> Iterator[Database]:
 
 def test_no_accepted_job_is_lost_or_doubled(target: Target, database: Database) -> None:
     seed = int(os.environ.get("CALOTYPE_KILL_SEED") or time.time_ns() % 1_000_000)
-    order = [*REPLICAS, *OF_RAY, *target.crashes]
+    target.until(target.ready, "the model is loaded")
+    order = [*REPLICAS, *(role for role in OF_RAY if target.find(role)), *target.crashes]
     random.Random(seed).shuffle(order)
     print(f"CALOTYPE_KILL_SEED={seed}: {order}")
     keys = {name: database.api_keys.create(team=name)[0] for name in (*TEAMS, "waiting")}
-    target.until(target.ready, "the model is loaded")
     teams = [Team(target.url, name, keys[name]) for name in TEAMS]
     asking = Asking(target.url, keys["waiting"])
     with contextlib.ExitStack() as clients:
