@@ -104,7 +104,6 @@ def create_app(
         async with lifespan(app) if lifespan else contextlib.nullcontext():
             async with background_tasks(gateway):
                 yield
-            change_poller.close()
             await waits.close()
 
     app = FastAPI(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.deployments.remote import call
+from calotype.serving.observability.loops import Loop
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -49,7 +49,8 @@ async def report_forever(
     heard: Callable[[float], None] = lambda backlog_seconds: None,
 ) -> None:
     """Sends ``state()``; hands the dispatcher's backlog in seconds to ``heard``."""
-    while True:
+
+    async def report() -> float:
         now = state()
         try:
             backlog = await call(
@@ -61,4 +62,6 @@ async def report_forever(
             heard(float(backlog))
         except CalotypeError as error:
             log.warning("a report was not heard: %s", error.message)
-        await asyncio.sleep(REPORT_SECONDS if now.ready else EAGER_SECONDS)
+        return REPORT_SECONDS if now.ready else EAGER_SECONDS
+
+    await Loop("reports", report).run()

@@ -108,19 +108,23 @@ class Admission:
             raise
         except Exception as error:
             log.error("job %s could not be worked on: %r", job_id, error, exc_info=error)
+            self._open.forget(job_id)  # the next rescan finds it again
             if self._faulty.note(job_id):
                 await self.set_aside(job_id, error)
-            else:
-                self._open.forget(job_id)  # the next rescan finds it again
 
     async def set_aside(self, job_id: str, error: Exception) -> None:
-        """Ends a job over which the dispatcher itself stumbles. Raises StorageFailed."""
+        """Ends a job that the dispatcher cannot handle. Raises StorageFailed."""
         fault = EngineError(
             f"The job cannot be worked on ({type(error).__name__}). Other requests are not "
             "affected; please report this one.",
             details={"reason": "set_aside"},
         )
-        await self._outcomes.failed(job_id, fault)
+        try:
+            await self._outcomes.failed(job_id, fault)
+        except StorageFailed:
+            raise
+        except Exception:  # its deadline ends it, if that is possible at all
+            log.exception("job %s could not be ended", job_id)
 
     async def _check_prompt(self, job: JobRecord) -> None:
         try:

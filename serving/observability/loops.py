@@ -63,9 +63,10 @@ class Loop:
     async def run(self) -> None:
         """Until its task is cancelled."""
         while True:
-            await self._sleep(await self._round())
+            await self._sleep(await self.once())
 
-    async def _round(self) -> float:
+    async def once(self) -> float:
+        """One round; the pause after it."""
         self._begun = self._clock.monotonic()
         try:
             pause = await self._work()

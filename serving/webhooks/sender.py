@@ -87,20 +87,12 @@ class WebhookSender:
     def __init__(self, database: Database, policy: OutboundPolicy, describe: DescribeJob) -> None:
         self._database, self._policy, self._describe = database, policy, describe
 
-    async def run(self, pause: float) -> None:
-        """Sends until it is cancelled, and looks for work at least every ``pause`` seconds."""
-        while True:
-            try:
-                sent = await self.send_due()
-                wait = pause
-                if not sent:
-                    due = await asyncio.to_thread(self._database.webhooks.seconds_to_next_delivery)
-                    wait = pause if due is None else min(pause, max(0.05, due))
-            except CalotypeError as error:  # a busy or absent database: it is asked again
-                log.warning("webhooks wait: %s", error)
-                sent, wait = 0, pause
-            if not sent:
-                await asyncio.sleep(wait)
+    async def work(self, pause: float) -> float:
+        """One round; how long to wait for the next one, at most ``pause`` seconds."""
+        if await self.send_due():
+            return 0.0
+        due = await asyncio.to_thread(self._database.webhooks.seconds_to_next_delivery)
+        return pause if due is None else min(pause, max(0.05, due))
 
     async def send_due(self) -> int:
         """One attempt for everything that is due; how many there were."""
@@ -110,10 +102,24 @@ class WebhookSender:
         results = await asyncio.gather(
             *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
         )
-        for result in results:
-            if isinstance(result, BaseException):
+        for delivery, result in zip(claimed, results, strict=True):
+            if isinstance(result, CalotypeError) and result.retryable:
                 log.warning("a webhook is tried again later: %s", result)
+            elif isinstance(result, Exception):
+                await self._spoiled(delivery, result)
         return len(claimed)
+
+    async def _spoiled(self, delivery: DeliveryRecord, error: Exception) -> None:
+        """An attempt that failed in our own code counts, so that it ends like the others."""
+        log.error("webhook %s could not be sent: %r", delivery.id, error, exc_info=error)
+        metrics.SET_ASIDE.labels("webhook_attempt").inc()
+        reason = f"it could not be prepared ({type(error).__name__})"
+        now = self._database.clock.time()
+        state, due = self._verdict(delivery, None, reason, refused=False)
+        attempt = AttemptRecord(delivery.id, delivery.attempts, now, 0.0, None, reason)
+        await asyncio.to_thread(
+            self._database.webhooks.record_attempt, delivery, attempt, state, due
+        )
 
     async def _attempt(self, delivery: DeliveryRecord) -> None:
         begun, started = self._database.clock.time(), time.monotonic()

@@ -160,18 +160,18 @@ class GenerationWorker:
         while free < self._concurrency and not self._slots.locked():
             await self._slots.acquire()
             free += 1
-        granted: list[Lease] = []
         try:
-            granted = await self._leases.lease(self.replica, free, self._wait)
+            for lease in await self._leases.lease(self.replica, free, self._wait):
+                running, before = self._begin(lease), self._running.get(lease.job_id)
+                self._running[lease.job_id] = running
+                running.task = asyncio.create_task(self._answer_for(running, before))
+                free -= 1
         except Exception as error:  # whatever the connection died of; work waits in the database
-            log.warning("no lease from the dispatcher: %s", error)
+            log.warning("no lease from the dispatcher: %r", error)
             await asyncio.sleep(RETRY_SECONDS)
-        for lease in granted:
-            running, before = self._begin(lease), self._running.get(lease.job_id)
-            self._running[lease.job_id] = running
-            running.task = asyncio.create_task(self._answer_for(running, before))
-        for _ in range(free - len(granted)):
-            self._slots.release()
+        finally:
+            for _ in range(free):
+                self._slots.release()
 
     def _begin(self, lease: Lease) -> _Running:
         # The engine shares its steps out between teams.

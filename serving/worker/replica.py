@@ -137,9 +137,13 @@ class GeneratorReplica:
 
     @property
     def healthy(self) -> bool:
-        """False when the engine's thread or a device has died and only a restart helps."""
+        """False when the engine's thread, a device or the work is gone and only a restart helps."""
         serving = self._serving
-        return serving is None or (serving.engine.alive and not serving.loaded.lost)
+        if serving is None:
+            return True
+        task = serving.task
+        failed = task.done() and not task.cancelled() and task.exception() is not None
+        return serving.engine.alive and not serving.loaded.lost and not failed
 
     async def close(self) -> None:
         """Drains: lets running jobs finish for a while, gives the rest back."""
@@ -168,7 +172,11 @@ class GeneratorReplica:
             except Exception as error:  # the old model, if any, goes on; the state says why
                 self._problem = f"The model could not be loaded: {type(error).__name__}: {error}."
                 log.exception("loading %s failed", model.name)
-            await self._load_adapters(adapters)
+            try:
+                await self._load_adapters(adapters)
+            except Exception as error:  # those that are loaded serve on
+                self._problem = f"Adapters could not be loaded: {type(error).__name__}: {error}."
+                log.exception("loading the adapters of %s failed", model.name)
 
     async def _serve(self, model: ImageModel) -> None:
         key = model.spec.model_dump_json(include=_LOADED)
@@ -228,11 +236,12 @@ class GeneratorReplica:
         for adapter in adapters:
             try:
                 file = await asyncio.to_thread(adapter_file, adapter)
-            except CalotypeError as error:
-                self._loads.refuse(adapter.name, error.message)
-                log.error("%s", error.message)
+                unproven = probe.wanted(adapter, file)
+            except (CalotypeError, OSError) as error:
+                self._loads.refuse(adapter.name, str(error))
+                log.error("%s", error)
                 continue
-            if probe.wanted(adapter, file):
+            if unproven:
                 unproved.append((adapter, file))
             else:
                 self._hand(store, adapter, file)
@@ -254,7 +263,11 @@ class GeneratorReplica:
     ) -> None:
         """Draws one probe after the other; what serves meanwhile is the revision before."""
         for adapter, file in unproved:
-            problem = await probe.problem_of(adapter, file)
+            try:
+                problem = await probe.problem_of(adapter, file)
+            except Exception as error:  # the next adapters are probed all the same
+                log.exception("the probe of the adapter %s failed", adapter.name)
+                problem = f"spec.probe was not drawn: {type(error).__name__}: {error}."
             if problem:
                 self._loads.refuse(adapter.name, problem)
                 log.error("adapter %s: %s", adapter.name, problem)

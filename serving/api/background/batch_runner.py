@@ -30,6 +30,8 @@ from calotype.serving.core.errors import (
     Cancelled,
     CapacityError,
     DeadlineExceeded,
+    DependencyUnavailable,
+    EngineError,
     InvalidRequest,
     QuotaExceeded,
     StorageFailed,
@@ -37,8 +39,9 @@ from calotype.serving.core.errors import (
     error_from_payload,
 )
 from calotype.serving.core.json_object import JsonObject
-from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord
+from calotype.serving.jobs.records import BatchLine, BatchRecord, JobRecord, KeyRecord
 from calotype.serving.observability import metrics
+from calotype.serving.observability.repeated_faults import RepeatedFaults
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +49,47 @@ OUTSTANDING = 32
 """Jobs of one batch that are open at once."""
 _CLAIM_SECONDS = 60.0
 _PAGE = 100
+_REST_SECONDS = 15.0
+"""Pause of a batch that could not be worked on."""
 
 
 class BatchRunner:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway, self._database = gateway, gateway.database
+        self._faulty = RepeatedFaults("batch")
+        self._faulty_lines = RepeatedFaults("batch_line")
 
-    async def run(self, pause: float) -> None:
-        """Works until it is cancelled."""
-        while True:
-            try:
-                worked = await self.work_once(pause)
-            except CalotypeError as error:  # the database, for instance: tried again
-                log.warning("batches wait: %s", error)
-                worked = False
-            if not worked:
-                await asyncio.sleep(pause)
+    async def work(self, pause: float) -> float:
+        """One round; how long to wait for the next one."""
+        return 0.0 if await self.work_once(pause) else pause
 
     async def work_once(self, pause: float = 0.0) -> bool:
         """One round for one batch; False when none needs work."""
         batch = await asyncio.to_thread(self._database.batches.claim_batch, _CLAIM_SECONDS)
         if batch is None:
             return False
+        try:
+            await self._work_on(batch, pause)
+        except StorageFailed:
+            raise
+        except Exception as error:
+            await self._spoiled(batch, error)
+            raise
+        self._faulty.clear(batch.id)
+        return True
+
+    async def _spoiled(self, batch: BatchRecord, error: Exception) -> None:
+        """A batch that cannot be worked on rests while others go on, and is given up at last."""
+        log.error("batch %s could not be worked on: %r", batch.id, error)
+        batches = self._database.batches
+        if not self._faulty.note(batch.id):
+            await asyncio.to_thread(batches.rest_batch, batch.id, _REST_SECONDS)
+            return
+        reason = f"The batch cannot be worked on ({type(error).__name__}). Please report this."
+        fault = {"code": "set_aside", "message": reason, "line": None, "param": None}
+        await asyncio.to_thread(lambda: batches.change_batch(batch.id, "failed", errors=[fault]))
+
+    async def _work_on(self, batch: BatchRecord, pause: float) -> None:
         await self._collect(batch)
         late = self._database.clock.time() >= batch.deadline
         if batch.status == "cancelling" or late:
@@ -78,12 +100,14 @@ class BatchRunner:
             await self._finalize(batch, late)
         else:
             await asyncio.to_thread(self._database.batches.rest_batch, batch.id, pause)
-        return True
 
     async def _collect(self, batch: BatchRecord) -> None:
         for line in await self._lines(batch, started=True, limit=OUTSTANDING * 2):
             job = await asyncio.to_thread(self._database.jobs.get_job, line.job_id or "")
             if job is not None and not job.over:
+                continue
+            if _outlasts(job, batch, self._database.clock.time()):
+                await asyncio.to_thread(self._set, line, job_id=None)  # started once more
                 continue
             good = job is not None and job.status == "succeeded"
             metrics.BATCH_LINES.labels("completed" if good else "failed").inc()
@@ -110,8 +134,23 @@ class BatchRunner:
             except CalotypeError as error:
                 metrics.BATCH_LINES.labels("failed").inc()
                 await asyncio.to_thread(self._set, line, answer=_failure(error))
+            except Exception as error:  # a bug of ours, or of a library, over this line
+                await self._spoiled_line(line, error)
             else:
                 await asyncio.to_thread(self._set, line, job_id=job_id)
+
+    async def _spoiled_line(self, line: BatchLine, error: Exception) -> None:
+        """It is tried again with the next round, and set aside when that does not help."""
+        name = f"{line.batch_id}/{line.line}"
+        log.error("line %s could not be started: %r", name, error, exc_info=error)
+        if not self._faulty_lines.note(name):
+            return
+        fault = EngineError(
+            f"The line cannot be worked on ({type(error).__name__}). Please report this.",
+            details={"reason": "set_aside"},
+        )
+        metrics.BATCH_LINES.labels("failed").inc()
+        await asyncio.to_thread(self._set, line, answer=_failure(fault))
 
     async def _start(self, batch: BatchRecord, line: BatchLine) -> str:
         gateway, settings = self._gateway, self._gateway.settings
@@ -234,6 +273,13 @@ class BatchRunner:
 
     def _set(self, line: BatchLine, **values: Any) -> None:
         self._database.batches.set_line(line, **values)
+
+
+def _outlasts(job: JobRecord | None, batch: BatchRecord, now: float) -> bool:
+    """Whether a line whose job waited too long for a part is started anew: it has more time."""
+    if job is None or batch.status != "in_progress" or now >= batch.deadline:
+        return False
+    return (job.error or {}).get("class") == DependencyUnavailable.__name__
 
 
 def _failure(error: CalotypeError) -> JsonObject:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 
 from calotype.serving.api.background.batch_runner import BatchRunner
 from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.state.gateway import Gateway
-from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
+from calotype.serving.observability.loops import Loop
 from calotype.serving.webhooks.sender import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ _ORPHAN_SWEEPS = 60
 """The files are looked through once in so many sweeps: a listing of a bucket costs money."""
 _PAGE = 200
 
+Step = Callable[[float], Awaitable[None]]
+"""Part of a sweep; gets the time."""
+
 
 @contextlib.asynccontextmanager
 async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
@@ -40,20 +44,19 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         base = gateway.base_url(None)
         return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
 
-    tasks: list[asyncio.Task[None]] = []
+    loops = gateway.loops
+    loops.start(Loop("event_streams", gateway.change_poller.look))
     if settings.webhook_seconds is not None:
         sender = WebhookSender(gateway.database, gateway.outbound, describe)
-        tasks.append(asyncio.create_task(sender.run(settings.webhook_seconds)))
+        loops.start(Loop("webhooks", partial(sender.work, settings.webhook_seconds)))
     if settings.batch_seconds is not None:
-        tasks.append(asyncio.create_task(BatchRunner(gateway).run(settings.batch_seconds)))
+        loops.start(Loop("batches", partial(BatchRunner(gateway).work, settings.batch_seconds)))
     if settings.sweep_seconds is not None:
-        tasks.append(asyncio.create_task(Sweeper(gateway).run(settings.sweep_seconds)))
+        loops.start(Loop("sweeper", partial(Sweeper(gateway).work, settings.sweep_seconds)))
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await loops.stop()
 
 
 class Sweeper:
@@ -63,19 +66,42 @@ class Sweeper:
         self._gateway, self._database = gateway, gateway.database
         self._sweeps = 0
 
-    async def run(self, pause: float) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except CalotypeError as error:  # a busy database or a full disk: the next one goes on
-                log.warning("a sweep was cut short: %s", error)
-            await asyncio.sleep(pause)
+    async def work(self, pause: float) -> float:
+        await self.sweep()
+        return pause
 
     async def sweep(self) -> None:
-        """One round; each step is a short transaction and may be repeated."""
-        database, now = self._database, self._database.clock.time()
-        for job_id in await asyncio.to_thread(database.retention.overdue_jobs, now - _LATE_SECONDS):
-            await self._gateway.waits.time_out(job_id)
+        """One round; each step is a short transaction and may be repeated.
+
+        Raises:
+            CalotypeError, Exception: the first fault, when everything else was tried.
+        """
+        now, faults = self._database.clock.time(), list[Exception]()
+        for step in (self._end_late, *self._removals(now), self._delete_garbage, self._orphans):
+            try:
+                await step(now)
+            except Exception as error:
+                log.warning("a step of a sweep failed: %r", error)
+                faults.append(error)
+        self._sweeps += 1
+        if faults:
+            raise faults[0]
+
+    async def _end_late(self, now: float) -> None:
+        """Jobs whose dispatcher is away."""
+        late = self._database.retention.overdue_jobs
+        faults: list[Exception] = []
+        for job_id in await asyncio.to_thread(late, now - _LATE_SECONDS):
+            try:
+                await self._gateway.waits.time_out(job_id)
+            except Exception as error:  # the others are not kept waiting by it
+                log.warning("job %s could not be ended: %r", job_id, error)
+                faults.append(error)
+        if faults:
+            raise faults[0]
+
+    def _removals(self, now: float) -> Iterator[Step]:
+        database = self._database
         memory = self._gateway.settings.tombstone_seconds
         for kind, remove in (
             ("job", database.retention.purge_jobs),
@@ -85,12 +111,11 @@ class Sweeper:
             ("tombstone", lambda: database.retention.forget_jobs(now - memory)),
             ("batch", lambda: database.retention.forget_batches(now - memory)),
         ):
-            while removed := await asyncio.to_thread(remove):
-                metrics.SWEPT.labels(kind).inc(removed)
-        await self._delete_garbage(now)
+            yield partial(_removed, kind, remove)
+
+    async def _orphans(self, now: float) -> None:
         if self._sweeps % _ORPHAN_SWEEPS == 0:
             await asyncio.to_thread(self.note_orphans, now)
-        self._sweeps += 1
 
     async def _delete_garbage(self, now: float) -> None:
         before = now - self._gateway.settings.garbage_seconds
@@ -117,3 +142,8 @@ class Sweeper:
             metrics.SWEPT.labels("orphan").inc(deleted)
             log.info("%d files of writers that died were deleted", deleted)
         return deleted
+
+
+async def _removed(kind: str, remove: Callable[[], int], now: float) -> None:
+    while removed := await asyncio.to_thread(remove):
+        metrics.SWEPT.labels(kind).inc(removed)

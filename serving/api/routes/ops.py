@@ -22,9 +22,15 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """The process answers. Says nothing of models: those must not restart a gateway."""
-    return {"status": "ok"}
+async def healthz(request: Request) -> JSONResponse:
+    """503 when only a restart helps: work between requests hangs, or fails again and again.
+
+    Says nothing of models and of the database: those must not restart a gateway.
+    """
+    loops = gateway_of(request).loops.states()
+    stuck = sorted(name for name, state in loops.items() if state == "stuck")
+    body = {"status": "stuck" if stuck else "ok", "loops": loops}
+    return JSONResponse(body, status_code=503 if stuck else 200)
 
 
 @router.get("/readyz")

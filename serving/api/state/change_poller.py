@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from calotype.serving.core.errors import StorageFailed
 from calotype.serving.database.database import Database
-
-log = logging.getLogger(__name__)
 
 _SLICE = 400
 """Jobs of one query: SQLite takes no more than 999 parameters everywhere."""
@@ -28,15 +24,12 @@ class ChangePoller:
         self._database, self._pause = database, pause
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._seen: dict[str, tuple[Any, ...]] = {}
-        self._task: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def changes(self, job_id: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set whenever the job has changed; the stream clears it."""
         event = asyncio.Event()
         self._watchers.setdefault(job_id, set()).add(event)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_forever())
         try:
             yield event
         finally:
@@ -46,19 +39,12 @@ class ChangePoller:
                 del self._watchers[job_id]
                 self._seen.pop(job_id, None)
 
-    def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    async def look(self) -> float:
+        """Wakes the streams of jobs that have changed; the pause until the next look.
 
-    async def _look_forever(self) -> None:
-        while self._watchers:
-            try:
-                await self._look()
-            except StorageFailed as error:
-                log.warning("event streams wait for the job database: %s", error)
-            await asyncio.sleep(self._pause)
-
-    async def _look(self) -> None:
+        Raises:
+            StorageFailed: the database cannot be read.
+        """
         watched = list(self._watchers)
         for start in range(0, len(watched), _SLICE):
             part = watched[start : start + _SLICE]
@@ -70,3 +56,4 @@ class ChangePoller:
                 self._seen[job_id] = now
                 for event in self._watchers.get(job_id, ()):
                     event.set()
+        return self._pause

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.database import Database
+from calotype.serving.observability.loops import Loops
 from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 Refresh = Callable[[], Awaitable[bool]]
@@ -44,6 +45,8 @@ class Gateway:
     """Where webhooks and image URLs may lead."""
     rates: RequestRates
     """How fast each team may ask."""
+    loops: Loops = field(default_factory=Loops)
+    """What it does between requests."""
     refresh: Refresh = nothing_new
     """Looks for what was declared a moment ago; says whether anything is new."""
     outlives_models: bool = False

@@ -42,10 +42,9 @@ def record_usage(connection: Connection, job: JobRecord) -> None:
     """Writes the row of a job that has just ended."""
     now = job.completed if job.completed is not None else job.created
     images = len((job.output or {}).get("images", []))
-    asked = max(1, int(job.request.get("n", 1)))
+    asked, names = _asked(job)
     megapixels = float((job.metrics or {}).get("megapixels", 0.0)) * images / asked
     usage, seconds = job.usage or {}, used_seconds(job)
-    names = sorted(str(lora["id"]) for lora in job.request.get("loras", []))
     kept = None if job.promised is None or job.status == "canceled" else now <= job.promised
     connection.execute(
         usage_records.insert().values(
@@ -66,6 +65,15 @@ def record_usage(connection: Connection, job: JobRecord) -> None:
             promise_kept=kept,
         )
     )
+
+
+def _asked(job: JobRecord) -> tuple[int, list[str]]:
+    """How many images and which adapters; a row that cannot be read must end all the same."""
+    try:
+        names = sorted(str(lora["id"]) for lora in job.request.get("loras", []))
+        return max(1, int(job.request.get("n", 1))), names
+    except (TypeError, KeyError, ValueError):
+        return 1, []
 
 
 class Usage(Repository):

@@ -148,6 +148,10 @@ class DispatcherDeployment:
             replica_states=tuple(_replica_state(s) for s in generators),
         ).payload()
 
+    def check_health(self) -> None:
+        if "stuck" in self._core.loops.states().values():
+            raise EngineError("The dispatcher does not look after its jobs any more.")
+
     def reconfigure(self, config: JsonObject) -> None:
         """Takes a `DispatcherConfig`; a dispatcher is of one model for its whole life."""
         model = DispatcherConfig.model_validate(config).model
