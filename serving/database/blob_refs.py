@@ -1,21 +1,23 @@
 """References to blobs: assets, uploaded files, checkpoints, previews; and what nobody refers to.
 
-Blobs are addressed by their content, so several rows may name one. When the last reference goes the
-key is noted as garbage; a sweeper deletes the blob after a while, unless a new row names it again.
+Every writer chooses a fresh key (`storage.new_key`), and only rows that exist let another row name
+their blob. So when the last reference goes nobody can name the key again: it is noted as garbage,
+and a sweeper deletes the blob after a while, which lets whoever reads it just then finish.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from calotype.serving.core.errors import NotFound
+from calotype.serving.core.errors import Conflict, NotFound
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository
-from calotype.serving.database.schema.review_tables import held_images
+from calotype.serving.database.repository import Repository, column_values, upsert
+from calotype.serving.database.schema.review_tables import held_images, picture_places
 from calotype.serving.database.schema.tables import (
     assets,
     blob_garbage,
@@ -29,6 +31,10 @@ _REFERRING = (assets, files, checkpoints, previews, held_images)
 _PAGE = 200
 JOB_INPUT = "job_input"
 """Purpose of a file that came with a request; it is not listed."""
+FILE = "file"
+"""Kind of a place of pictures that is a file: the output of a batch."""
+AT_ONCE = 0.0
+"""Since when blobs are garbage that needs no grace period."""
 
 
 def add_ref(connection: Connection, keys: Iterable[str]) -> None:
@@ -47,6 +53,14 @@ def release_ref(connection: Connection, keys: Iterable[str], now: float) -> None
             )(blob_garbage)
             values = {"blob_key": key, "since": now}
             connection.execute(insert.values(values).on_conflict_do_nothing())
+
+
+def discard(connection: Connection, keys: Iterable[str]) -> list[str]:
+    """Like `release_ref`, for blobs that must not be kept any longer; those without a reference."""
+    gone = [key for key in sorted(set(keys)) if not is_referenced(connection, key)]
+    for key in gone:
+        upsert(connection, blob_garbage, {"blob_key": key, "since": AT_ONCE}, ["blob_key"])
+    return gone
 
 
 def is_referenced(connection: Connection, key: str) -> bool:
@@ -70,9 +84,29 @@ class BlobRefs(Repository):
         return None if row is None else AssetRecord(**row)
 
     def delete_asset(self, asset_id: str, team_id: str) -> bool:
-        """Forgets an image; False when the team has none of that id."""
+        """Forgets an image and its previews; False when the team has none of that id."""
         mine = and_(assets.c.id == asset_id, assets.c.team_id == team_id)
-        return self._forget(assets, mine) == 1
+        with writing(self.engine, durable=True) as connection:
+            gone = connection.execute(delete(assets).where(mine).returning(assets)).mappings()
+            asset = gone.first()
+            if asset is None:
+                return False
+            places = select(picture_places.c.position).where(
+                picture_places.c.sha256 == asset["sha256"],
+                picture_places.c.holder == asset["job_id"],
+            )
+            shown = delete(previews).where(
+                previews.c.job_id == asset["job_id"], previews.c.image_index.in_(places)
+            )
+            left = connection.execute(shown.returning(previews.c.blob_key)).scalars()
+            release_ref(connection, [asset["blob_key"], *left], self.clock.time())
+        return True
+
+    def existing_assets(self, asset_ids: Sequence[str]) -> set[str]:
+        """Those of these images that are neither deleted nor taken down."""
+        query = select(assets.c.id).where(assets.c.id.in_(list(asset_ids)))
+        with reading(self.engine) as connection:
+            return set(connection.execute(query).scalars())
 
     def expire_assets(self, limit: int = _PAGE) -> int:
         """Forgets images whose time is over; how many there were."""
@@ -80,11 +114,39 @@ class BlobRefs(Repository):
 
     # -- files ---------------------------------------------------------------------------------
 
-    def add_file(self, file: FileRecord) -> None:
-        values = {name: getattr(file, name) for name in file.__dataclass_fields__}
+    def add_file(self, file: FileRecord, pictures: Collection[str] = ()) -> None:
+        """Args:
+            pictures: the assets whose bytes are in the file.
+
+        Raises:
+            Conflict: one of them is gone by now, so the file must be written without it.
+        """
         with writing(self.engine, durable=True) as connection:
-            connection.execute(files.insert().values(values))
+            connection.execute(files.insert().values(column_values(file)))
+            digests = _digests_of(connection, pictures)
+            if digests:
+                rows = [
+                    {"sha256": digest, "kind": FILE, "holder": file.id, "position": 0}
+                    for digest in sorted(digests)
+                ]
+                connection.execute(picture_places.insert(), rows)
             add_ref(connection, [file.blob_key])
+
+    def share_blob(self, file: FileRecord) -> FileRecord | None:
+        """Adds a file with the blob of another one of its team that has the same bytes.
+
+        Returns:
+            The file as it was added; None = there is no other, so its bytes must be stored first.
+        """
+        mine = and_(files.c.team_id == file.team_id, files.c.sha256 == file.sha256)
+        same = select(files.c.blob_key).where(mine).limit(1).with_for_update(read=True)
+        with writing(self.engine, durable=True) as connection:
+            key = connection.execute(same).scalar_one_or_none()
+            if key is None:
+                return None
+            file = replace(file, blob_key=key)
+            connection.execute(files.insert().values(column_values(file)))
+        return file
 
     def get_file(self, file_id: str, team_id: str) -> FileRecord | None:
         query = select(files).where(files.c.id == file_id, files.c.team_id == team_id)
@@ -92,11 +154,12 @@ class BlobRefs(Repository):
             row = connection.execute(query).mappings().first()
         return None if row is None else FileRecord(**row)
 
-    def find_blob(self, team_id: str, sha256: str) -> str | None:
-        """The key of a file of the team with these bytes, if it still has one."""
-        query = select(files.c.blob_key).where(files.c.team_id == team_id, files.c.sha256 == sha256)
+    def find_same(self, team_id: str, sha256: str) -> FileRecord | None:
+        """A file of the team with these bytes, if it still has one."""
+        query = select(files).where(files.c.team_id == team_id, files.c.sha256 == sha256).limit(1)
         with reading(self.engine) as connection:
-            return connection.execute(query.limit(1)).scalar_one_or_none()
+            row = connection.execute(query).mappings().first()
+        return None if row is None else FileRecord(**row)
 
     def list_files(
         self,
@@ -127,11 +190,20 @@ class BlobRefs(Repository):
 
     # -- garbage -------------------------------------------------------------------------------
 
-    def garbage(self, noted_before: float, limit: int = _PAGE) -> list[str]:
-        """Keys that nobody has referred to since ``noted_before``; still nobody does."""
+    def garbage(
+        self, noted_before: float, limit: int = _PAGE, besides: Collection[str] = ()
+    ) -> list[str]:
+        """Keys that nobody has referred to since ``noted_before``; still nobody does.
+
+        Args:
+            besides: keys that are left out.
+        """
         query = (
             select(blob_garbage.c.blob_key)
-            .where(blob_garbage.c.since <= noted_before)
+            .where(
+                blob_garbage.c.since <= noted_before,
+                blob_garbage.c.blob_key.not_in(sorted(besides)),
+            )
             .order_by(blob_garbage.c.since)
             .limit(limit)
         )
@@ -166,4 +238,21 @@ class BlobRefs(Repository):
             )
             keys = list(gone.scalars())
             release_ref(connection, keys, self.clock.time())
+            if table is files:
+                in_files = picture_places.c.holder.in_(ids)
+                connection.execute(delete(picture_places).where(in_files))
         return len(keys)
+
+
+def _digests_of(connection: Connection, pictures: Collection[str]) -> set[str]:
+    """The SHA-256 of each of these assets, which stay until the transaction ends."""
+    found: dict[str, str] = {}
+    names = sorted(pictures)
+    for start in range(0, len(names), _PAGE):
+        some = assets.c.id.in_(names[start : start + _PAGE])
+        query = select(assets.c.id, assets.c.sha256).where(some).with_for_update(read=True)
+        found |= {row.id: row.sha256 for row in connection.execute(query)}
+    gone = [name for name in names if name not in found]
+    if gone:
+        raise Conflict(f"The picture '{gone[0]}' is gone, and {len(gone) - 1} others.", code="gone")
+    return set(found.values())

@@ -18,9 +18,10 @@ from calotype.serving.database.jobs import Jobs
 from calotype.serving.database.retention import Retention
 from calotype.serving.database.review.cases import Cases
 from calotype.serving.database.review.held_images import HeldImages
+from calotype.serving.database.review.image_index import ImageIndex
 from calotype.serving.database.review.reviewer_audit import ReviewerAudit
+from calotype.serving.database.review.takedowns import Takedowns
 from calotype.serving.database.schema.upgrade import upgrade_database
-from calotype.serving.database.takedowns import Takedowns
 from calotype.serving.database.webhooks import Webhooks
 
 
@@ -47,6 +48,7 @@ class Database:
         self.cases = Cases(engine, clock)
         self.held_images = HeldImages(engine, clock, self.cases)
         self.reviewer_audit = ReviewerAudit(engine, clock)
+        self.image_index = ImageIndex(engine, clock)
         self.takedowns = Takedowns(engine, clock)
         self.retention = Retention(engine, clock)
 

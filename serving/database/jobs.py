@@ -6,6 +6,7 @@ Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, update
@@ -15,15 +16,20 @@ from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.database.accounts.queue_shares import QueueBound, check_queue
 from calotype.serving.database.accounts.quotas import RateState, reserve, settle
 from calotype.serving.database.accounts.usage import record_usage, used_seconds
-from calotype.serving.database.blob_refs import add_ref
+from calotype.serving.database.blob_refs import add_ref, discard
 from calotype.serving.database.connection import flush, reading, writing
 from calotype.serving.database.intermediates import clear_intermediates
 from calotype.serving.database.repository import ColumnValues, Repository, column_values
 from calotype.serving.database.review.cases import add_refusals
 from calotype.serving.database.review.held_images import add_held, held_reasons
+from calotype.serving.database.review.picture_places import (
+    is_forbidden,
+    note_previews,
+    note_sources,
+)
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
-from calotype.serving.jobs.endings import Ending
+from calotype.serving.jobs.endings import Ending, source_gone_ending
 from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.moderation_record import ModerationRecord
@@ -71,6 +77,7 @@ class Jobs(Repository):
                 if bound is not None:
                     check_queue(connection, new, bound)
                 connection.execute(jobs.insert().values(**values, reserved_day=day))
+                note_sources(connection, new)
                 return _one(connection, new.id), rate
         except IntegrityError as error:
             first = self.find_idempotent(new.idempotency) if new.idempotency else None
@@ -254,9 +261,14 @@ class Jobs(Repository):
         """
         now = self.clock.time()
         values: ColumnValues = {"completed": now, "lease_replica": None, "lease_expires": None}
-        values |= ending.columns()
-        status, fence = ending.status, ending.fence
         with writing(self.engine, durable=True) as connection:
+            drawn = ending.output is not None or ending.held
+            if drawn and is_forbidden(connection, job_id):
+                left = [row.blob_key for row in ending.stored]
+                discard(connection, [*left, *(row.blob_key for row in ending.held)])
+                ending = replace(source_gone_ending(), fence=ending.fence, metrics=ending.metrics)
+            values |= ending.columns()
+            status, fence = ending.status, ending.fence
             if not self._compare_and_set(connection, job_id, status, fence, values):
                 return None
             for asset in ending.stored:
@@ -268,6 +280,8 @@ class Jobs(Repository):
             settle(connection, job, used_seconds(job))
             record_usage(connection, job)
             clear_intermediates(connection, job_id, now, ending.shown_as_drawn)
+            if ending.output is not None:
+                note_previews(connection, job_id, ending.output.images)
             announce(connection, job, now)
             return job
 

@@ -7,7 +7,7 @@ from sqlalchemy import and_, delete, or_, select, update
 from calotype.serving.database.blob_refs import release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
-from calotype.serving.database.schema.review_tables import refusals
+from calotype.serving.database.schema.review_tables import picture_places, refusals
 from calotype.serving.database.schema.tables import (
     assets,
     batch_lines,
@@ -79,6 +79,7 @@ class Retention(Repository):
                 )
                 release_ref(connection, list(gone.scalars()), self.clock.time())
             connection.execute(delete(refusals).where(refusals.c.job_id.in_(ids)))
+            connection.execute(delete(picture_places).where(picture_places.c.holder.in_(ids)))
             told = select(webhook_deliveries.c.id).where(webhook_deliveries.c.job_id.in_(ids))
             attempts = webhook_attempts.c.delivery_id.in_(told)
             connection.execute(delete(webhook_attempts).where(attempts))

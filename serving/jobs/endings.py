@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from calotype.serving.core.errors import CalotypeError, Cancelled, DeadlineExceeded, EngineError
+from calotype.serving.core.errors import (
+    CalotypeError,
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+)
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import ImageSize
 from calotype.serving.jobs.lifecycle import Status
@@ -63,6 +69,16 @@ def canceled_ending() -> Ending:
 
 def late_ending() -> Ending:
     error = DeadlineExceeded("The job was not finished within the time allowed for it.")
+    return Ending("failed", error=error)
+
+
+def source_gone_ending() -> Ending:
+    """A picture that the job is drawn from was taken down."""
+    error = InvalidRequest(
+        "A picture that the request is drawn from was taken down; nothing is drawn from it.",
+        code="picture_taken_down",
+        param="image",
+    )
     return Ending("failed", error=error)
 
 

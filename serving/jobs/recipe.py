@@ -83,8 +83,8 @@ def make_recipe(
 
 
 def digest_of_key(key: str) -> str:
-    """The sha256 in a content-addressed blob key (`storage.content_key`)."""
-    return key.rpartition("/")[2].partition(".")[0]
+    """The sha256 in the name of a blob (`storage.new_key`)."""
+    return key.rpartition("/")[2].partition(".")[0].partition("-")[0]
 
 
 def canonical(recipe: Mapping[str, object]) -> str:

@@ -1,6 +1,6 @@
 """Where pictures lie: bytes under a key, written whole or not at all.
 
-The gateway reads, the generator writes; a key is chosen by the writer (`content_key`).
+The gateway reads, the generator writes; a key is chosen by the writer (`new_key`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.storage.keys import MAX_KEY_CHARS, check_key, content_key
+from calotype.serving.storage.keys import MAX_KEY_CHARS, check_key, new_key
 from calotype.serving.storage.objects import ObjectBlobStore
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "FolderBlobStore",
     "ObjectBlobStore",
     "check_key",
-    "content_key",
+    "new_key",
     "open_blobs",
 ]
 

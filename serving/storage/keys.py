@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 
 from calotype.serving.core.errors import InvalidRequest
 
@@ -25,10 +26,12 @@ def check_key(key: str) -> str:
     return key
 
 
-def content_key(team_id: str, data: bytes, suffix: str) -> str:
-    """The key of ``data``: ``team/ab/abcd....png``. Equal bytes of one team have one key.
+def new_key(team_id: str, data: bytes, suffix: str) -> str:
+    """A key that was never used: ``team/ab/abcd...-0123456789abcdef.png``, by the SHA-256 of the
+    bytes.
 
-    Teams do not share keys: nobody can find out what another team has drawn.
+    Nobody else will ever write under it or name it. So a key that no row names any more stays
+    unnamed, and its blob can be deleted without looking for who is about to name it.
     """
     digest = hashlib.sha256(data).hexdigest()
-    return check_key(f"{team_id}/{digest[:2]}/{digest}.{suffix}")
+    return check_key(f"{team_id}/{digest[:2]}/{digest}-{secrets.token_hex(8)}.{suffix}")

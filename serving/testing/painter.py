@@ -26,7 +26,7 @@ from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
-from calotype.serving.storage import content_key
+from calotype.serving.storage import new_key
 from calotype.serving.worker.given_files import read_given_files
 from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import LeaseSource
@@ -171,7 +171,7 @@ class _Painting:
     async def _checkpoint(self, step: int, states: Sequence[bytes]) -> None:
         lease = self._lease
         data = json.dumps({"step": step, "states": [state.hex() for state in states]}).encode()
-        key = content_key(lease.team_id, data + lease.job_id.encode(), "checkpoint")
+        key = new_key(lease.team_id, data, "checkpoint")
         await asyncio.to_thread(self._blobs.put, key, data)
         await self._leases.checkpoint(Checkpoint(lease.job_id, lease.fence, step, key))
 
@@ -182,7 +182,7 @@ class _Painting:
             if (await judge_drawn(safety, self._lease, pixels, sources, retries)).blocked:
                 continue
             data = encode_image(pixels, "jpeg", 80)
-            key = content_key(self._lease.team_id, data, "jpeg")
+            key = new_key(self._lease.team_id, data, "jpeg")
             await asyncio.to_thread(self._blobs.put, key, data)
             preview = PreviewRecord(
                 job_id=self._lease.job_id,

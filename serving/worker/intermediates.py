@@ -18,7 +18,7 @@ from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
 from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.jobs.result import CONTENT_TYPES
-from calotype.serving.storage import content_key
+from calotype.serving.storage import new_key
 from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import IntermediatesSink
 
@@ -125,7 +125,7 @@ class Intermediates:
         data = await asyncio.to_thread(
             encode_image, preview.pixels, kind, options.output_compression
         )
-        key = content_key(lease.team_id, data, kind)
+        key = new_key(lease.team_id, data, kind)
         await asyncio.to_thread(self._blobs.put, key, data)
         await self._sink.preview(
             PreviewRecord(

@@ -29,7 +29,7 @@ from calotype.serving.jobs.moderation_checks import (
 )
 from calotype.serving.jobs.records import new_id
 from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage, ImageResult
-from calotype.serving.storage import content_key
+from calotype.serving.storage import new_key
 from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
 from calotype.serving.worker.held_image import hold_image
 from calotype.serving.worker.judging import Sources, judge_drawn
@@ -176,8 +176,8 @@ class Postprocessor:
         self, lease: Lease, index: int, data: bytes, decision: Decision
     ) -> ImageResult:
         request, kind = lease.request, lease.options.output_format
-        key = content_key(lease.team_id, data, kind)
-        # Never deleted here: another job's image may be the same. What no row names is swept.
+        key = new_key(lease.team_id, data, kind)
+        # Never deleted here: nobody knows whether the row was written. What no row names is swept.
         await asyncio.to_thread(self._blobs.put, key, data)
         return ImageResult(
             asset_id=new_id("asset"),

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from calotype.serving.api.generation.creation import (
@@ -20,7 +21,7 @@ from calotype.serving.api.generation.creation import (
 )
 from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.responses import images_body
+from calotype.serving.api.generation.responses import images_body, shown_images
 from calotype.serving.api.generation.uploads import read_images
 from calotype.serving.api.http.failures import error_object, wire
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
@@ -169,7 +170,7 @@ class BatchRunner:
         if body.stream:
             raise InvalidRequest("stream is not possible in a batch.", param="stream")
         left = max(60.0, batch.deadline - self._database.clock.time())
-        images = await recipe_images(gateway, batch.team_id, recipe)
+        images = await recipe_images(gateway, batch.team_id, recipe, left)
         if images is None:
             images = await read_images(gateway, batch.team_id, body, left)
         terms = Terms(
@@ -207,7 +208,7 @@ class BatchRunner:
         return True
 
     async def _finalize(self, batch: BatchRecord, late: bool) -> None:
-        good, bad = bytearray(), bytearray()
+        good, bad, pictures = bytearray(), bytearray(), set[str]()
         after = 0
         while True:
             page = await asyncio.to_thread(
@@ -217,11 +218,11 @@ class BatchRunner:
                 break
             after = page[-1].line
             for line in page:
-                written = await self._written(line)
+                written = await self._written(line, pictures)
                 target = good if written["error"] is None else bad
                 target += json.dumps(written, ensure_ascii=False).encode("utf-8") + b"\n"
-        output = await asyncio.to_thread(self._keep, batch, bytes(good), "output")
-        errors = await asyncio.to_thread(self._keep, batch, bytes(bad), "errors")
+        output = await asyncio.to_thread(self._keep, batch, bytes(good), "output", pictures)
+        errors = await asyncio.to_thread(self._keep, batch, bytes(bad), "errors", ())
         end = "cancelled" if batch.status == "cancelling" else "expired" if late else "completed"
         await asyncio.to_thread(
             lambda: self._database.batches.change_batch(
@@ -229,7 +230,10 @@ class BatchRunner:
             )
         )
 
-    async def _written(self, line: BatchLine) -> JsonObject:
+    async def _written(self, line: BatchLine, pictures: set[str]) -> JsonObject:
+        """Args:
+        pictures: gets the assets whose bytes are in the line.
+        """
         answer: JsonObject = dict(line.answer or {})
         error = None
         if answer.get("status_code") == 200:
@@ -237,6 +241,9 @@ class BatchRunner:
             try:
                 if job is None:
                     raise Cancelled("The job is gone.")
+                if job.input["response_format"] != "url":
+                    shown = await shown_images(self._gateway, job)
+                    pictures |= {image["asset_id"] for image in shown}
                 answer["body"] = await images_body(self._gateway, "", job)
             except CalotypeError as problem:
                 answer = _failure(problem)
@@ -251,7 +258,9 @@ class BatchRunner:
             "error": error,
         }
 
-    def _keep(self, batch: BatchRecord, data: bytes, name: str) -> str | None:
+    def _keep(
+        self, batch: BatchRecord, data: bytes, name: str, pictures: Collection[str]
+    ) -> str | None:
         if not data:
             return None
         file = keep_file(
@@ -263,6 +272,7 @@ class BatchRunner:
             filename=f"{batch.id}_{name}.jsonl",
             content_type="application/jsonl",
             expires=self._database.clock.time() + 30 * 86_400,
+            pictures=pictures,
         )
         return file.id
 

@@ -14,7 +14,10 @@ from functools import partial
 from calotype.serving.api.background.batch_runner import BatchRunner
 from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.signing import content_url
+from calotype.serving.api.review.removal import delete_blobs, end_jobs
+from calotype.serving.api.review.stored_images import index_stored, marking_keys
 from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.core.errors import StorageFailed
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
@@ -77,7 +80,7 @@ class Sweeper:
             CalotypeError, Exception: the first fault, when everything else was tried.
         """
         now, faults = self._database.clock.time(), list[Exception]()
-        for step in (self._end_late, *self._removals(now), self._delete_garbage, self._orphans):
+        for step in (self._end_late, *self._removals(now), *self._rest):
             try:
                 await step(now)
             except Exception as error:
@@ -86,6 +89,10 @@ class Sweeper:
         self._sweeps += 1
         if faults:
             raise faults[0]
+
+    @property
+    def _rest(self) -> tuple[Step, ...]:
+        return self._finish_takedowns, self._delete_garbage, self._orphans
 
     async def _end_late(self, now: float) -> None:
         """Jobs whose dispatcher is away."""
@@ -117,13 +124,28 @@ class Sweeper:
         if self._sweeps % _ORPHAN_SWEEPS == 0:
             await asyncio.to_thread(self.note_orphans, now)
 
+    async def _finish_takedowns(self, now: float) -> None:
+        """Ends jobs that are drawn from what was taken down, and compares what was stored since."""
+        gateway, takedowns = self._gateway, self._database.takedowns
+        forbidden = await asyncio.to_thread(takedowns.forbidden_jobs)
+        await asyncio.to_thread(end_jobs, gateway, forbidden)
+        if not await asyncio.to_thread(takedowns.unsettled):
+            return
+        if not await asyncio.to_thread(index_stored, gateway, marking_keys(gateway)):
+            await asyncio.to_thread(takedowns.settle)
+
     async def _delete_garbage(self, now: float) -> None:
-        before = now - self._gateway.settings.garbage_seconds
-        while keys := await asyncio.to_thread(self._database.files.garbage, before):
-            for key in keys:
-                await asyncio.to_thread(self._gateway.blobs.delete, key)
-            await asyncio.to_thread(self._database.files.forget_garbage, keys)
-            metrics.SWEPT.labels("blob").inc(len(keys))
+        """Raises StorageFailed: some could not be deleted; all others were."""
+        before, failed = now - self._gateway.settings.garbage_seconds, set[str]()
+        garbage = self._database.files.garbage
+        while keys := await asyncio.to_thread(garbage, before, _PAGE, failed):
+            gone = await asyncio.to_thread(delete_blobs, self._gateway, keys)
+            failed |= set(keys) - set(gone)
+            metrics.SWEPT.labels("blob").inc(len(gone))
+            if len(failed) >= _PAGE:  # the store is away
+                break
+        if failed:
+            raise StorageFailed(f"{len(failed)} files could not be deleted, {min(failed)} for one.")
 
     def note_orphans(self, now: float) -> int:
         """Deletes old files that no row has ever named; how many there were."""
@@ -135,9 +157,8 @@ class Sweeper:
         old = [key for key, at in listed.entries() if at <= now - _ORPHAN_SECONDS]
         deleted = 0
         for start in range(0, len(old), _PAGE):
-            for key in self._database.files.unknown_blobs(old[start : start + _PAGE]):
-                blobs.delete(key)
-                deleted += 1
+            unknown = self._database.files.unknown_blobs(old[start : start + _PAGE])
+            deleted += len(delete_blobs(self._gateway, unknown))
         if deleted:
             metrics.SWEPT.labels("orphan").inc(deleted)
             log.info("%d files of writers that died were deleted", deleted)

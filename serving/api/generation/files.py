@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Collection
+from dataclasses import replace
 
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound
+from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.jobs.records import FileRecord, new_id
-from calotype.serving.storage import content_key
+from calotype.serving.storage import new_key
 
 
 async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
@@ -32,18 +35,19 @@ def keep_file(
     filename: str,
     content_type: str,
     expires: float | None,
+    pictures: Collection[str] = (),
 ) -> FileRecord:
-    """Stores bytes as a file of the team.
+    """Stores bytes as a file of the team; once, where it has another file with the same bytes.
 
     Args:
         kind: ending of the blob's key, such as ``png``.
         expires: seconds since the epoch; None = never.
+        pictures: the assets whose bytes are in the file.
 
     Raises:
         StorageFailed: the bytes or the row cannot be written.
+        Conflict: one of the pictures is gone by now.
     """
-    key = content_key(team_id, data, kind)
-    gateway.blobs.put(key, data)
     file = FileRecord(
         id=new_id("file"),
         team_id=team_id,
@@ -52,9 +56,33 @@ def keep_file(
         content_type=content_type,
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        blob_key=key,
+        blob_key="",
         created=gateway.database.clock.time(),
         expires=expires,
     )
-    gateway.database.files.add_file(file)
+    shared = None if pictures else gateway.database.files.share_blob(file)
+    if shared is not None:
+        return shared
+    file = replace(file, blob_key=new_key(team_id, data, kind))
+    gateway.blobs.put(file.blob_key, data)
+    gateway.database.files.add_file(file, pictures)
     return file
+
+
+def keep_same(
+    gateway: Gateway, team_id: str, sha256: str, kept_seconds: float
+) -> FileRecord | None:
+    """A further file with bytes that the team has; None where it has them no more."""
+    files, now = gateway.database.files, gateway.database.clock.time()
+    same = files.find_same(team_id, sha256)
+    if same is None:
+        return None
+    return files.share_blob(
+        replace(
+            same,
+            id=new_id("file"),
+            purpose=JOB_INPUT,
+            created=now,
+            expires=now + kept_seconds,
+        )
+    )

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from calotype.serving.api.generation.files import keep_same
 from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.config import ImageModel, LoRAAdapter
@@ -66,8 +67,10 @@ def expand_recipe(raw: JsonObject) -> tuple[JsonObject, JsonObject | None]:
     return wanted, recipe
 
 
-async def recipe_images(gateway: Gateway, team_id: str, recipe: JsonObject | None) -> Images | None:
-    """The stored pictures that a recipe names by digest.
+async def recipe_images(
+    gateway: Gateway, team_id: str, recipe: JsonObject | None, kept_seconds: float
+) -> Images | None:
+    """The stored pictures that a recipe names by digest, kept for as long as its job.
 
     Raises:
         NotFound: one of them is not kept any more.
@@ -81,12 +84,12 @@ async def recipe_images(gateway: Gateway, team_id: str, recipe: JsonObject | Non
         digest = part.get("sha256") if isinstance(part, Mapping) else None
         found = None
         if isinstance(digest, str):
-            found = await asyncio.to_thread(gateway.database.files.find_blob, team_id, digest)
+            found = await asyncio.to_thread(keep_same, gateway, team_id, digest, kept_seconds)
         if found is None:
             raise NotFound(
                 f"The picture that {param} names is not kept any more; send it again.", param=param
             )
-        return found
+        return found.blob_key
 
     references = recipe.get("references") or []
     if not isinstance(references, list):

@@ -23,7 +23,7 @@ async def images_body(gateway: Gateway, base: str, job: JobRecord) -> JsonObject
     Raises:
         CalotypeError: the one with which the job ended.
     """
-    images = drawn_images(job)
+    images = await shown_images(gateway, job)
     data = await asyncio.gather(*(_item(gateway, base, job, image) for image in images))
     return described(job) | {"data": list(data), "usage": usage_of(job)}
 
@@ -43,6 +43,22 @@ def drawn_images(job: JobRecord) -> list[JsonObject]:
         raise error_from_payload(job.error) if job.error else Cancelled("The job was canceled.")
     _count_success(job)
     return list(job.output["images"])
+
+
+async def shown_images(gateway: Gateway, job: JobRecord) -> list[JsonObject]:
+    """The pictures of a job that are still there: neither deleted nor taken down.
+
+    Raises:
+        NotFound: none is.
+        CalotypeError: see `drawn_images`.
+    """
+    images = drawn_images(job)
+    names = [image["asset_id"] for image in images]
+    there = await asyncio.to_thread(gateway.database.files.existing_assets, names)
+    shown = [image for image in images if image["asset_id"] in there]
+    if images and not shown:
+        raise NotFound(f"The pictures of the job '{job.id}' were deleted.", code="deleted")
+    return shown
 
 
 def described(job: JobRecord) -> JsonObject:
@@ -93,7 +109,7 @@ async def images_response(
 ) -> JSONResponse:
     """The answer of the synchronous routes. Raises like `images_body`."""
     body = await images_body(gateway, gateway.base_url(request), job)
-    images: list[JsonObject] = (job.output or {})["images"]
+    images = await shown_images(gateway, job)
     blocked: list[JsonObject] = (job.output or {}).get("blocked", [])
     headers = {
         "openai-version": "2020-10-01",

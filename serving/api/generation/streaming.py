@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.serving.api.generation.giving_up import given_up
-from calotype.serving.api.generation.responses import described, drawn_images, images_response
+from calotype.serving.api.generation.responses import described, images_response, shown_images
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
 from calotype.serving.api.http.failures import error_object
 from calotype.serving.api.http.job_object import usage_of
@@ -105,7 +105,7 @@ async def _frames(
 
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:
     """One event a picture; the whole usage is on the last one, the others have zeros."""
-    images = drawn_images(job)
+    images = await shown_images(gateway, job)
     whole, usage = described(job), usage_of(job)
     for place, image in enumerate(images):
         last = place == len(images) - 1

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
@@ -17,8 +18,9 @@ from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import parse
+from calotype.serving.api.review.removal import carry_out
 from calotype.serving.api.routes.case_images import open_held
-from calotype.serving.api.routes.takedowns import take_down_asset
+from calotype.serving.api.routes.takedowns import order_for_report
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.database.review.cases import (
@@ -27,8 +29,9 @@ from calotype.serving.database.review.cases import (
     Reviewer,
     check_reviewer,
 )
+from calotype.serving.database.review.removals import Removal
 from calotype.serving.jobs.records import KeyRecord
-from calotype.serving.storage import content_key
+from calotype.serving.storage import new_key
 
 router = APIRouter(tags=["moderation"])
 
@@ -147,15 +150,12 @@ async def decide_case(request: Request, case_id: str, key: ReviewerKey) -> CaseO
     body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
     case = await asyncio.to_thread(gateway.database.cases.get_case, case_id)
     reviewer = Reviewer(key.id, key.team_id)
+    decide = functools.partial(gateway.database.cases.decide_case, case_id, reviewer)
     if case.kind == "review":
         decide = functools.partial(decide_held, gateway, case, reviewer)
-    else:
-        decide = functools.partial(gateway.database.cases.decide_case, case_id, reviewer)
+    elif body.verdict == "taken_down":
+        decide = functools.partial(decide_report, gateway, case, reviewer)
     case = await asyncio.to_thread(decide, body.verdict, body.note)
-    if case.status == "taken_down":
-        asset = await asyncio.to_thread(gateway.database.files.get_asset, case.subject)
-        if asset is not None:
-            await asyncio.to_thread(take_down_asset, gateway, asset, case.reason, key.id)
     return describe_case(case)
 
 
@@ -174,6 +174,31 @@ def describe_case(case: CaseRecord) -> CaseObject:
     return found
 
 
+def decide_report(
+    gateway: Gateway, case: CaseRecord, reviewer: Reviewer, verdict: str, note: str
+) -> CaseRecord:
+    """Ends a report by taking its picture down, in one transaction. Raises like `decide_held`."""
+    database = gateway.database
+    asset = database.files.get_asset(case.subject)
+    if asset is None or not is_mine(case, reviewer):  # nothing to take down, or what is wrong
+        return database.cases.decide_case(case.id, reviewer, verdict, note)
+    order = order_for_report(gateway, asset, case.reason)
+    removals: list[Removal] = []
+
+    def take_down(connection: Connection) -> None:
+        removals.append(database.takedowns.take_down_in(connection, order, reviewer.key_id)[1])
+
+    decided = database.cases.decide_case(case.id, reviewer, verdict, note, take_down)
+    for removal in removals:
+        carry_out(gateway, removal)
+    return decided
+
+
+def is_mine(case: CaseRecord, reviewer: Reviewer) -> bool:
+    """Whether the reviewer works on the case. `Cases.decide_case` checks it, too, and says why."""
+    return case.status == "open" and case.held_by == reviewer.key_id
+
+
 def decide_held(
     gateway: Gateway, case: CaseRecord, reviewer: Reviewer, verdict: str, note: str
 ) -> CaseRecord:
@@ -185,11 +210,7 @@ def decide_held(
     """
     database = gateway.database
     check_reviewer(case, reviewer)
-    if (
-        verdict not in VERDICTS["review"]
-        or case.status != "open"
-        or case.held_by != reviewer.key_id
-    ):
+    if verdict not in VERDICTS["review"] or not is_mine(case, reviewer):
         return database.cases.decide_case(case.id, reviewer, verdict, note)  # says what is wrong
     if verdict == "rejected":
         return database.held_images.reject_held(case, reviewer, note)
@@ -197,7 +218,7 @@ def decide_held(
     if held is None:
         raise NotFound(f"The picture '{case.subject}' is not held any more.")
     data = open_held(gateway, held)
-    key = content_key(held.team_id, data, held.content_type.rpartition("/")[2])
+    key = new_key(held.team_id, data, held.content_type.rpartition("/")[2])
     # Not a picture of anybody until the row names it; what no row names is swept.
     gateway.blobs.put(key, data)
     return database.held_images.release_held(case, reviewer, note, key)

@@ -91,7 +91,7 @@ async def _read_generation(request: Request, key: KeyRecord) -> PreparedRequest:
     raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
     wanted, recipe = expand_recipe(raw)
     body = parse_generation(wanted, gateway.settings.features)
-    images = await recipe_images(gateway, key.team_id, recipe)
+    images = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
     if images is None:
         images = await read_images(gateway, key.team_id, body, input_seconds(gateway))
     return PreparedRequest.of(body, raw, images, recipe)
@@ -112,7 +112,7 @@ async def _read_edit(
         wanted, recipe = expand_recipe(raw)
     body = parse_generation(wanted, settings.features, schema, form=is_multipart(request))
     _check_feature(settings.features, feature)
-    pictures = await recipe_images(gateway, key.team_id, recipe)
+    pictures = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
     if pictures is None and form.files:
         named = [f"image[{place}]" for place in range(len(form.images()))]
         images = [

@@ -77,7 +77,7 @@ async def create_job(request: Request, key: Caller) -> Response:
     if body.webhook is not None:
         check_url(body.webhook.url, gateway.outbound, "webhook.url")
     kept = body.expires_after_seconds or settings.asset_seconds
-    images = await recipe_images(gateway, key.team_id, recipe)
+    images = await recipe_images(gateway, key.team_id, recipe, kept)
     if images is None:
         images = await read_images(gateway, key.team_id, generation, kept)
     asked = body.deadline_seconds or generation.deadline_seconds

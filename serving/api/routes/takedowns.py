@@ -6,8 +6,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import os
-import time
 from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
@@ -17,30 +15,24 @@ from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from calotype.moderation.errors import ImageError
-from calotype.moderation.images import pdq
-from calotype.moderation.images.decode import decode_image
-from calotype.moderation.images.pdq import Pixels
 from calotype.moderation.policy.categories import Category
-from calotype.moderation.provenance import watermark
-from calotype.moderation.provenance.installation_keys import InstallationKeys
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.pages import Deleted, Page, list_object
 from calotype.serving.api.http.schemas import parse
+from calotype.serving.api.review.removal import carry_out
+from calotype.serving.api.review.stored_images import fingerprint, index_stored, marking_keys
 from calotype.serving.api.state.gateway import Gateway, gateway_of
-from calotype.serving.config.environment import DATA_DIR
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.database.takedowns import Fingerprint, StoredMatch, TakedownRecord
-from calotype.serving.images.provenance import installation_keys
+from calotype.serving.database.review.cases import Reviewer
+from calotype.serving.database.review.image_index import Fingerprint, StoredMatch
+from calotype.serving.database.review.takedowns import TakedownOrder, TakedownRecord
 from calotype.serving.jobs.records import AssetRecord, KeyRecord
 
 router = APIRouter(tags=["moderation"])
 
-Reviewer = Annotated[KeyRecord, Depends(allowed("moderation"))]
-INDEX_SECONDS = 20.0
-"""One call reads stored pictures for so long; another call goes on."""
+ReviewerKey = Annotated[KeyRecord, Depends(allowed("moderation"))]
 SHOWN = 100
-_PAGE = 20
 
 
 class MatchObject(TypedDict):
@@ -54,11 +46,26 @@ class MatchObject(TypedDict):
     created_at: int
 
 
+class AlsoObject(TypedDict):
+    """What went with the matches."""
+
+    assets: int
+    """Pictures that were drawn from them, and other copies."""
+    files: int
+    """Uploads, and outputs of batches, that hold one of them."""
+    held: int
+    previews: int
+
+
 class TakedownAnswer(TypedDict):
     """What was found, and deleted unless it was a dry run."""
 
     id: str | None
     deleted: int
+    """Files that are deleted already."""
+    pending: int
+    """Files that nobody is served any more and a sweep deletes."""
+    also: AlsoObject | None
     dry_run: bool
     object: Literal["moderation.takedown"]
     watermark: str | None
@@ -96,8 +103,9 @@ class TakedownBody(BaseModel):
 
 
 @router.post("/v1/moderation/takedowns", openapi_extra=json_body(TakedownBody))
-async def take_down(request: Request, key: Reviewer) -> TakedownAnswer:
-    """Deletes every stored copy of a picture and refuses it from now on.
+async def take_down(request: Request, key: ReviewerKey) -> TakedownAnswer:
+    """Deletes every stored copy of a picture, its previews, what was drawn from it and the files
+    that hold it, and refuses it from now on.
 
     Copies are known by the watermark and by PDQ. Where ``unsearched`` is not 0 there are stored
     pictures that were not looked at yet: nothing was done, ask again.
@@ -106,19 +114,21 @@ async def take_down(request: Request, key: Reviewer) -> TakedownAnswer:
     body = parse(TakedownBody, await read_json(request, gateway.settings.max_body_bytes))
     category = _category(body.category)
     data = await _image(gateway, body)
-    keys = await asyncio.to_thread(_keys, gateway)
+    keys = await asyncio.to_thread(marking_keys, gateway)
     try:
         looked_for = await asyncio.to_thread(fingerprint, data, keys)
     except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param="image") from error
     unsearched = await asyncio.to_thread(index_stored, gateway, keys)
-    matches = await asyncio.to_thread(gateway.database.takedowns.find_images, looked_for)
+    matches = await asyncio.to_thread(gateway.database.image_index.find_images, looked_for)
     if body.asset_id is not None and all(m.asset.id != body.asset_id for m in matches):
         named = await asyncio.to_thread(gateway.database.files.get_asset, body.asset_id)
         matches += [] if named is None else [StoredMatch(named, "asset_id", None)]
     found: TakedownAnswer = {
         "id": None,
         "deleted": 0,
+        "pending": 0,
+        "also": None,
         "dry_run": True,
         "object": "moderation.takedown",
         "watermark": looked_for.payload,
@@ -129,117 +139,67 @@ async def take_down(request: Request, key: Reviewer) -> TakedownAnswer:
     }
     if body.dry_run or unsearched:
         return found
-    taken, deleted = await asyncio.to_thread(
-        remove, gateway, data, looked_for, matches, category, body.reason, key.id
-    )
-    found.update({"id": taken.id, "deleted": deleted, "dry_run": False})
+    order = order_of(data, looked_for, matches, category, body.reason)
+    taken, removal = await asyncio.to_thread(gateway.database.takedowns.take_down, order, key.id)
+    deleted = await asyncio.to_thread(carry_out, gateway, removal)
+    found |= {
+        "id": taken.id,
+        "deleted": deleted,
+        "pending": len(removal.blobs) - deleted,
+        "also": {
+            "assets": len(removal.assets - {match.asset.id for match in matches}),
+            "files": len(removal.files),
+            "held": len(removal.held),
+            "previews": removal.previews,
+        },
+        "dry_run": False,
+    }
     return found
 
 
 @router.get("/v1/moderation/takedowns")
-async def list_takedowns(request: Request, key: Reviewer) -> Page[TakedownObject]:
+async def list_takedowns(request: Request, key: ReviewerKey) -> Page[TakedownObject]:
     """What is refused, the oldest first."""
     found = await asyncio.to_thread(gateway_of(request).database.takedowns.list_takedowns)
     return list_object([_described(record) for record in found], has_more=False)
 
 
 @router.delete("/v1/moderation/takedowns/{takedown_id}")
-async def lift_takedown(request: Request, takedown_id: str, key: Reviewer) -> Deleted:
+async def lift_takedown(request: Request, takedown_id: str, key: ReviewerKey) -> Deleted:
     """Lets the picture come again; what was deleted stays so."""
-    database = gateway_of(request).database
-    await asyncio.to_thread(database.takedowns.lift_takedown, takedown_id)
-    await asyncio.to_thread(
-        database.reviewer_audit.record_action, key.id, "takedown.lifted", takedown_id
-    )
+    takedowns, reviewer = gateway_of(request).database.takedowns, Reviewer(key.id, key.team_id)
+    await asyncio.to_thread(takedowns.lift_takedown, takedown_id, reviewer)
     return {"id": takedown_id, "object": "moderation.takedown", "deleted": True}
 
 
-def take_down_asset(gateway: Gateway, asset: AssetRecord, reason: str, actor: str) -> None:
-    """Takes down a stored picture that somebody reported, and its copies as far as they are known.
+def order_for_report(gateway: Gateway, asset: AssetRecord, reason: str) -> TakedownOrder:
+    """What a report of a stored picture takes down: its copies as far as they are known.
 
     Raises:
-        StorageFailed: the database or the files cannot be written.
+        StorageFailed: the database or the files cannot be read.
     """
-    keys = _keys(gateway)
+    keys = marking_keys(gateway)
     try:
         data = gateway.blobs.get(asset.blob_key)
         looked_for = fingerprint(data, keys)
     except (NotFound, ImageError):
         data, looked_for = b"", Fingerprint(None, None)
     index_stored(gateway, keys)
-    matches = gateway.database.takedowns.find_images(looked_for)
+    matches = gateway.database.image_index.find_images(looked_for)
     if all(match.asset.id != asset.id for match in matches):
         matches.append(StoredMatch(asset, "report", None))
-    remove(gateway, data, looked_for, matches, Category.HARASSMENT, reason, actor)
+    return order_of(data, looked_for, matches, Category.HARASSMENT, reason)
 
 
-def remove(
-    gateway: Gateway,
+def order_of(
     data: bytes,
     found: Fingerprint,
     matches: Sequence[StoredMatch],
     category: Category,
     reason: str,
-    actor: str,
-) -> tuple[TakedownRecord, int]:
-    """Keeps a picture away, deletes its copies and writes it down; how many files were deleted."""
-    database = gateway.database
-    record = database.takedowns.take_down(found, category, reason, actor)
-    ids = [match.asset.id for match in matches]
+) -> TakedownOrder:
     same = {match.asset.sha256 for match in matches} | {hashlib.sha256(data).hexdigest()}
-    blobs = database.takedowns.remove_copies(ids, same)
-    for blob_key in blobs:
-        gateway.blobs.delete(blob_key)
-    database.takedowns.forget_blobs(blobs)
-    done = {"assets": ids, "files_deleted": len(blobs), "category": category.value}
-    database.reviewer_audit.record_action(actor, "takedown.made", record.id, done)
-    return record, len(blobs)
-
-
-def fingerprint(
-    data: bytes, keys: InstallationKeys | None, *, as_made: bool = False
-) -> Fingerprint:
-    """What a picture file is recognised by.
-
-    Args:
-        as_made: a stored file, whose watermark is where it was put.
-
-    Raises:
-        ImageError: it is no picture that can be read.
-    """
-    pixels: Pixels = decode_image(data)[0]
-    payload = None
-    for secret in (keys.watermark, *keys.former) if keys is not None else ():
-        mark = watermark.detect(pixels, secret, as_made=as_made)
-        if mark is not None:
-            payload = mark.payload
-            break
-    hashed = pdq.pdq(pixels)
-    if hashed.quality < pdq.USABLE_QUALITY:
-        return Fingerprint(None, payload)
-    turned = None if as_made else pdq.pdq_turned(pixels)[0]
-    return Fingerprint(hashed.hexadecimal, payload, turned)
-
-
-def index_stored(gateway: Gateway, keys: InstallationKeys | None) -> int:
-    """Notes what stored pictures are recognised by; how many are left when the time is over."""
-    end = time.monotonic() + INDEX_SECONDS
-    while pending := gateway.database.takedowns.unindexed_assets(_PAGE):
-        for asset in pending:
-            try:
-                found = fingerprint(gateway.blobs.get(asset.blob_key), keys, as_made=True)
-            except (NotFound, ImageError):
-                found = Fingerprint(None, None)  # its file is gone: there is nothing to find
-            gateway.database.takedowns.index_image(asset.id, found)
-            if time.monotonic() > end:
-                return len(gateway.database.takedowns.unindexed_assets(SHOWN))
-    return 0
-
-
-def _keys(gateway: Gateway) -> InstallationKeys | None:
-    folder = gateway.settings.data_dir
-    own = {} if folder is None else {DATA_DIR: str(folder)}
-    return installation_keys(dict(os.environ) | own, make=False)
+    return TakedownOrder(found, category, reason, [match.asset.id for match in matches], same)
 
 
 def _category(name: str) -> Category:

@@ -9,10 +9,11 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.core.protocols import Clock
-from calotype.serving.database.blob_refs import add_ref, release_ref
+from calotype.serving.database.blob_refs import add_ref, discard
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.review.cases import CaseRecord, Cases, Reviewer
+from calotype.serving.database.review.reviewer_audit import append_action
 from calotype.serving.database.schema.review_tables import cases, held_images
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
@@ -87,7 +88,7 @@ class HeldImages(Repository):
 
         def release(connection: Connection) -> None:
             now = self.clock.time()
-            held = _taken(connection, case.subject, now)
+            held = _taken(connection, case.subject)
             job = _job(connection, held.job_id)
             kept = (job.expires or now) - job.created
             connection.execute(
@@ -115,8 +116,8 @@ class HeldImages(Repository):
         """Ends the case as rejected: the image is gone. Raises Conflict: see `decide_case`."""
 
         def reject(connection: Connection) -> None:
-            held = _taken(connection, case.subject, self.clock.time())
-            _with_status(connection, _job(connection, held.job_id), held.asset_id, "rejected")
+            held = _taken(connection, case.subject)
+            _tell(connection, held, "rejected")
 
         return self._cases.decide_case(case.id, reviewer, "rejected", note, reject)
 
@@ -127,25 +128,37 @@ class HeldImages(Repository):
         with writing(self.engine) as connection:
             late = [HeldRecord(**row) for row in connection.execute(query).mappings()]
             for held in late:
-                _taken(connection, held.asset_id, now)
-                connection.execute(
-                    update(cases)
-                    .where(cases.c.id == held.case_id, cases.c.status == "open")
-                    .values(status="rejected", note="Nobody decided in time.", decided=now)
-                )
-                job = _find_job(connection, held.job_id)
-                if job is not None:
-                    _with_status(connection, job, held.asset_id, "rejected")
+                drop_held(connection, held.asset_id, "Nobody decided in time.", now)
+                details = {"verdict": "rejected"}
+                append_action(connection, now, "nobody", "case.expired", held.case_id, details)
         return len(late)
 
 
-def _taken(connection: Connection, asset_id: str, now: float) -> HeldRecord:
-    """Removes the row; its file becomes garbage, and unreadable at once."""
+def drop_held(connection: Connection, asset_id: str, note: str, now: float) -> HeldRecord:
+    """Rejects an image without a reviewer. Raises NotFound: it is not held any more."""
+    held = _taken(connection, asset_id)
+    connection.execute(
+        update(cases)
+        .where(cases.c.id == held.case_id, cases.c.status == "open")
+        .values(status="rejected", note=note, decided=now)
+    )
+    _tell(connection, held, "rejected")
+    return held
+
+
+def _tell(connection: Connection, held: HeldRecord, status: HeldStatus) -> None:
+    job = _find_job(connection, held.job_id)
+    if job is not None:
+        _with_status(connection, job, held.asset_id, status)
+
+
+def _taken(connection: Connection, asset_id: str) -> HeldRecord:
+    """Removes the row with the key, without which no copy of the file can be read."""
     gone = delete(held_images).where(held_images.c.asset_id == asset_id)
     row = connection.execute(gone.returning(held_images)).mappings().first()
     if row is None:
         raise NotFound(f"The picture '{asset_id[:80]}' is not held any more.")
-    release_ref(connection, [row["blob_key"]], now)
+    discard(connection, [row["blob_key"]])
     return HeldRecord(**row)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "image_index",
     "metadata",
     "people_log",
+    "picture_places",
     "refusals",
     "taken_down",
 ]
@@ -57,6 +58,19 @@ refusals = Table(
     Column("decision_id", String(64), primary_key=True),
     Column("job_id", String(64), nullable=False, index=True),
     Column("created", Float, nullable=False),
+)
+
+# Where the bytes of a picture went besides its asset: see `review.picture_places`.
+picture_places = Table(
+    "picture_places",
+    metadata,
+    # Of the picture's file.
+    Column("sha256", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    # A job or a file.
+    Column("holder", String(64), primary_key=True, index=True),
+    # Which picture of the job it is.
+    Column("position", Integer, primary_key=True),
 )
 
 held_images = Table(
@@ -107,6 +121,10 @@ taken_down = Table(
     Column("reason", Text, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("created", Float, nullable=False),
+    # Whose it was: nobody of these teams lets it come again.
+    Column("team_ids", JSON(none_as_null=True)),
+    # When no copy could be on its way to the store any more, and all were searched.
+    Column("settled", Float),
 )
 
 # What stored images are recognised by; NULL where they have no such mark.

@@ -22,7 +22,7 @@ from calotype.moderation.records.vault import PromptVault
 from calotype.serving.core.errors import ModerationUnavailable
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.database import Database
-from calotype.serving.database.takedowns import TakenDown
+from calotype.serving.database.review.takedowns import TakenDown
 from calotype.serving.images.provenance import payload_fingerprint
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy

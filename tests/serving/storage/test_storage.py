@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pathlib
 import threading
@@ -17,7 +18,8 @@ from werkzeug.serving import make_server
 
 from calotype.serving.core.errors import InvalidRequest, NotFound, StorageFailed
 from calotype.serving.core.protocols import ListedBlobStore
-from calotype.serving.storage import FolderBlobStore, content_key, open_blobs
+from calotype.serving.jobs.recipe import digest_of_key
+from calotype.serving.storage import FolderBlobStore, new_key, open_blobs
 from calotype.serving.testing.in_memory import MemoryBlobStore
 
 
@@ -105,11 +107,10 @@ def test_every_blob_is_listed_with_its_time(blobs: ListedBlobStore) -> None:
     assert "team_2/second.png" not in dict(blobs.entries())
 
 
-def test_equal_bytes_of_a_team_have_one_key_and_other_teams_have_others() -> None:
-    assert content_key("team_1", b"x", "png") == content_key("team_1", b"x", "png")
-    keys = {content_key("team_1", b"x", "png"), content_key("team_1", b"y", "png"),
-            content_key("team_2", b"x", "png"), content_key("team_1", b"x", "webp")}  # fmt: skip
-    assert len(keys) == 4
+def test_no_key_is_given_out_twice() -> None:
+    keys = {new_key("team_1", b"x", "png") for _ in range(100)}
+    assert len(keys) == 100
+    assert {digest_of_key(key) for key in keys} == {hashlib.sha256(b"x").hexdigest()}
 
 
 def test_a_bucket_that_is_not_there_or_a_store_that_is_away_is_a_typed_error(

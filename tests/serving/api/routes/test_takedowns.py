@@ -20,9 +20,9 @@ from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.categories import Verdict
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.testing import FixedImageClassifier
-from calotype.serving.api.routes import takedowns
+from calotype.serving.api.review import stored_images
 from calotype.serving.commands.cli import cli
-from calotype.serving.database.takedowns import TakenDown
+from calotype.serving.database.review.takedowns import TakenDown
 from calotype.serving.images.encode import encode_image
 from calotype.serving.images.provenance import payload_fingerprint
 
@@ -132,7 +132,7 @@ def test_nothing_is_done_before_every_stored_picture_was_looked_at(
     service: Any, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With many pictures one call looks at some of them, and the client calls again."""
-    monkeypatch.setattr(takedowns, "INDEX_SECONDS", -1.0)  # one picture a call
+    monkeypatch.setattr(stored_images, "INDEX_SECONDS", -1.0)  # one picture a call
     found = [stored(service, WANTED, seed=seed) for seed in range(3)]
     encoded = base64.b64encode(as_found(WANTED)).decode()
     key = service.database.api_keys.create(team="safety", scopes=("moderation",))[0]

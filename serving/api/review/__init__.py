@@ -1,0 +1,1 @@
+"""Takedowns: recognising stored pictures, and what their removal does to files and jobs."""
