@@ -7,13 +7,14 @@ import contextlib
 import io
 import pathlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from PIL import Image
 from samples.images import same_pixels
 
+from calotype.serving.core.errors import Overloaded, StorageFailed
 from calotype.serving.core.protocols import SystemClock
 from calotype.serving.core.request import (
     Event,
@@ -98,6 +99,7 @@ class LocalPipeline:
     blobs: MemoryBlobStore
     safety: ScriptedSafety
     dispatcher: Dispatcher
+    workers: dict[str, GenerationWorker] = field(default_factory=dict)
 
     @contextlib.asynccontextmanager
     async def working(
@@ -117,6 +119,7 @@ class LocalPipeline:
             beat_seconds=beat_seconds,
             wait_seconds=0.1,
         )
+        self.workers[name] = worker
         task = asyncio.create_task(worker.run())
         try:
             yield line, thread
@@ -328,3 +331,71 @@ async def test_a_short_request_leaves_no_checkpoint(studio: LocalPipeline) -> No
     async with studio.working("only", beat_seconds=30):  # it is over before the first one
         await studio.ended(await studio.ask(steps=2))
     assert len(puts) == 1, "the picture and nothing else"
+
+
+async def test_a_text_encoder_that_is_away_delays_a_job(
+    studio: LocalPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [Overloaded("The text encoder cannot be reached."), Overloaded("Still not.")]
+    real = GatedPrompts.encode
+
+    async def encode(self: GatedPrompts, prompt: str) -> EncodedPrompt:
+        if faults:
+            raise faults.pop()
+        return await real(self, prompt)
+
+    monkeypatch.setattr(GatedPrompts, "encode", encode)
+    async with studio.working("only"):
+        job = await studio.ended(await studio.ask(steps=2))
+    assert (job.outage or {})["part"] == "text_encoder"
+    assert (job.attempts, faults) == (1, [])
+
+
+async def test_what_is_drawn_while_the_database_is_away_is_not_drawn_again(
+    studio: LocalPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calotype.serving.worker.generation.RETRY_SECONDS", 0.05)
+    away, real = [StorageFailed("away")] * 12, studio.database.jobs.finish_job
+
+    def finish(*arguments: Any) -> JobRecord | None:
+        if away:
+            raise away.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(studio.database.jobs, "finish_job", finish)
+    async with studio.working("only") as (_, thread):
+        job = await studio.ended(await studio.ask(steps=2))
+    assert (len(thread.first_steps), job.attempts, away) == (1, 1, [])
+
+
+async def test_a_job_that_is_canceled_costs_what_was_measured(studio: LocalPipeline) -> None:
+    async with studio.working("only", beat_seconds=30):
+        job_id = await studio.ask(preview_every=STEPS // 2)
+        while not studio.database.intermediates.list_previews(job_id):
+            await asyncio.sleep(0.01)
+        assert await studio.dispatcher.cancel(job_id)
+    [row] = studio.database.usage.report(None, "2000-01-01", "2100-01-01", ("team",))
+    assert row["gpu_seconds"] > 0
+
+
+async def test_a_worker_that_drains_keeps_its_leases_until_it_has_drawn(
+    studio: LocalPipeline,
+) -> None:
+    gate = asyncio.Event()
+    async with studio.working("only", gate=gate):
+        job_id = await studio.ask(steps=2)
+
+        async def renewed(after: float) -> float:
+            async with asyncio.timeout(30):
+                while True:
+                    job = studio.database.jobs.get_job(job_id)
+                    if job is not None and (job.lease_expires or 0.0) > after:
+                        return job.lease_expires or 0.0
+                    await asyncio.sleep(0.01)
+
+        leased = await renewed(0.0)
+        draining = asyncio.create_task(studio.workers["only"].drain(60))
+        await renewed(leased + 1.0)
+        gate.set()
+        await draining
+    assert (await studio.ended(job_id)).fence == 1
