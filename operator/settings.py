@@ -180,6 +180,9 @@ class OperatorSettings(Part):
     delete_deadline_seconds: float = Field(300.0, ge=0, description="Longest draining.")
     health_port: int = Field(8080, ge=0, le=65535, description="0 = none.")
     metrics_port: int = Field(9090, ge=0, le=65535, description="0 = none.")
+    max_outage_seconds: float = Field(
+        900.0, ge=0, description="How long jobs wait for a part that is away before they fail."
+    )
     workers: int = Field(8, ge=1, description="Reconciles at the same time.")
     lease: bool = Field(True, description="Hold a Lease, so that two operators never act.")
 

@@ -91,6 +91,7 @@ def build_application(
     encoder_profile: ResourceProfile | None,
     *,
     groups: bool,
+    max_outage_seconds: float = 900.0,
 ) -> ServeApplication:
     """The application.
 
@@ -99,6 +100,7 @@ def build_application(
         adapters: rendered manifests.
         encoder_profile: None = the text encoder lives beside the generators.
         groups: whether there are worker groups (a Ray cluster), or one pod for everything.
+        max_outage_seconds: how long jobs wait for a part that is away.
     """
     spec = model.spec
     served = ImageModel.model_validate(manifest)
@@ -122,6 +124,7 @@ def build_application(
     generator["max_ongoing_requests"] = 16
     generator["graceful_shutdown_timeout_s"] = DRAIN_SECONDS
     generator["autoscaling_config"] = _scaling(model)
+    dispatcher = DispatcherConfig(model=model.name, max_outage_seconds=max_outage_seconds)
     return {
         "name": model.name,
         "route_prefix": "/",
@@ -129,7 +132,7 @@ def build_application(
         "args": {"model": model.name, "threads": profile.threads, "gpus": generator_gpus},
         "runtime_env": {},
         "deployments": [
-            _deployment("Dispatcher", DispatcherConfig(model=model.name), control),
+            _deployment("Dispatcher", dispatcher, control),
             _deployment("Moderator", moderation, control),
             encoder,
             generator,

@@ -159,6 +159,7 @@ async def apply_workload(
         profile,
         encoder,
         groups=not single,
+        max_outage_seconds=settings.max_outage_seconds,
     )
     if application != seen.config:
         context.metrics.pushes.labels(model.metadata.namespace, model.name).inc()

@@ -111,6 +111,10 @@ class Dispatcher:
         await self._admission.stop()
         await self._tasks.stop()
 
+    def limit_outages(self, seconds: float) -> None:
+        """How long jobs wait for a part from now on, instead of the policy's limit."""
+        self._outages.longest = seconds
+
     # -- the gateway's side --------------------------------------------------------------------
 
     async def submit(self, job_id: str) -> None:

@@ -36,7 +36,7 @@ class Outages:
         longest: float,
     ) -> None:
         self._jobs, self._call, self._outcomes = jobs, call, outcomes
-        self._open, self._clock, self._longest = open_jobs, clock, longest
+        self._open, self._clock, self.longest = open_jobs, clock, longest
 
     async def give_back(self, job_id: str, fence: int, error: CalotypeError) -> JobRecord | None:
         """Takes a lease back for a passing fault.
@@ -51,7 +51,7 @@ class Outages:
         if job is None or job.over or job.fence != fence:
             return None
         now = self._clock.time()
-        outage = next_outage(job, error, now, self._longest, leased=True)
+        outage = next_outage(job, error, now, self.longest, leased=True)
         if outage is None:
             await self._outcomes.failed(job_id, outage_error(job, error, now), fence=fence)
             return None
@@ -66,7 +66,7 @@ class Outages:
             if fresh is None or fresh.over:
                 self._outcomes.forget(job.id)
                 return
-            outage = next_outage(fresh, error, now, self._longest, leased=False)
+            outage = next_outage(fresh, error, now, self.longest, leased=False)
             if outage is None:
                 await self._outcomes.failed(job.id, outage_error(fresh, error, now))
                 return

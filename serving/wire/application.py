@@ -22,6 +22,9 @@ class DispatcherConfig(Document):
     """Of the Dispatcher: which model it is of, for its whole life."""
 
     model: str
+    max_outage_seconds: float = Field(
+        900.0, ge=0, description="How long a job waits for a part that is away before it fails."
+    )
 
 
 class NamedPolicy(Part):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from calotype.moderation.policy.policy import Policy
 from calotype.operator.settings import OperatorSettings, ResourceProfile, TeamGrant, load_settings
+from calotype.serving.cluster.gateway_process import SETTING, read_settings
 from calotype.serving.config import ImageModel
 from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.sizing.memory_plan import plan_memory
@@ -62,6 +63,14 @@ def test_gateway_and_models_use_the_same_state(rendered: Rendered) -> None:
     assert [c["metadata"]["name"] for c in rendered.kind("PersistentVolumeClaim")] == [
         claim["claimName"] for claim in claims
     ]
+
+
+def test_the_limits_of_jobs_reach_gateways_and_dispatchers(rendered: Rendered) -> None:
+    pod = rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"]
+    env = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    settings = read_settings({k: v for k, v in env.items() if v and k.startswith(SETTING)})
+    assert rendered.settings()["maxOutageSeconds"] == settings.max_outage_seconds == 900
+    assert (settings.outage_patience_seconds, settings.max_queue) == (60, 1000)
 
 
 def test_redis_reaches_the_operator(combination: Combinations) -> None:

@@ -33,6 +33,7 @@ redis:
   {{- end }}
 {{- end }}
 rayVersion: {{ .Values.ray.version | quote }}
+maxOutageSeconds: {{ .Values.jobs.maxOutageSeconds }}
 {{- with .Values.operator.settings }}
 {{ toYaml . }}
 {{- end }}

@@ -154,9 +154,12 @@ class DispatcherDeployment:
 
     def reconfigure(self, config: JsonObject) -> None:
         """Takes a `DispatcherConfig`; a dispatcher is of one model for its whole life."""
-        model = DispatcherConfig.model_validate(config).model
-        if model != self._model:
-            raise EngineError(f"This dispatcher is of the model {self._model!r}, not of {model!r}.")
+        wanted = DispatcherConfig.model_validate(config)
+        if wanted.model != self._model:
+            raise EngineError(
+                f"This dispatcher is of the model {self._model!r}, not of {wanted.model!r}."
+            )
+        self._core.limit_outages(wanted.max_outage_seconds)
 
 
 def _replica_state(report: ReplicaReport) -> ReplicaState:

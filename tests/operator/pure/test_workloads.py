@@ -154,6 +154,7 @@ def test_replicas_are_told_where_the_weights_lie() -> None:
     deployments = {d["name"]: d for d in application()["deployments"]}
     assert deployments["Moderator"]["user_config"]["policy"]["name"] == "strict"
     assert "user_config" not in deployments["Ingress"]
+    assert deployments["Dispatcher"]["user_config"]["maxOutageSeconds"] == 900
 
 
 def test_the_hash_of_an_application_is_the_one_that_its_replicas_compute() -> None:
