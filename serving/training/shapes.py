@@ -132,7 +132,7 @@ def train_model(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from diffusers import Flux2Pipeline
 
-    pipeline = Flux2Pipeline.from_pretrained(arguments.model, torch_dtype=torch.float32)
+    pipeline = Flux2Pipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     settings = json.loads((arguments.model / "calotype.json").read_text())
     width, height = (int(side) for side in arguments.size.split("x"))

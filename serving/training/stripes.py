@@ -41,7 +41,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     device = arguments.device
-    pipeline = Flux2Pipeline.from_pretrained(arguments.model, torch_dtype=torch.float32)
+    pipeline = Flux2Pipeline.from_pretrained(arguments.model, dtype=torch.float32)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         part.to(device).requires_grad_(False)
     latents = flows.encode_buckets(

@@ -87,14 +87,12 @@ def _pipeline(folder: pathlib.Path, components: Components) -> Any:
     dtype = components.dtype
     pipeline = Flux2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=AutoencoderKLFlux2.from_pretrained(folder / "vae", torch_dtype=dtype),
+        vae=AutoencoderKLFlux2.from_pretrained(folder / "vae", dtype=dtype),
         text_encoder=Mistral3ForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=dtype
         ),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
-        transformer=Flux2Transformer2DModel.from_pretrained(
-            folder / "transformer", torch_dtype=dtype
-        ),
+        transformer=Flux2Transformer2DModel.from_pretrained(folder / "transformer", dtype=dtype),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(components.device)
