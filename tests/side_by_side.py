@@ -12,8 +12,9 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SHARED = (
-    # Services on Ray: beside each other they would only take each other's processors.
-    ("tests/e2e/*", "ray"),
+    ("tests/e2e/test_cluster_runtime.py", "a gateway and a model app"),
+    ("tests/e2e/test_kill_pods.py", "a gateway and a model app"),
+    ("tests/e2e/*", "calotype serve"),
     ("tests/cluster/models/*", "pods"),
     ("tests/controlplane/test_kuberay.py", "pods"),
     ("tests/controlplane/test_node.py", "pods"),

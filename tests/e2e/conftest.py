@@ -24,9 +24,9 @@ import psutil
 import pytest
 import yaml
 from e2e import sampler_package
-from e2e.pods import GATEWAY, MODEL, MODEL_APP, STRIPES, Pods
-from e2e.service_process import replica_of
+from servers.pods import GATEWAY, MODEL, MODEL_APP, STRIPES, Pods
 from servers.postgres import PostgresServer, find_binaries, install_in_ci
+from servers.service_process import replica_of
 from servers.trace_collector import Collector
 
 from calotype.serving.database.connection import sqlite_url

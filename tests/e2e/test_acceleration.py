@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 from e2e.conftest import ModelFile
-from e2e.service_process import children
 from PIL import Image
+from servers.service_process import children
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e.pods import GATEWAY, MODEL, MODEL_APP, STRIPES, TOKEN, Pods, application
 from PIL import Image
 from safetensors.torch import load, save
 from samples.images import same_pixels
+from servers.pods import GATEWAY, MODEL, MODEL_APP, STRIPES, TOKEN, Pods, application
 
 from calotype.serving.weights.sources import BUILT_IN
 from calotype.serving.wire.config_hash import config_hash

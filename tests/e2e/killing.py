@@ -1,9 +1,7 @@
-"""Jobs of three teams while every process of the service is killed: none is lost.
+"""Kills every process of a service while teams draw, and checks that no job was lost or doubled.
 
-On real Ray Serve with the packaged model: `calotype serve` with SQLite, and the pods of a cluster
-with PostgreSQL. The order of the kills is chosen by a seed, which is printed and may be given in
-CALOTYPE_KILL_SEED. A picture whose generator died in the middle goes on from its checkpoint and is,
-pixel by pixel, what nobody disturbed would have drawn.
+A picture whose generator died in the middle goes on from its checkpoint and is, pixel by pixel,
+what nobody disturbed would have drawn.
 """
 
 from __future__ import annotations
@@ -15,24 +13,19 @@ import pathlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-import pytest
 from e2e.clients import Asking, Team
-from e2e.pods import GATEWAY, MODEL_APP, Pods
-from e2e.service_process import children, replica_of
 from samples.images import same_pixels
-from servers.postgres import PostgresServer
+from servers.pods import MODEL_APP
+from servers.service_process import children, replica_of
 from sqlalchemy import select
 
-from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import assets, checkpoints, jobs, usage_records
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 TEAMS = ("a", "b", "c")
 COMPARED = 2
@@ -80,56 +73,24 @@ class Target:
         return None
 
 
-@pytest.fixture(params=["serve", "pods"])
-def target(request: pytest.FixtureRequest) -> Target:
-    return request.getfixturevalue(f"target_{request.param}")  # type: ignore[no-any-return]
+def kill_everything(target: Target) -> None:
+    """Kills each part of the target once while teams draw; checks what they got.
 
-
-@pytest.fixture
-def target_serve(service: Any) -> Target:
-    def ready() -> bool:
-        return bool(service.status().get("ready"))
-
-    database, root = sqlite_url(service.data_dir), service.process.pid
-    folder = service.data_dir / "assets"
-    return Target(service.url, database, folder, lambda: root, service.wait_for, ready)
-
-
-@pytest.fixture
-def target_pods(pods: Pods, postgres: PostgresServer | None) -> Target:
-    def crash(name: str) -> None:
-        pods.kill(name)
-        pods.start(name)
-
-    crashes: dict[str, Callable[[], None]] = {
-        GATEWAY: lambda: crash(GATEWAY),
-        MODEL_APP: lambda: crash(MODEL_APP),
-    }
-    if postgres is not None:
-        crashes["database"] = postgres.crash
-    folder = pods.folder / "data" / "assets"
-    return Target(pods.url, pods.database, folder, pods.root, pods.until, pods.ready, crashes)
-
-
-@pytest.fixture
-def database(target: Target) -> Iterator[Database]:
-    database = Database.open(target.database)
-    yield database
-    database.close()
-
-
-def test_no_accepted_job_is_lost_or_doubled(target: Target, database: Database) -> None:
+    The order is chosen by a seed, which is printed and may be given in CALOTYPE_KILL_SEED.
+    """
     seed = int(os.environ.get("CALOTYPE_KILL_SEED") or time.time_ns() % 1_000_000)
     target.until(target.ready, "the model is loaded")
     order = [*REPLICAS, *(role for role in OF_RAY if target.find(role)), *target.crashes]
     random.Random(seed).shuffle(order)
     print(f"CALOTYPE_KILL_SEED={seed}: {order}")
-    keys = {name: database.api_keys.create(team=name)[0] for name in (*TEAMS, "waiting")}
-    teams = [Team(target.url, name, keys[name]) for name in TEAMS]
-    asking = Asking(target.url, keys["waiting"])
-    with contextlib.ExitStack() as clients:
+    with contextlib.ExitStack() as opened:
+        database = Database.open(target.database)
+        opened.callback(database.close)
+        keys = {name: database.api_keys.create(team=name)[0] for name in (*TEAMS, "waiting")}
+        teams = [Team(target.url, name, keys[name]) for name in TEAMS]
+        asking = Asking(target.url, keys["waiting"])
         for client in (*teams, asking):
-            clients.enter_context(client)
+            opened.enter_context(client)
         for role in order:
             wait_until_a_kill_is_harmless(target, database, role)
             kill_at_work(target, database, role)
