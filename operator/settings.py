@@ -168,7 +168,28 @@ class OperatorSettings(Part):
     longest_retry_seconds: float = Field(3600.0, gt=0, description="Longest pause.")
     max_adapters_per_model: int = Field(1000, ge=0)
     max_config_bytes: int = Field(
-        900_000, ge=1000, description="Of one model's configuration; etcd refuses 1.5 MB."
+        850_000, ge=1000, description="Of all adapters' manifests; a ConfigMap has 1 MiB."
+    )
+    max_model_bytes: int = Field(100_000, ge=1000, description="Of all models' manifests together.")
+    max_policy_bytes: int = Field(
+        64_000, ge=1000, description="Of one ModerationPolicy, and of those of one namespace."
+    )
+    max_policies_bytes: int = Field(
+        100_000, ge=1000, description="Of all ModerationPolicies; they travel with every model."
+    )
+    adapter_folders: list[str] = Field(
+        default_factory=list,
+        description="Folders in the model's pods that source.path of a LoRAAdapter may lead into; "
+        "what trainings of its namespace left is always allowed.",
+    )
+    model_names: dict[str, str] = Field(
+        default_factory=dict,
+        description="Name or alias of a model -> NAMESPACE/NAME of the ImageModel that has it.",
+    )
+    default_model: str | None = Field(
+        None,
+        description="Model of requests that name none; None = the first of the release's own "
+        "namespace.",
     )
     max_fetch_jobs: int = Field(8, ge=1, description="At the same time, of one model's namespace.")
     team_grants: TeamGrants = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from calotype.moderation.documents import JsonObject
 from calotype.moderation.policy.categories import Category
@@ -24,6 +24,12 @@ from calotype.moderation.policy.rules import (
     Terms,
 )
 
+TERMS_CHARS = 16_000
+"""Characters of all terms of a policy: policies travel with the configuration of every model."""
+TOO_MANY_TERMS = (
+    f"all terms of a policy together have {TERMS_CHARS:,} characters at most: shorten them, or "
+    "name a list of the package"
+)
 LISTS = pathlib.Path(__file__).with_name("lists")
 
 
@@ -47,7 +53,13 @@ class PolicySpec(PolicyModel):
                     "message": "decisions name the version they were made under: raise "
                     "spec.version with every change",
                     "fieldPath": ".version",
-                }
+                },
+                {
+                    "rule": "!has(self.terms) || self.terms.map(group, "
+                    f"group.terms.map(term, term.size()).sum()).sum() <= {TERMS_CHARS}",
+                    "message": TOO_MANY_TERMS,
+                    "fieldPath": ".terms",
+                },
             ]
         }
     )
@@ -109,3 +121,10 @@ class PolicySpec(PolicyModel):
         default_factory=dict,
         description="What the caller is told, category by category. Default: a sentence for all.",
     )
+
+    @field_validator("terms")
+    @classmethod
+    def _bounded(cls, terms: tuple[Terms, ...]) -> tuple[Terms, ...]:
+        if sum(len(term) for group in terms for term in group.terms) > TERMS_CHARS:
+            raise ValueError(TOO_MANY_TERMS)
+        return terms

@@ -35,6 +35,7 @@ class Condition(enum.StrEnum):
     READY = "Ready"
     UPGRADE_PLANNED = "UpgradePlanned"
     KUBERAY_MISSING = "KubeRayMissing"
+    NAMES_CONTESTED = "NamesContested"
 
 
 class Reason(enum.StrEnum):
@@ -57,6 +58,8 @@ class Reason(enum.StrEnum):
     PROFILE_UNKNOWN = "ProfileUnknown"
     FALLBACK_MISSING = "FallbackMissing"
     PATH_NOT_ABSOLUTE = "PathNotAbsolute"
+    PATH_NOT_ALLOWED = "PathNotAllowed"
+    NAME_NOT_GRANTED = "NameNotGranted"
     OBJECT_NOT_OURS = "ObjectNotOurs"
     NAMESPACE_NOT_SERVED = "NamespaceNotServed"
     CAPACITY_EXCEEDED = "CapacityExceeded"

@@ -58,8 +58,14 @@ def build_gateway_config(
         for entry in models
     ]
     rendered = [LoRAAdapter.model_validate(_renamed(adapter, settings)) for adapter in adapters]
+    served.sort(key=lambda entry: _address(entry.manifest))
+    own = settings.operator_namespace
+    default = settings.default_model or next(
+        (m.manifest.name for m in served if m.manifest.metadata.namespace == own), None
+    )
     return GatewayConfig(
-        models=sorted(served, key=lambda entry: _address(entry.manifest)),
+        models=served,
+        default_model=default,
         adapters=sorted(rendered, key=_address),
     )
 

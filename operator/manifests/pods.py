@@ -15,6 +15,8 @@ DATA_DIR = "/var/lib/calotype"
 CACHE_DIR = f"{DATA_DIR}/cache"
 SOURCE_DIR = f"{DATA_DIR}/source"
 ADAPTER_SOURCE_DIR = f"{DATA_DIR}/adapter-source"
+TRAININGS_DIR = f"{CACHE_DIR}/trainings"
+"""What trainings leave there, a folder for each namespace."""
 SERVE_PORT = 8000
 USER = 10001
 DRAIN_SECONDS = 330

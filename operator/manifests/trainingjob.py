@@ -16,6 +16,7 @@ from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.pods import (
     DATA_DIR,
     SOURCE_DIR,
+    TRAININGS_DIR,
     Volumes,
     base_pod,
     container_security,
@@ -68,7 +69,7 @@ def output_folder(training: LoRATraining) -> str:
     if claim is not None:
         return f"{OUTPUT_DIR}/{claim.path}/{training.name}"
     metadata = training.metadata
-    return f"{DATA_DIR}/cache/trainings/{metadata.namespace}/{training.name}"
+    return f"{TRAININGS_DIR}/{metadata.namespace}/{training.name}"
 
 
 def build_config(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.objects import Address, Object
-from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.policies import (
     PolicyError,
     laxer_at,
@@ -14,6 +13,7 @@ from calotype.operator.planning.policies import (
     read_base,
     read_policy,
 )
+from calotype.operator.planning.refusal import Refusal
 from calotype.serving.config import ImageModel, LoRAAdapter
 
 
@@ -34,8 +34,8 @@ def policy_problem(
     if spec is None:
         return Refusal(
             Reason.POLICY_MISSING,
-            f"There is no ModerationPolicy {ref.name} in namespace {namespace}: create it, or "
-            "correct spec.moderationPolicyRef.",
+            f"There is no accepted ModerationPolicy {ref.name} in namespace {namespace}: create "
+            "it, or correct spec.moderationPolicyRef.",
         )
     base = policy_of(model, policies) if model is not None else None
     try:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
 from calotype.operator.kube.objects import Manifest, Object
-from calotype.operator.planning.adapters import AdapterWeights, LoadSummary, Refusal
+from calotype.operator.planning.adapters import (
+    AdapterWeights,
+    LoadSummary,
+)
 from calotype.operator.planning.fetch_step import FetchStep, failure_field
+from calotype.operator.planning.refusal import Refusal
 from calotype.serving.wire.fetch_faults import fault_of
 
 

@@ -17,7 +17,8 @@ from calotype.operator.kube.labels import digest
 from calotype.operator.kube.objects import Address, Manifest, Object, shown
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FetchTask
-from calotype.operator.manifests.pods import ADAPTER_SOURCE_DIR, CACHE_DIR
+from calotype.operator.manifests.pods import ADAPTER_SOURCE_DIR, CACHE_DIR, TRAININGS_DIR
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.weights import source_hash, source_json, source_type
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import (
@@ -28,6 +29,7 @@ from calotype.serving.config import (
     Source,
     bytes_of,
 )
+from calotype.serving.config.base import leads_up
 from calotype.serving.wire.fetch_order import FetchOrder
 from calotype.serving.wire.model_status import AdapterState, ReplicaState
 
@@ -37,14 +39,6 @@ MOST_LOAD_STATES = 32
 MESSAGE_CHARS = 4096
 _State = Literal["failed", "missing", "loading", "ready"]
 _STATE_ORDER: dict[_State, int] = {"failed": 0, "missing": 1, "loading": 2, "ready": 3}
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why an adapter is not served."""
-
-    reason: Reason | str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,8 @@ class Host:
     model: ImageModel
     refusal: Refusal | None = None
     """Why the model itself is not accepted."""
+    rivals: str | None = None
+    """Which other models ask for one of its names; None = nobody does."""
 
 
 def candidate_model(adapter: LoRAAdapter) -> Address:
@@ -87,7 +83,7 @@ def admit(
     sizes: dict[Address, int] = {}
     total = 0
     for candidate in sorted(candidates, key=lambda c: (c.created, c.address)):
-        refusal = _unsuited(candidate, hosts, namespace_labels)
+        refusal = _unsuited(candidate, hosts, namespace_labels, settings)
         if refusal is None:
             taken = names.setdefault((candidate.model, candidate.adapter.name), candidate.address)
             if taken != candidate.address:
@@ -113,6 +109,7 @@ def _unsuited(
     candidate: Candidate,
     hosts: Mapping[Address, Host],
     namespace_labels: Mapping[str, Mapping[str, str]],
+    settings: OperatorSettings,
 ) -> Refusal | None:
     host = hosts.get(candidate.model)
     if host is None:
@@ -133,9 +130,9 @@ def _unsuited(
             f"{candidate.address[0]}: its owner can allow that in spec.adapters.namespaces, or "
             "put the adapter into the model's namespace.",
         )
-    relative = relative_path(candidate.adapter.spec.source)
-    if relative is not None:
-        return relative
+    path = relative_path(candidate.adapter.spec.source) or _strange_path(candidate, settings)
+    if path is not None:
+        return path
     claim = candidate.adapter.spec.source.persistent_volume_claim
     if claim is not None and candidate.address[0] != candidate.model[0]:
         return Refusal(
@@ -155,6 +152,28 @@ def relative_path(source: Source | ModelSource) -> Refusal | None:
         Reason.PATH_NOT_ABSOLUTE,
         f"spec.source.path is {source.path!r}, relative to a file that a cluster does not see: "
         "write the absolute path inside the model's pods, or use another source.",
+    )
+
+
+def path_root(adapter: LoRAAdapter, settings: OperatorSettings) -> str | None:
+    """The folder that an adapter's source.path lies in, of those that it may; None = in none."""
+    path = adapter.spec.source.path
+    if path is None or leads_up(path):
+        return None
+    folders = (f"{TRAININGS_DIR}/{adapter.metadata.namespace}", *settings.adapter_folders)
+    file = pathlib.PurePosixPath(path)
+    return next((folder for folder in folders if file.is_relative_to(folder)), None)
+
+
+def _strange_path(candidate: Candidate, settings: OperatorSettings) -> Refusal | None:
+    path = candidate.adapter.spec.source.path
+    if path is None or path_root(candidate.adapter, settings) is not None:
+        return None
+    allowed = ", ".join(settings.adapter_folders) or "none"
+    return Refusal(
+        Reason.PATH_NOT_ALLOWED,
+        f"spec.source.path is {path!r}, in no folder that an administrator allows (adapterFolders "
+        f"of operator.settings: {allowed}): use another source, or have its folder allowed.",
     )
 
 
@@ -227,7 +246,7 @@ class AdapterWeights:
 def plan_adapter_weights(adapter: LoRAAdapter, status: Object) -> AdapterWeights:
     """By the source and by what the status says of an earlier check."""
     wanted = adapter_source_hash(adapter)
-    if source_type(adapter.spec.source) in ("builtIn", "path"):
+    if source_type(adapter.spec.source) == "builtIn":
         return AdapterWeights(wanted, None, True, True, False)
     had, path = status.get("sourceHash"), status.get("path")
     if not (had and path):
@@ -248,6 +267,7 @@ def adapter_task(
     base: Manifest,
     secret_version: str,
     attempt: int,
+    settings: OperatorSettings,
 ) -> FetchTask:
     """The Job that resolves, fetches and checks an adapter for its model."""
     source = source_json(adapter.spec.source)
@@ -258,7 +278,9 @@ def adapter_task(
         pin = adapter.spec.source.http.sha256
     most = bytes_of(limits.memory_budget)
     crosses = adapter.metadata.namespace != model.metadata.namespace
-    of_volume = adapter.spec.source.persistent_volume_claim is not None
+    root = path_root(adapter, settings)
+    if adapter.spec.source.persistent_volume_claim is not None:
+        root = ADAPTER_SOURCE_DIR
     order = FetchOrder(
         kind="adapter",
         name=adapter.name,
@@ -269,7 +291,7 @@ def adapter_task(
         max_bytes=most,
         max_rank=limits.max_rank,
         model=ImageModel.model_validate(base),
-        volume_dir=pathlib.Path(ADAPTER_SOURCE_DIR) if of_volume else None,
+        volume_dir=pathlib.Path(root) if root is not None else None,
     )
     return FetchTask(
         order=order,

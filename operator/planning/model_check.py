@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.objects import Address, Object
 from calotype.operator.manifests.application import gpu_shares
-from calotype.operator.planning.adapters import Refusal, relative_path
+from calotype.operator.planning.adapters import (
+    relative_path,
+)
+from calotype.operator.planning.model_names import name_refusal, names_of
 from calotype.operator.planning.policies import PolicyError, read_policy
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel
 
@@ -26,11 +30,22 @@ def check_models(
     """Address -> why the model is not accepted; those that are not in it are."""
     refused: dict[Address, Refusal] = {}
     names: dict[str, Address] = {}
-    for address in sorted(models, key=lambda a: (created.get(a, ""), a)):
+    size = 0
+
+    def rank(address: Address) -> tuple[bool, str, Address]:
+        return address[0] != settings.operator_namespace, created.get(address, ""), address
+
+    for address in sorted(models, key=rank):
         model = models[address]
+        bytes_with = size + len(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+        refusal = name_refusal(model, address, names, settings) or _room(bytes_with, settings)
+        if refusal is not None:
+            refused[address] = refusal
+            continue
+        size = bytes_with
+        names |= dict.fromkeys(names_of(model), address)
         refusal = (
-            _taken(model, address, names)
-            or relative_path(model.spec.source)
+            relative_path(model.spec.source)
             or _profile(model, settings)
             or _devices(model, settings)
             or _policy(model, policies)
@@ -39,23 +54,24 @@ def check_models(
         )
         if refusal is not None:
             refused[address] = refusal
-        if refusal is None or refusal.reason != Reason.NAME_CONFLICT:
-            for name in (model.name, *model.spec.aliases):
-                names.setdefault(name, address)
     return refused
 
 
-def _taken(model: ImageModel, address: Address, names: Mapping[str, Address]) -> Refusal | None:
-    for name in (model.name, *model.spec.aliases):
-        if name in names:
-            owner = "/".join(names[name])
-            what = "name" if name == model.name else "alias"
-            return Refusal(
-                Reason.NAME_CONFLICT,
-                f"The {what} {name!r} belongs to ImageModel {owner} already, and requests know a "
-                "model by one name: give this one another, or delete the other model.",
-            )
-    return None
+UNKNOWN_TO_GATEWAYS = frozenset(
+    {Reason.NAME_CONFLICT, Reason.NAME_NOT_GRANTED, Reason.CAPACITY_EXCEEDED}
+)
+"""Refusals of models that gateways do not hear of; refused for others, they stay on offer."""
+
+
+def _room(size: int, settings: OperatorSettings) -> Refusal | None:
+    if size <= settings.max_model_bytes:
+        return None
+    return Refusal(
+        Reason.CAPACITY_EXCEEDED,
+        f"The manifests of all models would have {size:,} bytes with this one, more than the "
+        f"{settings.max_model_bytes:,} that have room in the gateways' configuration. It is taken "
+        "as soon as others are deleted.",
+    )
 
 
 def _profile(model: ImageModel, settings: OperatorSettings) -> Refusal | None:
@@ -107,8 +123,8 @@ def _policy(model: ImageModel, policies: Mapping[Address, Object]) -> Refusal | 
             return None
         return Refusal(
             Reason.POLICY_MISSING,
-            f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
-            "correct spec.moderationPolicyRef. Nothing is drawn without its policy.",
+            f"There is no accepted ModerationPolicy {ref.name} in namespace {address[0]}: create "
+            "it, or correct spec.moderationPolicyRef. Nothing is drawn without its policy.",
         )
     try:
         read_policy(address[1], spec)

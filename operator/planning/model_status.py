@@ -9,9 +9,9 @@ from calotype.operator.api.conditions import Condition, Fact, Reason, false, tru
 from calotype.operator.kube.objects import Object
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.pods import Volumes
-from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.fetch_step import FetchStep
 from calotype.operator.planning.model_report import ModelReport
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.weights import WeightsPlan
 from calotype.serving.config import ImageModel
 
@@ -36,6 +36,8 @@ class ModelObservation:
     """Of what the replicas were given last."""
     upgrade: Fact | None = None
     pushed: Sequence[str] = field(default_factory=tuple)
+    rivals: str | None = None
+    """Which other models ask for one of its names."""
 
 
 def facts_of(seen: ModelObservation) -> list[Fact]:
@@ -46,6 +48,9 @@ def facts_of(seen: ModelObservation) -> list[Fact]:
     weights = weights_fact(seen)
     serving = _serving(seen, weights)
     found = [accepted, seen.credentials, weights, serving]
+    if seen.rivals is not None:
+        text = f"{seen.rivals}. It stays with this one unless an administrator says otherwise."
+        found.append(true(Condition.NAMES_CONTESTED, Reason.NAME_CONFLICT, text))
     if seen.model.spec.runtime == "RayService":
         found.append(_kuberay(seen))
         if seen.upgrade is not None:

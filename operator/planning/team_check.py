@@ -14,7 +14,6 @@ from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.objects import Address, Object
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.gateway_config import policy_name
-from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.policies import (
     PolicyError,
     laxer_at,
@@ -22,6 +21,7 @@ from calotype.operator.planning.policies import (
     read_base,
     read_policy,
 )
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.team_grant import admit_teams, bounded
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, Team
@@ -67,8 +67,8 @@ def team_refusal(declared: Declared, address: Address, team: Team) -> Refusal | 
     if spec is None:
         return Refusal(
             Reason.POLICY_MISSING,
-            f"There is no ModerationPolicy {ref.name} in namespace {address[0]}: create it, or "
-            "correct spec.moderationPolicyRef.",
+            f"There is no accepted ModerationPolicy {ref.name} in namespace {address[0]}: create "
+            "it, or correct spec.moderationPolicyRef.",
         )
     laxer = _laxer(declared, team, ref.name, spec)
     return None if laxer is None else Refusal(Reason.POLICY_LAXER, laxer)

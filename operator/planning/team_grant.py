@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from calotype.operator.api.conditions import Reason
 from calotype.operator.kube.objects import Address, Object
-from calotype.operator.planning.adapters import Refusal
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.settings import OperatorSettings, TeamGrant
 from calotype.serving.config import Quotas, Team
 from calotype.serving.config.team import ADMINISTRATORS

@@ -5,7 +5,7 @@ Two objects: what is wrong with the models' configuration keeps no key valid tha
 
 from __future__ import annotations
 
-from calotype.operator.api.conditions import Condition, Reason, is_true
+from calotype.operator.api.conditions import Condition, is_true
 from calotype.operator.kube.labels import owned_by
 from calotype.operator.kube.objects import Address, Manifest
 from calotype.operator.kube.resources import CONFIG_MAPS, SECRETS
@@ -18,6 +18,7 @@ from calotype.operator.manifests.gateway_config import (
     build_gateway_teams,
 )
 from calotype.operator.manifests.team_key import key_hash, key_of, secret_name
+from calotype.operator.planning.model_check import UNKNOWN_TO_GATEWAYS
 from calotype.operator.planning.team_check import team_refusal
 from calotype.operator.planning.weights import plan_weights
 from calotype.operator.reconcilers.workload import is_deployed, service_of
@@ -36,8 +37,8 @@ async def reconcile_gateway(context: Context, key: Key) -> float | None:
         obj = context.store.get("ImageModel", address)
         if obj is None or "deletionTimestamp" in obj["metadata"]:
             continue
-        if host.refusal is not None and host.refusal.reason == Reason.NAME_CONFLICT:
-            continue  # the name is another model's
+        if host.refusal is not None and host.refusal.reason in UNKNOWN_TO_GATEWAYS:
+            continue
         models.append(_entry(context, address, host.model, obj))
         adapters += for_gateway(context, address, host.model)
     config = build_gateway_config(models, adapters, settings)

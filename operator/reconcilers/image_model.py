@@ -16,11 +16,11 @@ from calotype.operator.kube.objects import Manifest, Object, address_of
 from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.pods import Volumes
-from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.claims import volume_problem, waiting
 from calotype.operator.planning.fetch_step import FetchStep, failure_field, last_failure
 from calotype.operator.planning.model_report import queue_field
 from calotype.operator.planning.model_status import ModelObservation, facts_of, phase_of
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.weights import (
     WeightsPlan,
     build_claim,
@@ -115,6 +115,7 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
         report=report,
         config_hash=seen.config_hash,
         upgrade=seen.upgrade,
+        rivals=host.rivals if host is not None else None,
     )
     facts = facts_of(observed)
     await context.statuses.write(

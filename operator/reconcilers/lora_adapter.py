@@ -175,7 +175,16 @@ async def _fetch(
     manifest = model_manifest(model, base.ready)
 
     def task(attempt: int) -> FetchTask:
-        return adapter_task(obj, adapter, model, model_obj, manifest, credentials.version, attempt)
+        return adapter_task(
+            obj,
+            adapter,
+            model,
+            model_obj,
+            manifest,
+            credentials.version,
+            attempt,
+            context.settings,
+        )
 
     status = obj.get("status") or {}
     try:
@@ -197,7 +206,7 @@ async def _not_yet(
             Condition.FETCHED,
             Reason.VOLUME_MISSING,
             "The model has no volume for what is fetched: give the ImageModel "
-            "spec.cache.persistentVolumeClaim a size, or use a source that lies in its pods.",
+            "spec.cache.persistentVolumeClaim a size, or use the source builtIn.",
         )
     if no_base:
         return false(

@@ -19,6 +19,12 @@ async def reconcile_policy(context: Context, key: Key) -> float | None:
         return None
     context.store.put("ModerationPolicy", obj)
     used_by = count_users(context, key.namespace, key.name)
+    refusal = context.store.policy_refusals().get((key.namespace, key.name))
+    if refusal is not None:
+        types = (Condition.ACCEPTED, Condition.READY)
+        facts = [false(type_, refusal.reason, refusal.message) for type_ in types]
+        await context.statuses.write(obj, facts, {"usedBy": used_by})
+        return context.settings.resync_seconds
     try:
         policy = read_policy(key.name, obj.get("spec") or {})
     except PolicyError as error:

@@ -9,7 +9,7 @@ from calotype.operator.kube.client import ApiError
 from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, OWNER_UID, labels
 from calotype.operator.kube.objects import Address
 from calotype.operator.kube.resources import JOBS, OWN
-from calotype.operator.planning.adapters import Refusal
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key
 
@@ -17,7 +17,10 @@ from calotype.operator.runtime.workqueue import Key
 async def reconcile_models(context: Context, key: Key) -> float | None:
     """Wakes the models whose acceptance is not what their status says."""
     for address, host in context.store.hosts().items():
-        if _differs(context, "ImageModel", address, host.refusal):
+        obj = context.store.get("ImageModel", address) or {}
+        contested = condition_of(obj, Condition.NAMES_CONTESTED) is not None
+        renamed = contested != (host.rivals is not None)
+        if renamed or _differs(context, "ImageModel", address, host.refusal):
             context.wake_model(address)
     context.wake_gateway()
     return None

@@ -92,6 +92,9 @@ class EventRouter:
     def _policy(self, address: Address) -> None:
         context = self._context
         self._add("Models", "", "")
+        for other, _ in context.store.all("ModerationPolicy"):
+            if other != address:  # they share the room of a configuration
+                self._add("ModerationPolicy", *other)
         for model in context.store.hosts():  # also those of others: teams and adapters name it
             context.wake_model(model, BURST_SECONDS)
         for adapter, obj in context.store.all("LoRAAdapter"):

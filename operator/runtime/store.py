@@ -19,12 +19,13 @@ from calotype.operator.planning.adapters import (
     PATH_BYTES,
     Candidate,
     Host,
-    Refusal,
     admit,
     candidate_model,
 )
 from calotype.operator.planning.model_check import check_models
-from calotype.operator.planning.policies import NamedSpec, policy_of
+from calotype.operator.planning.model_names import rivals_of
+from calotype.operator.planning.policies import NamedSpec, admit_policies, policy_of
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.team_check import Declared
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import ImageModel, LoRAAdapter
@@ -72,6 +73,7 @@ class Store:
         self._hosts: dict[Address, Host] | None = None
         self._refusals: dict[Address, Refusal] | None = None
         self._declared: Declared | None = None
+        self._policy_refusals: dict[Address, Refusal] | None = None
         self.namespace_labels: dict[str, dict[str, str]] = {}
         self.terminating: set[str] = set()
 
@@ -124,12 +126,23 @@ class Store:
             models = {a: m for a, m in self._models.items() if isinstance(m, ImageModel)}
             ages = {a: self._created("ImageModel", a) for a in models}
             refusals = check_models(models, ages, self.policies(), self._settings)
-            self._hosts = {a: Host(m, refusals.get(a)) for a, m in models.items()}
+            rivals = rivals_of(models, refusals)
+            self._hosts = {a: Host(m, refusals.get(a), rivals.get(a)) for a, m in models.items()}
         return self._hosts
 
     def policies(self) -> dict[Address, Object]:
-        """The specs of all ModerationPolicies."""
-        return {address: obj["spec"] for address, obj in self.all("ModerationPolicy")}
+        """The specs of the ModerationPolicies that may be used."""
+        refused = self.policy_refusals()
+        policies = self.all("ModerationPolicy")
+        return {address: obj["spec"] for address, obj in policies if address not in refused}
+
+    def policy_refusals(self) -> dict[Address, Refusal]:
+        """ModerationPolicies that must not be used, and why."""
+        if self._policy_refusals is None:
+            self._policy_refusals = admit_policies(
+                dict(self.all("ModerationPolicy")), self._settings
+            )
+        return self._policy_refusals
 
     def policy_of(self, model: ImageModel) -> NamedSpec | None:
         """A model's ModerationPolicy; None = the package's."""
@@ -199,7 +212,7 @@ class Store:
             )
 
     def _forget(self) -> None:
-        self._hosts = self._refusals = self._declared = None
+        self._hosts = self._refusals = self._declared = self._policy_refusals = None
 
 
 def _same_for_others(old: Object, new: Object) -> bool:

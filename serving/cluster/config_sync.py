@@ -112,7 +112,8 @@ class ConfigFollower:
 
     async def _take_config(self, raw: bytes) -> str:
         config = parse_document(GatewayConfig, raw, self._config.path)
-        self._catalog.replace([served.manifest for served in config.models], config.adapters)
+        models = [served.manifest for served in config.models]
+        self._catalog.replace(models, config.adapters, config.default_model)
         self._backend.endpoints = {
             served.manifest.name: url for served in config.models if (url := served.url)
         }

@@ -201,6 +201,21 @@ Sha256 = Annotated[
 ProfileName = Annotated[str, Field(min_length=1, max_length=63), NAME_RULE]
 
 
+def leads_up(path: str | None) -> bool:
+    """Whether a path has a part ``..``, by which it could leave its folder."""
+    return path is not None and ".." in path.split("/")
+
+
+def no_way_up(field: str) -> Rule:
+    """A path that may be missing stays inside its folder."""
+    return Rule(
+        lambda spec: not leads_up(getattr(spec, field)),
+        f"!has(self.{field}) || !('/' + self.{field} + '/').contains('/../')",
+        f"{field} must not have the part '..': write the path without it",
+        f".{field}",
+    )
+
+
 class ModelRef(Spec):
     """An ImageModel, also one of another namespace."""
 

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from calotype.serving.config.base import VALIDATIONS, Matches, Name, Sha256, Spec
+from calotype.serving.config.base import VALIDATIONS, Matches, Name, Sha256, Spec, no_way_up
 
 CREDENTIAL_KEYS: dict[str, tuple[str, ...]] = {
     "huggingFace": ("HF_TOKEN",),
@@ -100,6 +100,8 @@ class HttpSource(Spec):
 class VolumeSource(Spec):
     """A file or folder on a PersistentVolumeClaim of the same namespace."""
 
+    rules = (no_way_up("path"),)
+
     claim_name: Name = Field(description="Name of the PersistentVolumeClaim.")
     path: Annotated[str, _RELATIVE] = Field(
         ".",
@@ -156,14 +158,16 @@ class OneOf(Spec):
 class Source(OneOf):
     """Where weights come from; exactly one field."""
 
+    rules = (no_way_up("path"),)
+
     built_in: BuiltInSource | None = Field(None, description="Weights inside the package.")
     path: str | None = Field(
         None,
         min_length=1,
         max_length=4096,
         description="A folder (model) or a safetensors file (adapter). On a laptop, relative to "
-        "the manifest; in a cluster, an absolute path inside the model's pods, such as one of the "
-        "image.",
+        "the manifest; in a cluster, an absolute path inside the model's pods, for an adapter in "
+        "one of the folders that an administrator allows.",
     )
     hugging_face: HuggingFaceSource | None = Field(None, description="A Hugging Face repository.")
     s3: S3Source | None = Field(None, description="An S3 bucket.")

@@ -66,7 +66,7 @@ def resolving(order: FetchOrder) -> Iterator[Resolved]:
             objects = _chosen(order, find_objects(source.s3), source.s3.uri)
             yield Resolved(tuple(objects), revision_of(objects))
         else:
-            files = _chosen(order, _local_files(order), "the volume")
+            files = _chosen(order, local_files(order), "the volume")
             yield Resolved(tuple(files), _digest_of_versions(files))
 
 
@@ -112,7 +112,12 @@ def _from_web(order: FetchOrder, source: HttpSource, client: httpx.Client) -> Re
     return Resolved(tuple(files), pinned, archive)
 
 
-def _local_files(order: FetchOrder) -> list[VolumeFile]:
+def local_files(order: FetchOrder) -> list[VolumeFile]:
+    """The files of a source that lies in the pod: in a volume, in the package, at a path.
+
+    Raises:
+        FetchFailed: there is none, or it leads out of the folder that the order names.
+    """
     source = order.source
     if source.persistent_volume_claim is not None:
         if order.volume_dir is None:
@@ -124,7 +129,12 @@ def _local_files(order: FetchOrder) -> list[VolumeFile]:
     if source.built_in is not None:
         suffix = ADAPTER_SUFFIX if order.kind == "adapter" else ""
         return find_files(BUILT_IN / f"{source.built_in.name}{suffix}", None)
-    return find_files(pathlib.Path(source.path or ""), None)
+    if order.volume_dir is None and order.kind == "adapter":
+        raise failed(
+            Fault.ORDER_INVALID,
+            "The order says not which folder the path must lie in: volumeDir is missing.",
+        )
+    return find_files(pathlib.Path(source.path or ""), order.volume_dir)
 
 
 def _chosen(order: FetchOrder, files: Sequence[F], where: str) -> list[F]:

@@ -42,7 +42,7 @@ class FetchOrder(Document):
         None, description="Manifest of the ImageModel that an adapter is checked against."
     )
     volume_dir: pathlib.Path | None = Field(
-        None, description="Where the claim of a persistentVolumeClaim source is mounted."
+        None, description="What a persistentVolumeClaim or path source must lie in."
     )
     licence: LicenceAnswer | None = Field(
         None, description="Compared with the repository's own where it is given."

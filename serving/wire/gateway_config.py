@@ -29,4 +29,7 @@ class GatewayConfig(Document):
     """The whole file."""
 
     models: list[ServedModel] = Field(default_factory=list)
+    default_model: str | None = Field(
+        None, description="Model of requests that name none; null = they must name one."
+    )
     adapters: list[AdapterManifest] = Field(default_factory=list)

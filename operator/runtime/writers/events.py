@@ -32,6 +32,10 @@ _IN_PROGRESS = frozenset(
 """Reasons that are no news for whoever reads events."""
 
 
+_BAD = frozenset({Condition.KUBERAY_MISSING, Condition.NAMES_CONTESTED})
+"""Conditions that are bad news where they hold."""
+
+
 class EventWriter:
     """Best effort: an event that cannot be posted is logged."""
 
@@ -44,7 +48,7 @@ class EventWriter:
             old = condition_of(obj, fact.type)
             if old is not None and (old["status"], old["reason"]) == (fact.status, fact.reason):
                 continue
-            good = fact.holds != (fact.type in (Condition.KUBERAY_MISSING,))
+            good = fact.holds != (fact.type in _BAD)
             if fact.reason in _IN_PROGRESS or (good and fact.type != Condition.READY):
                 continue
             if fact.type == Condition.READY and not good and old is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.errors import InvalidRequest, NotFound
@@ -22,6 +22,10 @@ def may_use(model: str, team: TeamRecord | None) -> bool:
     return team is None or team.allowed_models is None or model in team.allowed_models
 
 
+FIRST = ""
+"""As a default model: the first one."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Offer:
     models: dict[str, ImageModel]
@@ -29,6 +33,7 @@ class _Offer:
     """Every name and alias -> the model's name."""
     adapters: dict[str, dict[str, LoRAAdapter]]
     """Model -> adapter name -> adapter."""
+    default: str | None = FIRST
 
 
 class Catalog:
@@ -38,13 +43,22 @@ class Catalog:
         self._offer = _read(models, adapters)
         self._closed: Mapping[str, str] = {}
 
-    def replace(self, models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter] = ()) -> None:
+    def replace(
+        self,
+        models: Sequence[ImageModel],
+        adapters: Sequence[LoRAAdapter] = (),
+        default: str | None = FIRST,
+    ) -> None:
         """Takes new manifests; requests that are being read keep what they saw.
+
+        Args:
+            default: model of requests that name none; None = they must name one, where there are
+                several.
 
         Raises:
             InvalidRequest: two models claim one name; the catalog stays as it was.
         """
-        self._offer = _read(models, adapters)
+        self._offer = replace(_read(models, adapters), default=default)
 
     def close(self, teams: Mapping[str, str]) -> None:
         """Lets these teams not draw, and all others.
@@ -66,7 +80,7 @@ class Catalog:
         return self._closed.get(team)
 
     def model(self, name: str | None, team: TeamRecord | None = None) -> ImageModel:
-        """The model of that name or alias; without a name, the first one that the team may use.
+        """The model of that name or alias; without a name, the default one.
 
         Raises:
             NotFound: no such model, or it is closed to the team: the answer is the same, and names
@@ -80,7 +94,7 @@ class Catalog:
                 param="model",
             )
         if name is None:
-            return offered[0]
+            return self._default(offered)
         found = self._offer.names.get(name)
         if found is None or not may_use(found, team):
             raise NotFound(
@@ -90,6 +104,20 @@ class Catalog:
                 param="model",
             )
         return self._offer.models[found]
+
+    def _default(self, offered: Sequence[ImageModel]) -> ImageModel:
+        default = self._offer.default
+        if default == FIRST or len(offered) == 1:
+            return offered[0]
+        for model in offered:
+            if model.name == default:
+                return model
+        raise NotFound(
+            "This service has no default model for your team: name one of "
+            f"{', '.join(model.name for model in offered)}.",
+            code="model_not_found",
+            param="model",
+        )
 
     def adapter_refs(
         self,

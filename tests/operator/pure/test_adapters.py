@@ -21,7 +21,6 @@ from calotype.operator.planning.adapters import (
     Candidate,
     Host,
     LoadSummary,
-    Refusal,
     admit,
     candidate_model,
     fits,
@@ -29,6 +28,7 @@ from calotype.operator.planning.adapters import (
     summarise,
 )
 from calotype.operator.planning.fetch_step import FetchStep
+from calotype.operator.planning.refusal import Refusal
 from calotype.serving.config import LoRAAdapter, Retried
 from calotype.serving.wire.model_status import AdapterState, ReplicaState
 

@@ -79,7 +79,7 @@ def test_the_order_of_an_adapter_says_what_it_must_fit() -> None:
     sneaker = adapter("sneaker", "shoes", source=VOLUME, sha256="a" * 64)
     task = adapter_task(
         *(owner("LoRAAdapter", "sneaker", "shoes"), sneaker, base, owner("ImageModel", "shapes")),
-        *(manifest, "", 0),
+        *(manifest, "", 0, settings()),
     )
     job = job_of(task, "files")
     order = order_of(build_config(task, job))
@@ -105,6 +105,7 @@ def test_credentials_of_another_namespace_are_copied_key_by_key() -> None:
         owner("LoRAAdapter", "sneaker", "shoes"),
         adapter("sneaker", "shoes", source=HUB, credentialsSecretRef={"name": "hub"}),
         *(base, owner("ImageModel", "shapes"), model_manifest(base, None), "v", 0),
+        settings(),
     )
     secret = {"data": {"HF_TOKEN": "dA==", "OTHER": "cHJpdmF0ZQ=="}}
     copy = build_secret_copy(task, job_of(task), secret)

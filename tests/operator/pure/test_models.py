@@ -22,7 +22,6 @@ from calotype.operator.manifests.gateway_config import (
     build_gateway_teams,
 )
 from calotype.operator.manifests.pods import Volumes
-from calotype.operator.planning.adapters import Refusal
 from calotype.operator.planning.claims import volume_problem
 from calotype.operator.planning.fetch_step import FetchStep
 from calotype.operator.planning.model_check import check_models
@@ -33,6 +32,7 @@ from calotype.operator.planning.model_report import (
     unreachable,
 )
 from calotype.operator.planning.model_status import ModelObservation, facts_of, phase_of
+from calotype.operator.planning.refusal import Refusal
 from calotype.operator.planning.team_check import Declared, policies_beside, team_refusal
 from calotype.operator.planning.weights import WeightsPlan, build_claim, plan_weights
 from calotype.serving.config import ImageModel

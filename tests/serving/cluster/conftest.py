@@ -239,7 +239,8 @@ class House:
     def document(self, **changed: Any) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.app_port}"
         models = [{"manifest": BASE, "url": url, "ready": True}]
-        whole = {"models": models, "adapters": [STRIPES], "policies": {}, "teams": []}
+        whole = {"models": models, "adapters": [STRIPES], "teams": []}
+        whole["defaultModel"] = "shapes"
         return copy.deepcopy(whole | changed)
 
     def configure(self, document: Any) -> None:

@@ -48,6 +48,7 @@ DOCUMENTS: list[Document] = [
     GatewayConfig(
         models=[ServedModel(manifest=BUILT_IN_MODEL, url="http://shapes:8000", ready=True)],
         adapters=[BUILT_IN_ADAPTER],
+        default_model="shapes",
     ),
     GatewayTeams(
         teams=[
