@@ -18,9 +18,10 @@ def ours(component: str, namespace: str = NAMESPACE) -> Pod:
     }
 
 
+GATEWAY = ours("gateway")
 STRANGER: Pod = (NAMESPACE, {"app": "wiki"})
 INGRESS: Pod = ("ingress", {"app": "nginx"})
-KUBERAY: Pod = ("kuberay", {"app.kubernetes.io/name": "kuberay-operator"})
+KUBERAY: Pod = ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"})
 WORLD: Pod | None = None
 """An address outside the cluster."""
 
@@ -40,8 +41,7 @@ def is_peer(peer: Object, pod: Pod | None, home: str) -> bool:
         return pod is None and "ipBlock" in peer
     namespace, labels = pod
     if "namespaceSelector" in peer:
-        wanted = peer["namespaceSelector"].get("matchLabels", {})
-        if not wanted.items() <= {"kubernetes.io/metadata.name": namespace}.items():
+        if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
             return False
     elif namespace != home:
         return False
@@ -106,6 +106,9 @@ STATE: list[tuple[str, Pod, int]] = [
     ("model and pictures", ours("model"), 443),
 ]
 FORBIDDEN: list[Connection] = [
+    ("a pod elsewhere labelled as the gateway", ours("gateway", "tenant"), ours("model"), 8000),
+    ("a pod elsewhere labelled as KubeRay", ("tenant", KUBERAY[1]), ours("model"), 8265),
+    ("the gateway and a pod elsewhere labelled as a model", GATEWAY, ours("model", "tenant"), 8000),
     ("strangers and the model's HTTP port", STRANGER, ours("model"), 8000),
     ("strangers and Ray's dashboard, which runs code", STRANGER, ours("model"), 8265),
     ("strangers and Ray's client port", INGRESS, ours("model"), 10001),

@@ -109,6 +109,26 @@ def test_selectors_match_the_pods_and_nothing_else(rendered: Rendered) -> None:
         assert matched == {f"Deployment/{RELEASE}-{part}"}
 
 
+def test_the_gateway_speaks_tls_where_a_certificate_is_named(chart: Chart) -> None:
+    rendered = chart.render(values={"gateway": {"tls": {"existingSecret": "images-tls"}}})
+    pod = rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {
+        "--tls-certificate=/etc/calotype/tls/tls.crt",
+        "--tls-key=/etc/calotype/tls/tls.key",
+    } <= set(container["args"])
+    (volume,) = [v for v in pod["volumes"] if v.get("secret") == {"secretName": "images-tls"}]
+    assert {"name": volume["name"], "mountPath": "/etc/calotype/tls", "readOnly": True} in (
+        container["volumeMounts"]
+    )
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS", probe
+    (port,) = rendered.one("Service", f"{RELEASE}-gateway")["spec"]["ports"]
+    assert port["appProtocol"] == "https"
+    (check,) = rendered.one("Pod", f"{RELEASE}-test")["spec"]["containers"]
+    assert environment(check)["CALOTYPE_URL"]["value"].startswith("https://")
+
+
 def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     deployment = combination("trial").one("Deployment", f"{RELEASE}-gateway")
     pod = deployment["spec"]["template"]["spec"]

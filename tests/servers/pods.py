@@ -78,7 +78,6 @@ class Pods:
         return {
             "models": [{"manifest": MODEL, "url": self.app_url, "ready": True}],
             "adapters": [STRIPES],
-            "policies": {},
             "teams": [],
         } | changed
 

@@ -1,6 +1,13 @@
-{{/* Pods of this release, in any namespace. Arguments: (dict "root" $ "components" (list "model")). */}}
+{{/* Pods of this release in namespaces by name, for labels alone anybody can give a pod. Without names in
+     any one. Arguments: (dict "root" $ "components" (list "model") "namespaces" (list "calotype")). */}}
 {{- define "calotype.peer" -}}
+{{- if .namespaces }}
+namespaceSelector:
+  matchExpressions:
+    - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson .namespaces }}}
+{{- else }}
 namespaceSelector: {}
+{{- end }}
 podSelector:
   matchLabels: {app.kubernetes.io/part-of: calotype, app.kubernetes.io/instance: {{ .root.Release.Name }}}
   matchExpressions:
