@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
@@ -101,22 +103,35 @@ class Team(_Client):
             time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request for a picture; times are of the monotonic clock, in seconds."""
+
+    began: float
+    ended: float
+    status: int
+    """200, an error's status code, or 0 where the connection broke."""
+
+
 class Asking(_Client):
     """Somebody who waits for each picture, and asks for the next one whatever came."""
 
     def __init__(self, url: str, key: str) -> None:
         super().__init__(url, key)
-        self.answered, self.refused = 0, list[int]()
+        self.asked = list[Asked]()
+
+    def drawn_since(self, moment: float) -> Asked | None:
+        """The first picture that was asked for after a moment and came."""
+        return next((one for one in self.asked if one.began >= moment and one.status == 200), None)
+
+    def refused_since(self, moment: float) -> set[int]:
+        return {one.status for one in self.asked if one.ended >= moment} - {200}
 
     def work(self) -> None:
-        body = {"prompt": "a red circle", "n": 2, "steps": 10, "seed": self.answered}
-        try:
-            answer = self._client.post("/v1/images/generations", json=body)
-        except httpx.TransportError:
-            time.sleep(0.2)  # the gateway itself was killed
-            return
-        if answer.status_code == 200:
-            self.answered += 1
-        else:
-            self.refused.append(answer.status_code)
+        body = {"prompt": "a red circle", "n": 2, "steps": 10, "seed": len(self.asked)}
+        began, status = time.monotonic(), 0
+        with contextlib.suppress(httpx.TransportError):  # the gateway itself was killed
+            status = self._client.post("/v1/images/generations", json=body).status_code
+        self.asked.append(Asked(began, time.monotonic(), status))
+        if status != 200:
             time.sleep(0.2)
