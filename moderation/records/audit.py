@@ -1,20 +1,26 @@
 """The audit log: one line per decision, hash-chained.
 
 Append-only JSON lines. It holds what was decided and why, never a prompt or an image. Whoever
-changes, removes or reorders a line breaks the chain from there on, which `verify` tells.
+changes, removes or reorders a line breaks the chain from there on, which `verify` tells. Whoever
+can write the file could make a whole new chain, or cut its end off: so its heads are handed to a
+witness that keeps them signed elsewhere (`heads`), and `verify` compares the file with them.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import threading
 import time
+from collections.abc import Callable, Iterable
 
 from calotype.moderation.documents import ReadOnlyJson
 from calotype.moderation.errors import AuditError
+from calotype.moderation.records.heads import Head
 
 GENESIS = "0" * 64
 KEPT = (
@@ -22,46 +28,116 @@ KEPT = (
     *("findings", "asked", "preset", "granted"),
 )
 """What a line keeps of a decision; ``reason`` may hold paths and is left out."""
+HEAD_LINES = 100
+"""A head is handed over at the latest after so many lines."""
+MOST_UNWITNESSED = 1000
+"""Lines that may be written while the witness is away; after them nothing is decided any more."""
+
+Witness = Callable[[Head], None]
+"""Keeps a head where the writer cannot change it. May raise anything; the head is handed again."""
 
 
 class AuditLog:
-    """One writer's log. Thread-safe; every line is on the disk before `append` returns."""
+    """One writer's log. Thread-safe; every line is on the disk before `append` returns.
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
+    Args:
+        witness: is handed the head of the log; None = only the file tells of its lines.
+
+    Raises:
+        AuditError: another process writes this file, or it is no audit log.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: pathlib.Path, witness: Witness | None = None) -> None:
+        self.path, self._witness = path, witness
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._last = _last_hash(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise AuditError(
+                f"{path}: another process writes this audit log; give each writer its own file."
+            ) from None
+        self._last, self._lines, self._size = _end_of(path)
+        self._handed = 0
+        os.ftruncate(self._file, self._size)  # a half-written last line (power loss) is cut off
 
     def append(self, decision: ReadOnlyJson, digest: str | None = None) -> str:
-        """Records a decision's payload and returns the line's hash. Raises OSError.
+        """Records a decision's payload and returns the line's hash.
 
         Args:
             digest: keyed digest of what was checked (`vault.PromptVault.digest`).
+
+        Raises:
+            OSError: it is not recorded, and the log is as it was: the disk is full, somebody else
+                changed the file, or the witness has been away for too long.
         """
         kept = {name: decision[name] for name in KEPT if name in decision}
         with self._lock:
+            self._check_file()
+            if self._witness is not None and self._lines - self._handed >= MOST_UNWITNESSED:
+                self._hand_over()
+                if self._lines - self._handed >= MOST_UNWITNESSED:
+                    raise OSError(errno.EIO, "nobody keeps the heads of the log")
             entry = {"time": round(time.time(), 3), "decision": kept, "previous": self._last}
             if digest is not None:
                 entry["content"] = digest
             sealed = line_hash(entry)
-            self._file.write(json.dumps({**entry, "hash": sealed}, sort_keys=True) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._last = sealed
+            self._write(json.dumps({**entry, "hash": sealed}, sort_keys=True).encode() + b"\n")
+            self._last, self._lines = sealed, self._lines + 1
+            if self._lines - self._handed >= HEAD_LINES:
+                self._hand_over()
         return sealed
 
+    def hand_over(self) -> None:
+        """Hands the newest head to the witness, if it has not got it yet."""
+        with self._lock:
+            self._hand_over()
+
     def close(self) -> None:
-        self._file.close()
+        with self._lock:
+            self._hand_over()
+            os.close(self._file)
+
+    def _check_file(self) -> None:
+        mine, named = os.fstat(self._file), self.path.stat()
+        if (mine.st_ino, mine.st_dev) != (named.st_ino, named.st_dev) or mine.st_size != self._size:
+            raise OSError(errno.EIO, "somebody else replaced, cut or wrote the file")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            left = data
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError:
+            # What came so far goes again: the next line must not be written behind half of one.
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+    def _hand_over(self) -> None:
+        if self._witness is None or self._handed == self._lines:
+            return
+        try:
+            self._witness(Head(self.path.name, self._lines, self._last, round(time.time(), 3)))
+        except Exception:  # tried again with the next line; `append` counts
+            return
+        self._handed = self._lines
 
 
-def verify(path: pathlib.Path) -> int:
+def verify(path: pathlib.Path, heads: Iterable[Head] = ()) -> int:
     """Checks the whole chain and returns the number of lines.
+
+    Args:
+        heads: of this log, as a witness kept them (`heads.trusted`).
 
     Raises:
         AuditError: a line is damaged, changed, missing or out of order; names the first such line.
     """
+    witnessed = {head.lines: head for head in heads if head.log == path.name}
     previous = GENESIS
     number = 0
     with path.open(encoding="utf-8") as log:
@@ -76,8 +152,34 @@ def verify(path: pathlib.Path) -> int:
                     f"{path}, line {number}: the chain is broken; this line or the one before it "
                     "was changed, removed or moved."
                 )
+            if number in witnessed and witnessed[number].hash != claimed:
+                raise AuditError(
+                    f"{path}, line {number}: is another line than the one whose hash was signed; "
+                    "the log was written anew, from this line or an earlier one on."
+                )
             previous = claimed
+    longest = max(witnessed, default=0)
+    if number < longest:
+        raise AuditError(
+            f"{path}: has {number} lines, but its head was signed when it had {longest}; lines "
+            f"{number + 1} to {longest} were cut off."
+        )
     return number
+
+
+def verify_all(folder: pathlib.Path, heads: Iterable[Head]) -> dict[str, int]:
+    """`verify` of every log of a folder; name -> number of lines.
+
+    Raises:
+        AuditError: see `verify`; or a log is missing.
+    """
+    known = list(heads)
+    paths = sorted(folder.glob("audit-*.jsonl"))
+    there = {path.name for path in paths}
+    gone = sorted({head.log for head in known if head.log.startswith("audit-")} - there)
+    if gone:
+        raise AuditError(f"{folder}: the log {gone[0]} is missing, whose head was signed.")
+    return {path.name: verify(path, known) for path in paths}
 
 
 def line_hash(entry: ReadOnlyJson) -> str:
@@ -85,13 +187,14 @@ def line_hash(entry: ReadOnlyJson) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def _last_hash(path: pathlib.Path) -> str:
-    """The hash to go on from; a half-written last line (power loss) is cut off."""
-    if not path.exists():
-        return GENESIS
+def _end_of(path: pathlib.Path) -> tuple[str, int, int]:
+    """The hash to go on from, the number of whole lines, and their size in bytes."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        path.write_bytes(whole)
     lines = whole.splitlines()
-    return str(json.loads(lines[-1])["hash"]) if lines else GENESIS
+    if not lines:
+        return GENESIS, 0, 0
+    try:
+        return str(json.loads(lines[-1])["hash"]), len(lines), len(whole)
+    except (ValueError, KeyError, TypeError):
+        raise AuditError(f"{path}, line {len(lines)}: not a line of an audit log.") from None

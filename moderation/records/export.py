@@ -19,7 +19,7 @@ import hashlib
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +29,8 @@ from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import AuditError
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.provenance.signer import Signer, signature_fits
-from calotype.moderation.records.audit import GENESIS, line_hash, verify
+from calotype.moderation.records.audit import GENESIS, line_hash, verify_all
+from calotype.moderation.records.heads import Head
 
 DECISIONS, PEOPLE, SUMMARY = "decisions.jsonl", "people.jsonl", "summary.json"
 SIGNATURE, CHAIN, POLICIES = "summary.sig", "signer.pem", "policies"
@@ -109,6 +110,7 @@ def write(
     logs: pathlib.Path,
     period: Period,
     *,
+    heads: Sequence[Head] = (),
     reviewer_actions: Iterable[Mapping[str, object]] = (),
     policies: Iterable[Policy] = (),
     signer: Signer | None = None,
@@ -119,6 +121,7 @@ def write(
     Args:
         folder: made; must not be there yet, or be empty.
         logs: folder with the audit logs of the moderators.
+        heads: signed ones, as `heads.trusted` gives them; the logs must fit them.
         reviewer_actions: the verified rows of the reviewer audit (`serving.database`).
         policies: whose documents are put in if decisions of the period name their digest.
         signer: of the installation; None leaves the account unsigned.
@@ -134,6 +137,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise AuditError(f"{folder}: is not empty; name a new folder for the account.")
+    verify_all(logs, heads)
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("verdict", "stage", "refused_for")
     }
@@ -141,7 +145,6 @@ def write(
     proofs = []
     with (folder / DECISIONS).open("w", encoding="utf-8") as file:
         for path in paths:
-            verify(path)
             proof = LogProof(log=path.name)
             for number, entry in enumerate(_entries(path), 1):
                 proof.lines, proof.log_head = number, entry["hash"]

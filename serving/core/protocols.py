@@ -60,8 +60,12 @@ class BlobStore(Protocol):
 class ListedBlobStore(BlobStore, Protocol):
     """A `BlobStore` that can be looked through, for whoever cleans up."""
 
-    def entries(self) -> Iterator[tuple[str, float]]:
-        """(key, seconds since the epoch of its last `put`) of every blob."""
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """(key, seconds since the epoch of its last `put`) of every blob.
+
+        Args:
+            prefix: whole names of folders, such as ``audit/heads/``; "" = everywhere.
+        """
         ...
 
 

@@ -16,6 +16,7 @@ from calotype.serving.database.forecasts import Forecasts
 from calotype.serving.database.intermediates import Intermediates
 from calotype.serving.database.jobs import Jobs
 from calotype.serving.database.retention import Retention
+from calotype.serving.database.review.audit_heads import AuditHeads
 from calotype.serving.database.review.cases import Cases
 from calotype.serving.database.review.held_images import HeldImages
 from calotype.serving.database.review.image_index import ImageIndex
@@ -48,6 +49,7 @@ class Database:
         self.cases = Cases(engine, clock)
         self.held_images = HeldImages(engine, clock, self.cases)
         self.reviewer_audit = ReviewerAudit(engine, clock)
+        self.audit_heads = AuditHeads(engine, clock)
         self.image_index = ImageIndex(engine, clock)
         self.takedowns = Takedowns(engine, clock)
         self.retention = Retention(engine, clock)

@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.storage.keys import MAX_KEY_CHARS, check_key, new_key
+from calotype.serving.storage.keys import HEADS_PREFIX, MAX_KEY_CHARS, check_key, new_key
 from calotype.serving.storage.objects import ObjectBlobStore
 
 __all__ = [
+    "HEADS_PREFIX",
     "MAX_KEY_CHARS",
     "FolderBlobStore",
     "ObjectBlobStore",

@@ -63,10 +63,10 @@ class FolderBlobStore:
                 f"The picture could not be deleted from {self.root}: {error.strerror or error}."
             ) from error
 
-    def entries(self) -> Iterator[tuple[str, float]]:
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, float]]:
         """(key, time of its last `put`) of every blob; what killed writers left is skipped."""
         try:
-            for folder, _, names in os.walk(self.root):
+            for folder, _, names in os.walk(self.root / prefix):
                 for name in names:
                     path = pathlib.Path(folder, name)
                     if name.startswith("."):

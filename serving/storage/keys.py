@@ -10,6 +10,8 @@ from calotype.serving.core.errors import InvalidRequest
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 MAX_KEY_CHARS = 512
+HEADS_PREFIX = "audit/heads/"
+"""Where signed heads of audit logs are kept; no row of the database names these keys."""
 
 
 def check_key(key: str) -> str:

@@ -79,12 +79,12 @@ class ObjectBlobStore:
         except self._faults as error:
             raise self._failed("deleted from", error) from error
 
-    def entries(self) -> Iterator[tuple[str, float]]:
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, float]]:
         """(key, time of its last `put`) of every blob."""
         import obstore
 
         try:
-            for page in obstore.list(self._store):
+            for page in obstore.list(self._store, prefix=prefix or None):
                 for meta in page:
                     yield str(meta["path"]), meta["last_modified"].timestamp()
         except self._faults as error:

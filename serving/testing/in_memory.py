@@ -73,8 +73,8 @@ class MemoryBlobStore:
         self.blobs.pop(check_key(key), None)
         self._modified.pop(key, None)
 
-    def entries(self) -> Iterator[tuple[str, float]]:
-        yield from list(self._modified.items())
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        yield from [item for item in self._modified.items() if item[0].startswith(prefix)]
 
 
 def decision(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
 from calotype.serving.api.background.batch_runner import BatchRunner
+from calotype.serving.api.background.head_signer import HeadSigner, head_key
 from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.review.removal import delete_blobs, end_jobs
@@ -22,6 +23,7 @@ from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
 from calotype.serving.observability.loops import Loop
+from calotype.serving.storage import HEADS_PREFIX
 from calotype.serving.webhooks.sender import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,11 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         loops.start(Loop("batches", partial(BatchRunner(gateway).work, settings.batch_seconds)))
     if settings.sweep_seconds is not None:
         loops.start(Loop("sweeper", partial(Sweeper(gateway).work, settings.sweep_seconds)))
+    if settings.audit_seconds is not None:
+        key = await asyncio.to_thread(head_key, settings.data_dir, make=True)
+        if key is not None:
+            signer = HeadSigner(gateway.database, gateway.blobs, key)
+            loops.start(Loop("audit_heads", partial(signer.work, settings.audit_seconds)))
     try:
         yield
     finally:
@@ -154,7 +161,11 @@ class Sweeper:
         if entries is None:
             return 0
         listed: ListedBlobStore = blobs  # type: ignore[assignment]
-        old = [key for key, at in listed.entries() if at <= now - _ORPHAN_SECONDS]
+        old = [
+            key
+            for key, at in listed.entries()
+            if at <= now - _ORPHAN_SECONDS and not key.startswith(HEADS_PREFIX)
+        ]
         deleted = 0
         for start in range(0, len(old), _PAGE):
             unknown = self._database.files.unknown_blobs(old[start : start + _PAGE])

@@ -109,6 +109,9 @@ class GatewaySettings(BaseModel):
     batch_seconds: float | None = Field(
         1.0, gt=0, description="Pause between looks at batches; None = never here."
     )
+    audit_seconds: float | None = Field(
+        10.0, gt=0, description="Pause between signatures of audit logs; None = never here."
+    )
     outbound_networks: tuple[str, ...] = Field(
         (), description="Private networks that webhooks and image URLs may lead to."
     )
@@ -116,8 +119,9 @@ class GatewaySettings(BaseModel):
     fetch_seconds: float = Field(20.0, gt=0, description="Seconds to download an image by URL.")
     data_dir: pathlib.Path | None = Field(
         None,
-        description="Folder with the keys that watermarks are read with; None = as the environment "
-        "says (CALOTYPE_PROVENANCE_DIR, CALOTYPE_DATA_DIR, CALOTYPE_INTERNAL_TOKEN).",
+        description="Folder with the keys that watermarks are read and audit logs are signed with; "
+        "None = as the environment says (CALOTYPE_PROVENANCE_DIR, CALOTYPE_DATA_DIR, "
+        "CALOTYPE_INTERNAL_TOKEN, CALOTYPE_AUDIT_KEY).",
     )
     set_request_id: bool = Field(
         True, description="Off behind Ray Serve's HTTP proxy, which sets x-request-id itself."

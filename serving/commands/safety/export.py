@@ -8,8 +8,8 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
@@ -34,6 +34,10 @@ DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
     help="A policy's file, to be put in if decisions were made under it; may be repeated.",
 )  # fmt: skip
 @click.option(
+    "--key", "trusted_keys", multiple=True,
+    help="Public key that signs heads of audit logs, as for audit verify; may be repeated.",
+)  # fmt: skip
+@click.option(
     "--unseal", is_flag=True,
     help="Prompts in clear, where the policy kept copies. Who opened them is on record.",
 )  # fmt: skip
@@ -43,6 +47,7 @@ def export(
     until: datetime.datetime,
     output: pathlib.Path,
     policies: tuple[pathlib.Path, ...],
+    trusted_keys: tuple[str, ...],
     unseal: bool,
 ) -> None:
     """Write an account of what the safety stage did: decisions, people's deeds, policies, proof.
@@ -52,6 +57,7 @@ def export(
     """
     from calotype.moderation.policy.policy import Policy
     from calotype.moderation.records.export import Period, write
+    from calotype.serving.commands.safety.open_records import open_records
     from calotype.serving.config.environment import DATA_DIR
     from calotype.serving.images.provenance import installation_keys
 
@@ -62,12 +68,16 @@ def export(
         raise InvalidRequest("--to must not be before --from.")
     keys = installation_keys(dict(os.environ) | {DATA_DIR: str(logs.parent)}, make=False)
     known = [Policy.packaged("default"), Policy.packaged("floor"), *map(Policy.load, policies)]
-    with _opener(logs) if unseal else nullcontext() as opener:
+    with open_records(logs.parent) as records, _unsealing(logs, unseal) as opener:
+        if records.database is None:
+            click.echo(f"{logs.parent} has no database: what reviewers did is left out.", err=True)
+        heads = records.heads(trusted_keys)
         summary = write(
             output,
             logs,
             period,
-            reviewer_actions=_reviewer_actions(logs.parent),
+            heads=heads,
+            reviewer_actions=records.actions(heads),
             policies=known,
             signer=None if keys is None else keys.signer(),
             unseal=opener,
@@ -105,21 +115,10 @@ def _seconds(moment: datetime.datetime) -> float:
     return moment.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def _reviewer_actions(data_dir: pathlib.Path) -> list[dict[str, Any]]:
-    from calotype.serving.database.connection import sqlite_url
-    from calotype.serving.database.database import Database
-
-    url = os.environ.get("CALOTYPE_DATABASE_URL")
-    if not url:
-        if not (data_dir / "calotype.db").exists():
-            click.echo(f"{data_dir} has no database: what reviewers did is left out.", err=True)
-            return []
-        url = sqlite_url(data_dir)
-    database = Database.open(url)
-    try:
-        return list(database.reviewer_audit.actions())
-    finally:
-        database.close()
+def _unsealing(
+    logs: pathlib.Path, unseal: bool
+) -> AbstractContextManager[Callable[[str], str | None] | None]:
+    return _opener(logs) if unseal else nullcontext()
 
 
 @contextmanager

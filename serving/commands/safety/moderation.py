@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import pathlib
 import sys
@@ -10,7 +9,8 @@ from typing import Any
 
 import click
 
-from calotype.serving.commands.safety.export import check_export, export
+from calotype.serving.commands.safety.audit import audit
+from calotype.serving.commands.safety.export import export
 from calotype.serving.commands.safety.review import appeal, report, review
 from calotype.serving.commands.safety.shadow import shadow
 from calotype.serving.commands.safety.takedown import takedown
@@ -52,6 +52,7 @@ def moderation() -> None:
 
 
 moderation.add_command(appeal)
+moderation.add_command(audit)
 moderation.add_command(export)
 moderation.add_command(report)
 moderation.add_command(review)
@@ -91,41 +92,6 @@ def evaluate(
         return
     for line in report.lines():
         click.echo(line)
-
-
-@moderation.group()
-def audit() -> None:
-    """The record of every decision."""
-
-
-audit.add_command(check_export)
-
-
-@audit.command()
-@click.argument("file", type=click.Path(path_type=pathlib.Path, dir_okay=False, exists=True))
-def verify(file: pathlib.Path) -> None:
-    """Check that no line of an audit log was changed, removed or moved."""
-    from calotype.moderation.records.audit import verify as check
-
-    click.echo(f"{file}: {check(file)} decisions, the chain is whole.")
-
-
-@audit.command()
-@click.argument("decision")
-@click.argument("folder", type=click.Path(path_type=pathlib.Path, file_okay=False, exists=True))
-def prompt(decision: str, folder: pathlib.Path) -> None:
-    """Open the prompt of DECISION, where the policy keeps encrypted copies.
-
-    FOLDER is the audit folder of the service, DATA_DIR/audit. Whoever opens one is on record.
-    """
-    from calotype.moderation.records.audit import AuditLog
-    from calotype.moderation.records.vault import PromptVault
-
-    text = PromptVault(folder / "prompts", "reader").read(decision)
-    opened = AuditLog(folder / "opened" / "audit.jsonl")
-    opened.append({"id": decision, "stage": "opened", "verdict": getpass.getuser()})
-    opened.close()
-    click.echo(text)
 
 
 @moderation.command()

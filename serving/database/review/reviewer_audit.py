@@ -6,17 +6,20 @@ Append-only. Every row holds the hash of the one before, as in the audit logs of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from sqlalchemy import Connection, insert, select, text
 
 from calotype.moderation.errors import AuditError
 from calotype.moderation.records.audit import GENESIS, line_hash
+from calotype.moderation.records.heads import Head
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.review_tables import people_log
 
+PEOPLE_LOG = "people_log"
+"""What this log is called among audit logs."""
 _PAGE = 500
 _POSTGRES_LOCK = 0x63616C70
 """Any number that nobody else locks: who appends waits for who appends before."""
@@ -66,13 +69,17 @@ class ReviewerAudit(Repository):
         with writing(self.engine, durable=True) as connection:
             return append_action(connection, self.clock.time(), actor, action, subject, details)
 
-    def actions(self) -> Iterator[JsonObject]:
+    def actions(self, heads: Iterable[Head] = ()) -> Iterator[JsonObject]:
         """Every row, the oldest first, each checked against the one before.
+
+        Args:
+            heads: signed ones, as `moderation.records.heads.trusted` gives them.
 
         Raises:
             AuditError: a row was changed, removed or moved; names it.
         """
         previous, number = GENESIS, 0
+        witnessed = {head.lines: head.hash for head in heads if head.log == PEOPLE_LOG}
         while True:
             page = select(people_log).where(people_log.c.number > number)
             with reading(self.engine) as connection:
@@ -84,6 +91,7 @@ class ReviewerAudit(Repository):
                     row["number"] != number + 1
                     or row["previous"] != previous
                     or line_hash(row) != claimed
+                    or witnessed.get(number + 1, claimed) != claimed
                 ):
                     raise AuditError(
                         f"people_log, row {number + 1}: the chain is broken; this row or the one "
@@ -92,4 +100,9 @@ class ReviewerAudit(Repository):
                 previous, number = claimed, row["number"]
                 yield row | {"hash": claimed}
             if len(rows) < _PAGE:
-                return
+                break
+        if number < max(witnessed, default=0):
+            raise AuditError(
+                f"people_log: has {number} rows, but its head was signed when it had "
+                f"{max(witnessed)}; the last ones were removed."
+            )

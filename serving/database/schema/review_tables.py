@@ -18,6 +18,7 @@ from sqlalchemy import (
 from calotype.serving.database.schema.tables import metadata
 
 __all__ = [
+    "audit_heads",
     "cases",
     "held_images",
     "image_index",
@@ -94,6 +95,19 @@ held_images = Table(
     Column("sha256", String(64), nullable=False),
     Column("created", Float, nullable=False),
     Column("expires", Float, nullable=False, index=True),
+)
+
+# How long audit logs were at moments, and the hash of their last line: see `review.audit_heads`.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("log", String(255), primary_key=True),
+    Column("lines", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", String(64), nullable=False),
+    Column("time", Float, nullable=False),
+    # Ed25519, by a key that no writer of a log has; NULL = not signed yet.
+    Column("signature", String(128), index=True),
+    Column("key", String(64)),
 )
 
 # What people did in the safety stage's name: each row holds the hash of the one before.

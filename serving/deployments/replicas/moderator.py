@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import pathlib
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,22 +35,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HEAD_SECONDS = 60.0
+"""The head of the audit log is handed over at least so often."""
+
 
 class ModeratorDeployment:
     """Checks in threads; a decision is `moderation.decision.Decision.to_payload`.
 
     Args:
         audit_folder: every decision is written to a hash-chained log there, one file a replica.
+            Its heads go to the database, where the gateway signs them.
         database_url: where the list of images is that were taken down.
     """
 
     def __init__(self, audit_folder: str, database_url: str) -> None:
         set_up_logs()
-        taken_down = TakenDown(Database.connect(database_url).takedowns)
+        database = Database.connect(database_url)
+        taken_down = TakenDown(database.takedowns)
         self._moderator = Moderator.load(known=[taken_down], fingerprint=payload_fingerprint)
         replica = serve.get_replica_context().replica_tag
         folder = pathlib.Path(audit_folder)
-        self._audit = AuditLog(folder / f"audit-{replica}.jsonl")
+        self._audit = AuditLog(folder / f"audit-{replica}.jsonl", database.audit_heads.note)
+        threading.Thread(target=self._hand_over_heads, daemon=True, name="audit heads").start()
         self._vault = PromptVault(folder / "prompts", replica)
         trials = Counter(
             "calotype_moderation_shadow",
@@ -59,6 +67,12 @@ class ModeratorDeployment:
             folder / "shadow" / f"shadow-{replica}.jsonl",
             lambda name, result: trials.inc(tags={"classifier": name, "result": result}),
         )
+
+    def _hand_over_heads(self) -> None:
+        """A quiet log's last lines have a witness, too."""
+        while True:
+            time.sleep(HEAD_SECONDS)
+            self._audit.hand_over()
 
     def reconfigure(self, config: JsonObject) -> None:
         """Takes a `ModeratorConfig`."""
