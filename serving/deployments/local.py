@@ -24,8 +24,8 @@ from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.images.encode import blur, given_images
 from calotype.serving.jobs.moderation_checks import refusal, unavailable
 from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
-from calotype.serving.worker.generation import EncodedPrompt
 from calotype.serving.worker.model_loader import load_model, load_text_encoder
+from calotype.serving.worker.prompt_source import EncodedPrompt
 from calotype.serving.worker.replica import GeneratorReplica, ReplicaSettings
 
 if TYPE_CHECKING:

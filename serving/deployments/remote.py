@@ -28,7 +28,7 @@ from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult
-from calotype.serving.worker.generation import EncodedPrompt
+from calotype.serving.worker.prompt_source import EncodedPrompt
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -31,6 +31,7 @@ _NAMES = {
     "safety_stage": "the safety stage",
     "storage": "the object store or the job database",
     DEVICE_MEMORY: "memory of the device, which other requests have taken",
+    "adapter": "an adapter that it names",
     "model": "the model",
 }
 _CODES = {"safety_stage": "moderation_unavailable", "storage": "storage_unavailable"}

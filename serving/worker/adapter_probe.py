@@ -27,7 +27,7 @@ from calotype.serving.weights.sources import adapter_revision
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 
 if TYPE_CHECKING:
-    from calotype.serving.worker.generation import PromptSource
+    from calotype.serving.worker.prompt_source import PromptSource
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from calotype.serving.core.errors import AdapterLoadFailed, CalotypeError, NotFound, Overloaded
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.request import GenerationRequest
+from calotype.serving.jobs.outage import PART
 
 
 @dataclass(slots=True)
@@ -103,3 +106,23 @@ class AdapterLoads:
     def snapshot(self) -> dict[str, AdapterLoad]:
         """Copies, by name."""
         return {name: replace(load) for name, load in sorted(self._loads.items())}
+
+
+def adapter_fault(
+    error: CalotypeError, request: GenerationRequest, state_of: Callable[[str], str | None]
+) -> CalotypeError:
+    """What an error of the engine means: an adapter that it does not know may be on its way.
+
+    Args:
+        state_of: ``loading``, ``ready`` or why not; None where this replica shall not have it.
+    """
+    if not isinstance(error, NotFound):
+        return error
+    for adapter in request.adapters:
+        state = state_of(adapter.name)
+        if state in ("loading", "ready"):  # the replica is young
+            text = f"The adapter {adapter.name!r} is not loaded yet."
+            return Overloaded(text, details={PART: "adapter"})
+        if state is not None:
+            return AdapterLoadFailed(state, param="loras")
+    return error

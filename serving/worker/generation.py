@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 from calotype.serving.core.errors import (
     CalotypeError,
@@ -38,12 +37,14 @@ from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.outage import PART
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.observability import tracing
+from calotype.serving.worker.adapter_status import adapter_fault
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 from calotype.serving.worker.given_files import read_given_files
 from calotype.serving.worker.intermediates import Intermediates
 from calotype.serving.worker.judging import Sources
 from calotype.serving.worker.lease_source import LeaseSource
 from calotype.serving.worker.postprocess import Postprocessor
+from calotype.serving.worker.prompt_source import EncodedPrompt, PromptSource
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +53,6 @@ RETRY_SECONDS = 1.0
 """Pause after the dispatcher could not be reached."""
 LONGEST_RETRY_SECONDS = 10.0
 """Of the pauses between attempts to tell it how a lease ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """Embeddings [tokens, width] of a prompt (tensor or array), and how long it was."""
-
-    embeds: Any
-    token_count: int
-    truncated: bool
-
-
-class PromptSource(Protocol):
-    async def encode(self, prompt: str) -> EncodedPrompt: ...
 
 
 @dataclass(slots=True)
@@ -86,6 +74,8 @@ class GenerationWorker:
         beat_seconds: pause between heartbeats, and between the checkpoints of a request.
         wait_seconds: length of one long poll for work.
         check_retries: how the safety stage is asked again while it is away.
+        adapter_state: of an adapter that this replica shall serve (``loading``, ``ready`` or why
+            not); None = it shall not.
     """
 
     def __init__(
@@ -101,17 +91,19 @@ class GenerationWorker:
         beat_seconds: float = 2.0,
         wait_seconds: float = 10.0,
         check_retries: CheckRetries | None = None,
+        adapter_state: Callable[[str], str | None] = lambda name: None,
     ) -> None:
         self.replica = replica
         self._engine, self._leases, self._prompts = engine, leases, prompts
         self._safety, self._blobs = safety, blobs
         self._postprocessor = Postprocessor(safety, blobs, check_retries)
         self._concurrency, self._beat = concurrency, beat_seconds
-        self._wait = wait_seconds
+        self._wait, self._adapter_state = wait_seconds, adapter_state
         self._running: dict[str, _Running] = {}
         self._slots = asyncio.Semaphore(concurrency)
         self._beat_soon = asyncio.Event()
         self._draining = False
+        self._pulling: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> int:
@@ -123,10 +115,13 @@ class GenerationWorker:
         beat = asyncio.create_task(self._beat_forever())
         try:
             while not self._draining and self._engine.alive:
-                await self._pull()
+                self._pulling = asyncio.create_task(self._pull())
+                await asyncio.wait({self._pulling})
             while tasks := [r.task for r in self._running.values() if r.task is not None]:
                 await asyncio.wait(tasks)
         finally:
+            if self._pulling is not None:
+                self._pulling.cancel()
             beat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await beat
@@ -134,6 +129,9 @@ class GenerationWorker:
     async def drain(self, seconds: float) -> None:
         """Takes no more work; lets what runs finish, and gives back what is left after that."""
         self._draining = True
+        if self._pulling is not None:
+            self._pulling.cancel()  # the dispatcher takes back what it granted just now
+            await asyncio.wait({self._pulling})
         tasks = [r.task for r in self._running.values() if r.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
@@ -297,7 +295,7 @@ class GenerationWorker:
                     running.intermediates.note(event)
                     self._beat_soon.set()  # who sees it and cancels then is charged for it
                 elif isinstance(event, Failed):
-                    raise event.error
+                    raise adapter_fault(event.error, running.lease.request, self._adapter_state)
                 else:
                     running.seconds = self._engine.engine.devices * event.denoise_seconds
                     return event

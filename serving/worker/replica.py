@@ -25,9 +25,10 @@ from calotype.serving.weights.sources import adapter_file, adapter_revision
 from calotype.serving.worker.adapter_probe import AdapterProbe
 from calotype.serving.worker.adapter_status import AdapterLoad, AdapterLoads
 from calotype.serving.worker.engine_thread import EngineThread
-from calotype.serving.worker.generation import GenerationWorker, PromptSource
+from calotype.serving.worker.generation import GenerationWorker
 from calotype.serving.worker.lease_source import LeaseSource
 from calotype.serving.worker.model_loader import EngineState, LoadedModel, load_model
+from calotype.serving.worker.prompt_source import PromptSource
 
 if TYPE_CHECKING:
     from calotype.serving.engine.lora.adapter_store import AdapterStore
@@ -205,6 +206,7 @@ class GeneratorReplica:
             self._blobs,
             concurrency=max(self.settings.concurrency, loaded.rows),
             check_retries=self.settings.check_retries,
+            adapter_state=self._adapter_state,
         )
         self._loads = AdapterLoads()  # of this engine: it has loaded nothing yet
         probe = AdapterProbe(engine, model, self._prompts, self._safety)
@@ -279,6 +281,13 @@ class GeneratorReplica:
         if self._watching is not None:
             self._watching.cancel()
         self._watching = asyncio.create_task(_watch(store, self._loads))
+
+    def _adapter_state(self, name: str) -> str | None:
+        """What a job is told that needs an adapter; None where this replica shall not have it."""
+        wanted = () if self._wanted is None else self._wanted[1]
+        if all(adapter.name != name for adapter in wanted):
+            return None
+        return self._loads.texts().get(name, "loading")
 
     def _want(self, adapters: Sequence[LoRAAdapter]) -> None:
         self._loads.keep(adapter.name for adapter in adapters)

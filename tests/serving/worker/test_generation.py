@@ -36,10 +36,10 @@ from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.testing.models import save_tiny_flux2
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
-from calotype.serving.worker.generation import EncodedPrompt, GenerationWorker
+from calotype.serving.worker.generation import GenerationWorker
+from calotype.serving.worker.prompt_source import EncodedPrompt
 
-STEPS = 150
-"""Enough to be caught in the middle of them."""
+STEPS = 150  # enough to be caught in the middle of them
 
 
 class Line:
@@ -168,10 +168,22 @@ class LocalPipeline:
         await self.dispatcher.submit(request.id)
         return request.id
 
+    async def renewed(self, job_id: str, after: float) -> float:
+        """When its lease ends, as soon as that is later than ``after``."""
+        async with asyncio.timeout(30):
+            while (until := self.row(job_id).lease_expires or 0.0) <= after:
+                await asyncio.sleep(0.01)
+        return until
+
+    def row(self, job_id: str) -> JobRecord:
+        job = self.database.jobs.get_job(job_id)
+        assert job is not None
+        return job
+
     async def ended(self, job_id: str) -> JobRecord:
         await self.dispatcher.wait(job_id, 60)
-        job = self.database.jobs.get_job(job_id)
-        assert job is not None and job.status == "succeeded", job
+        job = self.row(job_id)
+        assert job.status == "succeeded", job
         return job
 
     async def image(self, job_id: str) -> bytes:
@@ -228,7 +240,6 @@ async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: LocalP
     assert thread.first_steps[0] > 3, "it went on where the first one was"
     assert thread.first_steps[1] == 1
     assert same_pixels(resumed, undisturbed)
-    # What the killed one had not told of yet is left to the sweeper.
     assert not [key for key in studio.blobs.blobs if f"{job_id}-3-" in key], "it tidied up"
 
 
@@ -254,9 +265,7 @@ async def test_a_job_that_is_given_back_goes_on_elsewhere(studio: LocalPipeline)
     async with studio.working("first") as (line, dying):
         job_id = await studio.ask()
         await studio.checkpointed(job_id)
-        job = studio.database.jobs.get_job(job_id)
-        assert job is not None
-        await studio.dispatcher.release(job_id, job.fence)
+        await studio.dispatcher.release(job_id, studio.row(job_id).fence)
         await studio.kill(line, dying)
         async with studio.working("second") as (_, thread):
             await studio.ended(job_id)
@@ -270,7 +279,7 @@ async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(
     async with studio.working("only", concurrency=2, gate=gate) as (line, thread):
         line.deaf = True
         job_id = await studio.ask()
-        while (job := studio.database.jobs.get_job(job_id)) is None or job.fence < 2:
+        while studio.row(job_id).fence < 2:
             await asyncio.sleep(0.02)
         line.deaf = False
         gate.set()
@@ -378,24 +387,15 @@ async def test_a_job_that_is_canceled_costs_what_was_measured(studio: LocalPipel
     assert row["gpu_seconds"] > 0
 
 
-async def test_a_worker_that_drains_keeps_its_leases_until_it_has_drawn(
-    studio: LocalPipeline,
-) -> None:
+async def test_a_worker_that_drains_keeps_its_leases_to_the_end(studio: LocalPipeline) -> None:
     gate = asyncio.Event()
     async with studio.working("only", gate=gate):
         job_id = await studio.ask(steps=2)
-
-        async def renewed(after: float) -> float:
-            async with asyncio.timeout(30):
-                while True:
-                    job = studio.database.jobs.get_job(job_id)
-                    if job is not None and (job.lease_expires or 0.0) > after:
-                        return job.lease_expires or 0.0
-                    await asyncio.sleep(0.01)
-
-        leased = await renewed(0.0)
-        draining = asyncio.create_task(studio.workers["only"].drain(60))
-        await renewed(leased + 1.0)
+        while not (worker := studio.workers["only"]).busy:
+            await asyncio.sleep(0.01)
+        leased = await studio.renewed(job_id, 0.0)
+        draining = asyncio.create_task(worker.drain(60))
+        await studio.renewed(job_id, leased + 1.0)
         gate.set()
         await draining
     assert (await studio.ended(job_id)).fence == 1

@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 
 from calotype.serving.config import ImageModel, LoRAAdapter
-from calotype.serving.core.errors import Overloaded
+from calotype.serving.core.errors import (
+    AdapterLoadFailed,
+    CalotypeError,
+    NotFound,
+    Overloaded,
+)
+from calotype.serving.core.request import AdapterRef, GenerationRequest, ImageSize, SamplingParams
 from calotype.serving.deployments.local import InProcessPrompts
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.jobs.lease import Lease, LeaseProgress
+from calotype.serving.jobs.outage import part_at_fault
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
-from calotype.serving.worker.adapter_status import AdapterLoad
-from calotype.serving.worker.generation import EncodedPrompt
+from calotype.serving.worker.adapter_status import AdapterLoad, adapter_fault
 from calotype.serving.worker.model_loader import load_model
+from calotype.serving.worker.prompt_source import EncodedPrompt
 from calotype.serving.worker.replica import GeneratorReplica, GeneratorState, ReplicaSettings
 
 PROBE = {"prompt": "a shoe", "seed": 3}
@@ -133,6 +140,23 @@ async def test_an_adapter_serves_when_its_probe_was_drawn(
     replica.configure(model(folder), [adapter(file, probe=PROBE, triggerWords=["shoe"])])
     await asyncio.sleep(0.2)
     assert prompts.asked == ["a shoe"], "what is proved is not proved again"
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [("loading", Overloaded), ("its file is damaged", AdapterLoadFailed), (None, NotFound)],
+)
+def test_a_job_waits_for_an_adapter_that_a_young_replica_has_not_loaded(
+    state: str | None, error: type[CalotypeError]
+) -> None:
+    request = GenerationRequest(
+        *("job_1", "a shoe", ImageSize(64, 64), ImageSize(64, 64), SamplingParams(2, 3.0)),
+        seed=1,
+        adapters=(AdapterRef("shoe"),),
+    )
+    found = adapter_fault(NotFound("There is no LoRA adapter 'shoe'."), request, lambda name: state)
+    assert type(found) is error
+    assert part_at_fault(found) == ("adapter" if state == "loading" else None)
 
 
 async def test_a_probe_waits_for_the_text_encoder(

@@ -51,12 +51,9 @@ def _note_places() -> None:
         )
     )
     files = {str(row.job_id): str(row.output_file_id) for row in outputs}
-    previews = set(
-        connection.execute(sa.text("SELECT DISTINCT job_id, image_index FROM previews")).tuples()
-    )
-    rows = connection.execute(
-        sa.text("SELECT id, request, output FROM jobs WHERE purged IS NULL")
-    ).tuples()
+    shown = sa.text("SELECT DISTINCT job_id, image_index FROM previews")
+    previews = {(row.job_id, row.image_index) for row in connection.execute(shown)}
+    rows = connection.execute(sa.text("SELECT id, request, output FROM jobs WHERE purged IS NULL"))
     for job_id, request, output in rows:
         given = _read(request)
         references = given.get("references")
