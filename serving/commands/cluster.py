@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from calotype.serving.commands.service_options import ray_start_option
+
 Command = Callable[..., Any]
 
 GATEWAY_CONFIG = pathlib.Path("/etc/calotype/gateway/gateway.json")
@@ -80,14 +82,15 @@ def gateway(
 @_config(MODEL_CONFIG, "The application; read again when it changes.")
 @_host
 @_port
-def model_app(config: pathlib.Path, host: str, port: int) -> None:
+@ray_start_option
+def model_app(config: pathlib.Path, host: str, port: int, ray_start_seconds: float) -> None:
     """Run one model in this pod, for the gateways of a cluster.
 
     Needs the same CALOTYPE_INTERNAL_TOKEN, CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL as they.
     """
-    from calotype.serving.deployments.ray_environment import prepare_ray
+    from calotype.serving.cluster.model_app_process import ModelAppOptions, run_model_app
 
-    prepare_ray()
-    from calotype.serving.deployments.model_app import ModelAppOptions, run_model_app
+    def say(sentence: str) -> None:
+        click.echo(sentence)
 
-    run_model_app(ModelAppOptions(config, host, port, say=lambda sentence: click.echo(sentence)))
+    run_model_app(ModelAppOptions(config, host, port, ray_start_seconds, say))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import pathlib
 from typing import TYPE_CHECKING
 
 import click
+
+from calotype.serving.commands.service_options import ray_start_option
 
 if TYPE_CHECKING:
     from calotype.serving.deployments.preparation import ServeOptions
@@ -38,21 +39,23 @@ _data_dir = click.option(
     help="Torch threads of one replica.",
 )  # fmt: skip
 @_data_dir
+@ray_start_option
 def serve(
     manifests: tuple[pathlib.Path, ...],
     host: str,
     port: int,
     threads: int,
     data_dir: pathlib.Path,
+    ray_start_seconds: float,
 ) -> None:
     """Serve the API on this machine; Ctrl-C drains and ends it.
 
     The first API key is taken from CALOTYPE_API_KEY, or made and printed once. Changed manifests
-    are picked up while the service runs.
+    are picked up while the service runs. When Ray dies it is started again, and jobs are kept.
     """
     from calotype.serving.deployments.preparation import ServeOptions
 
-    # The processes of replicas inherit it: they look there for the machine's profile.
+    # The keys of the marks lie there.
     os.environ["CALOTYPE_DATA_DIR"] = str(data_dir.resolve())
     _run(
         ServeOptions(
@@ -62,6 +65,7 @@ def serve(
             manifests,
             threads,
             os.environ.get("CALOTYPE_API_KEY") or None,
+            ray_start_seconds,
             say=lambda sentence: click.echo(sentence),
         )
     )
@@ -82,15 +86,6 @@ def _run(options: ServeOptions) -> None:
     set_up_logs(level=logging.WARNING)
     resources = read_resources(options.manifests)
     with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
-        # Importing Ray takes longer than all that may be refused before.
-        from calotype.serving.deployments.ray_environment import prepare_ray
+        from calotype.serving.deployments.service import run_service
 
-        prepare_ray()
-        from calotype.serving.deployments.service import Service
-
-        service = Service(options, resources, listener)
-        try:
-            service.start()
-            asyncio.run(service.run())
-        finally:
-            service.close()
+        run_service(options, resources, listener)

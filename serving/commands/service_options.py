@@ -1,4 +1,5 @@
-"""What commands that speak with a running service share: its address, a key, and its refusals."""
+"""What commands share: of those that speak with a running service its address, a key and its
+refusals; of those that start Ray how long that may take."""
 
 from __future__ import annotations
 
@@ -33,6 +34,17 @@ def service_options(command: Command) -> Command:
         help="File with the API key; without it CALOTYPE_API_KEY is used.",
     )  # fmt: skip
     decorated: Command = url(key_file(command))
+    return decorated
+
+
+def ray_start_option(command: Command) -> Command:
+    """``--ray-start-seconds``."""
+    option = click.option(
+        "--ray-start-seconds", envvar="CALOTYPE_RAY_START_SECONDS", default=240.0,
+        type=click.FloatRange(5, 3600), show_default=True,
+        help="How long Ray's own start may take, each time (or CALOTYPE_RAY_START_SECONDS).",
+    )  # fmt: skip
+    decorated: Command = option(command)
     return decorated
 
 

@@ -27,6 +27,31 @@ MIN_TOKEN_CHARS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a process finds what outlives it."""
+
+    data_dir: pathlib.Path
+    database_url: str
+    blob_url: str
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> Storage:
+        """Reads the first three variables of the table above.
+
+        Raises:
+            InvalidRequest: one says what cannot be used.
+        """
+        data_dir = pathlib.Path(variables.get(DATA_DIR) or "calotype-data").resolve()
+        blob_url = variables.get(BLOB_URL) or (data_dir / "assets").as_uri()
+        try:
+            open_blobs(blob_url)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{BLOB_URL}: {error.message}") from None
+        database = variables.get(DATABASE_URL) or f"sqlite:///{data_dir / 'calotype.db'}"
+        return cls(data_dir, database, blob_url)
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterEnvironment:
     """Where a process of a cluster finds what it shares with the others."""
 
@@ -43,22 +68,12 @@ class ClusterEnvironment:
         Raises:
             InvalidRequest: a variable is missing or says what cannot be used.
         """
-        data_dir = pathlib.Path(variables.get(DATA_DIR) or "calotype-data").resolve()
         token = variables.get(INTERNAL_TOKEN, "").strip()
         if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable():
             raise InvalidRequest(
                 f"{INTERNAL_TOKEN} must be set to a secret of at least {MIN_TOKEN_CHARS} plain "
                 "characters; gateway and model apps need the same one."
             )
-        blob_url = variables.get(BLOB_URL) or (data_dir / "assets").as_uri()
-        try:
-            open_blobs(blob_url)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{BLOB_URL}: {error.message}") from None
-        return cls(
-            data_dir,
-            variables.get(DATABASE_URL) or f"sqlite:///{data_dir / 'calotype.db'}",
-            blob_url,
-            token,
-            variables.get(NODE_NAME) or socket.gethostname(),
-        )
+        kept = Storage.read(variables)
+        node = variables.get(NODE_NAME) or socket.gethostname()
+        return cls(kept.data_dir, kept.database_url, kept.blob_url, token, node)

@@ -2,7 +2,7 @@
 
 | protocol            | on a cluster / the laptop service   | in one process (CLI, tests)       |
 |---------------------|-------------------------------------|-----------------------------------|
-| `GenerationBackend` | ``deployments.backend.RayBackend``  | ``local.LocalBackend``            |
+| `GenerationBackend` | ``cluster.remote_backend``          | ``local.LocalBackend``            |
 | `BlobStore`         | ``storage.open_blobs(url)``         | ``testing.MemoryBlobStore``       |
 | `SafetyStage`       | ``deployments.moderator`` handle    | ``local.InProcessSafety``         |
 | `Clock`             | ``time`` module via `SystemClock`   | ``testing.ManualClock``           |
@@ -91,6 +91,8 @@ class ModelStatus:
     adapters: dict[str, str] = field(default_factory=dict)
     """Adapter name -> state: ``loading``, ``ready`` or a sentence that says why it failed."""
     message: str = ""
+    away_seconds: float | None = None
+    """When its app is expected to answer again; None = it answers."""
 
 
 class GenerationBackend(Protocol):

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -25,30 +25,24 @@ from calotype.serving.config.environment import DATA_DIR
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.deployments.gpu_shares import NO_GPUS, GpuShares
 from calotype.serving.deployments.preparation import moderation_of
-from calotype.serving.deployments.ray_environment import QUIET_THREADS
+from calotype.serving.deployments.ray_host.environment import QUIET_THREADS
 from calotype.serving.deployments.replicas.dispatcher import DispatcherDeployment
 from calotype.serving.deployments.replicas.gateway import GatewayDeployment
 from calotype.serving.deployments.replicas.generator import GeneratorDeployment
 from calotype.serving.deployments.replicas.moderator import ModeratorDeployment
 from calotype.serving.deployments.replicas.text_encoder import TextEncoderDeployment
-from calotype.serving.wire.application import (
-    DispatcherConfig,
-    GeneratorConfig,
-    ModeratorConfig,
-    TextEncoderConfig,
+from calotype.serving.deployments.serve_config import (
+    POLICY_PATH,
+    QUIET_LOG,
+    scaling,
+    user_config,
 )
+from calotype.serving.wire.application import ModeratorConfig
 
-R = TypeVar("R", ImageModel, LoRAAdapter)
-
-POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
 DRAIN_SECONDS = 300.0
 """Longer than the slowest picture; Serve's own 20 s would cut most of them off."""
 QUICK_SHUTDOWN_SECONDS = 0.5
 """How often Serve looks whether a replica that shall stop is idle; its own 2 s delay every end."""
-QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
-"""Reports and long polls would fill the log several times a second."""
-OWN_ANNOTATIONS = "calotype.dev/"
-"""How the names of those annotations begin that replicas read."""
 
 
 class AppOptions(BaseModel):
@@ -112,9 +106,10 @@ def build_model_app(
     """
     places = Places(sqlite_url(data_dir), (data_dir / "assets").as_uri(), data_dir / "audit")
     configs = user_config(model, adapters, moderation)
-    return bind_model_app(
-        places, model.name, _scaling(model), configs, threads, gpus, environment
-    ).generator
+    bounds = AutoscalingConfig(
+        **scaling(model), policy=AutoscalingPolicy(policy_function=POLICY_PATH)
+    )
+    return bind_model_app(places, model.name, bounds, configs, threads, gpus, environment).generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +150,7 @@ def bind_model_app(
     heavy = {"num_cpus": 0.5, **told}
 
     def deployment(cls: type, name: str, **options: Any) -> Any:
-        return _lasting(cls).options(
+        return serve.deployment(cls).options(
             name=name,
             user_config=configs.get(name),
             graceful_shutdown_wait_loop_s=QUICK_SHUTDOWN_SECONDS,
@@ -188,58 +183,3 @@ def bind_model_app(
         ray_actor_options=heavy | {"num_gpus": gpus.generator},
     ).bind(places.blob_url, threads, dispatcher, moderator, text_encoder)
     return ModelApp(dispatcher, moderator, generator)
-
-
-def _scaling(model: ImageModel) -> AutoscalingConfig:
-    spec = model.spec
-    return AutoscalingConfig(
-        min_replicas=spec.replicas.min,
-        max_replicas=spec.replicas.max,
-        initial_replicas=max(1, spec.replicas.min),
-        upscale_delay_s=spec.autoscaling.upscale_delay_seconds,
-        downscale_delay_s=spec.autoscaling.downscale_delay_seconds,
-        policy=AutoscalingPolicy(policy_function=POLICY_PATH),
-    )
-
-
-def _lasting(cls: type) -> Any:
-    """A deployment whose replicas live through `serve.run` of another ``user_config``.
-
-    `serve.run` gives a deployment without a version a random one and so restarts all replicas;
-    the public argument for it was removed, the attribute that it is read from was not.
-    """
-    deployment = serve.deployment(cls)
-    deployment._version = "calotype"
-    return deployment
-
-
-def user_config(
-    model: ImageModel,
-    adapters: Sequence[LoRAAdapter],
-    moderation: ModeratorConfig | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Deployment name -> its ``user_config`` (`wire.application`) as JSON."""
-    described = _described(model)
-    mine = [a for a in adapters if a.spec.model_ref.name == model.name]
-    configs = {
-        "Dispatcher": DispatcherConfig(model=model.name),
-        "Moderator": moderation or ModeratorConfig(),
-        "TextEncoder": TextEncoderConfig(model=described),
-        "Generator": GeneratorConfig(model=described, adapters=[_described(a) for a in mine]),
-    }
-    return {name: config.payload() for name, config in configs.items()}
-
-
-def _described(resource: R) -> R:
-    """The manifest without what a cluster notes in an object's metadata, and with all defaults.
-
-    A file from ``kubectl get -o yaml`` has a resourceVersion that every status changes; replicas
-    would be told again and again of what is the same for them.
-    """
-    document = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
-    metadata: dict[str, Any] = {"name": resource.name, "namespace": resource.metadata.namespace}
-    annotations = document["metadata"].get("annotations") or {}
-    mine = {key: value for key, value in annotations.items() if key.startswith(OWN_ANNOTATIONS)}
-    return type(resource).model_validate(
-        {**document, "metadata": metadata | ({"annotations": mine} if mine else {})}
-    )

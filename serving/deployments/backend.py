@@ -30,11 +30,6 @@ POLL_SECONDS = 0.5
 """Pause of a wait whose dispatcher is away; the caller asks the database after it."""
 
 
-def app_name(model: str) -> str:
-    """The Serve application of a model."""
-    return f"model-{model}"
-
-
 class RayBackend:
     """Finds the dispatcher of a job's model by name, so it outlives redeployments.
 
@@ -102,7 +97,8 @@ class RayBackend:
                 lambda: handle.status.remote(), "The dispatcher", patience=2, limit=5
             )
         except CalotypeError as error:
-            return ModelStatus(model, ready=False, message=error.message)
+            away = error.retry_after or 1.0
+            return ModelStatus(model, ready=False, message=error.message, away_seconds=away)
         return model_status(model, ModelAppStatus.model_validate(found))
 
     async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:

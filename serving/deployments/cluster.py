@@ -10,36 +10,44 @@
       - {name: TextEncoder, user_config: {model: ...}}
       - {name: Generator, user_config: {model: ..., adapters: [...]}, autoscaling_config: {...}}
 
-What a manifest says is in the ``user_config`` of the deployments (`deployments.app.user_config`),
-so that changing it restarts nothing. Where things are kept comes from the environment of the pods
-(`calotype.serving.config.environment`). No gateway is inside: `ingress` answers the
-cluster's gateways.
+What a manifest says is in the ``user_config`` of the deployments (`serve_config.user_config`), so
+that changing it restarts nothing. Where things are kept comes from the environment of the pods
+(`calotype.serving.config.environment`). No gateway is inside: the ingress answers the cluster's
+gateways. On one machine ``build_parts`` is named instead: the ingress is in the process that holds
+Ray there (`ray_host.ingress`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from calotype.serving.config import describe
-from calotype.serving.config.environment import ClusterEnvironment
+from calotype.serving.config.environment import ClusterEnvironment, Storage
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.deployments.app import (
-    POLICY_PATH,
     QUICK_SHUTDOWN_SECONDS,
-    QUIET_LOG,
+    ModelApp,
     Places,
     bind_model_app,
 )
-from calotype.serving.deployments.gpu_shares import GpuShares
+from calotype.serving.deployments.gpu_shares import GpuShares, local_shares
 from calotype.serving.deployments.replicas.ingress import IngressDeployment
+from calotype.serving.deployments.serve_config import POLICY_PATH, QUIET_LOG
 
-IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
-DEPLOYMENTS = ("Dispatcher", "Moderator", "TextEncoder", "Generator", "Ingress")
+
+class MachineShare(BaseModel):
+    """What a model takes of the GPUs that Ray finds on the one machine that it has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(description="auto, cpu or cuda.")
+    devices: int = Field(ge=1, description="GPUs that draw each picture together.")
 
 
 class ClusterOptions(BaseModel):
@@ -50,6 +58,7 @@ class ClusterOptions(BaseModel):
     model: str = Field(min_length=1, description="Name of the ImageModel.")
     threads: int = Field(1, ge=1, description="Threads of torch in one replica.")
     gpus: float = Field(0, ge=0, description="GPUs of one generator and one text encoder.")
+    share: MachineShare | None = Field(None, description="Instead of gpus, on one machine.")
 
 
 def build_app(arguments: dict[str, Any]) -> Application:
@@ -58,18 +67,8 @@ def build_app(arguments: dict[str, Any]) -> Application:
     Raises:
         InvalidRequest: an argument or an environment variable is missing or wrong.
     """
-    try:
-        options = ClusterOptions.model_validate(arguments)
-    except ValidationError as error:
-        raise InvalidRequest(f"args of the application: {describe(error)}") from None
-    environment = ClusterEnvironment.read()
-    places = Places(environment.database_url, environment.blob_url, environment.data_dir / "audit")
-    # One replica, unless the config file says otherwise.
-    scaling = AutoscalingConfig(
-        min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
-    )
-    gpus = GpuShares(options.gpus, options.gpus)
-    parts = bind_model_app(places, options.model, scaling, {}, options.threads, gpus)
+    ClusterEnvironment.read()
+    parts = _bind(arguments)
     ingress = serve.deployment(serve.ingress()(IngressDeployment)).options(
         name="Ingress",
         max_ongoing_requests=2000,
@@ -78,3 +77,31 @@ def build_app(arguments: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(parts.dispatcher, parts.moderator, parts.generator)
+
+
+def build_parts(arguments: dict[str, Any]) -> Application:
+    """The same deployments without the ingress.
+
+    Raises:
+        InvalidRequest: an argument or an environment variable is missing or wrong.
+        ModelLoadFailed: the machine has not the GPUs that the model needs.
+    """
+    return _bind(arguments).generator
+
+
+def _bind(arguments: dict[str, Any]) -> ModelApp:
+    try:
+        options = ClusterOptions.model_validate(arguments)
+    except ValidationError as error:
+        raise InvalidRequest(f"args of the application: {describe(error)}") from None
+    kept = Storage.read()
+    places = Places(kept.database_url, kept.blob_url, kept.data_dir / "audit")
+    # One replica, unless the config file says otherwise.
+    scaling = AutoscalingConfig(
+        min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
+    )
+    gpus = GpuShares(options.gpus, options.gpus)
+    if options.share is not None:
+        present = int(ray.cluster_resources().get("GPU", 0))
+        gpus = local_shares(options.share.device, options.share.devices, present)
+    return bind_model_app(places, options.model, scaling, {}, options.threads, gpus)

@@ -16,6 +16,7 @@ from calotype.moderation.errors import PolicyError
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.strictness import laxer_at
 from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.cluster.supervisor import START_SECONDS
 from calotype.serving.config import (
     ImageModel,
     LoRAAdapter,
@@ -42,6 +43,8 @@ class ServeOptions:
     manifests: Sequence[pathlib.Path] = ()
     threads: int = 1
     api_key: str | None = None
+    ray_start_seconds: float = START_SECONDS
+    """What Ray's own start may take before it is tried again."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for the person at the terminal go."""
 

@@ -1,68 +1,105 @@
-"""Ray, the model apps and the gateway on this machine, until Ctrl-C."""
+"""`calotype serve`: the gateway and, in a child that is supervised, Ray with the model apps.
+
+The gateway outlives Ray: it accepts jobs while there is none, and says when it is expected back.
+Both speak as in a cluster, over the model apps' HTTP, here on loopback.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import pathlib
+import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
-import ray
 from fastapi import FastAPI
-from ray import serve
 
 from calotype.serving.api.app import create_app
+from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.api.http.server import build_server
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.cluster.remote_backend import RemoteBackend
+from calotype.serving.cluster.supervisor import Supervisor, supervise_host
 from calotype.serving.config import Manifests
+from calotype.serving.config.environment import BLOB_URL, DATA_DIR, DATABASE_URL
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
-from calotype.serving.deployments.app import QUIET_LOG, build_model_app
-from calotype.serving.deployments.backend import RayBackend, app_name
-from calotype.serving.deployments.gpu_shares import local_shares
-from calotype.serving.deployments.preparation import (
-    ServeOptions,
-    declare_teams,
-    moderation_of,
-    read_resources,
-)
-from calotype.serving.deployments.ray_node import start_ray, stop_ray
+from calotype.serving.deployments.preparation import ServeOptions, declare_teams, read_resources
+from calotype.serving.deployments.serve_config import applications
 from calotype.serving.storage import FolderBlobStore
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = "127.0.0.1"
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
 
 
-class Service:
-    def __init__(
-        self, options: ServeOptions, resources: Manifests, listener: socket.socket
-    ) -> None:
-        self._options, self._resources, self._listener = options, resources, listener
-        self._database = Database.open(sqlite_url(options.data_dir))
-        self._catalog = Catalog(resources.models, resources.adapters)
-        self._backend = RayBackend(self._database, {})
-        self._failure: CalotypeError | None = None
-        self._ray_started = False
+def run_service(options: ServeOptions, resources: Manifests, listener: socket.socket) -> None:
+    """Serves on the listener until SIGINT or SIGTERM.
 
-    def start(self) -> None:
-        """Starts Ray, from the main thread: its processes die with the thread that made them."""
-        first_key = self._database.api_keys.ensure_first(self._options.api_key)
+    Raises:
+        CalotypeError: it cannot be started; one sentence.
+    """
+    with (
+        contextlib.closing(Database.open(sqlite_url(options.data_dir))) as database,
+        listening_socket(LOOPBACK, 0) as model_apps,
+    ):
+        first_key = database.api_keys.ensure_first(options.api_key)
         if first_key is not None:
-            self._options.say(f"Your API key, shown this once: {first_key}")
-        self._options.say("Starting Ray Serve and loading the model ...")
-        self._start_ray()
+            options.say(f"Your API key, shown this once: {first_key}")
+        options.say("Starting Ray Serve and loading the model ...")
+        token = secrets.token_hex(32)
+        supervisor = supervise_host(
+            *(model_apps, token, _environment(options.data_dir), options.say),
+            start_seconds=options.ray_start_seconds,
+            log_to_driver=False,
+        )
+        backend = RemoteBackend(database, token)
+        base_url = f"http://{LOOPBACK}:{model_apps.getsockname()[1]}"
+        service = Service(options, resources, database, backend, supervisor, base_url)
+        asyncio.run(service.run(listener))
 
-    async def run(self) -> None:
+
+def _environment(data_dir: pathlib.Path) -> dict[str, str]:
+    """Where the replicas find what outlives them: all of it in the data folder."""
+    folder = data_dir.resolve()
+    return os.environ | {
+        DATA_DIR: str(folder),
+        DATABASE_URL: sqlite_url(folder),
+        BLOB_URL: (folder / "assets").as_uri(),
+    }
+
+
+class Service:
+    """Args:
+    backend: reaches the model apps; told here where they are.
+    base_url: of the model apps, each below its name.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        resources: Manifests,
+        database: Database,
+        backend: RemoteBackend,
+        supervisor: Supervisor,
+        base_url: str,
+    ) -> None:
+        self._options, self._resources = options, resources
+        self._database, self._backend, self._supervisor = database, backend, supervisor
+        self._base_url = base_url
+        self._catalog = Catalog([])
+        self._offer(resources)
+
+    async def run(self, listener: socket.socket) -> None:
+        """Raises CalotypeError when the service cannot be started."""
         app = create_app(
             GatewaySettings(data_dir=self._options.data_dir),
             self._database,
@@ -71,47 +108,36 @@ class Service:
             self._catalog,
             lifespan=self._living,
         )
-        self._server = build_server(app)
-        await self._server.serve(sockets=[self._listener])
-        self._options.say("Draining ...")
-        if self._failure is not None:
-            raise self._failure
+        server = build_server(app)
+        self._supervisor.want(applications(self._resources, self._options.threads))
+        supervising = asyncio.create_task(self._supervisor.run())
+        watching = asyncio.create_task(self._watch())
 
-    def close(self) -> None:
-        """Drains the generators, then ends Serve and Ray."""
-        if self._ray_started:
-            # Ray reports the end of its own processes as errors: nobody at the terminal asked.
-            with _second_interrupt_kills(), contextlib.redirect_stderr(io.StringIO()):
-                for app in self._backend.models.values():
-                    serve.delete(app, _blocking=True)
-                with contextlib.redirect_stdout(io.StringIO()):
-                    serve.shutdown()
-                    stop_ray()
-        self._database.close()
+        def end(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                server.should_exit = True
+
+        for task in (supervising, watching):
+            task.add_done_callback(end)
+        await server.serve(sockets=[listener])
+        self._options.say("Draining ...")
+        watching.cancel()
+        with self._second_interrupt_kills():
+            self._supervisor.end()
+            ended = await asyncio.gather(supervising, watching, return_exceptions=True)
+        await self._backend.close()
+        for error in ended:
+            if isinstance(error, Exception):
+                raise _sentence(error) from error
 
     @contextlib.asynccontextmanager
     async def _living(self, app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._start())]
-        tasks[0].add_done_callback(self._stop_on_failure)
+        await asyncio.to_thread(declare_teams, self._database, [], self._resources.teams)
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _stop_on_failure(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None:
-            return
-        error = task.exception()
-        self._failure = (
-            error
-            if isinstance(error, CalotypeError)
-            else CalotypeError(f"The service could not start: {type(error).__name__}: {error}")
-        )
-        self._server.should_exit = True
-
-    async def _start(self) -> None:
+    async def _watch(self) -> None:
+        """Says when the service is ready; then takes changed manifests."""
         seen = self._signature()
-        await self._deploy(self._resources)
         await self._until_ready()
         url = f"http://{self._options.host}:{self._options.port}"
         names = ", ".join(model.name for model in self._catalog.models())
@@ -123,48 +149,11 @@ class Service:
                 seen = now
                 await self._reload()
 
-    def _start_ray(self) -> None:
-        start_ray(log_to_driver=False)
-        self._ray_started = True
-        try:
-            serve.start(proxy_location="Disabled", logging_config=QUIET_LOG)
-        except Exception as error:  # Ray raises whatever its processes could not do
-            raise ModelLoadFailed(f"Ray Serve could not be started: {error}") from error
-
-    async def _deploy(self, resources: Manifests) -> None:
-        for model in resources.models:
-            app = build_model_app(
-                model,
-                resources.adapters,
-                moderation_of(model, resources),
-                self._options.data_dir.resolve(),
-                threads=self._options.threads,
-                gpus=local_shares(
-                    model.spec.device,
-                    model.spec.acceleration.devices_per_picture,
-                    int(ray.cluster_resources().get("GPU", 0)),
-                ),
-            )
-            name = app_name(model.name)
-            await asyncio.to_thread(
-                serve.run,
-                app,
-                name=name,
-                route_prefix=None,
-                logging_config=QUIET_LOG,
-            )
-            self._backend.models[model.name] = name
-        for gone in set(self._backend.models) - {model.name for model in resources.models}:
-            await asyncio.to_thread(serve.delete, self._backend.models.pop(gone))
-        self._catalog.replace(resources.models, resources.adapters)
-        before = self._resources.teams
-        await asyncio.to_thread(declare_teams, self._database, before, resources.teams)
-
     async def _until_ready(self) -> None:
         while True:
             statuses = await self._backend.status()
             for status in statuses:
-                if status.message and not status.ready:
+                if status.message and not status.ready and status.away_seconds is None:
                     raise ModelLoadFailed(status.message)
             if statuses and all(status.ready for status in statuses):
                 return
@@ -174,12 +163,20 @@ class Service:
         """A changed manifest reaches every replica; a wrong one changes nothing and says why."""
         try:
             resources = read_resources(self._options.manifests)
+            await self._supervisor.apply(applications(resources, self._options.threads))
         except CalotypeError as error:
             self._options.say(f"The changed manifests are not used: {error.message}")
             return
-        await self._deploy(resources)
-        self._resources = resources
+        before, self._resources = self._resources, resources
+        self._offer(resources)
+        await asyncio.to_thread(declare_teams, self._database, before.teams, resources.teams)
         self._options.say("The changed manifests are served now.")
+
+    def _offer(self, resources: Manifests) -> None:
+        self._backend.endpoints = {
+            model.name: f"{self._base_url}/{model.name}" for model in resources.models
+        }
+        self._catalog.replace(resources.models, resources.adapters)
 
     def _signature(self) -> list[tuple[str, float, int]]:
         """What tells that a manifest, or a file that it names, has changed."""
@@ -196,17 +193,23 @@ class Service:
                 found.append((str(file), stat.st_mtime, stat.st_size))
         return found
 
+    @contextlib.contextmanager
+    def _second_interrupt_kills(self) -> Iterator[None]:
+        """While draining, Ctrl-C must not break the shutdown half way: it ends it at once."""
+        loop = asyncio.get_running_loop()
 
-@contextlib.contextmanager
-def _second_interrupt_kills() -> Iterator[None]:
-    """While draining, Ctrl-C must not break the shutdown half way: it ends it at once."""
+        async def kill() -> None:
+            await self._supervisor.kill()
+            os._exit(130)
 
-    def kill(*_: Any) -> None:
-        stop_ray()
-        os._exit(130)
+        loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(kill()))
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
 
-    previous = signal.signal(signal.SIGINT, kill)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+
+def _sentence(error: Exception) -> CalotypeError:
+    if isinstance(error, CalotypeError):
+        return error
+    return CalotypeError(f"The service could not go on: {type(error).__name__}: {error}")

@@ -1,4 +1,7 @@
-"""The HTTP side of a model app as a Ray Serve deployment: `model_ingress` over its handles."""
+"""What stands behind the HTTP side of a model app: the handles of its deployments.
+
+In a Ray cluster that side is a deployment itself; on one machine `ray_host.ingress` has it.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,12 @@ MODERATE_PATIENCE = 15.0
 STATUS_PATIENCE = 2.0
 
 
-class IngressDeployment:
-    """Relays to the handles of its application; holds no state.
+class ServedModelApp:
+    """`model_ingress.ModelApp` over the handles of an application; holds no state."""
 
-    Args:
-        generator: bound so that Serve deploys it beside the ingress; called by nobody here.
-    """
-
-    def __init__(
-        self, dispatcher: DeploymentHandle, moderator: DeploymentHandle, generator: DeploymentHandle
-    ) -> None:
+    def __init__(self, dispatcher: DeploymentHandle, moderator: DeploymentHandle) -> None:
         self._dispatcher = dispatcher
         self._safety = RemoteSafety(moderator, MODERATE_PATIENCE)
-        self._token = ClusterEnvironment.read().internal_token
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_ingress(self, self._token)
 
     async def submit(self, job_id: str) -> None:
         await call(
@@ -84,3 +77,20 @@ class IngressDeployment:
             limit=5,
         )
         return ModelAppStatus.model_validate(found)
+
+
+class IngressDeployment(ServedModelApp):
+    """The HTTP side as a Ray Serve deployment.
+
+    Args:
+        generator: bound so that Serve deploys it beside the ingress; called by nobody here.
+    """
+
+    def __init__(
+        self, dispatcher: DeploymentHandle, moderator: DeploymentHandle, generator: DeploymentHandle
+    ) -> None:
+        super().__init__(dispatcher, moderator)
+        self._token = ClusterEnvironment.read().internal_token
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_ingress(self, self._token)

@@ -1,4 +1,4 @@
-"""Ray on this machine alone, for `calotype serve` and `calotype model-app`."""
+"""Ray's processes on this machine alone: started, watched and ended."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import logging
 import os
 import random
 import socket
+import time
 from typing import Any
 
 import ray
 import ray._raylet
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-from ray._private.services import get_node_ip_address
+from ray._private.services import get_node, get_node_ip_address
 
 from calotype.serving.core.errors import ModelLoadFailed
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 AGENT_PORTS = range(20_000, 32_000)
 """Below the ports that Linux gives to outgoing connections."""
+NODE_POLL_SECONDS = 0.1
 NO_SERVICE = -1
 """How Ray writes the port of an agent's service that is not in use."""
 
@@ -36,8 +38,11 @@ class _LocalNode(Node):  # type: ignore[misc]
     Ray's agents have said on which ports they listen, which takes them longer than all the rest,
     and gives up after 15 s, which they may need on a busy machine. Here their ports are written
     before they start, so that they start beside the replicas. Nobody asks for Ray's metrics here,
-    so they are not collected.
+    so they are not collected. And it gives up when the node is not known to its head after 30 s,
+    without a setting for it; here it is asked after before that wait begins.
     """
+
+    start_seconds = 0.0
 
     def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
         self._webui_url = ""
@@ -57,19 +62,31 @@ class _LocalNode(Node):  # type: ignore[misc]
         _raylet.persist_port(folder, node, _raylet.RUNTIME_ENV_AGENT_PORT_NAME, port)
         super().start_raylet(*arguments, **options)
 
+    def start_ray_processes(self) -> None:
+        super().start_ray_processes()
+        give_up = time.monotonic() + self.start_seconds
+        while time.monotonic() < give_up and not self.dead_processes():
+            with contextlib.suppress(RuntimeError):
+                get_node(self.gcs_address, self.node_id)
+                return
+            time.sleep(NODE_POLL_SECONDS)
 
-def start_ray(*, log_to_driver: bool) -> None:
+
+def start_ray(start_seconds: float, *, log_to_driver: bool) -> None:
     """Starts Ray's processes; from the main thread, since they die with the thread that asked.
 
     Args:
+        start_seconds: for so long the node is waited for.
         log_to_driver: whether what replicas write appears here.
 
     Raises:
-        ModelLoadFailed: they did not come up, for instance for want of memory or time.
+        ModelLoadFailed: they did not come up, for instance for want of memory or time; with
+            ``retry_after`` where another try may do better.
     """
     global _node
     # What other processes of this machine would find under ray.init(address="local").
     address = get_node_ip_address()
+    _LocalNode.start_seconds = start_seconds
     try:
         _node = _LocalNode(
             RayParams(
@@ -96,9 +113,22 @@ def start_ray(*, log_to_driver: bool) -> None:
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelLoadFailed(
             f"Ray could not be started: {said}. Free memory and room in /dev/shm and try again; "
-            "its logs are in session_latest/logs of $RAY_TMPDIR, or else of /tmp/ray."
+            "its logs are in session_latest/logs of $RAY_TMPDIR, or else of /tmp/ray.",
+            # A path that is too long stays so; being slow may pass.
+            retry_after=1.0 if _may_pass(error) else None,
         ) from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def _may_pass(error: Exception) -> bool:
+    slow = isinstance(error, (TimeoutError, ConnectionError))
+    return slow or not isinstance(error, (OSError, ValueError))
+
+
+def lost_process() -> str | None:
+    """A process of Ray's that has ended by itself, without which nothing works; None = all run."""
+    dead = _node.dead_processes() if _node is not None else []
+    return str(dead[0][0]) if dead else None
 
 
 def stop_ray() -> None:

@@ -15,11 +15,10 @@ PATIENCE = {
     # A process of a replica that has not come up after 60 s is given up, and with the first ones
     # the whole start waits for ever; a busy machine takes longer to import Ray.
     "RAY_worker_register_timeout_seconds": "600",
-    "RAY_gcs_server_port_wait_time_s": "300",
 }
 
 
-def prepare_ray() -> None:
+def prepare_ray(start_seconds: float) -> None:
     """Closes Ray to others, and shortens its calls. What the environment says already stays.
 
     Replicas inherit the environment. Told by a ``runtime_env`` instead, each of them would import
@@ -27,10 +26,14 @@ def prepare_ray() -> None:
 
     Ray's processes listen on every interface of the machine and do what they are asked: a token
     that only they know keeps others out (https://docs.ray.io/en/latest/ray-security/token-auth.html).
+
+    Args:
+        start_seconds: for so long the start of Ray's processes is waited for.
     """
     if not os.environ.get("RAY_AUTH_MODE"):
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    for name, value in (RAY_CALLS | PATIENCE).items():
+    waiting = {"RAY_gcs_server_port_wait_time_s": str(round(start_seconds))}
+    for name, value in (RAY_CALLS | PATIENCE | waiting).items():
         os.environ.setdefault(name, value)
     os.environ.update(QUIET_THREADS)

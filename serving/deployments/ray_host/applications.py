@@ -1,0 +1,54 @@
+"""Serve applications of one Ray, by the calls that KubeRay makes through Serve's REST interface."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeDeploySchema
+
+from calotype.serving.config import describe
+from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.json_object import JsonObject
+
+
+def deploy(applications: Sequence[JsonObject]) -> None:
+    """Has Serve run exactly these; what differs is changed. Returns at once.
+
+    Raises:
+        ModelLoadFailed: one describes no application; names the field.
+    """
+    try:
+        config = ServeDeploySchema.model_validate({"applications": list(applications)})
+    except ValidationError as error:
+        raise ModelLoadFailed(f"No Serve application: {describe(error)}") from None
+    _get_global_client().deploy_apps(config)
+
+
+def statuses(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Application -> its status in Serve's words, and the last line of what is wrong."""
+    known = serve.status().applications
+    found: dict[str, tuple[str, str]] = {}
+    for name in names:
+        overview = known.get(name)
+        lines = [] if overview is None else str(overview.message).strip().splitlines()
+        status = "DEPLOYING" if overview is None else str(overview.status.value)
+        found[name] = (status, lines[-1].strip(" .") if lines else "")
+    return found
+
+
+async def drain(name: str, seconds: float) -> None:
+    """Returns when no picture of the application is being drawn any more, or in time."""
+    with contextlib.suppress(RayServeException, ray.exceptions.RayError, TimeoutError):
+        dispatcher = serve.get_deployment_handle("Dispatcher", name)
+        await dispatcher.drain.remote(seconds)
+
+
+def shut_down() -> None:
+    """Ends every replica."""
+    serve.shutdown()
