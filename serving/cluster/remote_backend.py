@@ -42,8 +42,6 @@ JUDGE_SECONDS = 60.0
 STATUS_SECONDS = 3.0
 STATUS_AGE = 1.0
 """For so long an answer to `status` is good for the next one who asks."""
-UNKNOWN_SECONDS = 10.0
-"""When a model app is asked again of which nobody knows when it comes back."""
 PAUSE_SECONDS = 0.5
 """How often the database is asked instead of a dispatcher that is away."""
 
@@ -141,8 +139,14 @@ class RemoteBackend:
             answer = await self._call(model, "GET", "status", STATUS_SECONDS)
             return model_status(model, ModelAppStatus.model_validate_json(answer.content))
         except CalotypeError as error:
-            away = error.retry_after or UNKNOWN_SECONDS
-            return ModelStatus(model, ready=False, message=error.message, away_seconds=away)
+            away = error.details.get("estimated_seconds")
+            return ModelStatus(
+                model,
+                ready=False,
+                message=error.message,
+                answers=False,
+                away_seconds=float(away) if isinstance(away, int | float) else None,
+            )
         except ValidationError as error:
             problem = f"Its app answers what is no status: {describe(error)}"
             return ModelStatus(model, ready=False, message=problem)

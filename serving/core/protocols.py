@@ -91,8 +91,10 @@ class ModelStatus:
     adapters: dict[str, str] = field(default_factory=dict)
     """Adapter name -> state: ``loading``, ``ready`` or a sentence that says why it failed."""
     message: str = ""
+    answers: bool = True
+    """Whether its app does; else ``message`` says what is known."""
     away_seconds: float | None = None
-    """When its app is expected to answer again; None = it answers."""
+    """When an app that does not answer is expected to; None = nobody knows."""
 
 
 class GenerationBackend(Protocol):

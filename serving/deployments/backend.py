@@ -97,8 +97,7 @@ class RayBackend:
                 lambda: handle.status.remote(), "The dispatcher", patience=2, limit=5
             )
         except CalotypeError as error:
-            away = error.retry_after or 1.0
-            return ModelStatus(model, ready=False, message=error.message, away_seconds=away)
+            return ModelStatus(model, ready=False, message=error.message, answers=False)
         return model_status(model, ModelAppStatus.model_validate(found))
 
     async def _dispatcher_of(self, job_id: str) -> DeploymentHandle:

@@ -153,7 +153,7 @@ class Service:
         while True:
             statuses = await self._backend.status()
             for status in statuses:
-                if status.message and not status.ready and status.away_seconds is None:
+                if status.answers and status.message and not status.ready:
                     raise ModelLoadFailed(status.message)
             if statuses and all(status.ready for status in statuses):
                 return

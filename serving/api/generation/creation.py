@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from calotype.serving.api.generation.access import check_open, scope_for
 from calotype.serving.api.generation.fallback import find_fallback
+from calotype.serving.api.generation.giving_up import refuse_in_vain
 from calotype.serving.api.generation.planning import PlannedGeneration, plan_generation
 from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
@@ -108,7 +109,7 @@ async def create_or_join(
         Conflict: the Idempotency-Key was used for another body.
         QuotaExceeded: a limit of the team is reached.
         StorageFailed: the job could not be recorded, so there is none.
-        Overloaded: the queue is full, or the deadline cannot be met.
+        Overloaded: the queue is full, the deadline cannot be met, or the model is away for longer.
     """
     job_id, key = new_id("job"), origin.key
     team, joined = await asyncio.to_thread(_look_up, gateway, origin, digest)
@@ -123,6 +124,8 @@ async def create_or_join(
         return joined
     if terms.recipe is None:  # what is drawn again is drawn by the same model
         plan = await _plan_with_fallback(gateway, plan, body, origin, terms, team)
+    if terms.wanted_seconds is not None:
+        await refuse_in_vain(gateway, plan.model.name, terms.wanted_seconds)
     now = gateway.database.clock.time()
     request = plan.request.to_payload()
     forecast = await gateway.estimates.forecast(plan.model.name)

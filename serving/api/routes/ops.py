@@ -58,7 +58,8 @@ async def readyz(request: Request) -> JSONResponse:
         "reason": reason,
         "models": [status_object(status) for status in statuses],
     }
-    headers = {} if reason is None else {"retry-after": "2"}
+    away = min((s.away_seconds for s in statuses if s.away_seconds is not None), default=2.0)
+    headers = {} if reason is None else {"retry-after": f"{max(2.0, away):.0f}"}
     return JSONResponse(body, status_code=200 if reason is None else 503, headers=headers)
 
 

@@ -235,6 +235,7 @@ def _start_serve() -> None:
         serve.start(proxy_location="Disabled", logging_config=QUIET_LOG)
     except Exception as error:  # Ray raises whatever its processes could not do
         raise ModelLoadFailed(f"Ray Serve could not be started: {error}", retry_after=1) from error
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _end_now(status: int) -> NoReturn:
