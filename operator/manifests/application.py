@@ -24,6 +24,8 @@ from calotype.serving.wire.config_hash import config_hash as hash_of
 from calotype.serving.wire.document import Document, JsonObject
 
 IMPORT_PATH = "calotype.serving.deployments.cluster:build_app"
+POD_IMPORT_PATH = "calotype.serving.deployments.cluster:build_parts"
+"""For one pod, where the process that holds Ray answers instead of an ingress."""
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
 DRAIN_SECONDS = 300.0
 
@@ -125,10 +127,11 @@ def build_application(
     generator["graceful_shutdown_timeout_s"] = DRAIN_SECONDS
     generator["autoscaling_config"] = _scaling(model)
     dispatcher = DispatcherConfig(model=model.name, max_outage_seconds=max_outage_seconds)
+    ingress: list[ServeDeployment] = [{"name": "Ingress", "ray_actor_options": control}]
     return {
         "name": model.name,
         "route_prefix": "/",
-        "import_path": IMPORT_PATH,
+        "import_path": IMPORT_PATH if groups else POD_IMPORT_PATH,
         "args": {"model": model.name, "threads": profile.threads, "gpus": generator_gpus},
         "runtime_env": {},
         "deployments": [
@@ -136,7 +139,7 @@ def build_application(
             _deployment("Moderator", moderation, control),
             encoder,
             generator,
-            {"name": "Ingress", "ray_actor_options": control},
+            *(ingress if groups else []),
         ],
     }
 

@@ -44,7 +44,7 @@ def application(adapters: Sequence[dict[str, Any]] = (STRIPES,)) -> dict[str, An
     return {
         "name": "shapes",
         "route_prefix": "/",
-        "import_path": "calotype.serving.deployments.cluster:build_app",
+        "import_path": "calotype.serving.deployments.cluster:build_parts",
         "args": {"model": "shapes", "threads": 1, "gpus": 0},
         "runtime_env": {},
         "deployments": [{"name": n, "user_config": c} for n, c in configs.items()],

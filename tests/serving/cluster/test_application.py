@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, load_manifests
-from calotype.serving.deployments.app import user_config
+from calotype.serving.deployments.serve_config import user_config
 
 pytestmark = pytest.mark.slow
 

@@ -79,9 +79,12 @@ def test_a_database_that_starts_late_is_waited_for(tmp_path: pathlib.Path) -> No
         open_database(f"sqlite:///{tmp_path}/never/calotype.db", said.append, patience=0)
 
 
-def test_the_gateway_s_process_imports_neither_torch_nor_ray() -> None:
+@pytest.mark.parametrize(
+    "module", ["cluster.gateway_process", "cluster.model_app_process", "deployments.service"]
+)
+def test_processes_that_outlive_ray_import_neither_torch_nor_ray(module: str) -> None:
     probe = (
-        "import calotype.serving.commands.cluster, calotype.serving.cluster.gateway_process, sys;"
+        f"import calotype.serving.commands.cluster, calotype.serving.{module}, sys;"
         "print([m for m in ('torch', 'ray', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
