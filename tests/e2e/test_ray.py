@@ -60,7 +60,7 @@ def test_its_own_processes_can(service: Any) -> None:
 @pytest.mark.parametrize("program", ["gcs_server", "raylet", "ray_host.process"])
 def test_the_gateway_outlives_ray(service: Any, program: str) -> None:
     before = ray_of(service)
-    begun = submit(service, steps=1000, n=4)
+    begun = submit(service, steps=50, n=10)
     service.wait_for(lambda: job(service, begun)["status"] == "running", "a job is being drawn")
     process_of(service, program).kill()
     killed = time.monotonic()

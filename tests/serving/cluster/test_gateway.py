@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import copy
 import hashlib
 import io
 import json
+import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,8 +20,10 @@ import openai
 import pytest
 from PIL import Image
 
+from calotype.serving.cluster.stand_in import StandIn
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.core.decision import CheckScope
+from calotype.serving.core.errors import Overloaded
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +64,40 @@ def test_a_call_that_waited_in_vain_says_so_and_leaves_no_job_behind(house: Hous
     assert answer.json()["error"]["code"] == "generation_timeout"
     (job,) = house.get("/v1/jobs").json()["data"]
     assert (job["status"], job["error"]["code"]) == ("failed", "generation_timeout")
+
+
+@contextlib.contextmanager
+def expected_in(house: House, seconds: float) -> Iterator[None]:
+    """The model app is being started again; another one answers for it."""
+    problem = Overloaded("Away.", retry_after=seconds, details={"estimated_seconds": seconds})
+    loop = asyncio.new_event_loop()
+    turning = threading.Thread(target=loop.run_forever)
+    turning.start()
+    with socket.create_server(("127.0.0.1", house.app_port)) as listener:
+        stand_in = StandIn(listener, lambda: problem)
+        asyncio.run_coroutine_threadsafe(stand_in.open(), loop).result(10)
+        try:
+            yield
+        finally:
+            loop.call_soon_threadsafe(stand_in.close)
+            loop.call_soon_threadsafe(loop.stop)
+            turning.join()
+            loop.close()
+
+
+def test_a_deadline_before_the_model_is_back_is_refused_with_the_estimate(house: House) -> None:
+    with expected_in(house, 25.0):
+        refused = house.generate(deadline_seconds=5)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "25"
+        error = refused.json()["error"]
+        assert (error["code"], error["estimated_seconds"]) == ("model_not_ready", 25)
+        assert house.get("/v1/jobs").json()["data"] == [], "nothing was made of it"
+        accepted = house.submit()
+        assert accepted.status_code == 202
+    with house.model_app():
+        path = f"/v1/jobs/{accepted.json()['id']}"
+        house.wait_for(lambda: house.get(path).json()["status"] == "succeeded", "it is drawn")
 
 
 def test_a_job_is_canceled_without_the_model_app(house: House) -> None:
