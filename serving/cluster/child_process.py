@@ -56,8 +56,13 @@ class ChildProcess:
     the child that nobody is there any more.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, reports: asyncio.StreamReader) -> None:
-        self._process, self._reports = process, reports
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reports: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
+    ) -> None:
+        self._process, self._reports, self._pipe = process, reports, pipe
 
     @classmethod
     async def start(
@@ -86,10 +91,10 @@ class ChildProcess:
         finally:
             os.close(writing)
         reports = asyncio.StreamReader(LINE_BYTES)
-        await asyncio.get_running_loop().connect_read_pipe(
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(reading, "rb")
         )
-        return cls(process, reports)
+        return cls(process, reports, pipe)
 
     @property
     def pid(self) -> int:
@@ -114,8 +119,12 @@ class ChildProcess:
             self._process.send_signal(signal.SIGTERM)
 
     async def kill(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stdin = self._process.stdin
+        if stdin is not None:
+            stdin.close()
+            with contextlib.suppress(OSError):
+                await stdin.wait_closed()
+        self._pipe.close()
         for _ in range(KILL_ROUNDS):
             left = [pid for pid in session_members(self.pid) if _alive(pid)]
             for pid in left:

@@ -51,16 +51,22 @@ class StandIn:
             server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(HEAD_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._response(head.split(b"\r\n", 1)[0]))
-                writer.write_eof()
-                # A connection that is closed while the caller still sends is reset, and the answer
-                # is lost.
-                while await reader.read(MAX_HEAD_BYTES):
-                    pass
-        writer.close()
+        # A cancelled handler, too: asyncio would log the end of the loop as an error.
+        with contextlib.suppress(
+            OSError, ValueError, asyncio.IncompleteReadError, asyncio.CancelledError
+        ):
+            try:
+                async with asyncio.timeout(HEAD_SECONDS):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self._response(head.split(b"\r\n", 1)[0]))
+                    writer.write_eof()
+                    # A connection that is closed while the caller still sends is reset, and the
+                    # answer is lost.
+                    while await reader.read(MAX_HEAD_BYTES):
+                        pass
+            finally:
+                writer.close()
+            await writer.wait_closed()
 
     def _response(self, request_line: bytes) -> bytes:
         if request_line.split(b" ")[1:2] == [HEALTH_PATH.encode()] and self._healthy():
