@@ -133,6 +133,11 @@ class OperatorSettings(Part):
     data_claim: str | None = Field(
         None, description="PersistentVolumeClaim at /var/lib/calotype; None = nothing is shared."
     )
+    audit_claim: str | None = Field(
+        None,
+        description="PersistentVolumeClaim of audit logs, by this name in the namespace of each "
+        "model; None = they lie in /var/lib/calotype.",
+    )
     redis: Redis | None = None
     resource_profiles: dict[str, ResourceProfile] = Field(default_factory=dict)
     ray_version: str = "2.60.0"

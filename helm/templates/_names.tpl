@@ -26,6 +26,10 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.secrets.internal.existingSecret | default (printf "%s-internal" .Release.Name) }}
 {{- end }}
 
+{{- define "calotype.auditSecret" -}}
+{{ .Values.audit.existingSecret | default (printf "%s-audit" .Release.Name) }}
+{{- end }}
+
 {{- define "calotype.apiKeySecret" -}}
 {{ .Values.secrets.apiKey.existingSecret | default (printf "%s-api-key" .Release.Name) }}
 {{- end }}

@@ -72,6 +72,9 @@ volumes:
 - name: CALOTYPE_SIGNING_SECRET
   valueFrom:
     secretKeyRef: {name: {{ include "calotype.internalSecret" . }}, key: signing-secret}
+- name: CALOTYPE_AUDIT_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ include "calotype.auditSecret" . }}, key: audit-key}
 - name: CALOTYPE_API_KEY
   valueFrom:
     secretKeyRef: {name: {{ include "calotype.apiKeySecret" . }}, key: api-key}

@@ -13,6 +13,7 @@ from calotype.serving.wire.ray_env import RAY_CALLS
 
 DATA_DIR = "/var/lib/calotype"
 CACHE_DIR = f"{DATA_DIR}/cache"
+AUDIT_DIR = f"{DATA_DIR}/audit"
 SOURCE_DIR = f"{DATA_DIR}/source"
 ADAPTER_SOURCE_DIR = f"{DATA_DIR}/adapter-source"
 TRAININGS_DIR = f"{CACHE_DIR}/trainings"
@@ -35,6 +36,8 @@ class Volumes:
     """The claim with the model's files, read-only at /var/lib/calotype/source."""
     adapter_source: str | None = None
     """The claim with an adapter's file, for its fetch Job; /var/lib/calotype/adapter-source."""
+    audit: str | None = None
+    """The claim for audit logs, at /var/lib/calotype/audit; for pods with a moderator alone."""
 
     @property
     def keeps_weights(self) -> bool:
@@ -112,6 +115,8 @@ def mounts(volumes: Volumes) -> list[Manifest]:
     ]
     if volumes.cache:
         found.append({"name": "cache", "mountPath": CACHE_DIR})
+    if volumes.audit:
+        found.append({"name": "audit", "mountPath": AUDIT_DIR})
     if volumes.source:
         found.append({"name": "source", "mountPath": SOURCE_DIR, "readOnly": True})
     if volumes.adapter_source:
@@ -127,6 +132,8 @@ def pod_volumes(volumes: Volumes) -> list[Manifest]:
     found.append({"name": "data", **data})
     if volumes.cache:
         found.append({"name": "cache", "persistentVolumeClaim": {"claimName": volumes.cache}})
+    if volumes.audit:
+        found.append({"name": "audit", "persistentVolumeClaim": {"claimName": volumes.audit}})
     for name, claim in (("source", volumes.source), ("adapter-source", volumes.adapter_source)):
         if claim:
             reference = {"claimName": claim, "readOnly": True}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calotype.operator.kube.labels import (
     APPLIED_HASH,
@@ -232,6 +232,8 @@ def _group(model: str, group: Group, volumes: Volumes, settings: OperatorSetting
     params = {"num-cpus": "1", "resources": quoted}
     if group.profile is not None and group.profile.gpus:
         params["num-gpus"] = str(group.profile.gpus)
+    if group.name == CONTROL:  # the moderators are there
+        volumes = replace(volumes, audit=settings.audit_claim)
     return {
         "groupName": group.name,
         "replicas": group.replicas.min,

@@ -7,6 +7,7 @@ changed configuration never changes the pod.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from calotype.operator.kube.labels import MODEL, labels, owner_reference, workload_name
 from calotype.operator.kube.objects import Manifest, Object
@@ -93,6 +94,7 @@ def build_deployment(
 ) -> Manifest:
     """The Deployment of one pod; suspended = of none."""
     name = owner["metadata"]["name"]
+    volumes = replace(volumes, audit=settings.audit_claim)
     container: Manifest = {
         "name": "model-app",
         "image": settings.serve_image,

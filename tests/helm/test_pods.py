@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import pathlib
 
 import pytest
@@ -159,6 +161,7 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     assert keys == {
         "CALOTYPE_INTERNAL_TOKEN": {"name": f"{RELEASE}-internal", "key": "token"},
         "CALOTYPE_SIGNING_SECRET": {"name": f"{RELEASE}-internal", "key": "signing-secret"},
+        "CALOTYPE_AUDIT_KEY": {"name": f"{RELEASE}-audit", "key": "audit-key"},
         "CALOTYPE_API_KEY": {"name": f"{RELEASE}-api-key", "key": "api-key"},
     }
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
@@ -166,6 +169,17 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
     assert container["ports"] == [{"name": "http", "containerPort": 8000, "protocol": "TCP"}]
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_only_gateways_have_the_key_that_signs_audit_logs(rendered: Rendered) -> None:
+    """Whoever writes a log must not be able to sign its head."""
+    name = f"{RELEASE}-audit"
+    having = [where for where, pod in rendered.pods() if name in json.dumps(pod)]
+    assert having == [f"Deployment/{RELEASE}-gateway"]
+    assert name not in json.dumps(rendered.settings()), "the operator puts it into no model pod"
+    (secret,) = [s for s in rendered.kind("Secret") if s["metadata"]["name"] == name]
+    key = base64.b64decode(secret["data"]["audit-key"]).decode()
+    assert len(bytes.fromhex(key)) == 32
 
 
 def test_in_production_all_state_is_elsewhere(combination: Combinations) -> None:

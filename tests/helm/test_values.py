@@ -170,6 +170,14 @@ def test_a_wrong_value_is_refused_with_what_to_write(
     assert sentence in " ".join(chart.refusal(values=values).split())
 
 
+def test_audit_logs_need_a_durable_place_in_production(chart: Chart) -> None:
+    message = chart.refusal("values-production.yaml", values={"audit": {"existingClaim": ""}})
+    assert "Name a ReadWriteMany claim with audit.existingClaim." in " ".join(message.split())
+    settings = chart.render("values-production.yaml").settings()
+    assert settings["auditClaim"] == "calotype-audit"
+    assert "auditClaim" not in chart.render().settings(), "the volume of the release has them"
+
+
 @pytest.mark.parametrize("cloud", ["values-a100-p4d.yaml", "values-a100-a2.yaml"])
 def test_the_licence_is_accepted_by_whoever_installs(chart: Chart, cloud: str) -> None:
     files = ("values-production.yaml", cloud)

@@ -23,6 +23,9 @@ internalTokenSecretRef: {name: {{ include "calotype.internalSecret" . }}, key: t
 {{- if include "calotype.embedded" . }}
 dataClaim: {{ include "calotype.claim" . }}
 {{- end }}
+{{- with .Values.audit.existingClaim }}
+auditClaim: {{ . }}
+{{- end }}
 {{- if .Values.redis.address }}
 redis:
   address: {{ .Values.redis.address }}

@@ -137,6 +137,24 @@ def test_one_pod_is_selected_by_its_service_and_restricted(suspended: bool, repl
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
+def test_audit_logs_lie_on_their_claim_where_a_moderator_writes_them() -> None:
+    config = settings(auditClaim="calotype-audit")
+    shapes, claim = model(resourceProfile="gpu", runtime="RayService"), "calotype-audit"
+    groups = rayservice.groups_of(shapes, config.profile("gpu") or ONE, None)
+    ray = rayservice.build_cluster("shapes", groups, Volumes(), config)
+    pods = {group["groupName"]: group["template"] for group in ray["workerGroupSpecs"]}
+    one = singlepod.build_deployment(
+        owner("ImageModel", "shapes"), ONE, Volumes(), config, suspended=False
+    )
+    pods |= {"head": ray["headGroupSpec"]["template"], "one": one["spec"]["template"]}
+    where = {name: claim in json.dumps(pod) for name, pod in pods.items()}
+    assert where == {"control": True, "generator": False, "head": False, "one": True}
+    for name in ("control", "one"):
+        (container,) = pods[name]["spec"]["containers"]
+        mount = {"name": "audit", "mountPath": "/var/lib/calotype/audit"}
+        assert mount in container["volumeMounts"]
+
+
 def application(**spec: Any) -> Manifest:
     shapes = model(**spec)
     striped = adapter_manifest(adapter(), Weights("/adapters/stripes", "r1", "a" * 64))
