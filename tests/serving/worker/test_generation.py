@@ -356,8 +356,7 @@ async def test_a_text_encoder_that_is_away_delays_a_job(
     monkeypatch.setattr(GatedPrompts, "encode", encode)
     async with studio.working("only"):
         job = await studio.ended(await studio.ask(steps=2))
-    assert (job.outage or {})["part"] == "text_encoder"
-    assert (job.attempts, faults) == (1, [])
+    assert ((job.outage or {})["part"], job.attempts, faults) == ("text_encoder", 1, [])
 
 
 async def test_what_is_drawn_while_the_database_is_away_is_not_drawn_again(
