@@ -19,10 +19,11 @@ from calotype.serving.core.errors import StorageFailed
 from calotype.serving.database.schema.tables import jobs
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
+from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.observability import metrics
 from calotype.serving.observability.loops import STUCK_SECONDS, Loop, Loops
-from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -179,6 +180,18 @@ def test_a_line_that_always_fails_is_set_aside_and_the_others_are_drawn(
     [line] = map(json.loads, sdk.files.content(batch.error_file_id or "").text.splitlines())
     assert line["custom_id"] == "poison"
     assert line["response"]["body"]["error"]["reason"] == "set_aside"
+
+
+def test_a_line_whose_job_waited_too_long_is_started_anew(tmp_path: pathlib.Path) -> None:
+    away = DispatchPolicy(check_retries=CheckRetries(delays=()), max_outage_seconds=0.0)
+    with running(tmp_path, policy=away) as service:
+        service.safety.prompt = lambda text: decision("input", unavailable=True)
+        batch_id, sdk = start_batch(service, "a dog"), service.sdk()
+        until(lambda: len(service.jobs()) >= 2, "the line is not started anew")
+        service.safety.prompt = lambda text: decision("input")
+        until(lambda: sdk.batches.retrieve(batch_id).status == "completed", "it is not drawn")
+        counts = sdk.batches.retrieve(batch_id).request_counts
+        assert counts is not None and (counts.completed, counts.failed) == (1, 0)
 
 
 def test_a_batch_that_cannot_be_worked_on_fails_with_its_reason_and_holds_up_nobody(

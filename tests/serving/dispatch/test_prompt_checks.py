@@ -160,6 +160,24 @@ async def test_a_slow_check_of_one_job_does_not_delay_another(
     await dispatcher.stop()
 
 
+async def test_teams_take_turns_at_the_safety_stage(
+    database: Database, clock: ManualClock, add_job: AddJob
+) -> None:
+    safety, checked = WaitingSafety(), list[str]()
+    safety.prompt = lambda text: checked.append(text) or decision("input")  # type: ignore[func-returns-value]
+    policy = DispatchPolicy(sweep_seconds=None, checks_at_once=1)
+    dispatcher = Dispatcher(database, safety, clock, policy)
+    await dispatcher.submit(add_job("slow", team="greedy").id)
+    for number in range(5):
+        await dispatcher.submit(add_job(f"greedy {number}", team="greedy").id)
+    await dispatcher.submit(add_job("mine", team="idle").id)
+    safety.may_decide.set()
+    while dispatcher.snapshot().checking:
+        await asyncio.sleep(0)
+    assert checked.index("mine") <= 2, checked
+    await dispatcher.stop()
+
+
 async def test_a_wholly_blocked_batch_ends_as_blocked(
     dispatcher: Dispatcher, database: Database, add_job: AddJob
 ) -> None:
