@@ -57,14 +57,10 @@ class ConfigFollower:
         """The teams as the database has them."""
         self._told: dict[FollowedFile, str] = {}
 
-    async def follow(self) -> None:
-        """Looks again and again, for ever."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                await self.look()
-            except Exception:  # a bug of ours must not leave the gateway with what it has for ever
-                log.exception("looking at %s failed", self._config.path)
+    async def work(self) -> float:
+        """Takes the contents that changed; the pause until the next look."""
+        await self.look()
+        return POLL_SECONDS
 
     async def refresh(self) -> bool:
         """Looks now, as somebody asks for what is not known; says whether anything is new."""

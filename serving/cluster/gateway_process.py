@@ -23,6 +23,7 @@ from calotype.serving.api.app import create_app
 from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.api.http.server import build_server
 from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
@@ -33,6 +34,7 @@ from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
 from calotype.serving.database.database import Database
 from calotype.serving.observability.logs import set_up_logs
+from calotype.serving.observability.loops import Loop
 from calotype.serving.storage import open_blobs
 
 DATABASE_PATIENCE = 60.0
@@ -142,11 +144,11 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await follower.look()
-        following = asyncio.create_task(follower.follow())
+        gateway: Gateway = app.state.gateway
+        gateway.loops.start(Loop("configuration", follower.work))
         options.say(f"The gateway listens on {options.host}, port {options.port}.")
         yield
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await gateway.loops.stop()
         await backend.close()
         await follower.close()
 

@@ -21,6 +21,7 @@ from calotype.serving.cluster.supervisor import START_SECONDS, Supervisor, super
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.observability.loops import Loop
 
 POLL_SECONDS = 2.0
 
@@ -109,19 +110,20 @@ class ModelApp:
         name = application.get("name", "default")
         await self._supervisor.apply([application])
         self._say_once(f"The application {name} runs.")
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                raw = await asyncio.to_thread(_read, self._options.config)
-                if raw == self._seen:
-                    continue
+        await Loop("configuration", self._look).run()
+
+    async def _look(self) -> float:
+        """Takes the file's application if it changed; the pause until the next look."""
+        try:
+            raw = await asyncio.to_thread(_read, self._options.config)
+            if raw != self._seen:
                 self._seen = raw
                 changed = parse_application(raw, self._options.config)
                 await self._supervisor.apply([changed])
-            except CalotypeError as error:
-                self._say_once(f"The changed application is not used: {error.message}")
-            else:
                 self._options.say("The changed application is deployed.")
+        except CalotypeError as error:
+            self._say_once(f"The changed application is not used: {error.message}")
+        return POLL_SECONDS
 
     def _say_once(self, sentence: str) -> None:
         if sentence != self._told:

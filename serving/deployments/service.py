@@ -32,6 +32,7 @@ from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.deployments.preparation import ServeOptions, declare_teams, read_resources
 from calotype.serving.deployments.serve_config import applications
+from calotype.serving.observability.loops import Loop
 from calotype.serving.storage import FolderBlobStore
 
 log = logging.getLogger(__name__)
@@ -142,12 +143,16 @@ class Service:
         url = f"http://{self._options.host}:{self._options.port}"
         names = ", ".join(model.name for model in self._catalog.models())
         self._options.say(f"calotype is ready: {url}/v1 serves {names}. Ctrl-C ends it.")
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
+
+        async def look() -> float:
+            nonlocal seen
             now = self._signature()
             if now != seen:
-                seen = now
                 await self._reload()
+                seen = now
+            return WATCH_SECONDS
+
+        await Loop("manifests", look).run()
 
     async def _until_ready(self) -> None:
         while True:

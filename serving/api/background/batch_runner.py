@@ -245,6 +245,8 @@ class BatchRunner:
                     shown = await shown_images(self._gateway, job)
                     pictures |= {image["asset_id"] for image in shown}
                 answer["body"] = await images_body(self._gateway, "", job)
+            except StorageFailed:
+                raise  # the whole file is written again when the store is back
             except CalotypeError as problem:
                 answer = _failure(problem)
         if answer["status_code"] != 200:
