@@ -27,4 +27,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         del os.environ[PROVENANCE_DIR]
 
 
-pytest_plugins = ["controlplane.fixtures", "controlplane.failure_report", "side_by_side"]
+pytest_plugins = ["controlplane.fixtures", "controlplane.failure_report", "servers.side_by_side"]

@@ -1,0 +1,103 @@
+"""What goes wrong in one run, and when: a short plan that follows from the seed.
+
+A fault strikes either at the n-th crossing of a boundary (a transaction, a commit, a call to the
+blob store, a call of another process, a blocking call) or at a moment.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BOUNDARIES: dict[str, tuple[tuple[str, ...], int]] = {
+    "begin": (("error", "kill"), 90),
+    "commit": (("error before", "error after", "kill before", "kill after"), 40),
+    "blob": (("error before", "error after", "kill before", "kill after"), 16),
+    "rpc": (("request lost", "answer lost", "kill callee", "kill caller"), 30),
+    "thread": (("slow", "slow", "very slow"), 90),
+}
+"""Boundary -> what may happen there, and how many crossings a run has, about."""
+MOMENTS = (
+    "kill gateway",
+    "kill dispatcher",
+    "kill generator",
+    "kill encoder",
+    "kill moderator",
+    "pause dispatcher",
+    "pause generator",
+    "pause gateway",
+    "database away",
+    "blobs away",
+    "encoder away",
+    "moderator away",
+    "receiver silent",
+    "clock jumps",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    what: str
+    boundary: str = ""
+    """Empty: it strikes at a moment."""
+    at: float = 0.0
+    """The number of the crossing, or seconds."""
+    seconds: float = 0.0
+    """How long it lasts; of a kill, until the process is started again."""
+
+    def __str__(self) -> str:
+        where = f"{self.boundary} {self.at:.0f}" if self.boundary else f"{self.at:.1f} s"
+        return f"{self.what} at {where} for {self.seconds:.1f} s"
+
+
+def plan_faults(rng: random.Random, count: int, span: float) -> list[Fault]:
+    """``count`` faults; those of moments are within the first ``span`` seconds."""
+    return [_crossing(rng) if rng.random() < 0.55 else _moment(rng, span) for _ in range(count)]
+
+
+def _crossing(rng: random.Random) -> Fault:
+    boundary = rng.choice(sorted(BOUNDARIES))
+    kinds, crossings = BOUNDARIES[boundary]
+    what = rng.choice(kinds)
+    seconds = rng.choice((0.2, 1.0, 4.0, 9.0))
+    if what == "very slow":
+        seconds = rng.choice((15.0, 40.0))
+    return Fault(what, boundary, 1 + int(crossings * rng.random() ** 1.5), seconds)
+
+
+def _moment(rng: random.Random, span: float) -> Fault:
+    what = rng.choice(MOMENTS)
+    seconds = rng.choice((0.5, 2.0, 6.0, 15.0))
+    if what.endswith("away"):
+        seconds = rng.choice((2.0, 10.0, 45.0, 100.0))
+    elif what.startswith("pause"):
+        seconds = rng.choice((3.0, 14.0, 30.0))
+    elif what == "receiver silent":
+        seconds = rng.choice((10.0, 400.0))
+    elif what == "clock jumps":
+        seconds = rng.choice((5.0, 20.0, 3600.0))
+    return Fault(what, at=round(span * rng.random(), 2), seconds=seconds)
+
+
+class Faults:
+    """Counts crossings and says what goes wrong at each."""
+
+    def __init__(self, plan: Sequence[Fault]) -> None:
+        self.plan = list(plan)
+        self.moments = [fault for fault in self.plan if not fault.boundary]
+        self._waiting = {
+            (fault.boundary, int(fault.at)): fault for fault in self.plan if fault.boundary
+        }
+        self._counts = dict.fromkeys(BOUNDARIES, 0)
+
+    def cross(self, boundary: str) -> Fault | None:
+        """The fault of this crossing, if it has one."""
+        self._counts[boundary] = number = self._counts[boundary] + 1
+        return self._waiting.pop((boundary, number), None) if self._waiting else None
+
+    def stop(self) -> None:
+        """Nothing goes wrong any more."""
+        self._waiting.clear()

@@ -1,0 +1,206 @@
+"""Bugs that are planted to see whether the simulation finds them.
+
+Each replaces a piece of production code by the mistake that its name says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from calotype.serving.api.generation import creation
+from calotype.serving.database import jobs as database_jobs
+from calotype.serving.database.connection import writing
+from calotype.serving.database.jobs import Jobs
+from calotype.serving.dispatch import dispatcher
+from calotype.serving.dispatch.dispatcher import Dispatcher
+from calotype.serving.dispatch.outcomes import Outcomes
+from calotype.serving.jobs.endings import Ending
+from calotype.serving.worker import intermediates, postprocess
+from calotype.serving.worker.drawn_images import Fate
+from calotype.serving.worker.judging import Sources
+
+MUTANTS: dict[str, Callable[[], None]] = {}
+
+
+def mutant(function: Callable[[], None]) -> Callable[[], None]:
+    MUTANTS[function.__name__] = function
+    return function
+
+
+def plant(name: str) -> None:
+    """Plants one bug in this process, for good."""
+    MUTANTS[name]()
+
+
+def _replace(target: Any, name: str, value: Any) -> None:
+    setattr(target, name, value)
+
+
+@mutant
+def text_encoder_outage_fails_the_job() -> None:
+    _replace(dispatcher, "part_at_fault", lambda error: None)
+
+
+@mutant
+def poison_is_counted_on_an_outage() -> None:
+    requeue = Jobs.requeue_job
+
+    def counted(self: Jobs, job_id: str, fence: int, count: bool = True, *rest: Any) -> Any:
+        return requeue(self, job_id, fence, True, *rest)
+
+    _replace(Jobs, "requeue_job", counted)
+
+
+@mutant
+def a_loop_dies_at_its_first_fault() -> None:
+    async def once(self: Any, *arguments: Any) -> None:
+        while True:
+            await self._sleep(await self._work())
+
+    from calotype.serving.observability.loops import Loop
+
+    _replace(Loop, "run", once)
+
+
+@mutant
+def a_lease_is_not_fenced() -> None:
+    end = Outcomes.end
+
+    async def unfenced(self: Outcomes, job_id: str, ending: Ending) -> bool:
+        return await end(self, job_id, dataclasses.replace(ending, fence=None))
+
+    _replace(Outcomes, "end", unfenced)
+
+
+@mutant
+def a_cancelled_job_is_not_charged() -> None:
+    used = database_jobs.used_seconds
+
+    def free(job: Any) -> float:
+        return 0.0 if job.status == "canceled" else used(job)
+
+    from calotype.serving.database.accounts import usage
+
+    _replace(usage, "used_seconds", free)
+    _replace(database_jobs, "used_seconds", free)
+
+
+@mutant
+def usage_is_recorded_in_another_transaction() -> None:
+    _after_finish("record_usage", database_jobs.record_usage)
+
+
+@mutant
+def webhooks_are_announced_in_another_transaction() -> None:
+    announce = database_jobs.announce
+    _after_finish("announce", lambda connection, job: announce(connection, job, job.completed))
+
+
+def _after_finish(name: str, write: Callable[[Any, Any], None]) -> None:
+    finish, real = Jobs.finish_job, getattr(database_jobs, name)
+
+    def later(self: Jobs, job_id: str, ending: Ending) -> Any:
+        setattr(database_jobs, name, lambda *arguments: None)
+        try:
+            job = finish(self, job_id, ending)
+        finally:
+            setattr(database_jobs, name, real)
+        if job is not None:
+            with writing(self.engine) as connection:
+                write(connection, job)
+        return job
+
+    _replace(Jobs, "finish_job", later)
+
+
+@mutant
+def previews_are_judged_without_references() -> None:
+    judge = intermediates.judge_drawn
+
+    async def alone(safety: Any, lease: Any, pixels: Any, sources: Sources, retries: Any) -> Any:
+        return await judge(safety, lease, pixels, Sources(sources.files, ()), retries)
+
+    _replace(intermediates, "judge_drawn", alone)
+
+
+@mutant
+def previews_are_shown_when_nobody_can_judge() -> None:
+    judge = intermediates.judge_drawn
+
+    async def open_to_all(*arguments: Any) -> Any:
+        try:
+            return await judge(*arguments)
+        except Exception:
+            lease = arguments[1]
+            return _allowed(lease)
+
+    def _allowed(lease: Any) -> Any:
+        from calotype.serving.core.decision import Decision
+
+        version = lease.prompt_policy
+        return Decision("ALLOW", False, False, False, policy_sha256=version.sha256)
+
+    _replace(intermediates, "judge_drawn", open_to_all)
+
+
+@mutant
+def a_held_picture_is_shown_before_its_release() -> None:
+    fate = postprocess.fate_of
+
+    def shown(*arguments: Any, **more: Any) -> Fate:
+        found = fate(*arguments, **more)
+        return Fate.SHOW if found is Fate.HOLD else found
+
+    _replace(postprocess, "fate_of", shown)
+
+
+@mutant
+def an_idempotency_key_is_forgotten_at_a_restart() -> None:
+    scoped = creation._idempotency
+
+    def forgotten(request: Any, key: Any) -> str | None:
+        found = scoped(request, key)
+        return found and f"{found[:40]}{id(request.app.state.gateway)}"
+
+    _replace(creation, "_idempotency", forgotten)
+
+
+@mutant
+def a_restarted_dispatcher_forgets_what_runs() -> None:
+    async def start(self: Dispatcher) -> None:
+        for job in await self._call(self._database.jobs.open_jobs, self._model, "queued"):
+            await self._admission.admit(job)
+
+    async def find(self: Dispatcher, now: float) -> None:
+        """Nothing is found."""
+
+    _replace(Dispatcher, "_take_over", start)
+    _replace(Dispatcher, "_find_unleased", find)
+
+
+@mutant
+def a_takedown_is_two_transactions() -> None:
+    from calotype.serving.database.review import takedowns
+
+    def first_the_record(self: Any, order: Any, actor: str) -> Any:
+        nothing = dataclasses.replace(order, asset_ids=(), sha256s=())
+        with writing(self.engine) as connection:
+            record = self.take_down_in(connection, nothing, actor)[0]
+        with writing(self.engine) as connection:
+            now = self.clock.time()
+            found = (order.asset_ids, order.sha256s, now)
+            return record, takedowns.remove_pictures(connection, *found)
+
+    _replace(takedowns.Takedowns, "take_down", first_the_record)
+
+
+@mutant
+def the_sweeper_deletes_what_is_about_to_be_named() -> None:
+    from calotype.serving.storage import content_key
+
+    for module in (postprocess, intermediates):
+        for name in ("new_key", "content_key"):
+            if hasattr(module, name):
+                _replace(module, name, content_key)
