@@ -65,6 +65,10 @@ class PolicyVersion:
     """The preset that the caller got."""
 
 
+NEWEST_TAKEDOWN = "newest_takedown"
+"""Number of the newest takedown that a decision about an image knew: a field of its payload."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The default is the one that lets nothing pass: no decision could be made."""
@@ -94,6 +98,12 @@ class Decision:
     def undecided(self) -> bool:
         """Whether nothing could be decided; it is refused, and may be tried again."""
         return self.unavailable or self.verdict == "ERROR"
+
+    @property
+    def newest_takedown(self) -> int | None:
+        """Of what is refused as taken down this is the newest it knew; None = it was not told."""
+        found = self.details.get(NEWEST_TAKEDOWN)
+        return found if isinstance(found, int) else None
 
     @property
     def version(self) -> PolicyVersion:

@@ -27,6 +27,7 @@ from calotype.serving.database.review.picture_places import (
     note_previews,
     note_sources,
 )
+from calotype.serving.database.review.takedown_order import check_order
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
 from calotype.serving.jobs.endings import Ending, source_gone_ending
@@ -258,11 +259,17 @@ class Jobs(Repository):
         With it: its assets, images that wait for a reviewer, its team's quota and usage, and the
         webhooks that tell of it. Where the ending has a fence, only the holder of that lease may
         end the job.
+
+        Raises:
+            Conflict: something was taken down since its images were judged
+                (`JUDGED_TOO_EARLY`); nothing is written.
         """
         now = self.clock.time()
         values: ColumnValues = {"completed": now, "lease_replica": None, "lease_expires": None}
         with writing(self.engine, durable=True) as connection:
             drawn = ending.output is not None or ending.held
+            if drawn and ending.newest_takedown is not None:
+                check_order(connection, ending.newest_takedown)
             if drawn and is_forbidden(connection, job_id):
                 left = [row.blob_key for row in ending.stored]
                 discard(connection, [*left, *(row.blob_key for row in ending.held)])

@@ -198,7 +198,10 @@ class Dispatcher:
         Returns:
             False when the lease was lost: delete the images. True again on a repeated call.
         """
-        return await self._outcomes.drawn(job_id, fence, result)
+        ended = await self._outcomes.drawn(job_id, fence, result)
+        if ended is None:
+            await self._give_back(job_id, fence, None)
+        return bool(ended)
 
     async def fail(self, job_id: str, fence: int, error: CalotypeError) -> bool:
         """Ends a leased job with an error; False when the lease was lost.

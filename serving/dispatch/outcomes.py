@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
-from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.errors import CalotypeError, Conflict
 from calotype.serving.database.jobs import Jobs
 from calotype.serving.dispatch.estimator import Estimator
 from calotype.serving.dispatch.open_jobs import OpenJobs
@@ -18,6 +19,8 @@ from calotype.serving.jobs.endings import (
 from calotype.serving.jobs.moderation_record import ModerationRecord
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import GenerationResult
+
+log = logging.getLogger(__name__)
 
 
 class Outcomes:
@@ -38,14 +41,22 @@ class Outcomes:
             self._open.leases.remove(job_id, ending.fence)
         return job is not None
 
-    async def drawn(self, job_id: str, fence: int, result: GenerationResult) -> bool:
-        """Ends a drawn job; False when the lease was lost, True again on a repeated call."""
+    async def drawn(self, job_id: str, fence: int, result: GenerationResult) -> bool | None:
+        """Ends a drawn job; False when the lease was lost, True again on a repeated call.
+
+        None where something was taken down since its images were judged: it must be drawn again.
+        """
         job = await self._call(self._jobs.get_job, job_id)
         if job is None:
             return False
         ending = drawn_ending(job, result) if result.images else blocked_ending(job, result)
         lease = self._open.leases.get(job_id, fence)
-        if not await self.end(job_id, replace(ending, fence=fence)):
+        try:
+            ended = await self.end(job_id, replace(ending, fence=fence))
+        except Conflict as error:
+            log.info("job %s is drawn again: %s", job_id, error.message)
+            return None
+        if not ended:
             job = await self._call(self._jobs.get_job, job_id)
             return job is not None and job.status == "succeeded" and job.fence == fence
         self._estimator.ended(job, lease, result.metrics.drawing_seconds)

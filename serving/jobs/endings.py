@@ -43,6 +43,13 @@ class Ending:
     held: Sequence[HeldRecord] = ()
 
     @property
+    def newest_takedown(self) -> int | None:
+        """The newest takedown that all decisions about its images knew; None = not told."""
+        decisions = () if self.moderation is None else self.moderation.output
+        known = [n for n in (found.newest_takedown for found in decisions) if n is not None]
+        return min(known, default=None)
+
+    @property
     def shown_as_drawn(self) -> frozenset[int]:
         """The images that clients see as they were drawn, neither blurred nor held nor refused."""
         if self.output is None:

@@ -17,10 +17,12 @@ from servers.gateway import Service, running
 
 from calotype.serving.api.background.tasks import Sweeper
 from calotype.serving.api.review import removal
+from calotype.serving.core.decision import NEWEST_TAKEDOWN
 from calotype.serving.core.errors import Conflict, StorageFailed
 from calotype.serving.database.review import cases as review_cases
 from calotype.serving.database.review import takedowns
 from calotype.serving.images.encode import encode_image
+from calotype.serving.images.sealing import seal
 from calotype.serving.jobs.endings import drawn_ending
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.records import FileRecord, JobRecord
@@ -50,6 +52,12 @@ def draw(service: Service, **body: Any) -> JobRecord:
     answer = service.generate(**{"prompt": "a fox", "seed": 3} | body)
     assert answer.status_code == 200, answer.text
     return service.jobs()[0]
+
+
+def order_for(*asset_ids: str, sha256s: tuple[str, ...] = ()) -> takedowns.TakedownOrder:
+    nothing = takedowns.Fingerprint(None, None)
+    category = takedowns.Category.HARASSMENT
+    return takedowns.TakedownOrder(nothing, category, "r", asset_ids, sha256s)
 
 
 def take_down(reviewer: Any, asset_id: str) -> dict[str, Any]:
@@ -248,6 +256,47 @@ def test_a_result_from_a_taken_down_picture_is_refused_in_the_same_transaction(
     service.backend.resume()
 
 
+def test_a_picture_that_was_judged_before_a_takedown_is_judged_again(service: Service) -> None:
+    """Whatever comes between the safety stage's decision and the transaction that stores it."""
+    other = draw(service, seed=9)
+    known: list[int] = []
+
+    def judge(pixels: Any) -> dict[str, Any]:
+        number, _ = takedowns.TakenDown(service.database.takedowns).numbered()
+        if not known:
+            service.database.takedowns.take_down(order_for(asset_of(other)), "key_1")
+        known.append(number)
+        return decision("output") | {NEWEST_TAKEDOWN: number}
+
+    service.safety.image = judge
+    job = draw(service)
+    assert job.status == "succeeded" and len(known) == 2 and known[0] < known[1]
+    assert (job.attempts, job.fence) == (1, 3), "nothing that counts against it"
+
+
+def test_a_held_copy_is_not_released(service: Service, reviewer: Any) -> None:
+    """A copy with other bytes: held, then the picture is taken down, then somebody approves it."""
+    files, held_images = service.database.files, service.database.held_images
+    shown = draw(service)
+    data = encode_image(texture(11, 256), "png", None)
+    service.blobs.put(files.get_asset(asset_of(shown)).blob_key, data)
+    service.safety.image = lambda pixels: (
+        decision("output", blocked=["violence"]) | {"verdict": "REVIEW"}
+    )
+    told = service.generate(prompt="a dog").json()["error"]["moderation"]["held"][0]
+    held = held_images.get_held(told["asset_id"])
+    assert held is not None
+    copy = encode_image(texture(11, 256), "jpeg", None)
+    service.blobs.put(held.blob_key, seal(copy, held.seal, held.asset_id))
+    name = take_down(reviewer, asset_of(shown))["id"]
+    assert reviewer.post(f"{CASES}/take").status_code == 200
+    decide = f"{CASES}/{told['case_id']}/decide"
+    answer = reviewer.post(decide, json={"verdict": "approved"})
+    assert answer.status_code == 409 and name in answer.json()["error"]["message"]
+    assert files.get_asset(told["asset_id"]) is None
+    assert reviewer.post(decide, json={"verdict": "rejected"}).status_code == 200
+
+
 def test_a_file_of_a_batch_is_not_written_with_a_picture_that_went_meanwhile(
     service: Service, reviewer: Any
 ) -> None:
@@ -281,9 +330,7 @@ def test_held_copies_of_the_same_file_are_rejected(service: Service, reviewer: A
     service.safety.image = lambda pixels: decision("output")
     held = service.database.held_images.get_held(told["asset_id"])
     assert held is not None
-    order = takedowns.TakedownOrder(
-        takedowns.Fingerprint(None, None), takedowns.Category.HARASSMENT, "r", [], [held.sha256]
-    )
+    order = order_for(sha256s=(held.sha256,))
     _, done = service.database.takedowns.take_down(order, "key_1")
     assert done.held == {told["asset_id"]}
     assert service.database.held_images.get_held(told["asset_id"]) is None

@@ -19,10 +19,16 @@ from calotype.serving.api.http.body import json_body, read_json
 from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.review.removal import carry_out
+from calotype.serving.api.review.stored_images import (
+    fingerprint,
+    index_stored,
+    marking_keys,
+    takedown_of,
+)
 from calotype.serving.api.routes.case_images import open_held
 from calotype.serving.api.routes.takedowns import order_for_report
 from calotype.serving.api.state.gateway import Gateway, gateway_of
-from calotype.serving.core.errors import InvalidRequest, NotFound
+from calotype.serving.core.errors import Conflict, InvalidRequest, NotFound
 from calotype.serving.database.review.cases import (
     VERDICTS,
     CaseRecord,
@@ -30,6 +36,7 @@ from calotype.serving.database.review.cases import (
     check_reviewer,
 )
 from calotype.serving.database.review.removals import Removal
+from calotype.serving.database.review.takedowns import TakenDown
 from calotype.serving.jobs.records import KeyRecord
 from calotype.serving.storage import new_key
 
@@ -191,7 +198,24 @@ def decide_report(
     decided = database.cases.decide_case(case.id, reviewer, verdict, note, take_down)
     for removal in removals:
         carry_out(gateway, removal)
+        index_stored(gateway, marking_keys(gateway))  # what was stored in between
     return decided
+
+
+def refuse_taken_down(gateway: Gateway, asset_id: str, data: bytes) -> int:
+    """The newest of the takedowns that a held picture was compared with.
+
+    Raises:
+        Conflict: it falls under one of them.
+    """
+    newest, refused = TakenDown(gateway.database.takedowns).numbered()
+    takedown_id = takedown_of(fingerprint(data, marking_keys(gateway), as_made=True), refused)
+    if takedown_id is not None:
+        raise Conflict(
+            f"The picture '{asset_id}' falls under {takedown_id}: reject it, or lift that first.",
+            code="case_conflict",
+        )
+    return newest
 
 
 def is_mine(case: CaseRecord, reviewer: Reviewer) -> bool:
@@ -218,7 +242,8 @@ def decide_held(
     if held is None:
         raise NotFound(f"The picture '{case.subject}' is not held any more.")
     data = open_held(gateway, held)
+    newest = refuse_taken_down(gateway, held.asset_id, data)
     key = new_key(held.team_id, data, held.content_type.rpartition("/")[2])
     # Not a picture of anybody until the row names it; what no row names is swept.
     gateway.blobs.put(key, data)
-    return database.held_images.release_held(case, reviewer, note, key)
+    return database.held_images.release_held(case, reviewer, note, key, newest)

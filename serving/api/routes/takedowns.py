@@ -142,6 +142,7 @@ async def take_down(request: Request, key: ReviewerKey) -> TakedownAnswer:
     order = order_of(data, looked_for, matches, category, body.reason)
     taken, removal = await asyncio.to_thread(gateway.database.takedowns.take_down, order, key.id)
     deleted = await asyncio.to_thread(carry_out, gateway, removal)
+    await asyncio.to_thread(index_stored, gateway, keys)  # what was stored in between
     found |= {
         "id": taken.id,
         "deleted": deleted,

@@ -14,6 +14,7 @@ from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.review.cases import CaseRecord, Cases, Reviewer
 from calotype.serving.database.review.reviewer_audit import append_action
+from calotype.serving.database.review.takedown_order import check_order
 from calotype.serving.database.schema.review_tables import cases, held_images
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.webhooks import announce
@@ -74,19 +75,21 @@ class HeldImages(Repository):
         return None if row is None else HeldRecord(**row)
 
     def release_held(
-        self, case: CaseRecord, reviewer: Reviewer, note: str, blob_key: str
+        self, case: CaseRecord, reviewer: Reviewer, note: str, blob_key: str, newest_takedown: int
     ) -> CaseRecord:
         """Ends the case as approved: the image becomes an asset of its team, which is told.
 
         Args:
             blob_key: where the unsealed file is.
+            newest_takedown: of those that it was compared with.
 
         Raises:
-            Conflict: see `decide_case`.
+            Conflict: see `decide_case`; or something was taken down since it was compared.
             NotFound: the image is not held any more, or its job is forgotten.
         """
 
         def release(connection: Connection) -> None:
+            check_order(connection, newest_takedown)
             now = self.clock.time()
             held = _taken(connection, case.subject)
             job = _job(connection, held.job_id)

@@ -19,7 +19,8 @@ from calotype.serving.database.review.cases import Reviewer
 from calotype.serving.database.review.image_index import Fingerprint
 from calotype.serving.database.review.removals import Removal, forbidden_jobs, remove_pictures
 from calotype.serving.database.review.reviewer_audit import append_action
-from calotype.serving.database.schema.review_tables import taken_down
+from calotype.serving.database.review.takedown_order import begin_takedown, newest_takedown
+from calotype.serving.database.schema.review_tables import people_log, taken_down
 from calotype.serving.jobs.records import new_id
 
 SETTLE_SECONDS = 3600.0
@@ -39,6 +40,7 @@ class TakedownRecord:
     created: float
     team_ids: list[str] | None = None
     """Whose it was."""
+    number: int | None = None
     settled: float | None = None
     """When all copies were found; None = newly stored images are compared with it."""
 
@@ -72,6 +74,7 @@ class Takedowns(Repository):
         With its record in the log of what people do. What is left is to delete ``blobs`` and to
         cancel ``open_jobs``; whoever does so may repeat it.
         """
+        begin_takedown(connection)
         now, found = self.clock.time(), order.found
         done = remove_pictures(connection, order.asset_ids, order.sha256s, now)
         record = TakedownRecord(
@@ -84,9 +87,11 @@ class Takedowns(Repository):
             now,
             sorted(done.teams),
         )
-        connection.execute(insert(taken_down).values(column_values(record)))
         details = done.to_payload() | {"category": order.category.value}
         append_action(connection, now, actor, "takedown.made", record.id, details)
+        number = select(func.max(people_log.c.number)).scalar_subquery()
+        values = column_values(record) | {"number": number}
+        connection.execute(insert(taken_down).values(values))
         return record, done
 
     def extend(self, takedown_id: str, asset_ids: Collection[str]) -> Removal:
@@ -150,12 +155,11 @@ class Takedowns(Repository):
             now = self.clock.time()
             append_action(connection, now, reviewer.key_id, "takedown.lifted", takedown_id)
 
-    def stamp(self) -> tuple[int, float]:
-        """Changes whenever the list does."""
-        query = select(func.count(), func.max(taken_down.c.created)).select_from(taken_down)
+    def stamp(self) -> tuple[int, int]:
+        """How many there are and the newest one's number: changes whenever the list does."""
+        query = select(func.count()).select_from(taken_down)
         with reading(self.engine) as connection:
-            count, newest = connection.execute(query).one()
-        return int(count), float(newest or 0.0)
+            return int(connection.execute(query).scalar_one()), newest_takedown(connection)
 
 
 class TakenDown:
@@ -166,10 +170,14 @@ class TakenDown:
 
     def __init__(self, takedowns: Takedowns) -> None:
         self._takedowns = takedowns
-        self._known: tuple[tuple[int, float], KnownList] | None = None
+        self._known: tuple[tuple[int, int], KnownList] | None = None
 
     def __call__(self) -> KnownList:
         """Raises ClassifierUnavailable: then nothing is known of any image."""
+        return self.numbered()[1]
+
+    def numbered(self) -> tuple[int, KnownList]:
+        """The number of the newest takedown, and the list with it. Raises like the call."""
         try:
             stamp = self._takedowns.stamp()
             if self._known is None or self._known[0] != stamp:
@@ -178,7 +186,7 @@ class TakenDown:
             raise ClassifierUnavailable(
                 f"The list of pictures that were taken down cannot be read: {error.message}"
             ) from error
-        return self._known[1]
+        return self._known[0][1], self._known[1]
 
 
 def _as_list(rows: Sequence[TakedownRecord]) -> KnownList:

@@ -137,6 +137,8 @@ taken_down = Table(
     Column("created", Float, nullable=False),
     # Whose it was: nobody of these teams lets it come again.
     Column("team_ids", JSON(none_as_null=True)),
+    # Grows with each takedown; of the row in the log of what people do. NULL in old rows.
+    Column("number", Integer),
     # When no copy could be on its way to the store any more, and all were searched.
     Column("settled", Float),
 )

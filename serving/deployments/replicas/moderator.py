@@ -14,13 +14,14 @@ from ray import serve
 from ray.util.metrics import Counter
 
 from calotype.moderation.decision import Decision
-from calotype.moderation.errors import PolicyError
+from calotype.moderation.errors import ClassifierUnavailable, PolicyError
 from calotype.moderation.evaluation.shadow import Shadows
 from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import Scope
 from calotype.moderation.records.audit import AuditLog
 from calotype.moderation.records.vault import PromptVault
+from calotype.serving.core.decision import NEWEST_TAKEDOWN
 from calotype.serving.core.errors import ModerationUnavailable
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.database import Database
@@ -51,8 +52,8 @@ class ModeratorDeployment:
     def __init__(self, audit_folder: str, database_url: str) -> None:
         set_up_logs()
         database = Database.connect(database_url)
-        taken_down = TakenDown(database.takedowns)
-        self._moderator = Moderator.load(known=[taken_down], fingerprint=payload_fingerprint)
+        self._taken_down = TakenDown(database.takedowns)
+        self._moderator = Moderator.load(known=[self._taken_down], fingerprint=payload_fingerprint)
         replica = serve.get_replica_context().replica_tag
         folder = pathlib.Path(audit_folder)
         self._audit = AuditLog(folder / f"audit-{replica}.jsonl", database.audit_heads.note)
@@ -105,11 +106,15 @@ class ModeratorDeployment:
         references: Sequence[Pixels],
         scope: JsonObject | None,
     ) -> JsonObject:
-        return self._recorded(
-            self._moderator.check_image(
-                pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
-            )
+        try:
+            # Asked before: what is taken down in between makes the image be judged again.
+            newest, _ = self._taken_down.numbered()
+        except ClassifierUnavailable as error:
+            raise ModerationUnavailable(str(error), retry_after=5) from error
+        decision = self._moderator.check_image(
+            pixels, prompt=prompt, references=references, scope=Scope.from_payload(scope)
         )
+        return self._recorded(decision) | {NEWEST_TAKEDOWN: newest}
 
     def _recorded(self, decision: Decision, prompt: str | None = None) -> JsonObject:
         """A decision that cannot be recorded is not given: the audit has no gaps."""

@@ -72,7 +72,7 @@ async def test_a_case_is_decided_once_by_whoever_holds_it(
         try:
             if approved:
                 database.held_images.release_held(
-                    case, reviewer, "", f"{job.team_id}/ab/picture.png"
+                    case, reviewer, "", f"{job.team_id}/ab/picture.png", 0
                 )
             else:
                 database.held_images.reject_held(case, reviewer, "")
@@ -104,7 +104,7 @@ async def test_a_released_picture_lives_as_long_as_others_also_after_its_job(
     clock.advance(7200)
     assert database.retention.purge_jobs() == 1
     assert database.cases.take_case(ANNA) is not None
-    database.held_images.release_held(case, ANNA, "", f"{job.team_id}/ab/picture.png")
+    database.held_images.release_held(case, ANNA, "", f"{job.team_id}/ab/picture.png", 0)
     asset = database.files.get_asset(case.subject)
     assert asset is not None and asset.expires == pytest.approx(clock.time() + 3600, abs=1)
     assert database.files.expire_assets() == 0
