@@ -190,10 +190,19 @@ class RemoteBackend:
         """
         url = self.endpoints.get(model, "").rstrip("/")
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        try:
-            answer = await self._client.request(
+
+        async def ask() -> httpx.Response:
+            return await self._client.request(
                 method, f"{url}/internal/v1/{path}", timeout=timeout, **content
             )
+
+        try:
+            try:
+                answer = await ask()
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                if method != "GET":
+                    raise
+                answer = await ask()  # the connection was of an app that has died since
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Overloaded(
                 f"The model {model} cannot be reached at the moment.", retry_after=10

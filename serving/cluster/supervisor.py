@@ -149,7 +149,6 @@ class Supervisor:
             await self.on_change(False)
             while not self._ending.is_set():
                 reason, final = await self._live()
-                await self._set_serving(False)
                 if self._ending.is_set():
                     return
                 self._failures += 1
@@ -201,12 +200,14 @@ class Supervisor:
                         await self._set_serving(True)
                     elif report.kind == "failed":
                         reason, final = report.text, report.final
+                        await self._set_serving(False)
                     else:
                         await self._hear(report)
         except TimeoutError:
             reason = f"Ray did not start within {self._policy.start_seconds:g} s."
         finally:
             self._child = None
+            await self._set_serving(False)  # before the rest of it is gone: callers wait
             await child.kill()
             status = await child.wait()
         return reason or _ended(status), final
