@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -13,8 +12,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from calotype.serving.config import describe
-from calotype.serving.core.errors import ModelLoadFailed
+from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.deployments.remote import call
 
 
 def deploy(applications: Sequence[JsonObject]) -> None:
@@ -44,9 +44,14 @@ def statuses(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 async def drain(name: str, seconds: float) -> None:
     """Returns when no picture of the application is being drawn any more, or in time."""
-    with contextlib.suppress(RayServeException, ray.exceptions.RayError, TimeoutError):
+    with contextlib.suppress(RayServeException, CalotypeError):
         dispatcher = serve.get_deployment_handle("Dispatcher", name)
-        await dispatcher.drain.remote(seconds)
+        await call(
+            lambda: dispatcher.drain.remote(seconds),
+            "The dispatcher",
+            patience=0,
+            limit=seconds + 10,
+        )
 
 
 def shut_down() -> None:

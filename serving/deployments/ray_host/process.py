@@ -108,7 +108,8 @@ class Host:
         self._ingress = HostIngress(token)
         self._server = IngressServer(self._ingress)
         self._answering: asyncio.Task[None] | None = None
-        self._names: list[str] = []
+        self._running: list[str] = []
+        """Applications that may be drawing pictures."""
         self._stop = asyncio.Event()
         self._orders: asyncio.Queue[HostOrder | None] = asyncio.Queue()
 
@@ -176,16 +177,17 @@ class Host:
             str(app.get("route_prefix", "/")): str(app.get("name", "default"))
             for app in order.applications
         }
-        self._names = list(apps.values())
-        self._reports.tell("stage", f"Deploying {', '.join(self._names)}")
+        names = list(apps.values())
+        self._reports.tell("stage", f"Deploying {', '.join(names)}")
         while not self._stop.is_set():
-            found = await asyncio.to_thread(statuses, self._names)
+            found = await asyncio.to_thread(statuses, names)
             for name, (status, message) in found.items():
                 detail = f": {message}" if message else ""
                 if status == "DEPLOY_FAILED":
                     raise ModelLoadFailed(f"The application {name} cannot run{detail}.")
             if all(status == "RUNNING" for status, _ in found.values()):
                 await asyncio.to_thread(self._ingress.offer, apps)
+                self._running = names
                 self._reports.tell("stage")
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -194,7 +196,7 @@ class Host:
         """Finishes the running pictures, leaves the queued jobs to the database, ends Serve."""
         from calotype.serving.deployments.ray_host.applications import drain, shut_down
 
-        await asyncio.gather(*(drain(name, DRAIN_SECONDS) for name in self._names))
+        await asyncio.gather(*(drain(name, DRAIN_SECONDS) for name in self._running))
         if self._answering is not None:
             self._server.should_exit = True
             await self._answering

@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
+from calotype.serving.cluster import remote_backend
 from calotype.serving.cluster.child_process import ChildProcess, session_members
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.stand_in import StandIn
 from calotype.serving.core.errors import Overloaded
 from calotype.serving.database.database import Database
+from calotype.serving.wire.model_status import ModelAppStatus
 from calotype.serving.wire.ray_host import HostOrder
 
 ECHO = """
@@ -87,6 +89,7 @@ async def test_the_end_of_whoever_supervises_is_the_end_of_its_input(
     """Also when that was killed and could not say anything."""
     parent = """
 import asyncio, os, socket, sys
+from calotype.serving.cluster import remote_backend
 from calotype.serving.cluster.child_process import ChildProcess
 async def main():
     listener = socket.create_server(("127.0.0.1", 0))
@@ -186,6 +189,38 @@ async def test_the_socket_is_handed_over_without_a_gap(
             await spare.open()
             seen.append((await client.get(url)).status_code)
     assert seen == [200, 503] * 3
+
+
+async def test_a_connection_of_an_app_that_died_does_not_hide_the_stand_in(
+    stand_in: tuple[StandIn, socket.socket, list[bool]],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_backend, "STATUS_AGE", 0.0)
+    alive: list[asyncio.StreamWriter] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        alive.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        body = ModelAppStatus(name="shapes", ready=True).model_dump_json(by_alias=True).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    spare, listener, _ = stand_in
+    database = Database.open(f"sqlite:///{tmp_path}/jobs.db")
+    backend = RemoteBackend(database, "internal-token")
+    backend.endpoints = {"shapes": f"http://127.0.0.1:{listener.getsockname()[1]}/shapes"}
+    spare.close()
+    server = await asyncio.start_server(app, sock=listener.dup())
+    assert [status.ready for status in await backend.status()] == [True]
+    server.close()
+    asking = asyncio.create_task(backend.status())
+    await asyncio.sleep(0)
+    for writer in alive:
+        writer.transport.abort()
+    await spare.open()
+    assert [status.away_seconds for status in await asking] == [25]
+    await backend.close()
+    database.close()
 
 
 async def test_garbage_is_no_harm(stand_in: tuple[StandIn, socket.socket, list[bool]]) -> None:
