@@ -204,7 +204,10 @@ class Supervisor:
                     else:
                         await self._hear(report)
         except TimeoutError:
-            reason = f"Ray did not start within {self._policy.start_seconds:g} s."
+            reason = (
+                f"Ray did not start within {self._policy.start_seconds:g} s; "
+                "--ray-start-seconds allows it more."
+            )
         finally:
             self._child = None
             await self._set_serving(False)  # before the rest of it is gone: callers wait

@@ -121,7 +121,8 @@ class Service:
         for task in (supervising, watching):
             task.add_done_callback(end)
         await server.serve(sockets=[listener])
-        self._options.say("Draining ...")
+        if not supervising.done():
+            self._options.say("Draining ...")
         watching.cancel()
         with self._second_interrupt_kills():
             self._supervisor.end()

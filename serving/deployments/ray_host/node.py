@@ -117,7 +117,6 @@ def start_ray(start_seconds: float, *, log_to_driver: bool) -> None:
             # A path that is too long stays so; being slow may pass.
             retry_after=1.0 if _may_pass(error) else None,
         ) from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Sequence
 from typing import BinaryIO, NoReturn
 
+from calotype.serving.cluster.child_process import session_members
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.deployments.ray_host.environment import prepare_ray
 from calotype.serving.observability.logs import set_up_logs
@@ -233,15 +234,20 @@ def _start_serve() -> None:
 
     from calotype.serving.deployments.serve_config import QUIET_LOG
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(proxy_location="Disabled", logging_config=QUIET_LOG)
     except Exception as error:  # Ray raises whatever its processes could not do
         raise ModelLoadFailed(f"Ray Serve could not be started: {error}", retry_after=1) from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _end_now(status: int) -> NoReturn:
-    """Ray's processes end with this one."""
+    """With everything that was started here: some of Ray's agents would stay for minutes."""
+    own = os.getpid()
+    for pid in session_members(own):  # nobody, where it leads no session
+        if pid != own:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     os._exit(status)
 
 
