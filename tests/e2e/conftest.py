@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -39,10 +39,62 @@ READY_SECONDS = 600.0
 class Running:
     """A service and its process."""
 
-    url: str
-    data_dir: pathlib.Path
-    process: subprocess.Popen[bytes]
-    log: pathlib.Path
+    folder: pathlib.Path
+    options: Sequence[str] = ()
+    port: int = field(default_factory=lambda: free_port())
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.folder / "serve.log"
+
+    def start(self) -> None:
+        """As a user would, and waits until it draws."""
+        address = ["--port", str(self.port), "--data-dir", str(self.data_dir)]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*calotype(), "serve", *address, *self.options],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**self.environment, "CALOTYPE_API_KEY": KEY},
+            )
+        self.wait_for(lambda: _ready(self), "the service is ready", READY_SECONDS)
+
+    def crash(self) -> None:
+        """kill -9 of the command, which leaves none of its processes behind; starts it again."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        left = psutil.wait_procs(family, timeout=60)[1]
+        for orphan in left:
+            orphan.kill()
+        assert not left, f"processes outlived the killed service: {left}\n{self.log.read_text()}"
+        self.start()
+
+    def end(self) -> None:
+        """Ctrl-C."""
+        running = self.process.poll() is None
+        family = psutil.Process(self.process.pid).children(recursive=True) if running else []
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=300)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+        left = psutil.wait_procs(family, timeout=60)[1]
+        for orphan in left:
+            orphan.kill()
+        assert self.process.returncode == 0, self.log.read_text()
+        assert not left, f"processes outlived the service: {left}\n{self.log.read_text()}"
 
     def sdk(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=240)
@@ -92,39 +144,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def serving(folder: pathlib.Path, *options: str, key: str = KEY) -> Iterator[Running]:
-    """Starts the service, waits until it draws, and ends it with Ctrl-C."""
-    port, log = free_port(), folder / "serve.log"
-    data_dir = folder / "data"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*calotype(), "serve", "--port", str(port), "--data-dir", str(data_dir), *options],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "CALOTYPE_API_KEY": key},
-        )
-    running = Running(f"http://127.0.0.1:{port}", data_dir, process, log)
-    try:
-        running.wait_for(lambda: _ready(running), "the service is ready", READY_SECONDS)
-        yield running
-    finally:
-        family = (
-            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        )
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=300)
-        finally:
-            if process.poll() is None:
-                process.kill()
-        left = psutil.wait_procs(family, timeout=60)[1]
-        for orphan in left:
-            orphan.kill()
-        assert process.returncode == 0, log.read_text()
-        assert not left, f"processes outlived the service: {left}\n{log.read_text()}"
 
 
 def _ready(running: Running) -> bool:
@@ -184,9 +203,13 @@ def service(
         patch.setenv("PYTHONPATH", str(packages), prepend=":")
         # The watermark follows from the pixels: the last bit of one would change it everywhere.
         patch.setenv("CALOTYPE_MARKS", "none")
-        with serving(tmp_path_factory.mktemp("service"), "-f", str(shapes.folder)) as running:
-            yield running
-            assert running.process.poll() is None, running.log.read_text()
+        running = Running(tmp_path_factory.mktemp("service"), ["-f", str(shapes.folder)])
+    try:
+        running.start()
+        yield running
+        assert running.process.poll() is None, running.log.read_text()
+    finally:
+        running.end()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ OF_RAY = {
     "head": lambda title: "gcs_server" in title.partition(" ")[0],
 }
 """The parts of Ray by their command lines."""
-LOSES_GENERATORS = {"Generator", "raylet", "head"}
+LOSES_GENERATORS = {"Generator", "raylet", "head", "calotype serve", MODEL_APP}
 
 
 @dataclass
@@ -110,7 +110,7 @@ def kill_everything(target: Target) -> None:
 def wait_until_a_kill_is_harmless(target: Target, database: Database, role: str) -> None:
     """A job that two generators die over is given up: those that were disturbed end first."""
     target.until(target.ready, "the model is loaded again")
-    if role in LOSES_GENERATORS or role == MODEL_APP:
+    if role in LOSES_GENERATORS:
         target.until(lambda: not disturbed(database), "no disturbed job is left")
 
 

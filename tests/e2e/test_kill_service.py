@@ -18,8 +18,9 @@ def test_no_accepted_job_is_lost_or_doubled(service: Any) -> None:
             url=service.url,
             database=sqlite_url(service.data_dir),
             assets=service.data_dir / "assets",
-            root=lambda: service.process.pid,
+            root=lambda: int(service.process.pid),
             until=service.wait_for,
             ready=lambda: bool(service.status().get("ready")),
+            crashes={"calotype serve": service.crash},
         )
     )
