@@ -116,6 +116,7 @@ def job_maker(database: Database) -> Callable[..., JobRecord]:
         n: int = 1,
         priority: int = 0,
         deadline: float | None = None,
+        image: str | None = None,
         **more: Any,
     ) -> JobRecord:
         job_id = new_id("job")
@@ -130,7 +131,7 @@ def job_maker(database: Database) -> Callable[..., JobRecord]:
             "seed": 7,
             "n": n,
             "loras": [],
-        }
+        } | ({} if image is None else {"image": image})
         return database.jobs.create_job(
             NewJob(
                 id=job_id,
