@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from calotype.serving.core.errors import Conflict, NotFound
@@ -63,6 +63,12 @@ def discard(connection: Connection, keys: Iterable[str]) -> list[str]:
     return gone
 
 
+def not_in_files() -> ColumnElement[bool]:
+    """Of an asset: no file holds its bytes, as the output of a batch does."""
+    same = and_(picture_places.c.sha256 == assets.c.sha256, picture_places.c.kind == FILE)
+    return ~select(picture_places.c.holder).where(same).exists()
+
+
 def is_referenced(connection: Connection, key: str) -> bool:
     return any(
         connection.execute(select(table.c.blob_key).where(table.c.blob_key == key).limit(1)).first()
@@ -85,12 +91,17 @@ class BlobRefs(Repository):
 
     def delete_asset(self, asset_id: str, team_id: str) -> bool:
         """Forgets an image and its previews; False when the team has none of that id."""
-        mine = and_(assets.c.id == asset_id, assets.c.team_id == team_id)
+        now = self.clock.time()
+        there = or_(assets.c.expires.is_(None), assets.c.expires > now)
+        mine = and_(assets.c.id == asset_id, assets.c.team_id == team_id, there)
         with writing(self.engine, durable=True) as connection:
-            gone = connection.execute(delete(assets).where(mine).returning(assets)).mappings()
-            asset = gone.first()
+            asset = connection.execute(select(assets).where(mine)).mappings().first()
             if asset is None:
                 return False
+            expired = update(assets).where(assets.c.id == asset_id).values(expires=now)
+            connection.execute(expired)  # kept where a file holds it
+            gone = delete(assets).where(assets.c.id == asset_id, not_in_files())
+            removed = connection.execute(gone.returning(assets.c.blob_key)).scalars().all()
             places = select(picture_places.c.position).where(
                 picture_places.c.sha256 == asset["sha256"],
                 picture_places.c.holder == asset["job_id"],
@@ -99,18 +110,23 @@ class BlobRefs(Repository):
                 previews.c.job_id == asset["job_id"], previews.c.image_index.in_(places)
             )
             left = connection.execute(shown.returning(previews.c.blob_key)).scalars()
-            release_ref(connection, [asset["blob_key"], *left], self.clock.time())
+            release_ref(connection, [*removed, *left], now)
         return True
 
     def existing_assets(self, asset_ids: Sequence[str]) -> set[str]:
-        """Those of these images that are neither deleted nor taken down."""
-        query = select(assets.c.id).where(assets.c.id.in_(list(asset_ids)))
+        """Those of these images that are neither deleted nor taken down nor over."""
+        there = or_(assets.c.expires.is_(None), assets.c.expires > self.clock.time())
+        query = select(assets.c.id).where(assets.c.id.in_(list(asset_ids)), there)
         with reading(self.engine) as connection:
             return set(connection.execute(query).scalars())
 
     def expire_assets(self, limit: int = _PAGE) -> int:
-        """Forgets images whose time is over; how many there were."""
-        return self._forget(assets, assets.c.expires <= self.clock.time(), limit)
+        """Forgets images whose time is over; how many there were.
+
+        Those that a file holds are kept with it, so that a takedown finds both by what they show.
+        """
+        over = and_(assets.c.expires <= self.clock.time(), not_in_files())
+        return self._forget(assets, over, limit)
 
     # -- files ---------------------------------------------------------------------------------
 

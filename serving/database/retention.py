@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, delete, or_, select, text, update
 
-from calotype.serving.database.blob_refs import release_ref
+from calotype.serving.database.blob_refs import not_in_files, release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.review_tables import picture_places, refusals
@@ -59,21 +59,24 @@ class Retention(Repository):
                         body_sha256=None,
                     )
                 )
-                for table in (assets, previews):
-                    gone = connection.execute(
-                        delete(table).where(table.c.job_id == job.id).returning(table.c.blob_key)
-                    )
-                    release_ref(connection, list(gone.scalars()), now)
+                for of_job in (
+                    delete(assets).where(assets.c.job_id == job.id, not_in_files()),
+                    delete(previews).where(previews.c.job_id == job.id),
+                ):
+                    gone = connection.execute(of_job.returning(text("blob_key"))).scalars()
+                    release_ref(connection, list(gone), now)
         return len(ended)
 
     def forget_jobs(self, purged_before: float, limit: int = _PAGE) -> int:
         """Removes the last trace of jobs that were purged so long ago; their usage stays."""
         with writing(self.engine) as connection:
-            query = select(jobs.c.id).where(jobs.c.purged <= purged_before).limit(limit)
+            # While a file holds one of its pictures, that one is still to be found.
+            kept = select(assets.c.job_id).where(assets.c.job_id == jobs.c.id).exists()
+            query = select(jobs.c.id).where(jobs.c.purged <= purged_before, ~kept).limit(limit)
             ids = list(connection.execute(query).scalars())
             if not ids:
                 return 0
-            for table in (checkpoints, previews, assets):
+            for table in (checkpoints, previews):
                 gone = connection.execute(
                     delete(table).where(table.c.job_id.in_(ids)).returning(table.c.blob_key)
                 )

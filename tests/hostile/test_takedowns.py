@@ -123,6 +123,27 @@ def test_it_finds_every_place_that_the_picture_went_to(service: Service, reviewe
     assert not {key for key, data in service.blobs.blobs.items() if data == picture}
 
 
+def test_the_output_of_a_batch_is_found_as_long_as_it_is_kept(
+    service: Service, reviewer: Any
+) -> None:
+    """The pictures in it are over after a day, and were deleted by their team; it lives longer."""
+    http, output = service.http(), batch_output(service)
+    asset = service.database.files.get_asset(asset_of(service.jobs()[0]))
+    assert asset is not None
+    service.blobs.put(asset.blob_key, encode_image(texture(11, 256), "png", None))
+    assert http.delete(f"/v1/assets/{asset.id}").status_code == 200
+    assert http.delete(f"/v1/assets/{asset.id}").status_code == 404
+    service.clock.advance(hours=72)
+    sweep(service)
+    assert http.get(f"/v1/assets/{asset.id}").status_code == 410
+    assert http.get(f"/v1/files/{output}/content").status_code == 200
+    found = encode_image(texture(11, 256), "jpeg", None)
+    body = {"image": base64.b64encode(found).decode(), "category": "harassment", "reason": "r"}
+    answer = reviewer.post(TAKEDOWNS, json=body).json()
+    assert (answer["match_count"], answer["also"]["files"]) == (1, 1)
+    assert http.get(f"/v1/files/{output}/content").status_code == 404
+
+
 def test_a_fault_before_the_end_of_the_transaction_undoes_all_of_it(
     service: Service, reviewer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
