@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from calotype.serving.config import Quotas
@@ -123,12 +123,12 @@ class OperatorSettings(Part):
     serve_image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: list[str | SecretName] = Field(default_factory=list)
     gateway_config_map: str = Field("", description="Default: RELEASE-gateway-config.")
-    database_url: str | None = Field(None, description="Where jobs are kept; or by Secret.")
-    database_secret_ref: SecretKey | None = None
-    blob_url: str | None = Field(None, description="Where pictures are kept.")
-    blob_secret_ref: SecretName | None = Field(None, description="Its keys become environment.")
+    gateway_url: str = Field(
+        "http://{release}-internal.{namespace}.svc:8001",
+        description="Internal port of the gateways, where model apps reach their jobs.",
+    )
     internal_token_secret_ref: SecretKey | None = Field(
-        None, description="What gateway, operator and model apps say to each other."
+        None, description="The internal token; tokens of models follow from it."
     )
     data_claim: str | None = Field(
         None, description="PersistentVolumeClaim at /var/lib/calotype; None = nothing is shared."
@@ -212,12 +212,6 @@ class OperatorSettings(Part):
     workers: int = Field(8, ge=1, description="Reconciles at the same time.")
     lease: bool = Field(True, description="Hold a Lease, so that two operators never act.")
 
-    @model_validator(mode="after")
-    def _one_of_each(self) -> OperatorSettings:
-        if self.database_url and self.database_secret_ref:
-            raise ValueError("give databaseUrl or databaseSecretRef, not both")
-        return self
-
     @property
     def all_namespaces(self) -> bool:
         return ALL_NAMESPACES in self.namespaces
@@ -230,6 +224,11 @@ class OperatorSettings(Part):
     @property
     def gateway_config(self) -> str:
         return self.gateway_config_map or f"{self.release}-gateway-config"
+
+    @property
+    def job_store_url(self) -> str:
+        """Where the pods of models reach their jobs and pictures."""
+        return self.gateway_url.format(release=self.release, namespace=self.operator_namespace)
 
     @property
     def gateway_teams(self) -> str:

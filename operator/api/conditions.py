@@ -61,7 +61,6 @@ class Reason(enum.StrEnum):
     PATH_NOT_ALLOWED = "PathNotAllowed"
     NAME_NOT_GRANTED = "NameNotGranted"
     OBJECT_NOT_OURS = "ObjectNotOurs"
-    NAMESPACE_NOT_SERVED = "NamespaceNotServed"
     CAPACITY_EXCEEDED = "CapacityExceeded"
     SUSPENDED = "Suspended"
     DELETING = "Deleting"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from calotype.operator.kube.objects import Manifest
+from calotype.operator.manifests.model_secret import MARKS, TOKEN, model_secret_name
 from calotype.operator.settings import OperatorSettings, ResourceProfile
 from calotype.serving.wire.ray_env import RAY_CALLS
 
@@ -29,7 +30,7 @@ class Volumes:
     """Which claims a pod of a model sees; None = an empty folder of its own."""
 
     data: str | None = None
-    """The release's volume, at /var/lib/calotype."""
+    """The release's volume: its folder of weights, and of audit logs where there is a moderator."""
     cache: str | None = None
     """The model's own volume of fetched weights, at /var/lib/calotype/cache."""
     source: str | None = None
@@ -38,6 +39,8 @@ class Volumes:
     """The claim with an adapter's file, for its fetch Job; /var/lib/calotype/adapter-source."""
     audit: str | None = None
     """The claim for audit logs, at /var/lib/calotype/audit; for pods with a moderator alone."""
+    moderator: bool = False
+    """Whether the pod has a moderator."""
 
     @property
     def keeps_weights(self) -> bool:
@@ -67,7 +70,7 @@ def container_security(settings: OperatorSettings) -> Manifest:
 
 
 def environment(settings: OperatorSettings, threads: int = 1) -> list[Manifest]:
-    """The environment of model pods; secrets by reference."""
+    """The environment of the pods of models and trainings; no secrets."""
     found: list[Manifest] = [
         {"name": "CALOTYPE_DATA_DIR", "value": DATA_DIR},
         {"name": "CALOTYPE_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -77,27 +80,18 @@ def environment(settings: OperatorSettings, threads: int = 1) -> list[Manifest]:
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *({"name": name, "value": value} for name, value in RAY_CALLS.items()),
     ]
-    if settings.database_secret_ref is not None:
-        found.append(
-            from_secret("CALOTYPE_DATABASE_URL", **settings.database_secret_ref.model_dump())
-        )
-    elif settings.database_url:
-        found.append({"name": "CALOTYPE_DATABASE_URL", "value": settings.database_url})
-    if settings.blob_url:
-        found.append({"name": "CALOTYPE_BLOB_URL", "value": settings.blob_url})
-    if settings.internal_token_secret_ref is not None:
-        found.append(
-            from_secret(
-                "CALOTYPE_INTERNAL_TOKEN", **settings.internal_token_secret_ref.model_dump()
-            )
-        )
     return found
 
 
-def environment_from(settings: OperatorSettings) -> list[Manifest]:
-    """Whole Secrets as environment: the object store's keys."""
-    ref = settings.blob_secret_ref
-    return [{"secretRef": {"name": ref.name}}] if ref is not None else []
+def access(settings: OperatorSettings, model: str) -> list[Manifest]:
+    """How a model's pods reach its jobs and pictures: through the gateways, with its own token."""
+    secret = model_secret_name(model)
+    return [
+        {"name": "CALOTYPE_DATABASE_URL", "value": settings.job_store_url},
+        {"name": "CALOTYPE_BLOB_URL", "value": settings.job_store_url},
+        from_secret("CALOTYPE_INTERNAL_TOKEN", secret, TOKEN),
+        from_secret("CALOTYPE_MARKS_SECRET", secret, MARKS),
+    ]
 
 
 def from_secret(variable: str, name: str, key: str, optional: bool = False) -> Manifest:
@@ -113,10 +107,15 @@ def mounts(volumes: Volumes) -> list[Manifest]:
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "data", "mountPath": DATA_DIR},
     ]
+    # Of the release's volume two folders: jobs, keys and pictures lie on it, too.
     if volumes.cache:
         found.append({"name": "cache", "mountPath": CACHE_DIR})
+    elif volumes.data:
+        found.append({"name": "release", "mountPath": CACHE_DIR, "subPath": "cache"})
     if volumes.audit:
         found.append({"name": "audit", "mountPath": AUDIT_DIR})
+    elif volumes.data and volumes.moderator:
+        found.append({"name": "release", "mountPath": AUDIT_DIR, "subPath": "audit"})
     if volumes.source:
         found.append({"name": "source", "mountPath": SOURCE_DIR, "readOnly": True})
     if volumes.adapter_source:
@@ -126,10 +125,9 @@ def mounts(volumes: Volumes) -> list[Manifest]:
 
 def pod_volumes(volumes: Volumes) -> list[Manifest]:
     found: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
-    data: Manifest = {"emptyDir": {}}
-    if volumes.data:
-        data = {"persistentVolumeClaim": {"claimName": volumes.data}}
-    found.append({"name": "data", **data})
+    found.append({"name": "data", "emptyDir": {}})
+    if any(mount["name"] == "release" for mount in mounts(volumes)):
+        found.append({"name": "release", "persistentVolumeClaim": {"claimName": volumes.data}})
     if volumes.cache:
         found.append({"name": "cache", "persistentVolumeClaim": {"claimName": volumes.cache}})
     if volumes.audit:

@@ -32,10 +32,10 @@ from calotype.operator.manifests.pods import (
     DRAIN_SECONDS,
     SERVE_PORT,
     Volumes,
+    access,
     base_pod,
     container_security,
     environment,
-    environment_from,
     mounts,
     pod_volumes,
 )
@@ -233,7 +233,7 @@ def _group(model: str, group: Group, volumes: Volumes, settings: OperatorSetting
     if group.profile is not None and group.profile.gpus:
         params["num-gpus"] = str(group.profile.gpus)
     if group.name == CONTROL:  # the moderators are there
-        volumes = replace(volumes, audit=settings.audit_claim)
+        volumes = replace(volumes, audit=settings.audit_claim, moderator=True)
     return {
         "groupName": group.name,
         "replicas": group.replicas.min,
@@ -262,13 +262,11 @@ def _pod(
             {"name": "metrics", "containerPort": 8080},
             *(_HEAD_PORTS if head else []),
         ],
-        "env": environment(settings),
+        "env": [*environment(settings), *access(settings, model)],
         "resources": profile.resources() if profile is not None else settings.control_resources,
         "securityContext": container_security(settings),
         "volumeMounts": mounts(volumes),
     }
-    if from_secrets := environment_from(settings):
-        container["envFrom"] = from_secrets
     spec = base_pod(settings, profile)
     if head:
         # It has no replica that could drain; Ray would wait for its own nodes for two minutes.

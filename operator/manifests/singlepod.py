@@ -16,10 +16,10 @@ from calotype.operator.manifests.pods import (
     DRAIN_SECONDS,
     SERVE_PORT,
     Volumes,
+    access,
     base_pod,
     container_security,
     environment,
-    environment_from,
     mounts,
     pod_volumes,
 )
@@ -94,7 +94,7 @@ def build_deployment(
 ) -> Manifest:
     """The Deployment of one pod; suspended = of none."""
     name = owner["metadata"]["name"]
-    volumes = replace(volumes, audit=settings.audit_claim)
+    volumes = replace(volumes, audit=settings.audit_claim, moderator=True)
     container: Manifest = {
         "name": "model-app",
         "image": settings.serve_image,
@@ -102,7 +102,7 @@ def build_deployment(
         "command": ["calotype", "model-app"],
         "args": ["--config", f"{MODEL_DIR}/model.json", "--port", str(SERVE_PORT)],
         "ports": [{"name": "serve", "containerPort": SERVE_PORT, "protocol": "TCP"}],
-        "env": environment(settings, profile.threads),
+        "env": [*environment(settings, profile.threads), *access(settings, name)],
         "resources": profile.resources(),
         "securityContext": container_security(settings),
         "volumeMounts": [
@@ -115,8 +115,6 @@ def build_deployment(
         "livenessProbe": {**_probe(), "periodSeconds": 15, "failureThreshold": 4},
         "readinessProbe": {**_probe(), "periodSeconds": 5, "failureThreshold": 2},
     }
-    if from_secrets := environment_from(settings):
-        container["envFrom"] = from_secrets
     config = {"name": "model", "configMap": {"name": config_map_name(name)}}
     shared_memory = {"name": "shm", "emptyDir": {"medium": "Memory"}}
     return {

@@ -21,7 +21,6 @@ from calotype.operator.manifests.pods import (
     base_pod,
     container_security,
     environment,
-    environment_from,
     from_secret,
     mounts,
     pod_volumes,
@@ -289,8 +288,6 @@ def _pod(
         "securityContext": container_security(settings),
         "volumeMounts": [*mounts(volumes), config_mount],
     }
-    if from_secrets := environment_from(settings):
-        container["envFrom"] = from_secrets
     config = {"name": "config", "configMap": {"name": config_name(training.name)}}
     pod_volume_list = [*pod_volumes(volumes), config]
     if claim is not None:

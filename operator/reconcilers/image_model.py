@@ -13,7 +13,7 @@ from calotype.operator.api.conditions import (
     true,
 )
 from calotype.operator.kube.objects import Manifest, Object, address_of
-from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS, SECRETS
+from calotype.operator.kube.resources import CLAIMS, IMAGE_MODELS
 from calotype.operator.manifests.custom_resources import InvalidSpec, parse
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.claims import volume_problem, waiting
@@ -81,7 +81,6 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
     context.recheck.discard(key)
     host = context.store.hosts().get(address)
     refusal = host.refusal if host is not None else None
-    refusal = refusal or await _unserved(context, model)
     credentials = await _credentials(context, model)
     volumes = volumes_of(model, context.settings)
     accepted = refusal is None
@@ -162,27 +161,6 @@ def _may_start(
     if seen.live is None and problem is not None and problem.reason == Reason.VOLUME_MISSING:
         return False
     return weights.ready is not None or weights.current
-
-
-async def _unserved(context: Context, model: ImageModel) -> Refusal | None:
-    """Pods read the release's Secrets in their own namespace; the operator copies none there."""
-    settings, namespace = context.settings, model.metadata.namespace
-    refs = (
-        settings.internal_token_secret_ref,
-        settings.database_secret_ref,
-        settings.blob_secret_ref,
-    )
-    if namespace == settings.operator_namespace:
-        return None
-    for ref in refs:
-        if ref is not None and await context.kube.get(SECRETS, namespace, ref.name) is None:
-            return Refusal(
-                Reason.NAMESPACE_NOT_SERVED,
-                f"The pods of a model need Secret {ref.name}, which namespace {namespace} does not "
-                f"have: put the ImageModel into namespace {settings.operator_namespace}, or copy "
-                "the Secret.",
-            )
-    return None
 
 
 async def _credentials(context: Context, model: ImageModel) -> Credentials:

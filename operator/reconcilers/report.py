@@ -8,6 +8,7 @@ from calotype.operator.reconcilers.workload import is_deployed, service_of
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.workqueue import Key
 from calotype.serving.config import ImageModel
+from calotype.serving.wire.model_token import ModelIdentity
 
 MISSES = 3
 """Answers that may be missing in a row before the last one is forgotten."""
@@ -25,7 +26,7 @@ async def reconcile_report(context: Context, key: Key) -> float | None:
             _wake_adapters(context, address, None)
         return None
     url = context.apps.url(service_of(model), model.metadata.namespace)
-    now = await context.apps.status(url)
+    now = await context.apps.status(url, ModelIdentity(*address))
     before = context.reports.get(address)
     if not now.reachable:
         missed = context.missed[address] = context.missed.get(address, 0) + 1
@@ -43,7 +44,7 @@ async def first_report(context: Context, address: Address, model: ImageModel) ->
     did before only because we know nothing."""
     if address not in context.reports:
         url = context.apps.url(service_of(model), model.metadata.namespace)
-        context.reports[address] = await context.apps.status(url)
+        context.reports[address] = await context.apps.status(url, ModelIdentity(*address))
 
 
 def _wake_concerned(

@@ -36,6 +36,7 @@ from calotype.operator.manifests.application import (
     serve_config,
 )
 from calotype.operator.manifests.custom_resources import Weights, model_manifest
+from calotype.operator.manifests.model_secret import build_model_secret
 from calotype.operator.manifests.podmonitor import build_podmonitor
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.planning.team_check import policies_beside
@@ -161,6 +162,7 @@ async def apply_workload(
         groups=not single,
         max_outage_seconds=settings.max_outage_seconds,
     )
+    await _access(context, obj, model)
     if application != seen.config:
         context.metrics.pushes.labels(model.metadata.namespace, model.name).inc()
     if single:
@@ -169,6 +171,15 @@ async def apply_workload(
         groups = rayservice.groups_of(model, profile, encoder)
         result = await _ray_service(context, obj, model, application, groups, volumes, seen, force)
     return replace(result, config=cast(Object, application), adapters=adapters)
+
+
+async def _access(context: Context, obj: Object, model: ImageModel) -> None:
+    """The Secret by which the pods reach their jobs; another one after another internal token."""
+    token = await context.apps.internal_token()
+    if not token:
+        return
+    wanted = build_model_secret(obj, token, context.settings)
+    await context.children.ensure(wanted)
 
 
 async def _single_pod(

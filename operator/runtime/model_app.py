@@ -17,6 +17,7 @@ from calotype.operator.kube.client import KubeClient
 from calotype.operator.kube.resources import SECRETS
 from calotype.operator.planning.model_report import ModelReport, read_report, unreachable
 from calotype.operator.settings import OperatorSettings
+from calotype.serving.wire.model_token import ModelIdentity, make_model_token
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class NoAnswer(Exception):
 
 
 class ModelApps:
-    """Asks model apps, with the token of the release."""
+    """Asks model apps, each with its own token."""
 
     def __init__(self, kube: KubeClient, settings: OperatorSettings) -> None:
         self._kube, self._settings = kube, settings
@@ -46,23 +47,26 @@ class ModelApps:
     def url(self, service: str, namespace: str) -> str:
         return self._settings.model_url.format(service=service, namespace=namespace)
 
-    async def status(self, url: str) -> ModelReport:
+    async def status(self, url: str, model: ModelIdentity) -> ModelReport:
         """How the model app at that base URL is; never raises."""
         try:
-            return read_report(await self.get(f"{url}/internal/v1/status"))
+            return read_report(await self.get(f"{url}/internal/v1/status", model))
         except NoAnswer as error:
             return unreachable(str(error))
 
-    async def get(self, url: str) -> bytes:
+    async def get(self, url: str, model: ModelIdentity | None = None) -> bytes:
         """The body of an internal address.
+
+        Args:
+            model: whose token is shown; None = none is.
 
         Raises:
             NoAnswer: it cannot be reached, or answers with another status than 200.
         """
         try:
-            answer = await self._get(url, await self._bearer())
+            answer = await self._get(url, await self._token_of(model))
             if answer.status == 401:
-                answer = await self._get(url, await self._bearer(renewed=True))
+                answer = await self._get(url, await self._token_of(model, renewed=True))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             said = str(error) or type(error).__name__
             raise NoAnswer(f"{url} cannot be reached: {said}") from error
@@ -82,7 +86,12 @@ class ModelApps:
                 body += await response.content.read(MOST_BYTES - len(body))
             return _Answer(response.status, body)
 
-    async def _bearer(self, renewed: bool = False) -> str:
+    async def _token_of(self, model: ModelIdentity | None, renewed: bool = False) -> str:
+        internal = "" if model is None else await self.internal_token(renewed)
+        return make_model_token(internal, model) if internal and model is not None else ""
+
+    async def internal_token(self, renewed: bool = False) -> str:
+        """The internal token of the release; empty where the settings name none."""
         ref = self._settings.internal_token_secret_ref
         if ref is None:
             return ""

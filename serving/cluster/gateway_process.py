@@ -28,6 +28,8 @@ from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster.config_map import ConfigMapReader
 from calotype.serving.cluster.config_sync import ConfigFollower
 from calotype.serving.cluster.followed_file import FollowedFile
+from calotype.serving.cluster.internal_server import serving_internally
+from calotype.serving.cluster.job_store_api import build_job_store_api
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
@@ -63,6 +65,8 @@ class GatewayOptions:
     """The ConfigMap that ``config`` comes from, where this pod may read it."""
     teams_config_map: str | None = None
     """The one that teams.json comes from."""
+    internal_port: int | None = None
+    """Where model apps reach their jobs; None = they have a way of their own to the database."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for whoever reads the log go."""
 
@@ -141,18 +145,24 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         options.say,
     )
 
+    blobs = open_blobs(environment.blob_url)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await follower.look()
         gateway: Gateway = app.state.gateway
         gateway.loops.start(Loop("configuration", follower.work))
         options.say(f"The gateway listens on {options.host}, port {options.port}.")
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if options.internal_port is not None:
+                store = build_job_store_api(database, blobs, catalog, environment.internal_token)
+                internal = serving_internally(store, options.host, options.internal_port)
+                await stack.enter_async_context(internal)
+            yield
         await gateway.loops.stop()
         await backend.close()
         await follower.close()
 
-    blobs = open_blobs(environment.blob_url)
     return create_app(
         options.settings,
         database,

@@ -6,7 +6,8 @@
     POST /internal/v1/judge                     {"texts": [...], "images": [base64 file, ...]}
     GET  /internal/v1/status                    how the model and its replicas are
 
-All of them need ``Authorization: Bearer $CALOTYPE_INTERNAL_TOKEN``. An error is the JSON of
+All of them need ``Authorization: Bearer $CALOTYPE_INTERNAL_TOKEN``: the token of the model
+(`wire.model_token`), or the internal one of a service whose parts share it. An error is the JSON of
 `CalotypeError.to_payload` under ``error``. Jobs and pictures do not travel here: both sides know
 the same job database and the same blob store. The other end is `remote_backend`.
 """
@@ -32,6 +33,7 @@ from calotype.serving.api.http.failures import wire
 from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import CalotypeError, InvalidRequest, Unauthenticated
 from calotype.serving.wire.model_status import ModelAppStatus
+from calotype.serving.wire.model_token import read_model_token
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -124,8 +126,10 @@ class Ingress:
         return str(request.path_params["job_id"])
 
     def _check(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        token = self._token.decode()
+        known = hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
+        if scheme != "Bearer" or not (known or read_model_token(token, given) is not None):
             raise Unauthenticated(
                 "The internal token is missing or wrong: gateway and model app must have the same "
                 "CALOTYPE_INTERNAL_TOKEN."

@@ -30,6 +30,7 @@ from calotype.serving.core.errors import (
 from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.database.database import Database
 from calotype.serving.wire.model_status import ModelAppStatus
+from calotype.serving.wire.model_token import ModelIdentity, make_model_token
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -68,10 +69,12 @@ class RemoteBackend:
     def __init__(self, database: Database, token: str) -> None:
         self.endpoints: dict[str, str] = {}
         """Model -> base URL of its app; may be replaced while running."""
+        self.namespaces: dict[str, str] = {}
+        """Model -> namespace of its ImageModel."""
+        self._token = token
         self._database = database
         self._model_of = functools.lru_cache(10_000)(self._look_up)
         self._client = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS),
             # A waiting client holds one connection.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
@@ -168,6 +171,13 @@ class RemoteBackend:
             raise Overloaded("This job is not known at the moment.", retry_after=30)
         return job.model
 
+    def _token_of(self, model: str) -> str:
+        """What a model app knows us by: it opens no other one."""
+        namespace = self.namespaces.get(model)
+        if namespace is None:
+            return self._token
+        return make_model_token(self._token, ModelIdentity(namespace, model))
+
     async def _post(
         self,
         model: str,
@@ -190,10 +200,15 @@ class RemoteBackend:
         """
         url = self.endpoints.get(model, "").rstrip("/")
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        headers = {"authorization": f"Bearer {self._token_of(model)}"}
 
         async def ask() -> httpx.Response:
             return await self._client.request(
-                method, f"{url}/internal/v1/{path}", timeout=timeout, **content
+                method,
+                f"{url}/internal/v1/{path}",
+                timeout=timeout,
+                headers=headers,
+                **content,
             )
 
         try:

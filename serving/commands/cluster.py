@@ -42,12 +42,18 @@ def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
 @click.option(
     "--teams-config-map", metavar="NAME", help="The same for teams.json, which lies beside it."
 )
+@click.option(
+    "--internal-port",
+    type=click.IntRange(1, 65535),
+    help="Port for model apps, which reach the jobs of their model here. Default: none.",
+)
 @_host
 @_port
 def gateway(
     config: pathlib.Path,
     config_map: str | None,
     teams_config_map: str | None,
+    internal_port: int | None,
     host: str,
     port: int,
 ) -> None:
@@ -73,6 +79,7 @@ def gateway(
             os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
             config_map,
             teams_config_map,
+            internal_port,
             say=lambda sentence: click.echo(sentence),
         )
     )
@@ -86,7 +93,8 @@ def gateway(
 def model_app(config: pathlib.Path, host: str, port: int, ray_start_seconds: float) -> None:
     """Run one model in this pod, for the gateways of a cluster.
 
-    Needs the same CALOTYPE_INTERNAL_TOKEN, CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL as they.
+    Needs CALOTYPE_INTERNAL_TOKEN, the model's token or that of the gateways. CALOTYPE_DATABASE_URL
+    and CALOTYPE_BLOB_URL are the address of the gateways' internal port, or as theirs.
     """
     from calotype.serving.cluster.model_app_process import ModelAppOptions, run_model_app
 

@@ -79,6 +79,11 @@ def is_referenced(connection: Connection, key: str) -> bool:
 class BlobRefs(Repository):
     """Assets, uploaded files, and the blobs that they name."""
 
+    def is_named(self, key: str) -> bool:
+        """Whether a row names the blob."""
+        with reading(self.engine) as connection:
+            return is_referenced(connection, key)
+
     # -- assets --------------------------------------------------------------------------------
 
     def get_asset(self, asset_id: str, team_id: str | None = None) -> AssetRecord | None:

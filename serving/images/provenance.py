@@ -3,8 +3,9 @@
 CALOTYPE_MARKS            ``xmp``, ``watermark``, ``c2pa``, separated by commas, or ``none``; all
                           three if missing, Content Credentials as far as their library is there
 CALOTYPE_PROVENANCE_DIR   folder of the keys; ``provenance`` in the data folder if missing
-CALOTYPE_INTERNAL_TOKEN   where there is no such folder: the secret that the keys follow from, so
-                          that all pods of a cluster mark alike
+CALOTYPE_MARKS_SECRET     where there is no such folder: the secret that the keys follow from, so
+                          that all pods of a cluster mark alike; it follows from
+                          CALOTYPE_INTERNAL_TOKEN if missing
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from calotype.moderation.provenance import watermark
 from calotype.moderation.provenance.installation_keys import InstallationKeys
 from calotype.moderation.provenance.marks import LAYERS, Layer, Marks
 from calotype.serving.config.environment import DATA_DIR, INTERNAL_TOKEN
+from calotype.serving.core.derived_secrets import marks_secret
 from calotype.serving.core.errors import InvalidRequest
 
 MARKS = "CALOTYPE_MARKS"
 PROVENANCE_DIR = "CALOTYPE_PROVENANCE_DIR"
+MARKS_SECRET = "CALOTYPE_MARKS_SECRET"
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,7 +52,8 @@ def installation_keys(
         ProvenanceError: they cannot be made or read.
     """
     folder = variables.get(PROVENANCE_DIR)
-    secret = variables.get(INTERNAL_TOKEN, "").strip()
+    token = variables.get(INTERNAL_TOKEN, "").strip()
+    secret = variables.get(MARKS_SECRET, "").strip() or (marks_secret(token) if token else "")
     if folder:
         return InstallationKeys.in_folder(pathlib.Path(folder), make=make)
     own = pathlib.Path(variables.get(DATA_DIR) or "calotype-data") / "provenance"

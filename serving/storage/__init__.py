@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage.folder import FolderBlobStore
+from calotype.serving.storage.gateway import GatewayBlobStore
 from calotype.serving.storage.keys import HEADS_PREFIX, MAX_KEY_CHARS, check_key, new_key
 from calotype.serving.storage.objects import ObjectBlobStore
 
@@ -32,6 +33,7 @@ def open_blobs(url: str) -> ListedBlobStore:
 
     ``file:///absolute/folder``, ``s3://bucket/prefix`` or ``gs://bucket/prefix``; the latter two
     may end with ``?endpoint=https://...&region=...``. See `ObjectBlobStore` for credentials.
+    ``http://gateway:8001`` is the internal port of the gateways, for a pod of a model.
 
     Raises:
         InvalidRequest: the URL names no place that pictures can be kept in.
@@ -47,6 +49,8 @@ def open_blobs(url: str) -> ListedBlobStore:
                 f"Options are {', '.join(_OPTIONS)}."
             )
         return ObjectBlobStore(f"{parts.scheme}://{parts.netloc}{parts.path}", options)
+    if parts.scheme in ("http", "https") and parts.hostname and not parts.path.strip("/"):
+        return GatewayBlobStore(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise InvalidRequest(
             f"The blob URL {_plain(url)!r} cannot be used: it must be file:///absolute/folder, "

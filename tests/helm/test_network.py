@@ -82,6 +82,7 @@ Connection = tuple[str, Pod | None, Pod | None, int]
 NEEDED: list[Connection] = [
     ("clients come to the gateway", INGRESS, ours("gateway"), 8000),
     ("the gateway asks models", ours("gateway"), ours("model"), 8000),
+    ("a model asks for its jobs", ours("model"), ours("gateway"), 8001),
     ("the gateway asks the API server", ours("gateway"), WORLD, 6443),
     ("the operator asks models", ours("operator"), ours("model"), 8000),
     ("the operator asks the API server", ours("operator"), WORLD, 6443),
@@ -101,9 +102,8 @@ NEEDED: list[Connection] = [
 ]
 STATE: list[tuple[str, Pod, int]] = [
     ("gateway and database", ours("gateway"), 5432),
-    ("model and database", ours("model"), 5432),
+    ("gateway and pictures", ours("gateway"), 443),
     ("model and Redis", ours("model"), 6379),
-    ("model and pictures", ours("model"), 443),
 ]
 FORBIDDEN: list[Connection] = [
     ("a pod elsewhere labelled as the gateway", ours("gateway", "tenant"), ours("model"), 8000),
@@ -115,6 +115,9 @@ FORBIDDEN: list[Connection] = [
     ("the gateway and Ray's dashboard", ours("gateway"), ours("model"), 8265),
     ("strangers and the operator's other ports", STRANGER, ours("operator"), 8000),
     ("a model and the gateway", ours("model"), ours("gateway"), 8000),
+    ("a training and the jobs of models", ours("training"), ours("gateway"), 8001),
+    ("a pod elsewhere labelled as a model", ours("model", "tenant"), ours("gateway"), 8001),
+    ("clients and the internal port", INGRESS, ours("gateway"), 8001),
     ("a model and the operator", ours("model"), STRANGER, 8000),
     ("a fetch Job and a model", ours("fetch"), ours("model"), 6379),
     ("a training and a model", ours("training"), ours("model"), 6379),
@@ -150,7 +153,9 @@ def test_state_is_reached_where_it_is_elsewhere(
         assert not reaches(combination("trial"), source, WORLD, port)
 
 
-@pytest.mark.parametrize(("part", "port"), [("gateway", 6379), ("fetch", 5432), ("training", 5432)])
+@pytest.mark.parametrize(
+    ("part", "port"), [("gateway", 6379), ("model", 5432), ("fetch", 5432), ("training", 5432)]
+)
 def test_state_is_for_those_who_keep_it(combination: Combinations, part: str, port: int) -> None:
     assert not reaches(combination("production"), ours(part), WORLD, port)
 

@@ -138,7 +138,7 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     assert [*container["command"], *container["args"]] == [
         "calotype", "gateway", "--config=/etc/calotype/gateway/gateway.json",
         f"--config-map={RELEASE}-gateway-config", f"--teams-config-map={RELEASE}-gateway-teams",
-        "--host=0.0.0.0", "--port=8000",
+        "--host=0.0.0.0", "--port=8000", "--internal-port=8001",
     ]  # fmt: skip
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -167,7 +167,10 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
     assert all(probe == {"path": "/healthz", "port": "http"} for probe in probes.values())
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    assert container["ports"] == [{"name": "http", "containerPort": 8000, "protocol": "TCP"}]
+    assert container["ports"] == [
+        {"name": "http", "containerPort": 8000, "protocol": "TCP"},
+        {"name": "internal", "containerPort": 8001, "protocol": "TCP"},
+    ]
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 
 

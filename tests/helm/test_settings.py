@@ -47,15 +47,18 @@ def test_the_operator_reads_its_settings(
     assert (settings.health_port, settings.metrics_port) == (8080, 9090)
 
 
-def test_gateway_and_models_use_the_same_state(rendered: Rendered) -> None:
+def test_models_reach_their_jobs_through_the_gateways(rendered: Rendered) -> None:
     settings = rendered.settings()
     pod = rendered.one("Deployment", f"{RELEASE}-gateway")["spec"]["template"]["spec"]
     env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
-    database = env["CALOTYPE_DATABASE_URL"]
-    assert settings.get("databaseUrl") == database.get("value")
-    reference = database.get("valueFrom", {}).get("secretKeyRef")
-    assert settings.get("databaseSecretRef") == reference
-    assert settings["blobUrl"] == env["CALOTYPE_BLOB_URL"]["value"]
+    service = rendered.one("Service", f"{RELEASE}-internal")
+    (port,) = service["spec"]["ports"]
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    url = OperatorSettings.model_fields["gateway_url"].default
+    url = url.format(release=RELEASE, namespace=NAMESPACE)
+    assert url == f"http://{name}.{namespace}.svc:{port['port']}"
+    told = {entry["name"] for entry in pod["containers"][0]["ports"]}
+    assert port["targetPort"] in told
     token = env["CALOTYPE_INTERNAL_TOKEN"]["valueFrom"]["secretKeyRef"]
     assert settings["internalTokenSecretRef"] == token
     claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v]

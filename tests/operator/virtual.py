@@ -23,6 +23,7 @@ from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.client import DirectKubeClient
 from calotype.operator.testing.cluster import FakeCluster
 from calotype.operator.testing.objects import Change
+from calotype.serving.wire.model_token import ModelIdentity
 
 from .world import AnyWorld
 
@@ -59,7 +60,7 @@ class DirectModelApps(ModelApps):
         super().__init__(kube, settings)
         self._cluster = cluster
 
-    async def get(self, url: str) -> bytes:
+    async def get(self, url: str, model: ModelIdentity | None = None) -> bytes:
         _, _, path = url.partition("/apps/")
         namespace, service, *_ = path.split("/")
         status = self._cluster.apps.answer(namespace, model_of(service.removesuffix("-serve-svc")))

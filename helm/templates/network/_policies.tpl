@@ -33,8 +33,8 @@ matchExpressions:
 {{- define "calotype.statePorts" -}}
 {{- $ports := list -}}
 {{- with .root.Values -}}
-{{- if .objectStore.url }}{{ $ports = append $ports .networkPolicy.objectStorePort }}{{ end -}}
-{{- if and .database.existingSecret.name (has $.component (list "gateway" "model")) }}{{ $ports = append $ports .networkPolicy.databasePort }}{{ end -}}
+{{- if and .objectStore.url (eq $.component "gateway") }}{{ $ports = append $ports .networkPolicy.objectStorePort }}{{ end -}}
+{{- if and .database.existingSecret.name (eq $.component "gateway") }}{{ $ports = append $ports .networkPolicy.databasePort }}{{ end -}}
 {{- if and .redis.address (eq $.component "model") }}{{ $ports = append $ports (last (splitList ":" .redis.address) | int) }}{{ end -}}
 {{- end -}}
 {{ toJson $ports }}

@@ -8,17 +8,6 @@ serveImagePullPolicy: {{ .Values.image.pullPolicy }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
 gatewayConfigMap: {{ .Release.Name }}-gateway-config
-{{- with .Values.database.existingSecret }}
-{{- if .name }}
-databaseSecretRef: {name: {{ .name }}, key: {{ .key }}}
-{{- else }}
-databaseUrl: {{ include "calotype.sqliteUrl" $ }}
-{{- end }}
-{{- end }}
-blobUrl: {{ include "calotype.blobUrl" . }}
-{{- with .Values.objectStore.existingSecret }}
-blobSecretRef: {name: {{ . }}}
-{{- end }}
 internalTokenSecretRef: {name: {{ include "calotype.internalSecret" . }}, key: token}
 {{- if include "calotype.embedded" . }}
 dataClaim: {{ include "calotype.claim" . }}

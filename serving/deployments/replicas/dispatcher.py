@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from calotype.serving.core.errors import EngineError, error_from_payload
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import SystemClock
-from calotype.serving.database.database import Database
+from calotype.serving.deployments.job_store import open_job_store
 from calotype.serving.deployments.remote import RemoteSafety
 from calotype.serving.deployments.reporting import ReplicaReport
 from calotype.serving.dispatch.dispatcher import Dispatcher
@@ -44,7 +44,7 @@ class DispatcherDeployment:
         self._leasing: set[asyncio.Task[list[Lease]]] = set()
         self._draining = False
         self._core = Dispatcher(
-            Database.open(database_url),
+            open_job_store(database_url),
             RemoteSafety(moderator),
             SystemClock(),
             DispatchPolicy(lease_seconds=LEASE_SECONDS),

@@ -24,8 +24,8 @@ from calotype.moderation.records.vault import PromptVault
 from calotype.serving.core.decision import NEWEST_TAKEDOWN
 from calotype.serving.core.errors import ModerationUnavailable
 from calotype.serving.core.json_object import JsonObject
-from calotype.serving.database.database import Database
 from calotype.serving.database.review.takedowns import TakenDown
+from calotype.serving.deployments.job_store import open_job_store
 from calotype.serving.images.provenance import payload_fingerprint
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
@@ -51,7 +51,7 @@ class ModeratorDeployment:
 
     def __init__(self, audit_folder: str, database_url: str) -> None:
         set_up_logs()
-        database = Database.connect(database_url)
+        database = open_job_store(database_url, upgrade=False)
         self._taken_down = TakenDown(database.takedowns)
         self._moderator = Moderator.load(known=[self._taken_down], fingerprint=payload_fingerprint)
         replica = serve.get_replica_context().replica_tag
