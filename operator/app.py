@@ -33,6 +33,7 @@ from calotype.operator.runtime.lease import Lease, LeaseLost
 from calotype.operator.runtime.metrics import Metrics
 from calotype.operator.runtime.model_app import ModelApps
 from calotype.operator.runtime.store import Store
+from calotype.operator.runtime.team_owners import TeamOwnersReader
 from calotype.operator.runtime.watching import STREAM, Watcher
 from calotype.operator.runtime.workqueue import Debounce, Key, WorkQueue
 from calotype.operator.runtime.writers.children import ChildWriter
@@ -97,6 +98,7 @@ class Operator:
             statuses=StatusWriter(kube, self.metrics, events),
             events=events,
             finalizers=Finalizers(kube, settings, self.metrics, store.terminating),
+            team_owners=TeamOwnersReader(self.apps, settings, clock),
         )
         self.router = EventRouter(self.context)
         self.watcher = Watcher(kube, settings, self.router, self.metrics, self.schedule_all)

@@ -40,12 +40,12 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
         await context.statuses.write(obj, facts, {"phase": "Failed"})
         return None
     context.store.put("Team", obj)
-    accepted = _accepted(context, address_of(obj), team)
+    accepted = await _owned(context, obj, team) or _accepted(context, address_of(obj), team)
     if not accepted.holds:
         facts = [accepted, false(Condition.READY, accepted.reason, accepted.message)]
         await context.statuses.write(obj, facts, {"phase": "Failed"})
         context.wake_gateway()
-        return None
+        return context.settings.secret_poll_seconds * 20
     secret, key_ready = await _key(context, obj, team)
     facts = [
         accepted,
@@ -64,6 +64,25 @@ async def reconcile_team(context: Context, key: Key) -> float | None:
     await context.statuses.write(obj, facts, {**fields, "usage": usage})
     context.wake_gateway()
     return context.settings.secret_poll_seconds * (20 if key_ready.holds else 1)
+
+
+async def _owned(context: Context, obj: Manifest, team: Team) -> Fact | None:
+    """That the job database has a team of this name which is another's; None = it has not."""
+    metadata = obj["metadata"]
+    if team.name in context.settings.team_grant(metadata["namespace"]).takes:
+        return None
+    owner = await context.team_owners.owner_of(team.name)
+    if owner is None or (owner.namespace, owner.uid) == (metadata["namespace"], metadata["uid"]):
+        return None
+    whose = "an administrator made"
+    if owner.uid is not None:
+        whose = f"was given to the Team {owner.namespace}/{team.name} with uid {owner.uid}"
+    text = (
+        f"There is a team of this name that {whose}, with jobs and pictures, and a name is given "
+        "out once: give this Team another one, or have an administrator hand the old one over "
+        "(takes in operator.settings.teamGrants)."
+    )
+    return false(Condition.ACCEPTED, Reason.NAME_CONFLICT, text)
 
 
 def _accepted(context: Context, address: Address, team: Team) -> Fact:

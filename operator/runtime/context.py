@@ -13,6 +13,7 @@ from calotype.operator.runtime.metrics import Metrics
 from calotype.operator.runtime.model_app import ModelApps
 from calotype.operator.runtime.namespaces import refresh_namespace
 from calotype.operator.runtime.store import Store
+from calotype.operator.runtime.team_owners import TeamOwnersReader
 from calotype.operator.runtime.workqueue import Debounce, Key, WorkQueue
 from calotype.operator.runtime.writers.children import ChildWriter
 from calotype.operator.runtime.writers.events import EventWriter
@@ -39,6 +40,7 @@ class Context:
     statuses: StatusWriter
     events: EventWriter
     finalizers: Finalizers
+    team_owners: TeamOwnersReader
     reports: dict[Address, ModelReport] = field(default_factory=dict)
     """The last answer of each model app."""
     missed: dict[Address, int] = field(default_factory=dict)

@@ -7,8 +7,10 @@ per pod. The app's dispatcher hears from every replica by heartbeat.
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -50,23 +52,24 @@ class ModelApps:
     async def status(self, url: str, model: ModelIdentity) -> ModelReport:
         """How the model app at that base URL is; never raises."""
         try:
-            return read_report(await self.get(f"{url}/internal/v1/status", model))
+            token = functools.partial(make_model_token, model=model)
+            return read_report(await self.get(f"{url}/internal/v1/status", token))
         except NoAnswer as error:
             return unreachable(str(error))
 
-    async def get(self, url: str, model: ModelIdentity | None = None) -> bytes:
+    async def get(self, url: str, token: Callable[[str], str] | None = None) -> bytes:
         """The body of an internal address.
 
         Args:
-            model: whose token is shown; None = none is.
+            token: what is shown, of the internal token; None = nothing is.
 
         Raises:
             NoAnswer: it cannot be reached, or answers with another status than 200.
         """
         try:
-            answer = await self._get(url, await self._token_of(model))
+            answer = await self._get(url, await self._shown(token))
             if answer.status == 401:
-                answer = await self._get(url, await self._token_of(model, renewed=True))
+                answer = await self._get(url, await self._shown(token, renewed=True))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             said = str(error) or type(error).__name__
             raise NoAnswer(f"{url} cannot be reached: {said}") from error
@@ -86,9 +89,9 @@ class ModelApps:
                 body += await response.content.read(MOST_BYTES - len(body))
             return _Answer(response.status, body)
 
-    async def _token_of(self, model: ModelIdentity | None, renewed: bool = False) -> str:
-        internal = "" if model is None else await self.internal_token(renewed)
-        return make_model_token(internal, model) if internal and model is not None else ""
+    async def _shown(self, token: Callable[[str], str] | None, renewed: bool = False) -> str:
+        internal = "" if token is None else await self.internal_token(renewed)
+        return token(internal) if internal and token is not None else ""
 
     async def internal_token(self, renewed: bool = False) -> str:
         """The internal token of the release; empty where the settings name none."""

@@ -13,6 +13,7 @@ from calotype.operator.kube.resources import CONFIG_MAPS, DEPLOYMENTS, RAY_SERVI
 from calotype.operator.manifests.application import config_hash, generator_config
 from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.serving.wire.model_status import AdapterState, ModelAppStatus, ReplicaState
+from calotype.serving.wire.team_owners import TeamOwners
 
 
 @dataclass
@@ -98,6 +99,8 @@ class FakeModelApps:
         self.apps: dict[tuple[str, str], FakeModelApp] = {}
         self.silent = False
         """Nobody answers while it is set."""
+        self.owners: TeamOwners | None = None
+        """What gateways say of teams; None = they do not answer."""
         self.token: str | None = None
         """What callers must say; None = they are not asked."""
         server.app.router.add_get("/apps/{namespace}/{service}/internal/v1/status", self._status)

@@ -2,6 +2,7 @@
 
     POST   /internal/v1/store/NAME   {arguments}; the answer is {"result": ...}
     GET, PUT, DELETE /internal/v1/blobs/KEY
+    GET    /internal/v1/teams        for the operator: whose the teams are
 
 A pod of a model has no way to the job database or to the bucket. Its token says whose model it is
 (`wire.model_token`), and nothing here shows or changes what belongs to another one: jobs of other
@@ -14,6 +15,7 @@ which the chart routes to pods of models alone. The other end is `remote_job_sto
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -48,6 +50,7 @@ from calotype.serving.jobs.records import Checkpoint, JobRecord, PreviewRecord
 from calotype.serving.storage import check_key
 from calotype.serving.wire.job_calls import BLOBS_PATH, PATH, ending_of, row_payload
 from calotype.serving.wire.model_token import read_model_token
+from calotype.serving.wire.team_owners import TEAMS_PATH, OwnedTeam, TeamOwners, operator_token
 
 MODERATORS_LOG = "audit-"
 """How the names of logs begin that moderators write."""
@@ -67,6 +70,7 @@ def build_job_store_api(
     app = FastAPI(title="calotype job store", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(CalotypeError, _on_error)
     app.add_api_route(f"{PATH}/{{name}}", api.call, methods=["POST"])
+    app.add_api_route(TEAMS_PATH, api.teams, methods=["GET"])
     app.add_api_route(f"{BLOBS_PATH}/{{key:path}}", api.blob, methods=["GET", "PUT", "DELETE"])
     return app
 
@@ -105,6 +109,15 @@ class JobStoreApi:
             else:
                 await asyncio.to_thread(pictures.delete, key)
         return Response(status_code=204)
+
+    async def teams(self, request: Request) -> JSONResponse:
+        wanted = f"Bearer {operator_token(self._internal_token)}".encode()
+        given = request.headers.get("authorization", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, wanted):
+            raise Unauthenticated("This is not the operator's token.")
+        found = await asyncio.to_thread(self._database.teams.list_teams)
+        owned = [OwnedTeam(name=t.name, namespace=t.namespace, uid=t.uid) for t in found]
+        return JSONResponse(TeamOwners(teams=owned).payload())
 
     def _model(self, request: Request) -> str:
         """The model whose token is shown.

@@ -86,6 +86,7 @@ NEEDED: list[Connection] = [
     ("the gateway asks the API server", ours("gateway"), WORLD, 6443),
     ("the operator asks models", ours("operator"), ours("model"), 8000),
     ("the operator asks the API server", ours("operator"), WORLD, 6443),
+    ("the operator asks whose teams are", ours("operator"), ours("gateway"), 8001),
     ("the operator resolves revisions", ours("operator"), WORLD, 443),
     ("Prometheus reads the operator", INGRESS, ours("operator"), 9090),
     ("Prometheus reads Ray", INGRESS, ours("model"), 8080),

@@ -33,6 +33,7 @@ from calotype.serving.core.errors import (
     StorageFailed,
     Unauthenticated,
 )
+from calotype.serving.database.accounts.teams import TeamOwner
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import teams
 from calotype.serving.dispatch.dispatcher import Dispatcher
@@ -43,6 +44,7 @@ from calotype.serving.jobs.result import GenerationResult, ImageResult, JobOutpu
 from calotype.serving.storage.gateway import GatewayBlobStore
 from calotype.serving.testing.in_memory import ManualClock, MemoryBlobStore, ScriptedSafety
 from calotype.serving.wire.model_token import ModelIdentity, make_model_token
+from calotype.serving.wire.team_owners import TEAMS_PATH, TeamOwners, operator_token
 
 DISPATCH = pathlib.Path(dispatch.__file__).parent
 INTERNAL = "the-internal-token-of-the-release"
@@ -263,6 +265,20 @@ def test_no_other_token_opens_the_store(house: House, shown: str) -> None:
         f"{house.url}/internal/v1/blobs/a/b.png", headers={"authorization": f"Bearer {shown}"}
     )
     assert answer.status_code == 401
+
+
+def test_whose_teams_are_is_for_the_operator_alone(house: House) -> None:
+    house.database.teams.claim("hats", TeamOwner("shop", "u1"))
+    path = f"{house.url}{TEAMS_PATH}"
+    for shown in (token(OURS), INTERNAL, "nothing"):
+        answer = httpx.get(path, headers={"authorization": f"Bearer {shown}"})
+        assert answer.status_code == 401
+    headers = {"authorization": f"Bearer {operator_token(INTERNAL)}"}
+    found = TeamOwners.model_validate_json(httpx.get(path, headers=headers).content)
+    assert {(t.name, t.namespace, t.uid) for t in found.teams} == {
+        ("shoes", None, None),
+        ("hats", "shop", "u1"),
+    }
 
 
 def test_calls_that_are_not_there_or_make_no_sense_are_refused(house: House) -> None:

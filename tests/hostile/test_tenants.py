@@ -20,6 +20,7 @@ from calotype.serving.core.errors import Conflict, Unauthenticated
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.teams import TeamOwner
 from calotype.serving.database.database import Database
+from calotype.serving.wire.team_owners import OwnedTeam, TeamOwners
 
 ADMIN_KEY = "ct_live_of_the_administrator"
 OURS, THEIRS = TeamOwner("shop", "u1"), TeamOwner("elsewhere", "u2")
@@ -231,3 +232,27 @@ async def test_whom_an_administrator_names_has_the_name_before_older_ones(world:
     )
     assert entry["takesOver"] is True
     assert entry["uid"] == world.get(TEAMS, "shoes", "shop")["metadata"]["uid"]
+
+
+async def test_a_team_says_that_its_name_is_anothers_in_the_job_database(world: World) -> None:
+    world.secret("calotype-internal", token="the-internal-token")
+    ref = {"name": "calotype-internal", "key": "token"}
+    world.apply(manifests.team("shoes", "shop"))
+    await world.start(internalTokenSecretRef=ref)
+    await world.ready(TEAMS, "shoes", "shop")  # no gateway answers yet
+    gone = OwnedTeam(name="shoes", namespace="shop", uid="of-another-life")
+    admins = OwnedTeam(name="staff")
+    world.cluster.apps.owners = TeamOwners(teams=[gone, admins])
+    world.apply(manifests.team("staff", "elsewhere"))
+    for name, namespace in (("shoes", "shop"), ("staff", "elsewhere")):
+        condition = await world.condition(
+            TEAMS, name, "Accepted", "False", "NameConflict", namespace=namespace
+        )
+        assert "takes in operator.settings.teamGrants" in condition["message"]
+    uid = world.get(TEAMS, "staff", "elsewhere")["metadata"]["uid"]
+    mine = OwnedTeam(name="staff", namespace="elsewhere", uid=uid)
+    world.cluster.apps.owners = TeamOwners(teams=[gone, mine])
+    await world.ready(TEAMS, "staff", "elsewhere")
+    await world.kill()
+    await world.start(teamGrants={"namespaces": {"shop": {"takes": ["shoes"]}}})
+    await world.ready(TEAMS, "shoes", "shop")

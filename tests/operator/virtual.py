@@ -23,7 +23,7 @@ from calotype.operator.testing.apiserver import FakeApiServer
 from calotype.operator.testing.client import DirectKubeClient
 from calotype.operator.testing.cluster import FakeCluster
 from calotype.operator.testing.objects import Change
-from calotype.serving.wire.model_token import ModelIdentity
+from calotype.serving.wire.team_owners import TEAMS_PATH
 
 from .world import AnyWorld
 
@@ -60,7 +60,11 @@ class DirectModelApps(ModelApps):
         super().__init__(kube, settings)
         self._cluster = cluster
 
-    async def get(self, url: str, model: ModelIdentity | None = None) -> bytes:
+    async def get(self, url: str, token: Callable[[str], str] | None = None) -> bytes:
+        if url.endswith(TEAMS_PATH):
+            if self._cluster.apps.owners is None:
+                raise NoAnswer(f"{url} answers 503.")
+            return self._cluster.apps.owners.to_json().encode()
         _, _, path = url.partition("/apps/")
         namespace, service, *_ = path.split("/")
         status = self._cluster.apps.answer(namespace, model_of(service.removesuffix("-serve-svc")))
