@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.moderation.errors import ClassifierUnavailable
+from calotype.moderation.errors import ClassifierTimedOut, ClassifierUnavailable
 from calotype.moderation.policy.categories import Category, is_score
 
 Pixels = NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Call(Generic[Input]):
         """The scores of every input. Raises ClassifierUnavailable, within ``seconds``."""
         if not self._finished.wait(max(0.0, seconds)) and self.abandon():
             self._guard.distrust()
-            raise ClassifierUnavailable(
+            raise ClassifierTimedOut(
                 f"Classifier {self._guard.name} did not answer within {max(0.0, seconds):.3g} s."
             )
         if self._error is not None:

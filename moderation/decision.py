@@ -69,6 +69,8 @@ class Decision:
     scores: Mapping[Category, float] = field(default_factory=dict)
     peaks: tuple[Measured, ...] = ()
     unavailable: bool = False
+    timed_out: bool = False
+    """A classifier hung over it, so it should not be given to one after the other."""
     reason: str | None = None
     """Why nothing could be checked: a sentence that names the classifier."""
     message: str | None = None
@@ -120,6 +122,7 @@ class Decision:
             "blocked": self.blocked,
             "flagged": self.flagged,
             "unavailable": self.unavailable,
+            **({"timed_out": True} if self.timed_out else {}),
             "reason": self.reason,
             "message": self.message,
             "asked": self.asked,
@@ -175,7 +178,9 @@ def decide(
     )
 
 
-def failed(policy: Policy, stage: Stage, reason: str, milliseconds: float) -> Decision:
+def failed(
+    policy: Policy, stage: Stage, reason: str, milliseconds: float, *, timed_out: bool = False
+) -> Decision:
     """The decision where a classifier failed: refused, or held where the policy says so."""
     return Decision(
         id=new_decision_id(),
@@ -184,6 +189,7 @@ def failed(policy: Policy, stage: Stage, reason: str, milliseconds: float) -> De
         policy_sha256=policy.sha256,
         verdict=Verdict.ERROR if policy.on_error == "block" else Verdict.REVIEW,
         unavailable=True,
+        timed_out=timed_out,
         reason=reason,
         privacy=policy.privacy,
         milliseconds=milliseconds,

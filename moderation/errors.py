@@ -4,7 +4,8 @@
   - PolicyError             a policy document is wrong; names the file and the field
   - EvaluationError         an evaluation data set is wrong; names the file and the column
   - ImageError            what was given is not an image
-  - ClassifierUnavailable   a classifier is missing, failed, hung or answered nonsense
+  - ClassifierUnavailable   a classifier is missing, failed or answered nonsense
+    + ClassifierTimedOut    it hung over what it was given
   - ProvenanceError         an image cannot be marked, or its marks cannot be read
 """
 
@@ -36,6 +37,10 @@ class ImageError(ModerationError):
 
 class ClassifierUnavailable(ModerationError):
     """A classifier gave no usable scores. The moderator turns it into verdict ERROR."""
+
+
+class ClassifierTimedOut(ClassifierUnavailable):
+    """It did not answer in time: perhaps it is what it was given that it hangs over."""
 
 
 class AuditError(ModerationError):

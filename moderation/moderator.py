@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from calotype.moderation.classifiers import Guard, ImageClassifier, Pixels, Scores, TextClassifier
 from calotype.moderation.cross_modal import Context
 from calotype.moderation.decision import CheckResult, Decision, Stage, decide, failed
-from calotype.moderation.errors import ModerationError
+from calotype.moderation.errors import ClassifierTimedOut, ModerationError
 from calotype.moderation.evaluation.shadow import Shadows
 from calotype.moderation.images import images
 from calotype.moderation.images.faces import SURE, YuNet
@@ -222,7 +222,7 @@ class Moderator:
         content: str | Pixels,
         check: Callable[[_Stage, float], CheckResult],
     ) -> Decision:
-        start = time.monotonic()
+        start, timed_out = time.monotonic(), False
         policies = self._current
         applying = Applying(policies.rulebook.policy)
         try:
@@ -230,7 +230,7 @@ class Moderator:
             stage = self._stage(policies, scope, applying)
             result = check(stage, time.monotonic() + applying.policy.timeout_seconds)
         except ModerationError as error:
-            reason = str(error)
+            reason, timed_out = str(error), isinstance(error, ClassifierTimedOut)
         except Exception as error:  # fail closed: an unexpected error must not let anything pass
             reason = f"The safety stage failed: {type(error).__name__}: {error}"
         else:
@@ -240,7 +240,7 @@ class Moderator:
                 self.shadows.offer(applying.policy, decision, content)
             return decision
         elapsed = 1000 * (time.monotonic() - start)
-        return failed(applying.policy, kind, reason, elapsed)
+        return failed(applying.policy, kind, reason, elapsed, timed_out=timed_out)
 
     def _shows_face(self, references: Sequence[Pixels], deadline: float) -> bool:
         given = [images.validated(image) for image in references]

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import pathlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,15 +32,12 @@ from calotype.serving.cluster.job_store_api import build_job_store_api
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
-from calotype.serving.core.errors import InvalidRequest, StorageFailed
-from calotype.serving.database.database import Database
+from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.database.database import Database, open_database
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.observability.loops import Loop
 from calotype.serving.storage import open_blobs
 
-DATABASE_PATIENCE = 60.0
-"""Gateway and database of a fresh installation start at the same time."""
-DATABASE_PAUSE = 2.0
 SHUTDOWN_SECONDS = 300
 """Longer than a synchronous request may take: a rolling update cuts none of them off."""
 TEAMS_FILE = "teams.json"
@@ -105,28 +101,6 @@ def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
         return GatewaySettings.model_validate(given)
     except ValidationError as error:
         raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None
-
-
-def open_database(
-    url: str,
-    say: Callable[[str], None],
-    patience: float = DATABASE_PATIENCE,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Database:
-    """The job database, waited for while it starts.
-
-    Raises:
-        StorageFailed: it did not answer in time.
-    """
-    give_up = time.monotonic() + patience
-    while True:
-        try:
-            return Database.open(url)
-        except StorageFailed as error:
-            if time.monotonic() >= give_up:
-                raise
-            say(f"Waiting for the job database: {error.message}")
-        sleep(DATABASE_PAUSE)
 
 
 def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:

@@ -106,6 +106,11 @@ class Decision:
         return found if isinstance(found, int) else None
 
     @property
+    def timed_out(self) -> bool:
+        """Whether a classifier hung over it: it may be the content that it hangs over."""
+        return self.undecided and bool(self.details.get("timed_out"))
+
+    @property
     def version(self) -> PolicyVersion:
         return PolicyVersion(self.policy_sha256, self.preset)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from sqlalchemy import Engine
 
+from calotype.serving.core.errors import StorageFailed
 from calotype.serving.core.protocols import Clock, SystemClock
 from calotype.serving.database.accounts.api_keys import ApiKeys
 from calotype.serving.database.accounts.service_secrets import ServiceSecrets
@@ -24,6 +28,10 @@ from calotype.serving.database.review.reviewer_audit import ReviewerAudit
 from calotype.serving.database.review.takedowns import Takedowns
 from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.database.webhooks import Webhooks
+
+PATIENCE_SECONDS = 60.0
+"""The database of a fresh installation starts at the same time as those who need it."""
+PAUSE_SECONDS = 2.0
 
 
 class Database:
@@ -67,3 +75,25 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def open_database(
+    url: str,
+    say: Callable[[str], None],
+    patience: float = PATIENCE_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Database:
+    """The job database, waited for while it starts.
+
+    Raises:
+        StorageFailed: it did not answer in time.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return Database.open(url)
+        except StorageFailed as error:
+            if time.monotonic() >= give_up:
+                raise
+            say(f"Waiting for the job database: {error.message}")
+        sleep(PAUSE_SECONDS)

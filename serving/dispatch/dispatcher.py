@@ -98,7 +98,7 @@ class Dispatcher:
             try:
                 await self._take_over()
                 break
-            except StorageFailed as error:
+            except CalotypeError as error:  # also where the gateways do not know the model yet
                 log.warning("the dispatcher waits for the job database: %s", error)
                 await self._sleep(_START_PAUSE)
         if self.policy.sweep_seconds is not None:

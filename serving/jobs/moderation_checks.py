@@ -16,7 +16,7 @@ from calotype.serving.core.errors import CalotypeError, ContentBlocked, Moderati
 from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.jobs.moderation_record import ModerationRecord
-from calotype.serving.jobs.outage import FINAL
+from calotype.serving.jobs.outage import FINAL, JUDGEMENT, PART, SAFETY_STAGE
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.refusals import blocked_error
 from calotype.serving.observability import tracing
@@ -55,6 +55,8 @@ async def check_with_retries(
         else:
             if not decision.undecided:
                 return decision
+            if decision.timed_out:  # the next classifier would hang as well
+                raise unavailable("it took too long", part=JUDGEMENT)
             failure = "the classifiers gave no decision"
         log.warning("the safety stage made no decision: %s", failure)
         if delay is not None:
@@ -62,15 +64,18 @@ async def check_with_retries(
     raise unavailable(failure)
 
 
-def unavailable(reason: str, *, final: bool = False) -> ModerationUnavailable:
+def unavailable(
+    reason: str, *, final: bool = False, part: str = SAFETY_STAGE
+) -> ModerationUnavailable:
     """Args:
     final: asking again does not help.
+    part: see `outage.part_at_fault`.
     """
     return ModerationUnavailable(
         f"The safety stage could not judge the request, so it was not run ({reason}). "
         "Try again in a few seconds.",
         retry_after=5,
-        details={FINAL: True} if final else None,
+        details={FINAL: True} if final else {PART: part},
     )
 
 

@@ -22,23 +22,31 @@ from calotype.serving.jobs.records import JobRecord
 
 PART = "part"
 """Field of `CalotypeError.details`: the part whose fault it is."""
+SAFETY_STAGE = "safety_stage"
+JUDGEMENT = "judgement"
+"""The safety stage is there, and did not finish with this content in its time."""
 DEVICE_MEMORY = "device_memory"
 FINAL = "final"
 """Field of `CalotypeError.details`: asking again does not help."""
 
 _NAMES = {
     "text_encoder": "the text encoder",
-    "safety_stage": "the safety stage",
+    SAFETY_STAGE: "the safety stage",
+    JUDGEMENT: "the safety stage, which did not finish with it in time",
     "storage": "the object store or the job database",
     DEVICE_MEMORY: "memory of the device, which other requests have taken",
     "adapter": "an adapter that it names",
     "model": "the model",
 }
-_CODES = {"safety_stage": "moderation_unavailable", "storage": "storage_unavailable"}
+_CODES = {
+    SAFETY_STAGE: "moderation_unavailable",
+    JUDGEMENT: "moderation_unavailable",
+    "storage": "storage_unavailable",
+}
 """Of `DependencyUnavailable`, where clients know one for the part."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_MOST_MEMORY_FAULTS = 5
-"""After so many it is the request that is too large, not its company."""
+_MOST_FAULTS = {DEVICE_MEMORY: 5, JUDGEMENT: 3}
+"""After so many it is the request itself: too large, or made for classifiers to hang over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def part_at_fault(error: CalotypeError) -> str | None:
     if error.details.get(FINAL):
         return None
     if isinstance(error, ModerationUnavailable):
-        return "safety_stage"
+        return str(error.details.get(PART, SAFETY_STAGE))
     if isinstance(error, StorageFailed):
         return "storage"
     if isinstance(error, Overloaded):
@@ -94,7 +102,7 @@ def next_outage(
     since, faults = now, 1
     if before is not None and before.part == part:
         since, faults = before.since, before.faults + 1
-    if now - since >= longest or (part == DEVICE_MEMORY and faults > _MOST_MEMORY_FAULTS):
+    if now - since >= longest or faults >= _MOST_FAULTS.get(part, faults + 1):
         return None
     pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(16, faults - 1))
     # The last attempt is made when the time is over, not after it.

@@ -25,7 +25,12 @@ from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.moderation_checks import CheckRetries
 from calotype.serving.jobs.records import JobRecord, NewJob, new_id
 from calotype.serving.jobs.result import BlockedImage, GenerationResult, JobMetrics
-from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, drawn_result
+from calotype.serving.testing.in_memory import (
+    ManualClock,
+    ScriptedSafety,
+    decision,
+    drawn_result,
+)
 
 AWAY = {
     "text_encoder": Overloaded("The text encoder is away.", details={"part": "text_encoder"}),
@@ -45,10 +50,10 @@ class Rig:
     safety: ScriptedSafety
     clock: ManualClock
 
-    def job(self, **more: Any) -> JobRecord:
+    def job(self, prompt: str = "a dog", **more: Any) -> JobRecord:
         job_id = new_id("job")
         request = {
-            **{"id": job_id, "prompt": "a dog", "size": "64x64", "rendered_size": "64x64"},
+            **{"id": job_id, "prompt": prompt, "size": "64x64", "rendered_size": "64x64"},
             **{"steps": 20, "guidance_scale": 3.0, "sampler": "flow-euler", "seed": 7, "n": 1},
             "loras": [],
         }
@@ -182,6 +187,27 @@ async def test_memory_that_others_hold_is_waited_for_and_a_request_too_large_is_
     lease = await rig.take()
     await rig.dispatcher.fail(large.id, lease.fence, OutOfMemory("no room"))
     assert (rig.row(large).error or {})["code"] == "resolution_too_large"
+
+
+async def test_a_text_that_classifiers_hang_over_is_refused_as_itself(rig: Rig) -> None:
+    asked: list[str] = []
+
+    def judge(text: str) -> dict[str, Any]:
+        if text != "hang":
+            return decision("input")
+        asked.append(text)
+        return {**decision("input", unavailable=True), "timed_out": True}
+
+    rig.safety.prompt = judge
+    hanging, other = rig.job(prompt="hang"), rig.job()
+    for job in (hanging, other):
+        await rig.dispatcher.submit(job.id)
+    assert (await rig.take()).job_id == other.id
+    for _ in range(20):
+        await rig.pass_time(30)
+    row = rig.row(hanging)
+    assert (row.error or {})["details"]["reason"] == "judgement_unavailable"
+    assert len(asked) == 3, "not one moderator after the other, for as long as an outage may last"
 
 
 async def test_a_restarted_dispatcher_keeps_the_pause_and_the_count(rig: Rig) -> None:

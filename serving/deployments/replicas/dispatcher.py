@@ -44,7 +44,7 @@ class DispatcherDeployment:
         self._leasing: set[asyncio.Task[list[Lease]]] = set()
         self._draining = False
         self._core = Dispatcher(
-            open_job_store(database_url),
+            await asyncio.to_thread(open_job_store, database_url),
             RemoteSafety(moderator),
             SystemClock(),
             DispatchPolicy(lease_seconds=LEASE_SECONDS),

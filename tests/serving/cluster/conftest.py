@@ -22,11 +22,11 @@ from servers.loopback import served
 
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.cluster import config_sync
-from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway, open_database
+from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.config.environment import ClusterEnvironment
-from calotype.serving.database.database import Database
+from calotype.serving.database.database import Database, open_database
 from calotype.serving.storage import open_blobs
 from calotype.serving.testing.in_memory import PaintingBackend, ScriptedSafety, decision
 from calotype.serving.weights import hub, transfer

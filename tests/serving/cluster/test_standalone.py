@@ -11,11 +11,11 @@ import pytest
 from calotype.serving.cluster.gateway_process import (
     GatewayOptions,
     build_gateway,
-    open_database,
     read_settings,
 )
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.database.database import open_database
 
 pytestmark = pytest.mark.slow
 
