@@ -122,14 +122,17 @@ class JobStoreApi:
     def _model(self, request: Request) -> str:
         """The model whose token is shown.
 
+        One that is not on offer any more ends its jobs: gateways forget a model first, and its pods
+        go when they have drained.
+
         Raises:
-            Unauthenticated: it is nobody's, or of an ImageModel that is not on offer.
+            Unauthenticated: it is nobody's, or of an ImageModel whose name is another one's.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         claimed = read_model_token(self._internal_token, token) if scheme == "Bearer" else None
-        served = {(m.metadata.namespace, m.name) for m in self._catalog.models()}
-        if claimed is None or (claimed.namespace, claimed.name) not in served:
-            raise Unauthenticated("This is no token of a model that is on offer here.")
+        owners = {model.name: model.metadata.namespace for model in self._catalog.models()}
+        if claimed is None or owners.get(claimed.name, claimed.namespace) != claimed.namespace:
+            raise Unauthenticated("This is no token of a model here.")
         return claimed.name
 
 

@@ -251,10 +251,9 @@ def test_pictures_are_written_where_none_is_and_deleted_where_no_row_names_them(
         INTERNAL,
         token(OURS)[:-1] + "x",
         token(ModelIdentity("shop", "shapes")),
-        token(ModelIdentity("calotype", "gone")),
         make_model_token("another-release", OURS),
     ],
-    ids=["nonsense", "internal", "forged", "namesake", "deleted", "other-release"],
+    ids=["nonsense", "internal", "forged", "namesake", "other-release"],
 )
 def test_no_other_token_opens_the_store(house: House, shown: str) -> None:
     store = RemoteJobStore(house.url, shown)
@@ -265,6 +264,14 @@ def test_no_other_token_opens_the_store(house: House, shown: str) -> None:
         f"{house.url}/internal/v1/blobs/a/b.png", headers={"authorization": f"Bearer {shown}"}
     )
     assert answer.status_code == 401
+
+
+def test_a_model_that_is_deleted_ends_its_jobs(house: House, ours: RemoteJobStore) -> None:
+    job_id = house.running("shapes")
+    house.catalog.replace([])
+    key = f"{house.team}/ab/last.png"
+    house.pictures().put(key, b"picture")
+    assert ours.jobs.finish_job(job_id, stored(house, job_id, key)) is not None
 
 
 def test_whose_teams_are_is_for_the_operator_alone(house: House) -> None:
