@@ -16,7 +16,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from calotype.moderation.documents import ReadOnlyJson
 from calotype.moderation.errors import AuditError
@@ -61,7 +61,7 @@ class AuditLog:
                 f"{path}: another process writes this audit log; give each writer its own file."
             ) from None
         self._last, self._lines, self._size = _end_of(path)
-        self._handed = 0
+        self._handed = self._tried = 0
         os.ftruncate(self._file, self._size)  # a half-written last line (power loss) is cut off
 
     def append(self, decision: ReadOnlyJson, digest: str | None = None) -> str:
@@ -87,7 +87,7 @@ class AuditLog:
             sealed = line_hash(entry)
             self._write(json.dumps({**entry, "hash": sealed}, sort_keys=True).encode() + b"\n")
             self._last, self._lines = sealed, self._lines + 1
-            if self._lines - self._handed >= HEAD_LINES:
+            if self._lines - self._tried >= HEAD_LINES:
                 self._hand_over()
         return sealed
 
@@ -121,9 +121,10 @@ class AuditLog:
     def _hand_over(self) -> None:
         if self._witness is None or self._handed == self._lines:
             return
+        self._tried = self._lines
         try:
             self._witness(Head(self.path.name, self._lines, self._last, round(time.time(), 3)))
-        except Exception:  # tried again with the next line; `append` counts
+        except Exception:  # tried again later; `append` counts
             return
         self._handed = self._lines
 
@@ -167,19 +168,30 @@ def verify(path: pathlib.Path, heads: Iterable[Head] = ()) -> int:
     return number
 
 
-def verify_all(folder: pathlib.Path, heads: Iterable[Head]) -> dict[str, int]:
-    """`verify` of every log of a folder; name -> number of lines.
+def verify_all(
+    folders: Sequence[pathlib.Path], heads: Iterable[Head], since: float = 0.0
+) -> dict[pathlib.Path, int]:
+    """`verify` of every log of a service; path -> number of lines.
+
+    Args:
+        folders: all that hold logs of it; each namespace with models may have one.
+        since: seconds since the epoch; logs whose last head is older may have been removed.
 
     Raises:
         AuditError: see `verify`; or a log is missing.
     """
     known = list(heads)
-    paths = sorted(folder.glob("audit-*.jsonl"))
+    paths = [path for folder in folders for path in sorted(folder.glob("audit-*.jsonl"))]
     there = {path.name for path in paths}
-    gone = sorted({head.log for head in known if head.log.startswith("audit-")} - there)
+    wanted = {head.log for head in known if head.log.startswith("audit-") and head.time >= since}
+    gone = sorted(wanted - there)
     if gone:
-        raise AuditError(f"{folder}: the log {gone[0]} is missing, whose head was signed.")
-    return {path.name: verify(path, known) for path in paths}
+        raise AuditError(
+            f"The log {gone[0]}, whose head was signed, and {len(gone) - 1} others are missing from "
+            f"{', '.join(map(str, folders))}. Name every folder with logs of the service, and with "
+            "--since what was removed on purpose."
+        )
+    return {path: verify(path, known) for path in paths}
 
 
 def line_hash(entry: ReadOnlyJson) -> str:

@@ -29,7 +29,7 @@ from calotype.moderation.documents import JsonObject
 from calotype.moderation.errors import AuditError
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.provenance.signer import Signer, signature_fits
-from calotype.moderation.records.audit import GENESIS, line_hash, verify_all
+from calotype.moderation.records.audit import GENESIS, line_hash, verify
 from calotype.moderation.records.heads import Head
 
 DECISIONS, PEOPLE, SUMMARY = "decisions.jsonl", "people.jsonl", "summary.json"
@@ -137,7 +137,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise AuditError(f"{folder}: is not empty; name a new folder for the account.")
-    verify_all(logs, heads)
+    for path in paths:
+        verify(path, heads)
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("verdict", "stage", "refused_for")
     }

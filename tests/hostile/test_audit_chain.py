@@ -18,7 +18,12 @@ from calotype.moderation.errors import AuditError
 from calotype.moderation.records import audit
 from calotype.moderation.records.audit import GENESIS, AuditLog, line_hash, verify
 from calotype.moderation.records.heads import Head, HeadKey
-from calotype.serving.api.background.head_signer import HeadSigner, head_key, object_key
+from calotype.serving.api.background.head_signer import (
+    HeadSigner,
+    head_key,
+    object_key,
+    stored_heads,
+)
 from calotype.serving.commands.cli import cli
 from calotype.serving.database.connection import sqlite_url, writing
 from calotype.serving.database.database import Database
@@ -72,9 +77,9 @@ def checked(data_dir: pathlib.Path, *words: str) -> Result:
     return CliRunner().invoke(cli, command, env=nothing)
 
 
-def problem(data_dir: pathlib.Path) -> str:
+def problem(data_dir: pathlib.Path, *words: str) -> str:
     """What the command ends with; "" = it found nothing."""
-    done = checked(data_dir)
+    done = checked(data_dir, *words)
     return f"{done.stderr} {done.exception}" if done.exit_code else ""
 
 
@@ -205,6 +210,29 @@ def test_a_signed_head_is_never_taken_back(data_dir: pathlib.Path) -> None:
     assert HeadSigner(database, open_blobs((data_dir / "assets").as_uri()), key).sign_all() == 0
     assert list(database.audit_heads.signed()) == before
     database.close()
+
+
+def test_odd_names_of_logs_stop_no_signature(data_dir: pathlib.Path) -> None:
+    """Writers name their logs; a hostile one keeps no head of others from being signed."""
+    database = Database.connect(sqlite_url(data_dir))
+    for number, name in enumerate(("../../x", "..", "", "a/b#c d", "\u00e9" * 200, "audit-two")):
+        database.audit_heads.note(Head(name, number + 1, "f" * 64, 1.0))
+    key, blobs = head_key(data_dir, {}), open_blobs((data_dir / "assets").as_uri())
+    assert key is not None
+    assert HeadSigner(database, blobs, key).sign_all() == 6
+    assert set(stored_heads(blobs)) == set(database.audit_heads.signed())
+    database.close()
+
+
+def test_logs_lie_in_several_folders_and_old_ones_are_removed(data_dir: pathlib.Path) -> None:
+    log, other = data_dir / "audit" / NAME, data_dir / "other"
+    other.mkdir()
+    log.rename(other / NAME)
+    assert "missing" in problem(data_dir)
+    assert problem(data_dir, str(other)) == ""
+    (other / NAME).unlink()
+    assert "missing" in problem(data_dir, str(other))
+    assert problem(data_dir, "--since", "2099-01-01") == ""
 
 
 def test_the_sweeper_leaves_heads_alone(tmp_path: pathlib.Path) -> None:

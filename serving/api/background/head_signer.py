@@ -7,9 +7,11 @@ cannot sign. A head that was signed is never taken back, so it says for ever wha
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 from calotype.moderation.records.heads import HeadKey, SignedHead
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 AUDIT_KEY = "CALOTYPE_AUDIT_KEY"
 """The key that signs heads: 64 hexadecimal digits. Every gateway of a service has the same one."""
+
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class HeadSigner:
@@ -46,8 +50,10 @@ class HeadSigner:
 
 
 def object_key(signed: SignedHead) -> str:
-    """Where the object store keeps a head."""
-    return f"{HEADS_PREFIX}{signed.head.log}/{signed.head.lines:012d}.json"
+    """Where the object store keeps a head. Whatever a log is called, this is a key."""
+    log = signed.head.log
+    name = f"{_ODD.sub('_', log)[:80]}-{hashlib.sha256(log.encode()).hexdigest()[:12]}"
+    return f"{HEADS_PREFIX}{name}/{signed.head.lines:012d}.json"
 
 
 def stored_heads(blobs: ListedBlobStore) -> Iterator[SignedHead]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import getpass
 import pathlib
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from calotype.serving.commands.safety.export import check_export
-from calotype.serving.core.errors import NotFound
+from calotype.serving.core.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from calotype.moderation.records.heads import Head
@@ -24,31 +25,43 @@ audit.add_command(check_export)
 
 
 @audit.command()
-@click.argument("log", type=click.Path(path_type=pathlib.Path, exists=True))
+@click.argument(
+    "logs", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path, exists=True)
+)
 @click.option(
     "--key", "keys", multiple=True,
     help="Public key that signs heads (calotype moderation audit key prints it); may be repeated. "
     "Default: the one of the data folder, or of CALOTYPE_AUDIT_KEY.",
 )  # fmt: skip
-def verify(log: pathlib.Path, keys: tuple[str, ...]) -> None:
-    """Check that no line of LOG was changed, removed, moved or cut off.
+@click.option(
+    "--since", type=click.DateTime(["%Y-%m-%d"]),
+    help="Logs that ended before this day (UTC) may have been removed.",
+)  # fmt: skip
+def verify(
+    logs: tuple[pathlib.Path, ...], keys: tuple[str, ...], since: datetime.datetime | None
+) -> None:
+    """Check that no line of LOGS was changed, removed, moved or cut off.
 
-    LOG is one audit log or the folder of all, DATA_DIR/audit; with the folder also the log of what
-    reviewers did is checked. Signed heads are read from the database and the object store, which
-    CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL name, or those of the data folder.
+    LOGS is one audit log, or the folders with all logs of the service: DATA_DIR/audit, and in a
+    cluster the claim of each namespace that has models. With folders also the log of what
+    reviewers did is checked, and that none is missing. Signed heads are read from the database and
+    the object store, which CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL name, or those of the
+    data folder.
     """
     from calotype.moderation.records.audit import verify as check
     from calotype.moderation.records.audit import verify_all
     from calotype.serving.commands.safety.open_records import open_records
 
-    folder = log if log.is_dir() else log.parent
-    with open_records(folder.parent) as records:
+    folders = [path for path in logs if path.is_dir()]
+    if folders and len(folders) < len(logs):
+        raise InvalidRequest("Give either logs or folders of logs, not both.")
+    with open_records((logs[0] if folders else logs[0].parent).parent) as records:
         heads = records.heads(keys)
-        found = verify_all(log, heads) if log.is_dir() else {log.name: check(log, heads)}
-        for name, count in found.items():
-            seen = _seen(name, heads)
-            click.echo(f"{folder / name}: {count} decisions, the chain is whole{seen}.")
-        if log.is_dir():
+        start = 0.0 if since is None else since.replace(tzinfo=datetime.UTC).timestamp()
+        found = verify_all(folders, heads, start) if folders else {p: check(p, heads) for p in logs}
+        for path, count in found.items():
+            click.echo(f"{path}: {count} decisions, the chain is whole{_seen(path.name, heads)}.")
+        if folders:
             rows = sum(1 for _ in records.actions(heads))
             click.echo(f"people_log: {rows} deeds, the chain is whole{_seen('people_log', heads)}.")
 
