@@ -187,7 +187,7 @@ def verify_all(
     gone = sorted(wanted - there)
     if gone:
         raise AuditError(
-            f"The log {gone[0]}, whose head was signed, and {len(gone) - 1} others are missing from "
+            f"The log {gone[0]}, whose head was signed, and {len(gone) - 1} others are missing in "
             f"{', '.join(map(str, folders))}. Name every folder with logs of the service, and with "
             "--since what was removed on purpose."
         )
