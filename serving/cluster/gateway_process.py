@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from calotype.serving.api.app import create_app
 from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.api.http.server import build_server
+from calotype.serving.api.http.tls import TlsFiles
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
@@ -61,6 +62,8 @@ class GatewayOptions:
     """The ConfigMap that ``config`` comes from, where this pod may read it."""
     teams_config_map: str | None = None
     """The one that teams.json comes from."""
+    tls: TlsFiles | None = None
+    """Of the public port."""
     internal_port: int | None = None
     """Where model apps reach their jobs; None = they have a way of their own to the database."""
     say: Callable[[str], None] = field(default=print)
@@ -78,7 +81,8 @@ def run_gateway(options: GatewayOptions) -> None:
         database = open_database(options.environment.database_url, options.say)
         try:
             app = build_gateway(options, database)
-            asyncio.run(build_server(app, SHUTDOWN_SECONDS).serve(sockets=[listener]))
+            server = build_server(app, SHUTDOWN_SECONDS, options.tls)
+            asyncio.run(server.serve(sockets=[listener]))
         finally:
             database.close()
 

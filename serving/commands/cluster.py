@@ -47,6 +47,16 @@ def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
     type=click.IntRange(1, 65535),
     help="Port for model apps, which reach the jobs of their model here. Default: none.",
 )
+@click.option(
+    "--tls-certificate",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="Certificate in PEM form, with which the gateway speaks HTTPS. Default: plain HTTP.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="Key of the certificate.",
+)
 @_host
 @_port
 def gateway(
@@ -54,6 +64,8 @@ def gateway(
     config_map: str | None,
     teams_config_map: str | None,
     internal_port: int | None,
+    tls_certificate: pathlib.Path | None,
+    tls_key: pathlib.Path | None,
     host: str,
     port: int,
 ) -> None:
@@ -65,6 +77,7 @@ def gateway(
     pictures are kept, CALOTYPE_API_KEY is recorded as a valid key, CALOTYPE_GATEWAY_PUBLIC_URL
     stands in signed addresses.
     """
+    from calotype.serving.api.http.tls import tls_files
     from calotype.serving.cluster.gateway_process import GatewayOptions, read_settings, run_gateway
     from calotype.serving.config.environment import ClusterEnvironment
 
@@ -79,6 +92,7 @@ def gateway(
             os.environ.get("CALOTYPE_SIGNING_SECRET") or None,
             config_map,
             teams_config_map,
+            tls_files(tls_certificate, tls_key),
             internal_port,
             say=lambda sentence: click.echo(sentence),
         )

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from calotype.serving.api.http.tls import TlsFiles
+
 SHUTDOWN_SECONDS = 60
 """How long open requests may go on after Ctrl-C; a second one ends it at once."""
 
@@ -29,14 +31,19 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def build_server(app: FastAPI, shutdown_seconds: int = SHUTDOWN_SECONDS) -> Server:
+def build_server(
+    app: FastAPI, shutdown_seconds: int = SHUTDOWN_SECONDS, tls: TlsFiles | None = None
+) -> Server:
     """Args:
     shutdown_seconds: how long open requests may go on after a signal to end.
+    tls: it speaks HTTPS with them; None = plain HTTP.
     """
     config = uvicorn.Config(
         app,
         log_level="warning",
         timeout_graceful_shutdown=shutdown_seconds,
         timeout_keep_alive=30,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else str(tls.key),
     )
     return Server(config)
