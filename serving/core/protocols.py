@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,13 +43,40 @@ class SystemClock:
         return time.monotonic()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBlob:
+    """A stored file that is read part by part.
+
+    Close ``parts`` (a generator) when the rest is not wanted.
+    """
+
+    size: int
+    parts: Generator[bytes]
+    """At most `PART_BYTES` each; raises StorageFailed."""
+
+
+PART_BYTES = 768 * 1024
+"""Of a file that is read in parts; a multiple of 3, so that base64 of the parts can be joined."""
+
+
 class BlobStore(Protocol):
     """Bytes under a key. Written whole or not at all. Raises StorageFailed."""
 
     def put(self, key: str, data: bytes) -> None: ...
 
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        """`put` for what does not fit into memory: written as it comes, seen when it is whole.
+
+        What ``parts`` raises is raised, and nothing is stored.
+        """
+        ...
+
     def get(self, key: str) -> bytes:
         """Raises NotFound when there is no such key."""
+        ...
+
+    def open(self, key: str) -> OpenBlob:
+        """`get` for what does not fit into memory. Raises NotFound when there is no such key."""
         ...
 
     def delete(self, key: str) -> None:

@@ -113,7 +113,9 @@ class Batches(Repository):
         with reading(self.engine) as connection:
             return {row[0]: (row[1], row[2], row[3]) for row in connection.execute(query)}
 
-    def unanswered_lines(self, batch_id: str, *, started: bool, limit: int) -> list[BatchLine]:
+    def unanswered_lines(
+        self, batch_id: str, *, started: bool, limit: int, bodies: bool = False
+    ) -> list[BatchLine]:
         """Lines without an answer, with a job (``started``) or without one, in order."""
         lines = batch_lines.c
         begun = lines.job_id.is_not(None) if started else lines.job_id.is_(None)
@@ -123,7 +125,7 @@ class Batches(Repository):
             .order_by(lines.line)
             .limit(limit)
         )
-        return self._lines(query)
+        return self._lines(query, bodies=bodies)
 
     def answered_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
         """Lines with an answer, in order, from the one behind ``after`` on."""
@@ -145,6 +147,11 @@ class Batches(Repository):
                 .values(values)
             )
 
-    def _lines(self, query: Any) -> list[BatchLine]:
+    def _lines(self, query: Any, *, bodies: bool = False) -> list[BatchLine]:
+        """Without ``bodies``, which have up to a megabyte each, those are empty."""
+        if not bodies:
+            plain = [column for column in batch_lines.c if column.name != "body"]
+            query = query.with_only_columns(*plain)
         with reading(self.engine) as connection:
-            return [BatchLine(**row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings()
+            return [BatchLine(**({"body": {}} | dict(row))) for row in rows]

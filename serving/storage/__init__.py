@@ -12,7 +12,13 @@ from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.protocols import ListedBlobStore
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.storage.gateway import GatewayBlobStore
-from calotype.serving.storage.keys import HEADS_PREFIX, MAX_KEY_CHARS, check_key, new_key
+from calotype.serving.storage.keys import (
+    HEADS_PREFIX,
+    MAX_KEY_CHARS,
+    check_key,
+    new_key,
+    stream_key,
+)
 from calotype.serving.storage.objects import ObjectBlobStore
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "check_key",
     "new_key",
     "open_blobs",
+    "stream_key",
 ]
 
 _OPTIONS = ("endpoint", "region", "virtual_hosted_style_request", "skip_signature")

@@ -6,9 +6,11 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from typing import BinaryIO
 
 from calotype.serving.core.errors import NotFound, StorageFailed
+from calotype.serving.core.protocols import PART_BYTES, OpenBlob
 from calotype.serving.storage.keys import check_key
 
 
@@ -23,13 +25,17 @@ class FolderBlobStore:
         self.root = pathlib.Path(root)
 
     def put(self, key: str, data: bytes) -> None:
+        self.put_parts(key, (data,))
+
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(data)
+                    for data in parts:
+                        file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(part, path)
@@ -45,8 +51,23 @@ class FolderBlobStore:
             ) from error
 
     def get(self, key: str) -> bytes:
-        try:
+        with self._reading(key):
             return self._path(key).read_bytes()
+
+    def open(self, key: str) -> OpenBlob:
+        with self._reading(key):
+            file = self._path(key).open("rb")
+            return OpenBlob(os.fstat(file.fileno()).st_size, self._parts(key, file))
+
+    def _parts(self, key: str, file: BinaryIO) -> Generator[bytes]:
+        with file, self._reading(key):
+            while part := file.read(PART_BYTES):
+                yield part
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise NotFound(f"There is no stored file {key!r}.") from None
         except OSError as error:

@@ -37,3 +37,8 @@ def new_key(team_id: str, data: bytes, suffix: str) -> str:
     """
     digest = hashlib.sha256(data).hexdigest()
     return check_key(f"{team_id}/{digest[:2]}/{digest}-{secrets.token_hex(8)}.{suffix}")
+
+
+def stream_key(team_id: str, suffix: str) -> str:
+    """Like `new_key`, for bytes that are not known before they are written."""
+    return check_key(f"{team_id}/files/{secrets.token_hex(16)}.{suffix}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 from calotype.serving.core.errors import InvalidRequest, NotFound, StorageFailed
+from calotype.serving.core.protocols import PART_BYTES, OpenBlob
 from calotype.serving.storage.keys import check_key
 
 _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 _TIMEOUT_SECONDS = "30s"
+_UPLOAD_BYTES = 8 * 1024 * 1024
+"""Of one part of an upload; S3 takes no smaller ones than 5 MiB, and 10,000 of them."""
 
 
 class ObjectBlobStore:
@@ -59,6 +62,22 @@ class ObjectBlobStore:
         except self._faults as error:
             raise self._failed("stored in", error) from error
 
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        """As a multipart upload, which the store shows when its last part is there."""
+        import obstore
+
+        try:
+            obstore.put(
+                self._store,
+                check_key(key),
+                iter(parts),
+                use_multipart=True,
+                chunk_size=_UPLOAD_BYTES,
+                max_concurrency=2,
+            )
+        except self._faults as error:
+            raise self._failed("stored in", error) from error
+
     def get(self, key: str) -> bytes:
         import obstore
 
@@ -66,6 +85,30 @@ class ObjectBlobStore:
             return bytes(obstore.get(self._store, check_key(key)).bytes())
         except (FileNotFoundError, IsADirectoryError):
             raise NotFound(f"There is no stored file {key!r}.") from None
+        except self._faults as error:
+            raise self._failed("read from", error) from error
+
+    def open(self, key: str) -> OpenBlob:
+        import obstore
+
+        try:
+            found = obstore.get(self._store, check_key(key))
+        except (FileNotFoundError, IsADirectoryError):
+            raise NotFound(f"There is no stored file {key!r}.") from None
+        except self._faults as error:
+            raise self._failed("read from", error) from error
+        return OpenBlob(int(found.meta["size"]), self._parts(found))
+
+    def _parts(self, found: Any) -> Generator[bytes]:
+        try:
+            rest = bytearray()
+            for part in found.stream(min_chunk_size=PART_BYTES):
+                rest += part
+                while len(rest) >= PART_BYTES:
+                    yield bytes(rest[:PART_BYTES])
+                    del rest[:PART_BYTES]
+            if rest:
+                yield bytes(rest)
         except self._faults as error:
             raise self._failed("read from", error) from error
 

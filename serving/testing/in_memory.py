@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.json_object import JsonObject
-from calotype.serving.core.protocols import BlobStore, Clock, ModelStatus, SafetyStage, SystemClock
+from calotype.serving.core.protocols import (
+    PART_BYTES,
+    BlobStore,
+    Clock,
+    ModelStatus,
+    OpenBlob,
+    SafetyStage,
+    SystemClock,
+)
 from calotype.serving.database.database import Database
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
@@ -62,6 +70,14 @@ class MemoryBlobStore:
             raise self.failure
         self.blobs[check_key(key)] = bytes(data)
         self._modified[key] = self.clock.time()
+
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        self.put(key, b"".join(parts))
+
+    def open(self, key: str) -> OpenBlob:
+        data = self.get(key)
+        starts = range(0, len(data), PART_BYTES)
+        return OpenBlob(len(data), (data[start : start + PART_BYTES] for start in starts))
 
     def get(self, key: str) -> bytes:
         try:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
-from collections.abc import Collection
 from typing import Any
 
+from calotype.serving.api.background.batch_output import BatchOutput, failure
 from calotype.serving.api.generation.creation import (
     Origin,
     Terms,
     body_digest,
     create_or_join,
 )
-from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.responses import images_body, shown_images
 from calotype.serving.api.generation.uploads import read_images
-from calotype.serving.api.http.failures import error_object, wire
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import (
@@ -115,16 +111,17 @@ class BatchRunner:
             if good:
                 answer: JsonObject = {"status_code": 200}
             elif job is None or not job.error:
-                answer = _failure(Cancelled("The job was canceled."))
+                answer = failure(Cancelled("The job was canceled."))
             else:
-                answer = _failure(error_from_payload(job.error))
+                answer = failure(error_from_payload(job.error))
             await asyncio.to_thread(self._set, line, answer=answer)
 
     async def _start_lines(self, batch: BatchRecord) -> None:
         running = len(await self._lines(batch, started=True, limit=OUTSTANDING))
         if running >= OUTSTANDING:
             return
-        for line in await self._lines(batch, started=False, limit=OUTSTANDING - running):
+        left = OUTSTANDING - running
+        for line in await self._lines(batch, started=False, limit=left, bodies=True):
             try:
                 job_id = await self._start(batch, line)
             except StorageFailed:
@@ -134,7 +131,7 @@ class BatchRunner:
                 return
             except CalotypeError as error:
                 metrics.BATCH_LINES.labels("failed").inc()
-                await asyncio.to_thread(self._set, line, answer=_failure(error))
+                await asyncio.to_thread(self._set, line, answer=failure(error))
             except Exception as error:  # a bug of ours, or of a library, over this line
                 await self._spoiled_line(line, error)
             else:
@@ -151,7 +148,7 @@ class BatchRunner:
             details={"reason": "set_aside"},
         )
         metrics.BATCH_LINES.labels("failed").inc()
-        await asyncio.to_thread(self._set, line, answer=_failure(fault))
+        await asyncio.to_thread(self._set, line, answer=failure(fault))
 
     async def _start(self, batch: BatchRecord, line: BatchLine) -> str:
         gateway, settings = self._gateway, self._gateway.settings
@@ -198,7 +195,7 @@ class BatchRunner:
         for line in await self._lines(batch, started=True, limit=OUTSTANDING * 2):
             await self._gateway.waits.cancel(line.job_id or "")
         for line in await self._lines(batch, started=False, limit=10 * _PAGE):
-            await asyncio.to_thread(self._set, line, answer=_failure(reason))
+            await asyncio.to_thread(self._set, line, answer=failure(reason))
         await self._collect(batch)
 
     async def _finished(self, batch: BatchRecord) -> bool:
@@ -208,21 +205,9 @@ class BatchRunner:
         return True
 
     async def _finalize(self, batch: BatchRecord, late: bool) -> None:
-        good, bad, pictures = bytearray(), bytearray(), set[str]()
-        after = 0
-        while True:
-            page = await asyncio.to_thread(
-                self._database.batches.answered_lines, batch.id, after, _PAGE
-            )
-            if not page:
-                break
-            after = page[-1].line
-            for line in page:
-                written = await self._written(line, pictures)
-                target = good if written["error"] is None else bad
-                target += json.dumps(written, ensure_ascii=False).encode("utf-8") + b"\n"
-        output = await asyncio.to_thread(self._keep, batch, bytes(good), "output", pictures)
-        errors = await asyncio.to_thread(self._keep, batch, bytes(bad), "errors", ())
+        written = BatchOutput(self._gateway, batch)
+        output = await asyncio.to_thread(written.write, "output")
+        errors = await asyncio.to_thread(written.write, "errors")
         end = "cancelled" if batch.status == "cancelling" else "expired" if late else "completed"
         await asyncio.to_thread(
             lambda: self._database.batches.change_batch(
@@ -230,57 +215,13 @@ class BatchRunner:
             )
         )
 
-    async def _written(self, line: BatchLine, pictures: set[str]) -> JsonObject:
-        """Args:
-        pictures: gets the assets whose bytes are in the line.
-        """
-        answer: JsonObject = dict(line.answer or {})
-        error = None
-        if answer.get("status_code") == 200:
-            job = await asyncio.to_thread(self._database.jobs.get_job, line.job_id or "")
-            try:
-                if job is None:
-                    raise Cancelled("The job is gone.")
-                if job.input["response_format"] != "url":
-                    shown = await shown_images(self._gateway, job)
-                    pictures |= {image["asset_id"] for image in shown}
-                answer["body"] = await images_body(self._gateway, "", job)
-            except StorageFailed:
-                raise  # the whole file is written again when the store is back
-            except CalotypeError as problem:
-                answer = _failure(problem)
-        if answer["status_code"] != 200:
-            found = answer["body"]["error"]
-            error = {"code": found["code"], "message": found["message"]}
-        answer["request_id"] = f"{line.batch_id}-{line.line}"
-        return {
-            "id": f"batch_req_{line.batch_id.removeprefix('batch_')}_{line.line}",
-            "custom_id": line.custom_id,
-            "response": answer,
-            "error": error,
-        }
-
-    def _keep(
-        self, batch: BatchRecord, data: bytes, name: str, pictures: Collection[str]
-    ) -> str | None:
-        if not data:
-            return None
-        file = keep_file(
-            self._gateway,
-            batch.team_id,
-            data,
-            "jsonl",
-            purpose="batch_output",
-            filename=f"{batch.id}_{name}.jsonl",
-            content_type="application/jsonl",
-            expires=self._database.clock.time() + 30 * 86_400,
-            pictures=pictures,
-        )
-        return file.id
-
-    async def _lines(self, batch: BatchRecord, *, started: bool, limit: int) -> list[BatchLine]:
+    async def _lines(
+        self, batch: BatchRecord, *, started: bool, limit: int, bodies: bool = False
+    ) -> list[BatchLine]:
         return await asyncio.to_thread(
-            lambda: self._database.batches.unanswered_lines(batch.id, started=started, limit=limit)
+            lambda: self._database.batches.unanswered_lines(
+                batch.id, started=started, limit=limit, bodies=bodies
+            )
         )
 
     def _set(self, line: BatchLine, **values: Any) -> None:
@@ -292,10 +233,6 @@ def _outlasts(job: JobRecord | None, batch: BatchRecord, now: float) -> bool:
     if job is None or batch.status != "in_progress" or now >= batch.deadline:
         return False
     return (job.error or {}).get("class") == DependencyUnavailable.__name__
-
-
-def _failure(error: CalotypeError) -> JsonObject:
-    return {"status_code": wire(error).status, "body": {"error": error_object(error)}}
 
 
 def _key_of(batch: BatchRecord) -> KeyRecord:

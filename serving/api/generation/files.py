@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.jobs.records import FileRecord, new_id
-from calotype.serving.storage import new_key
+from calotype.serving.storage import new_key, stream_key
 
 
 async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
@@ -86,3 +86,51 @@ def keep_same(
             expires=now + kept_seconds,
         )
     )
+
+
+def keep_stream(
+    gateway: Gateway,
+    team_id: str,
+    parts: Iterable[bytes],
+    kind: str,
+    *,
+    purpose: str,
+    filename: str,
+    content_type: str,
+    expires: float,
+    pictures: Collection[str] = (),
+) -> FileRecord:
+    """`keep_file` for what does not fit into memory.
+
+    Args:
+        pictures: the assets whose bytes are in the file; looked at when it is written.
+
+    Raises:
+        StorageFailed: the bytes or the row cannot be written.
+        Conflict: one of the pictures is gone by now.
+    """
+    digest, size = hashlib.sha256(), 0
+
+    def measured() -> Iterator[bytes]:
+        nonlocal size
+        for part in parts:
+            digest.update(part)
+            size += len(part)
+            yield part
+
+    key = stream_key(team_id, kind)
+    gateway.blobs.put_parts(key, measured())
+    file = FileRecord(
+        id=new_id("file"),
+        team_id=team_id,
+        purpose=purpose,
+        filename=filename,
+        content_type=content_type,
+        size=size,
+        sha256=digest.hexdigest(),
+        blob_key=key,
+        created=gateway.database.clock.time(),
+        expires=expires,
+    )
+    gateway.database.files.add_file(file, pictures)
+    return file

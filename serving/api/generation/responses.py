@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from calotype.serving.api.generation.access import level_warning
 from calotype.serving.api.http.job_object import SHOWN_HELD, SHOWN_METRICS, shown, usage_of
 from calotype.serving.api.http.signing import content_url
+from calotype.serving.api.http.stored import StoredPictures, json_response
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import Cancelled, DeadlineExceeded, NotFound, error_from_payload
 from calotype.serving.core.json_object import JsonObject
@@ -17,15 +19,20 @@ from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
 
 
-async def images_body(gateway: Gateway, base: str, job: JobRecord) -> JsonObject:
-    """`ImagesResponse` of a job that is over.
+def images_body(
+    gateway: Gateway,
+    base: str,
+    job: JobRecord,
+    images: Sequence[JsonObject],
+    pictures: StoredPictures,
+) -> JsonObject:
+    """`ImagesResponse` of a job that is over, with marks in place of its pictures.
 
-    Raises:
-        CalotypeError: the one with which the job ended.
+    Args:
+        images: those of `shown_images`.
     """
-    images = await shown_images(gateway, job)
-    data = await asyncio.gather(*(_item(gateway, base, job, image) for image in images))
-    return described(job) | {"data": list(data), "usage": usage_of(job)}
+    data = [_item(gateway, base, job, image, pictures) for image in images]
+    return described(job) | {"data": data, "usage": usage_of(job)}
 
 
 def drawn_images(job: JobRecord) -> list[JsonObject]:
@@ -45,7 +52,7 @@ def drawn_images(job: JobRecord) -> list[JsonObject]:
     return list(job.output["images"])
 
 
-async def shown_images(gateway: Gateway, job: JobRecord) -> list[JsonObject]:
+def shown_images(gateway: Gateway, job: JobRecord) -> list[JsonObject]:
     """The pictures of a job that are still there: neither deleted nor taken down.
 
     Raises:
@@ -54,7 +61,7 @@ async def shown_images(gateway: Gateway, job: JobRecord) -> list[JsonObject]:
     """
     images = drawn_images(job)
     names = [image["asset_id"] for image in images]
-    there = await asyncio.to_thread(gateway.database.files.existing_assets, names)
+    there = gateway.database.files.existing_assets(names)
     shown = [image for image in images if image["asset_id"] in there]
     if images and not shown:
         raise NotFound(f"The pictures of the job '{job.id}' were deleted.", code="deleted")
@@ -106,10 +113,11 @@ def described(job: JobRecord) -> JsonObject:
 
 async def images_response(
     gateway: Gateway, request: Request, job: JobRecord, processing_ms: int
-) -> JSONResponse:
+) -> Response:
     """The answer of the synchronous routes. Raises like `images_body`."""
-    body = await images_body(gateway, gateway.base_url(request), job)
-    images = await shown_images(gateway, job)
+    pictures = StoredPictures(gateway.blobs)
+    images = await asyncio.to_thread(shown_images, gateway, job)
+    body = images_body(gateway, gateway.base_url(request), job, images, pictures)
     blocked: list[JsonObject] = (job.output or {}).get("blocked", [])
     headers = {
         "openai-version": "2020-10-01",
@@ -122,15 +130,17 @@ async def images_response(
         headers["x-recipe-hash"] = job.recipe_hash
     if blocked:
         headers["x-images-blocked"] = str(len(blocked))
-    return JSONResponse(body, headers=headers)
+    return await json_response(pictures, body, headers)
 
 
-async def _item(gateway: Gateway, base: str, job: JobRecord, image: JsonObject) -> JsonObject:
+def _item(
+    gateway: Gateway, base: str, job: JobRecord, image: JsonObject, pictures: StoredPictures
+) -> JsonObject:
     item: JsonObject = {}
     if job.input["response_format"] == "url":
         item["url"] = content_url(gateway, base, image["asset_id"])
     else:
-        item["b64_json"] = await gateway.read_base64(image["blob_key"])
+        item["b64_json"] = pictures.mark(image["blob_key"])
     item |= {"seed": image["seed"], "flagged": image["flagged"]}
     if "revised_prompt" in job.input:
         item["revised_prompt"] = job.input["revised_prompt"]

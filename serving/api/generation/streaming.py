@@ -16,6 +16,7 @@ from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow,
 from calotype.serving.api.http.failures import error_object
 from calotype.serving.api.http.job_object import usage_of
 from calotype.serving.api.http.localize import localized
+from calotype.serving.api.http.stored import StoredPictures, in_threads
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
 from calotype.serving.core.json_object import JsonObject
@@ -57,8 +58,8 @@ async def _until_prompt_checked(gateway: Gateway, job: JobRecord) -> JobRecord:
 
 
 async def _while_connected(
-    gateway: Gateway, job: JobRecord, frames: AsyncIterator[str]
-) -> AsyncIterator[str]:
+    gateway: Gateway, job: JobRecord, frames: AsyncIterator[str | bytes]
+) -> AsyncIterator[str | bytes]:
     """The frames; a client that leaves before the end leaves its job to the grace."""
     async with gateway.waits.client_waits(job.id) as answered:
         async with contextlib.aclosing(frames) as parts:  # type: ignore[type-var]
@@ -69,7 +70,7 @@ async def _while_connected(
 
 async def _frames(
     gateway: Gateway, job: JobRecord, seconds: float, language: str
-) -> AsyncIterator[str]:
+) -> AsyncIterator[str | bytes]:
     kind = "image_generation" if job.type == "image.generate" else "image_edit"
     sent: dict[int, int] = {}
     yield KEEP_ALIVE  # headers and first byte at once: some clients give up without
@@ -81,12 +82,15 @@ async def _frames(
                     continue
                 job, event = found
                 if event.preview is not None:
-                    data = _common(job) | await partial_data(gateway, event.preview)
+                    pictures = StoredPictures(gateway.blobs)
+                    data = _common(job) | partial_data(pictures, event.preview)
                     number = sent.get(event.preview.image_index, 0)
                     if number < int(job.input.get("partial_images", 0)):
                         sent[event.preview.image_index] = number + 1
                         name = f"{kind}.partial_image"
-                        yield frame(name, {"type": name, **data, "partial_image_index": number})
+                        text = frame(name, {"type": name, **data, "partial_image_index": number})
+                        async for part in in_threads(pictures.pieces(text)):
+                            yield part
                 elif event.terminal:
                     async for part in _completed(gateway, job, f"{kind}.completed"):
                         yield part
@@ -103,15 +107,16 @@ async def _frames(
         yield _error(localized(error, language))
 
 
-async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[str]:
+async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[bytes]:
     """One event a picture; the whole usage is on the last one, the others have zeros."""
-    images = await shown_images(gateway, job)
+    images = await asyncio.to_thread(shown_images, gateway, job)
     whole, usage = described(job), usage_of(job)
     for place, image in enumerate(images):
         last = place == len(images) - 1
+        pictures = StoredPictures(gateway.blobs)
         data: JsonObject = {
             "type": name,
-            "b64_json": await gateway.read_base64(image["blob_key"]),
+            "b64_json": pictures.mark(image["blob_key"]),
             **_common(job),
             "image_index": image["index"],
             "seed": image["seed"],
@@ -123,7 +128,8 @@ async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterat
         for field in ("safety_identifier", "warnings", "moderation", "recipe_changes"):
             if last and field in whole:
                 data[field] = whole[field]
-        yield frame(name, data)
+        async for part in in_threads(pictures.pieces(frame(name, data))):
+            yield part
 
 
 def _common(job: JobRecord) -> JsonObject:

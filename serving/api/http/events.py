@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from typing_extensions import TypedDict
 
 from calotype.serving.api.http.job_object import JobObject
+from calotype.serving.api.http.stored import StoredPictures, in_threads
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.jobs.events import JobEvent, events_since
@@ -36,8 +37,8 @@ def frame(event: str, data: Mapping[str, object], number: int | None = None) -> 
     return f"{head}event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def event_response(parts: AsyncIterator[str], headers: dict[str, str]) -> StreamingResponse:
-    async def counted() -> AsyncIterator[str]:
+def event_response(parts: AsyncIterator[str | bytes], headers: dict[str, str]) -> StreamingResponse:
+    async def counted() -> AsyncIterator[str | bytes]:
         metrics.STREAMS.inc()
         try:
             async for part in parts:
@@ -93,17 +94,18 @@ async def job_stream(
     job_id: str,
     last_id: int | None,
     describe: Callable[[JobRecord], JobObject],
-) -> AsyncIterator[str]:
+) -> AsyncIterator[str | bytes]:
     """The frames of GET /v1/jobs/{id}/events."""
     async for found in follow(gateway, job_id, last_id):
         if found is None:
             yield KEEP_ALIVE
             continue
         job, event = found
+        pictures = StoredPictures(gateway.blobs)
         if event.terminal:
             data: Mapping[str, object] = describe(job)
         elif event.preview is not None:
-            data = {**await partial_data(gateway, event.preview), "job_id": job.id}
+            data = {**partial_data(pictures, event.preview), "job_id": job.id}
         else:
             estimates = await gateway.estimates.of_job(job)
             data = {
@@ -114,13 +116,14 @@ async def job_stream(
                 "total_steps": job.steps,
                 "queue_position": estimates.queue_position,
             }
-        yield frame(f"job.{event.kind}", data, event.id)
+        async for part in in_threads(pictures.pieces(frame(f"job.{event.kind}", data, event.id))):
+            yield part
 
 
-async def partial_data(gateway: Gateway, preview: PreviewRecord) -> PartialImage:
+def partial_data(pictures: StoredPictures, preview: PreviewRecord) -> PartialImage:
     return {
         "image_index": preview.image_index,
         "partial_image_index": preview.partial_index,
-        "b64_json": await gateway.read_base64(preview.blob_key),
+        "b64_json": pictures.mark(preview.blob_key),
         "output_format": preview.content_type.removeprefix("image/"),
     }

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.pages import Deleted
 from calotype.serving.api.http.signing import content_url, signature_fits
+from calotype.serving.api.http.stored import file_response
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import NotFound
 from calotype.serving.jobs.records import AssetRecord, KeyRecord
@@ -100,13 +101,8 @@ async def get_content(
             "This address has expired; ask GET /v1/assets/{id} for a new one.", code="expired"
         )
     asset = await _find(gateway, asset_id, None)
-    data = await asyncio.to_thread(gateway.blobs.get, asset.blob_key)
-    return Response(
-        data,
-        media_type=asset.content_type,
-        headers={
-            "etag": f'"{asset.sha256}"',
-            "cache-control": "private, max-age=3600, immutable",
-            "x-content-type-options": "nosniff",
-        },
+    return file_response(
+        await asyncio.to_thread(gateway.blobs.open, asset.blob_key),
+        asset.content_type,
+        {"etag": f'"{asset.sha256}"', "cache-control": "private, max-age=3600, immutable"},
     )

@@ -15,6 +15,7 @@ from calotype.serving.api.generation.uploads import check_image
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.multipart import is_multipart, read_form
 from calotype.serving.api.http.pages import Deleted, Page, list_object, page_size
+from calotype.serving.api.http.stored import file_response
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
@@ -155,10 +156,8 @@ async def get_file_content(request: Request, file_id: str, key: Caller) -> Respo
     """The file's bytes."""
     gateway = gateway_of(request)
     file = await find_file(gateway, file_id, key.team_id)
-    data = await asyncio.to_thread(gateway.blobs.get, file.blob_key)
-    return Response(
-        data, media_type=file.content_type, headers={"x-content-type-options": "nosniff"}
-    )
+    found = await asyncio.to_thread(gateway.blobs.open, file.blob_key)
+    return file_response(found, file.content_type)
 
 
 @router.delete("/v1/files/{file_id}")

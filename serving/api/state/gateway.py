@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -56,11 +54,6 @@ class Gateway:
         """How clients reach this gateway; without a request only if ``public_url`` says it."""
         seen = "" if request is None else str(request.base_url)
         return (self.settings.public_url or seen).rstrip("/")
-
-    async def read_base64(self, blob_key: str) -> str:
-        """A stored picture as JSON carries it."""
-        data = await asyncio.to_thread(self.blobs.get, blob_key)
-        return base64.b64encode(data).decode("ascii")
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -17,7 +17,7 @@ from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_
 from werkzeug.serving import make_server
 
 from calotype.serving.core.errors import InvalidRequest, NotFound, StorageFailed
-from calotype.serving.core.protocols import ListedBlobStore
+from calotype.serving.core.protocols import PART_BYTES, ListedBlobStore
 from calotype.serving.jobs.recipe import digest_of_key
 from calotype.serving.storage import FolderBlobStore, new_key, open_blobs
 from calotype.serving.testing.in_memory import MemoryBlobStore
@@ -94,6 +94,39 @@ def test_what_was_put_is_got_until_it_is_deleted(blobs: ListedBlobStore) -> None
     blobs.delete("2026/11/asset_1.png")
     with pytest.raises(NotFound):
         blobs.get("2026/11/asset_1.png")
+
+
+def test_a_file_is_written_and_read_in_parts(blobs: ListedBlobStore) -> None:
+    parts = [bytes([number]) * 900_000 for number in range(12)]
+    asked: list[int] = []
+
+    def written() -> Iterator[bytes]:
+        for number, part in enumerate(parts):
+            asked.append(number)
+            yield part
+
+    blobs.put_parts("a/long.jsonl", written())
+    assert asked == list(range(12))
+    found = blobs.open("a/long.jsonl")
+    read = list(found.parts)
+    assert found.size == sum(map(len, parts)) and b"".join(read) == b"".join(parts)
+    assert {len(part) for part in read[:-1]} == {PART_BYTES}
+    blobs.put_parts("a/empty", iter(()))
+    assert list(blobs.open("a/empty").parts) == []
+    with pytest.raises(NotFound):
+        blobs.open("a/nothing")
+
+
+def test_of_a_file_that_broke_off_nothing_is_seen(blobs: ListedBlobStore) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"x" * 9_000_000
+        raise NotFound("One of the pictures is gone.")
+
+    with pytest.raises((NotFound, StorageFailed)):
+        blobs.put_parts("a/broken", broken())
+    with pytest.raises(NotFound):
+        blobs.open("a/broken")
+    assert "a/broken" not in dict(blobs.entries())
 
 
 def test_every_blob_is_listed_with_its_time(blobs: ListedBlobStore) -> None:
