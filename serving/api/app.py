@@ -43,6 +43,7 @@ from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.gateway import Gateway, Refresh, nothing_new
 from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.api.state.working_memory import WorkingMemory
 from calotype.serving.core.errors import CalotypeError, EngineError, InvalidRequest, NotFound
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.database import Database
@@ -95,6 +96,7 @@ def create_app(
             allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
         ),
         rates=RequestRates(settings.team_requests_per_second),
+        memory=WorkingMemory(settings.memory_bytes),
         refresh=refresh,
         outlives_models=outlives_models,
     )

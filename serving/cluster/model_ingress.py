@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
 MAX_WAIT_SECONDS = 60.0
-MAX_BODY_BYTES = 256 * 1024 * 1024
-"""More than a gateway sends: what /v1/moderations takes, unpacked and packed again."""
+MAX_BODY_BYTES = 128 * 1024 * 1024
+"""More than a gateway sends: one view of a picture that /v1/moderations takes, or its texts."""
 
 
 class ModelApp(Protocol):

@@ -10,9 +10,10 @@ import asyncio
 import base64
 import functools
 import io
+import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -27,7 +28,7 @@ from calotype.serving.core.errors import (
     Overloaded,
     error_from_payload,
 )
-from calotype.serving.core.protocols import ModelStatus
+from calotype.serving.core.protocols import PART_BYTES, ModelStatus
 from calotype.serving.database.database import Database
 from calotype.serving.wire.model_status import ModelAppStatus
 from calotype.serving.wire.model_token import ModelIdentity, make_model_token
@@ -111,17 +112,14 @@ class RemoteBackend:
         models: Sequence[str] | None = None,
     ) -> list[Decision]:
         """Asks the first model app that answers."""
-        body = {
-            "texts": list(texts),
-            "images": await asyncio.to_thread(lambda: [_packed(image) for image in images]),
-            "scope": None if scope is None else scope.to_payload(),
-        }
         problem = "This service has no model at the moment."
         for model in list(self.endpoints):
             if models is not None and model not in models:
                 continue  # it does not know the policies of the team's requests
             try:
-                answer = await self._post(model, "judge", JUDGE_SECONDS, json=body)
+                answer = await self._post(
+                    model, "judge", JUDGE_SECONDS, content=_judge_body(texts, images, scope)
+                )
             except Overloaded as error:
                 problem = error.message
                 continue
@@ -185,9 +183,9 @@ class RemoteBackend:
         seconds: float = CALL_SECONDS,
         *,
         params: Mapping[str, str] | None = None,
-        json: Any = None,
+        content: AsyncIterator[bytes] | None = None,
     ) -> httpx.Response:
-        return await self._call(model, "POST", path, seconds, params=params, json=json)
+        return await self._call(model, "POST", path, seconds, params=params, content=content)
 
     async def _call(
         self, model: str, method: str, path: str, seconds: float, **content: Any
@@ -238,7 +236,23 @@ def _error(model: str, answer: httpx.Response) -> CalotypeError:
         )
 
 
-def _packed(pixels: Pixels) -> str:
+async def _judge_body(
+    texts: Sequence[str], images: Sequence[Pixels], scope: CheckScope | None
+) -> AsyncIterator[bytes]:
+    """The JSON of a call of `judge`, in pieces: its pictures may be large."""
+    asked = None if scope is None else scope.to_payload()
+    yield f'{{"texts": {json.dumps(list(texts))}, "scope": {json.dumps(asked)}'.encode()
+    yield b', "images": ['
+    for number, image in enumerate(images):
+        yield b', "' if number else b'"'
+        packed = await asyncio.to_thread(_packed, image)
+        for start in range(0, len(packed), PART_BYTES):
+            yield base64.b64encode(packed[start : start + PART_BYTES])
+        yield b'"'
+    yield b"]}"
+
+
+def _packed(pixels: Pixels) -> memoryview:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
-    return base64.b64encode(file.getvalue()).decode("ascii")
+    return file.getbuffer()

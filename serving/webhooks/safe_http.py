@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import httpcore
@@ -146,15 +146,19 @@ async def send(
     seconds: float,
     max_bytes: int,
     policy: OutboundPolicy,
+    into: IO[bytes] | None = None,
 ) -> Answer:
     """One request to a checked address, all of it within ``seconds``.
+
+    Args:
+        into: where the answer's body goes instead of into `Answer.body`.
 
     Raises:
         OutboundFailed: no connection, no answer in time, or more than ``max_bytes``.
     """
     try:
         async with asyncio.timeout(seconds):
-            return await _exchange(target, method, headers, body, max_bytes, policy)
+            return await _exchange(target, method, headers, body, max_bytes, policy, into)
     except TimeoutError:
         raise OutboundFailed(f"no complete answer within {seconds:g} s") from None
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
@@ -164,9 +168,15 @@ async def send(
 
 
 async def fetch(
-    url: str, policy: OutboundPolicy, *, seconds: float, max_bytes: int, param: str
-) -> bytes:
-    """The body behind a URL.
+    url: str,
+    policy: OutboundPolicy,
+    into: IO[bytes],
+    *,
+    seconds: float,
+    max_bytes: int,
+    param: str,
+) -> None:
+    """Writes the body behind a URL into a file.
 
     Raises:
         AddressRefused: see `resolve_url`.
@@ -178,7 +188,7 @@ async def fetch(
         left = max(0.1, seconds - (time.monotonic() - started))
         accept = {"accept": "image/png, image/jpeg, image/webp"}
         answer = await send(
-            target, "GET", accept, b"", seconds=left, max_bytes=max_bytes, policy=policy
+            target, "GET", accept, b"", seconds=left, max_bytes=max_bytes, policy=policy, into=into
         )
     except TimeoutError:
         raise _not_had(param, f"its name was not resolved within {seconds:g} s") from None
@@ -186,7 +196,6 @@ async def fetch(
         raise _not_had(param, str(error)) from error
     if answer.status != 200:
         raise _not_had(param, f"the server answered {answer.status}")
-    return answer.body
 
 
 def _not_had(param: str, reason: str) -> InvalidRequest:
@@ -204,6 +213,7 @@ async def _exchange(
     body: bytes,
     max_bytes: int,
     policy: OutboundPolicy,
+    into: IO[bytes] | None,
 ) -> Answer:
     default = 443 if target.scheme == "https" else 80
     name = f"[{target.host}]" if ":" in target.host else target.host
@@ -222,10 +232,14 @@ async def _exchange(
         async with pool.stream(
             method, origin, headers=sent, content=body, extensions=extensions
         ) as answer:
-            found = bytearray()
+            found, size = bytearray(), 0
             async for chunk in answer.aiter_stream():
-                found += chunk
-                if len(found) > max_bytes:
+                size += len(chunk)
+                if into is None:
+                    found += chunk
+                else:
+                    into.write(chunk)
+                if size > max_bytes:
                     raise OutboundFailed(f"the answer has more than {max_bytes:,} bytes")
             names = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in answer.headers}
             return Answer(answer.status, names, bytes(found))

@@ -19,7 +19,7 @@ from calotype.serving.api.generation.creation import (
     create_or_join,
 )
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.uploads import read_images
+from calotype.serving.api.generation.uploads import keep_images, named_sources
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import (
@@ -169,7 +169,8 @@ class BatchRunner:
         left = max(60.0, batch.deadline - self._database.clock.time())
         images = await recipe_images(gateway, batch.team_id, recipe, left)
         if images is None:
-            images = await read_images(gateway, batch.team_id, body, left)
+            sources = named_sources(gateway, batch.team_id, body)
+            images = await keep_images(gateway, batch.team_id, body, sources, left)
         terms = Terms(
             deadline_seconds=left,
             expires_seconds=left + settings.asset_seconds,

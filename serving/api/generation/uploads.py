@@ -8,25 +8,38 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import io
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from calotype.moderation.errors import ImageError
+from calotype.moderation.images.decode import count_pixels
 from calotype.serving.api.generation.files import find_file, keep_file
+from calotype.serving.api.http.multipart import Form, FormFile
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.request import MAX_REFERENCES, ImageSize
 from calotype.serving.database.blob_refs import JOB_INPUT
+from calotype.serving.jobs.records import FileRecord
 from calotype.serving.webhooks.safe_http import fetch
 
 MAX_FILE_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 50_000_000
+_MAX_WEBP_PIXELS = 25_000_000
+"""Its decoder has the picture in memory three times."""
+_BYTES_PER_PIXEL = 7
+_STRIP_ROWS = 64
+_SPOOLED_BYTES = 1024 * 1024
+"""What is fetched from elsewhere comes slowly: beyond this it waits on the disk."""
 _KINDS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "MPO": "jpeg"}
 """Cameras put a thumbnail behind a JPEG, which is then called MPO."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -62,12 +75,32 @@ class Images:
     """Of ``image``, where it is known."""
 
 
-async def read_source(gateway: Gateway, team_id: str, source: Any, param: str) -> bytes:
-    """The bytes behind ``{"image_url"}``, ``{"file_id"}`` or a URL.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a picture of a request comes from; its bytes are there while it is open."""
+
+    param: str
+    open: Callable[[], AbstractAsyncContextManager[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The pictures of a request, before any of them is read."""
+
+    images: list[Source]
+    mask: Source | None = None
+
+
+@contextlib.asynccontextmanager
+async def open_source(
+    gateway: Gateway, team_id: str, source: Any, param: str
+) -> AsyncIterator[bytes]:
+    """The bytes behind ``{"image_url"}``, ``{"file_id"}`` or a URL, while the context lasts.
 
     Raises:
         InvalidRequest: it is none of these, cannot be had or leads where we do not go.
         NotFound: the team has no such file.
+        Overloaded: there is no memory for it.
     """
     if isinstance(source, str):
         source = {"image_url": source}
@@ -84,17 +117,36 @@ async def read_source(gateway: Gateway, team_id: str, source: Any, param: str) -
     where = f"{param}.{name}"
     if not isinstance(value, str):
         raise InvalidRequest(f"{where} must be a string.", code="invalid_type", param=where)
-    if name == "file_id":
-        return await _read_file(gateway, team_id, value, where)
-    if value.startswith("data:"):
-        return _read_data_url(value, where)
-    return await fetch(
-        value,
-        gateway.outbound,
-        seconds=gateway.settings.fetch_seconds,
-        max_bytes=MAX_FILE_BYTES,
-        param=where,
-    )
+    room = gateway.memory.pictures
+    if value.startswith("data:") and name == "image_url":
+        yield _read_data_url(value, where)  # there was room for it with the body
+    elif name == "file_id":
+        file = await _find_file(gateway, team_id, value, where)
+        async with room.hold(team_id, file.size):
+            yield await asyncio.to_thread(gateway.blobs.get, file.blob_key)
+    else:
+        with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as kept:
+            await fetch(
+                value,
+                gateway.outbound,
+                kept,
+                seconds=gateway.settings.fetch_seconds,
+                max_bytes=MAX_FILE_BYTES,
+                param=where,
+            )
+            async with room.hold(team_id, kept.tell()):
+                kept.seek(0)
+                yield kept.read()
+
+
+async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str) -> Upload:
+    """`check_image` when there is memory for its pixels, beside the event loop."""
+    try:
+        pixels = count_pixels(data)
+    except ImageError:
+        pixels = 0
+    async with gateway.memory.pixels.hold(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
+        return await asyncio.to_thread(check_image, data, param)
 
 
 def check_image(data: bytes, param: str) -> Upload:
@@ -113,7 +165,8 @@ def check_image(data: bytes, param: str) -> Upload:
             param=param,
         )
     unreadable = InvalidRequest(
-        f"{param} is no readable png, jpeg or webp picture of at most {MAX_PIXELS:,} pixels.",
+        f"{param} is no readable png or jpeg picture of at most {MAX_PIXELS:,} pixels, nor a "
+        f"webp picture of at most {_MAX_WEBP_PIXELS:,}.",
         code="invalid_image",
         param=param,
     )
@@ -122,7 +175,7 @@ def check_image(data: bytes, param: str) -> Upload:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 kind, (width, height) = _KINDS[str(image.format)], image.size
-                if width * height > MAX_PIXELS:
+                if width * height > (_MAX_WEBP_PIXELS if kind == "webp" else MAX_PIXELS):
                     raise unreadable
                 _check_kind(image, data, param)
                 image.load()
@@ -146,35 +199,38 @@ def _check_kind(image: Image.Image, data: bytes, param: str) -> None:
         raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
 
 
-def check_mask(mask: Upload, image: Upload) -> Upload:
-    """OpenAI's mask, where transparent means "draw anew", as a grey picture: white = anew.
+def read_mask(mask: Upload) -> bytes:
+    """OpenAI's mask, where transparent means "draw anew", as a grey PNG: white = anew.
 
     Raises:
-        InvalidRequest: of another size than the image, or it marks nothing.
+        InvalidRequest: it marks nothing.
     """
-    if (mask.width, mask.height) != (image.width, image.height):
-        raise InvalidRequest(
-            f"mask is {mask.width}x{mask.height}, but the image is {image.width}x{image.height}; "
-            "they must have one size.",
-            code="invalid_image",
-            param="mask",
-        )
-    with Image.open(io.BytesIO(mask.data)) as file_image:
-        picture = ImageOps.exif_transpose(file_image)
-        if picture.has_transparency_data:
-            alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
-            marked = alpha < _OPAQUE_BELOW
-        else:
-            marked = np.asarray(picture.convert("L")) >= _OPAQUE_BELOW
+    with Image.open(io.BytesIO(mask.data)) as picture:
+        picture.load()
+        orientation = picture.getexif().get(_ORIENTATION)
+        marked = np.empty((picture.height, picture.width), np.uint8)
+        for top in range(0, picture.height, _STRIP_ROWS):
+            bottom = min(picture.height, top + _STRIP_ROWS)
+            strip = picture.crop((0, top, picture.width, bottom))
+            if picture.has_transparency_data:
+                alpha = np.asarray(strip.convert("RGBA").getchannel("A"))
+                marked[top:bottom] = (alpha < _OPAQUE_BELOW) * np.uint8(255)
+            else:
+                grey = np.asarray(strip.convert("L"))
+                marked[top:bottom] = (grey >= _OPAQUE_BELOW) * np.uint8(255)
     if not marked.any():
         raise InvalidRequest(
             "mask marks nothing: make the region that shall be drawn anew transparent.",
             code="invalid_image",
             param="mask",
         )
+    seen = Image.fromarray(marked, "L")
+    if orientation is not None:
+        seen.getexif()[_ORIENTATION] = orientation
+        ImageOps.exif_transpose(seen, in_place=True)
     file = io.BytesIO()
-    Image.fromarray(marked.astype(np.uint8) * 255, "L").save(file, "PNG")
-    return Upload(file.getvalue(), "png", mask.width, mask.height)
+    seen.save(file, "PNG", exif=b"")
+    return file.getvalue()
 
 
 def input_seconds(gateway: Gateway) -> float:
@@ -183,94 +239,106 @@ def input_seconds(gateway: Gateway) -> float:
     return settings.asset_seconds + settings.request_timeout + settings.max_outage_seconds
 
 
-async def read_images(
-    gateway: Gateway, team_id: str, body: GenerationBody, kept_seconds: float
-) -> Images | None:
-    """Loads, checks and stores the pictures that a JSON body names.
-
-    Raises:
-        InvalidRequest: see `read_source` and `check_image`; or there is none where one must be.
-    """
+def named_sources(gateway: Gateway, team_id: str, body: GenerationBody) -> Sources:
+    """The pictures that a JSON body names."""
     named = [(f"reference_images[{i}]", s) for i, s in enumerate(body.reference_images or [])]
     mask: Any = None
     if isinstance(body, EditBody):
         named = [(f"images[{i}]", source) for i, source in enumerate(body.images)] + named
         mask = body.mask
-    found = [
-        check_image(await read_source(gateway, team_id, source, where), where)
-        for where, source in named
-    ]
-    marked = None
-    if mask is not None:
-        marked = check_image(await read_source(gateway, team_id, mask, "mask"), "mask")
-    return await keep_images(gateway, team_id, body, found, marked, kept_seconds)
+
+    def opened(source: Any, where: str) -> Source:
+        return Source(where, lambda: open_source(gateway, team_id, source, where))
+
+    return Sources(
+        [opened(source, where) for where, source in named],
+        None if mask is None else opened(mask, "mask"),
+    )
+
+
+def sent_sources(form: Form) -> Sources:
+    """The pictures that came as parts of a multipart body."""
+
+    def opened(file: FormFile, where: str) -> Source:
+        return Source(where, lambda: contextlib.nullcontext(file.data))
+
+    masked = form.file("mask")
+    return Sources(
+        [opened(file, f"image[{place}]") for place, file in enumerate(form.images())],
+        None if masked is None else opened(masked, "mask"),
+    )
 
 
 async def keep_images(
-    gateway: Gateway,
-    team_id: str,
-    body: GenerationBody,
-    images: Sequence[Upload],
-    mask: Upload | None,
-    kept_seconds: float,
+    gateway: Gateway, team_id: str, body: GenerationBody, sources: Sources, kept_seconds: float
 ) -> Images | None:
-    """Stores the pictures of a request in the roles that its kind gives them.
+    """Loads, checks and stores the pictures of a request, one after the other.
 
     A generation looks at all of them. An edit without a mask does too; with one, or with a
     strength, it starts from the first. A variation starts from its only one.
+
+    Raises:
+        InvalidRequest: see `open_source` and `check_image`; or there is none where one must be.
     """
-    if not isinstance(body, EditBody) and not images:
+    if not isinstance(body, EditBody) and not sources.images:
         return None
-    first: Upload | None = None
-    others = list(images)
-    if isinstance(body, EditBody):
-        if not images:
-            name = "image" if isinstance(body, VariationBody) else "images"
-            raise InvalidRequest(
-                f"Missing required parameter: '{name}'.",
-                code="missing_required_parameter",
-                param=name,
-            )
-        variation = isinstance(body, VariationBody)
-        if variation and len(images) > 1:
-            raise InvalidRequest("A variation has exactly one image.", param="image")
-        drawn_over = mask is not None or body.strength is not None or body.expand is not None
-        if variation or drawn_over:
-            first, others = images[0], list(images[1:])
-    if len(others) > MAX_REFERENCES:
+    variation = isinstance(body, VariationBody)
+    drawn_over = sources.mask is not None or (
+        isinstance(body, EditBody) and (body.strength is not None or body.expand is not None)
+    )
+    starts = isinstance(body, EditBody) and (variation or drawn_over)
+    _check_count(body, len(sources.images), len(sources.images) - int(starts))
+    expires = gateway.database.clock.time() + kept_seconds
+    kept: list[tuple[str, ImageSize]] = []
+    for source in sources.images:
+        async with source.open() as data:
+            found = await checked_image(gateway, team_id, data, source.param)
+            key = await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
+            kept.append((key, ImageSize(found.width, found.height)))
+            del data, found
+    if not starts:
+        return Images(references=tuple(key for key, _ in kept))
+    first, size = kept[0]
+    mask = None
+    if sources.mask is not None:
+        mask = await _keep_mask(gateway, team_id, sources.mask, size, expires)
+    return Images(first, mask, tuple(key for key, _ in kept[1:]), size)
+
+
+def _check_count(body: GenerationBody, images: int, references: int) -> None:
+    if isinstance(body, EditBody) and not images:
+        name = "image" if isinstance(body, VariationBody) else "images"
         raise InvalidRequest(
-            f"There are {len(others)} images to look at; at most {MAX_REFERENCES} are possible.",
+            f"Missing required parameter: '{name}'.",
+            code="missing_required_parameter",
+            param=name,
+        )
+    if isinstance(body, VariationBody) and images > 1:
+        raise InvalidRequest("A variation has exactly one image.", param="image")
+    if references > MAX_REFERENCES:
+        raise InvalidRequest(
+            f"There are {references} images to look at; at most {MAX_REFERENCES} are possible.",
             param="images" if isinstance(body, EditBody) else "reference_images",
         )
-    if mask is not None and first is not None:
-        mask = await asyncio.to_thread(check_mask, mask, first)
-    expires = gateway.database.clock.time() + kept_seconds
-    return await keep(gateway, team_id, expires, image=first, mask=mask, references=others)
 
 
-async def keep(
-    gateway: Gateway,
-    team_id: str,
-    expires: float,
-    *,
-    image: Upload | None = None,
-    mask: Upload | None = None,
-    references: Sequence[Upload] = (),
-) -> Images:
-    """Stores the pictures of a request for as long as its job is kept."""
-
-    async def one(upload: Upload | None) -> str | None:
-        if upload is None:
-            return None
-        return await asyncio.to_thread(store_upload, gateway, team_id, upload, expires)
-
-    found = [await one(upload) for upload in references]
-    return Images(
-        await one(image),
-        await one(mask),
-        tuple(key for key in found if key),
-        None if image is None else ImageSize(image.width, image.height),
-    )
+async def _keep_mask(
+    gateway: Gateway, team_id: str, source: Source, size: ImageSize, expires: float
+) -> str:
+    async with source.open() as data:
+        given = await checked_image(gateway, team_id, data, source.param)
+        if (given.width, given.height) != (size.width, size.height):
+            raise InvalidRequest(
+                f"mask is {given.width}x{given.height}, but the image is {size.width}x"
+                f"{size.height}; they must have one size.",
+                code="invalid_image",
+                param="mask",
+            )
+        pixels = given.width * given.height
+        async with gateway.memory.pixels.hold(team_id, pixels * _BYTES_PER_PIXEL):
+            grey = await asyncio.to_thread(read_mask, given)
+        found = Upload(grey, "png", given.width, given.height)
+        return await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
 
 
 def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float) -> str:
@@ -288,12 +356,11 @@ def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float)
     return file.blob_key
 
 
-async def _read_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> bytes:
+async def _find_file(gateway: Gateway, team_id: str, file_id: str, where: str) -> FileRecord:
     try:
-        file = await find_file(gateway, file_id, team_id)
+        return await find_file(gateway, file_id, team_id)
     except NotFound as error:
         raise NotFound(error.message, error.code, where) from None
-    return await asyncio.to_thread(gateway.blobs.get, file.blob_key)
 
 
 def _read_data_url(url: str, where: str) -> bytes:

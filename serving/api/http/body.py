@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import re
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 
@@ -19,8 +20,14 @@ _PARSED_AT_ONCE = 64 * 1024
 """Bytes of a body that are parsed on the event loop; a longer one would delay other requests."""
 _MOST_VALUES = 100_000
 """Python builds an object for each: a second and 100 MB for a million of them. Commas count."""
-# NUL as json.dumps writes it; an even number of backslashes before it is just text.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_DEEPEST = 100
+"""Levels of lists and objects in each other."""
+SMALL_BODY = 1024 * 1024
+"""Bytes of a body that holds no pictures."""
+_JSON_COPIES = 3.5
+"""The bytes, their text and its values; then the values, their text again and a digest's bytes."""
+_SMALL_BYTES = 1024 * 1024
+"""What is taken without asking."""
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, object]:
@@ -44,13 +51,15 @@ async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> 
             not an object, a key twice, NaN, nested too deeply, or text that is no Unicode.
     """
     _check_content_type(request)
-    raw = await read_body(request, max_bytes, seconds)
+    raw = bytearray()
+    async for chunk in limited_stream(request, max_bytes, seconds):
+        raw += chunk
     if len(raw) <= _PARSED_AT_ONCE:
         return parse_object(raw)
     return await asyncio.to_thread(parse_object, raw)
 
 
-def parse_object(raw: bytes) -> JsonObject:
+def parse_object(raw: bytes | bytearray) -> JsonObject:
     """`read_json` for bytes."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise InvalidRequest(
@@ -62,8 +71,7 @@ def parse_object(raw: bytes) -> JsonObject:
         body = json.loads(
             raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins
         )
-        # Lone surrogates pass the parser but can be neither stored nor sent on.
-        text = json.dumps(body, ensure_ascii=False).encode("utf-8")
+        _check_values(body)
     except InvalidRequest:
         raise
     except RecursionError:
@@ -78,8 +86,6 @@ def parse_object(raw: bytes) -> JsonObject:
         raise InvalidRequest(
             f"The body must be a JSON object, not {type(body).__name__}.", code="invalid_json"
         )
-    if _NUL.search(text):
-        raise InvalidRequest("The body contains a NUL character.", code="invalid_json")
     return body
 
 
@@ -95,12 +101,26 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
-    """The bytes of a body. Raises like `read_json`."""
-    raw = bytearray()
-    async for chunk in limited_stream(request, max_bytes, seconds):
-        raw += chunk
-    return bytes(raw)
+@contextlib.asynccontextmanager
+async def room_for_body(
+    request: Request, team_id: str, max_bytes: int, copies: float = _JSON_COPIES
+) -> AsyncIterator[None]:
+    """Waits until there is memory for the request's body and for what is made of it.
+
+    Args:
+        copies: how often the bytes are in memory at once, at most.
+
+    Raises:
+        Overloaded: there was none in time.
+    """
+    announced = request.headers.get("content-length", "")
+    known = announced.isascii() and announced.isdigit()
+    size = int(min(max_bytes, int(announced[:20]) if known else max_bytes) * copies)
+    if size <= _SMALL_BYTES:
+        yield
+        return
+    async with gateway_of(request).memory.bodies.hold(team_id, size):
+        yield
 
 
 async def limited_stream(
@@ -130,6 +150,27 @@ async def limited_stream(
         if seen > max_bytes:
             raise too_large
         yield chunk
+
+
+def _check_values(body: Any) -> None:
+    """Raises InvalidRequest for what the parser lets pass, UnicodeError for lone surrogates."""
+    level, depth = [body], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
+        inside: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inside += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inside += value
+            elif isinstance(value, str):
+                if "\0" in value:
+                    raise InvalidRequest("The body contains a NUL character.", code="invalid_json")
+                if not value.isascii():
+                    value.encode("utf-8")
+        level = inside
 
 
 def _no_constant(name: str) -> Any:

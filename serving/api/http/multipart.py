@@ -22,6 +22,8 @@ from calotype.serving.core.json_object import JsonObject
 MAX_FILES = 20
 MAX_FIELDS = 200
 MAX_FIELD_BYTES = 256 * 1024
+FORM_COPIES = 2.0
+"""How often a form's bytes are in memory: as they come, and on their way to the store."""
 _IMAGE = re.compile(r"image(\[\d{0,2}\])?")
 _INDEXED = re.compile(r"([a-z_]+)\[(\d{1,2})\]\[([a-z_]+)\]")
 _COLUMN = re.compile(r"([a-z_]+)\[\](\[[a-z_]+\])?")

@@ -9,7 +9,7 @@ import numpy as np
 
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images import pdq
-from calotype.moderation.images.decode import decode_image
+from calotype.moderation.images.decode import iter_views
 from calotype.moderation.images.known_images import KnownList
 from calotype.moderation.images.pdq import Pixels
 from calotype.moderation.provenance import watermark
@@ -40,7 +40,10 @@ def fingerprint(
     Raises:
         ImageError: it is no picture that can be read.
     """
-    pixels: Pixels = decode_image(data)[0]
+    views = iter_views(data)
+    pixels: Pixels = next(views)
+    for _ in views:
+        pass  # a file that is damaged further on, or has too many frames, is none that we know
     payload = None
     for secret in (keys.watermark, *keys.former) if keys is not None else ():
         mark = watermark.detect(pixels, secret, as_made=as_made)

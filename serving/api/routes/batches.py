@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends
@@ -12,13 +13,19 @@ from typing_extensions import TypedDict
 
 from calotype.serving.api.generation.files import find_file
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, parse_object, read_json
+from calotype.serving.api.http.body import SMALL_BODY, json_body, parse_object, read_json
 from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.database.batches import WORKING
-from calotype.serving.jobs.records import BatchLine, BatchRecord, KeyRecord, new_id
+from calotype.serving.jobs.records import (
+    BatchLine,
+    BatchRecord,
+    FileRecord,
+    KeyRecord,
+    new_id,
+)
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -30,6 +37,8 @@ MAX_LINE_BYTES = 1024 * 1024
 WINDOW_SECONDS = 24 * 3600.0
 ENDPOINTS = ("/v1/images/generations", "/v1/images/edits")
 _MAX_ERRORS = 100
+_COPIES = 3.0
+"""Of a batch's file in memory while its lines are read: the requests as values and as rows."""
 
 
 class BatchError(TypedDict):
@@ -90,7 +99,7 @@ class BatchBody(Body):
 async def create_batch(request: Request, key: Writer) -> BatchObject:
     """Takes a file of requests; its lines become jobs of low priority within a day."""
     gateway = gateway_of(request)
-    raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
+    raw = await read_json(request, SMALL_BODY, gateway.settings.body_seconds)
     body = parse(BatchBody, raw)
     try:
         file = await find_file(gateway, body.input_file_id, key.team_id)
@@ -101,9 +110,17 @@ async def create_batch(request: Request, key: Writer) -> BatchObject:
             f"The file '{file.id}' has the purpose '{file.purpose}'; upload it as 'batch'.",
             param="input_file_id",
         )
-    data = await asyncio.to_thread(gateway.blobs.get, file.blob_key)
+    async with gateway.memory.bodies.hold(key.team_id, int(file.size * _COPIES)):
+        return await _create(request, key, body, file)
+
+
+async def _create(
+    request: Request, key: KeyRecord, body: BatchBody, file: FileRecord
+) -> BatchObject:
+    gateway = gateway_of(request)
+    found = await asyncio.to_thread(gateway.blobs.open, file.blob_key)
     now, batch_id = gateway.database.clock.time(), new_id("batch")
-    lines, errors = await asyncio.to_thread(_read_lines, batch_id, data, body.endpoint)
+    lines, errors = await asyncio.to_thread(_read_lines, batch_id, found.parts, body.endpoint)
     status = "failed" if errors else "in_progress"
     batch = BatchRecord(
         id=batch_id,
@@ -201,13 +218,14 @@ def batch_object(batch: BatchRecord, counts: tuple[int, int, int]) -> BatchObjec
 
 
 def _read_lines(
-    batch_id: str, data: bytes, endpoint: str
+    batch_id: str, parts: Iterable[bytes], endpoint: str
 ) -> tuple[list[BatchLine], list[BatchError]]:
     """The requests of a file, and what is wrong with it."""
     lines: list[BatchLine] = []
     errors: list[BatchError] = []
     seen: set[str] = set()
-    for number, text in enumerate(data.split(b"\n"), start=1):
+    count = 0
+    for number, text in enumerate(_split(parts), start=1):
         if not text.strip() or len(errors) >= _MAX_ERRORS:
             continue
         try:
@@ -215,7 +233,9 @@ def _read_lines(
             if line.custom_id in seen:
                 raise InvalidRequest("custom_id was used before.", param="custom_id")
             seen.add(line.custom_id)
-            lines.append(line)
+            count += 1
+            if count <= MAX_LINES:
+                lines.append(line)
         except InvalidRequest as error:
             errors.append(
                 {
@@ -227,15 +247,26 @@ def _read_lines(
             )
     if not lines and not errors:
         errors.append(_fault("empty_file", "The file has no requests."))
-    if len(lines) > MAX_LINES:
-        errors.append(
-            _fault("too_many_tasks", f"{len(lines):,} requests; at most {MAX_LINES:,} fit.")
-        )
+    if count > MAX_LINES:
+        errors.append(_fault("too_many_tasks", f"{count:,} requests; at most {MAX_LINES:,} fit."))
     return lines, errors
 
 
 def _fault(code: str, message: str) -> BatchError:
     return {"code": code, "message": message, "param": None, "line": None}
+
+
+def _split(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a file; one that is too long comes cut off, and is refused."""
+    rest = bytearray()
+    for part in parts:
+        *whole, last = part.split(b"\n")
+        for text in whole:
+            yield bytes(rest + text)
+            rest.clear()
+        if len(rest) <= MAX_LINE_BYTES:
+            rest += last
+    yield bytes(rest)
 
 
 def _read_line(batch_id: str, number: int, text: bytes, endpoint: str) -> BatchLine:

@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.moderation.images.decode import blur, decode_image
+from calotype.moderation.images.decode import blur, iter_views
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import Conflict, NotFound
@@ -78,7 +78,7 @@ def open_held(gateway: Gateway, held: HeldRecord) -> bytes:
 
 def blurred(data: bytes) -> bytes:
     """A picture file as a small PNG that tells no details."""
-    small = Image.fromarray(decode_image(data)[0])
+    small = Image.fromarray(next(iter_views(data)))
     small.thumbnail((BLURRED_SIDE, BLURRED_SIDE))
     file = io.BytesIO()
     Image.fromarray(blur(np.asarray(small))).save(file, "PNG")

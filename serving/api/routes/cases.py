@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, read_json
+from calotype.serving.api.http.body import SMALL_BODY, json_body, read_json
 from calotype.serving.api.http.pages import Page, list_object, page_size
 from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.review.removal import carry_out
@@ -98,7 +98,7 @@ class DecideBody(CaseBody):
 async def appeal(request: Request, key: Caller) -> Response:
     """Asks people to look at a refusal again. Asked twice it is the same case."""
     gateway = gateway_of(request)
-    body = parse(AppealBody, await read_json(request, gateway.settings.max_body_bytes))
+    body = parse(AppealBody, await read_json(request, SMALL_BODY))
     if not _DECISION.fullmatch(body.decision_id):
         raise InvalidRequest(
             "decision_id must be the 'dec_...' of a refusal (error.moderation.decision_id).",
@@ -114,7 +114,7 @@ async def appeal(request: Request, key: Caller) -> Response:
 async def report(request: Request, key: Caller) -> Response:
     """Reports a picture. Whoever knows its id may, whichever team drew it."""
     gateway = gateway_of(request)
-    body = parse(ReportBody, await read_json(request, gateway.settings.max_body_bytes))
+    body = parse(ReportBody, await read_json(request, SMALL_BODY))
     case = await asyncio.to_thread(
         gateway.database.cases.open_report, key.team_id, body.asset_id, body.reason
     )
@@ -154,7 +154,7 @@ async def take_case(request: Request, key: ReviewerKey) -> Response:
 async def decide_case(request: Request, case_id: str, key: ReviewerKey) -> CaseObject:
     """Ends a case that this key took; what is taken down or rejected is gone at once."""
     gateway = gateway_of(request)
-    body = parse(DecideBody, await read_json(request, gateway.settings.max_body_bytes))
+    body = parse(DecideBody, await read_json(request, SMALL_BODY))
     case = await asyncio.to_thread(gateway.database.cases.get_case, case_id)
     reviewer = Reviewer(key.id, key.team_id)
     decide = functools.partial(gateway.database.cases.decide_case, case_id, reviewer)

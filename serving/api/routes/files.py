@@ -11,12 +11,13 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from calotype.serving.api.generation.files import find_file, keep_file
-from calotype.serving.api.generation.uploads import check_image
+from calotype.serving.api.generation.uploads import checked_image
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.multipart import is_multipart, read_form
+from calotype.serving.api.http.body import room_for_body
+from calotype.serving.api.http.multipart import FORM_COPIES, Form, is_multipart, read_form
 from calotype.serving.api.http.pages import Deleted, Page, list_object, page_size
 from calotype.serving.api.http.stored import file_response
-from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import FileRecord, KeyRecord
@@ -80,7 +81,12 @@ async def create_file(request: Request, key: Writer) -> FileObject:
         raise InvalidRequest(
             "Content-Type must be multipart/form-data.", code="unsupported_content_type"
         )
-    form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
+    async with room_for_body(request, key.team_id, settings.max_upload_bytes, FORM_COPIES):
+        form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
+        return file_object(await _keep(gateway, key, form))
+
+
+async def _keep(gateway: Gateway, key: KeyRecord, form: Form) -> FileRecord:
     for name in form.fields:
         if name not in _FIELDS:
             raise InvalidRequest(
@@ -102,11 +108,11 @@ async def create_file(request: Request, key: Writer) -> FileObject:
         raise InvalidRequest("file is empty.", code="empty_file", param="file")
     kind, content_type = "bin", "application/octet-stream"
     if purpose == "vision":
-        kind = check_image(upload.data, "file").kind
+        kind = (await checked_image(gateway, key.team_id, upload.data, "file")).kind
         content_type = f"image/{kind}"
     elif purpose == "batch":
         kind, content_type = "jsonl", "application/jsonl"
-    file = await asyncio.to_thread(
+    return await asyncio.to_thread(
         keep_file,
         gateway,
         key.team_id,
@@ -117,7 +123,6 @@ async def create_file(request: Request, key: Writer) -> FileObject:
         content_type=content_type,
         expires=_expires(form.fields, gateway.database.clock.time()),
     )
-    return file_object(file)
 
 
 @router.get("/v1/files")

@@ -16,14 +16,14 @@ from starlette.responses import Response
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import PreparedRequest, answer
 from calotype.serving.api.generation.uploads import (
-    check_image,
     input_seconds,
     keep_images,
-    read_images,
+    named_sources,
+    sent_sources,
 )
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, read_json
-from calotype.serving.api.http.multipart import Form, is_multipart, read_form
+from calotype.serving.api.http.body import json_body, read_json, room_for_body
+from calotype.serving.api.http.multipart import FORM_COPIES, Form, is_multipart, read_form
 from calotype.serving.api.http.schemas import (
     EditBody,
     GenerationBody,
@@ -88,44 +88,52 @@ async def vary(request: Request, key: Caller) -> Response:
 
 async def _read_generation(request: Request, key: KeyRecord) -> PreparedRequest:
     gateway = gateway_of(request)
-    raw = await read_json(request, gateway.settings.max_body_bytes, gateway.settings.body_seconds)
-    wanted, recipe = expand_recipe(raw)
-    body = parse_generation(wanted, gateway.settings.features)
-    images = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
-    if images is None:
-        images = await read_images(gateway, key.team_id, body, input_seconds(gateway))
-    return PreparedRequest.of(body, raw, images, recipe)
+    settings = gateway.settings
+    async with room_for_body(request, key.team_id, settings.max_body_bytes):
+        raw = await read_json(request, settings.max_body_bytes, settings.body_seconds)
+        wanted, recipe = expand_recipe(raw)
+        body = parse_generation(wanted, settings.features)
+        images = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
+        if images is None:
+            sources = named_sources(gateway, key.team_id, body)
+            images = await keep_images(gateway, key.team_id, body, sources, input_seconds(gateway))
+        return PreparedRequest.of(body, raw, images, recipe)
 
 
 async def _read_edit(
     request: Request, key: KeyRecord, schema: type[EditBody], feature: str
 ) -> PreparedRequest:
-    gateway = gateway_of(request)
-    settings = gateway.settings
-    if is_multipart(request):
+    settings = gateway_of(request).settings
+    if not is_multipart(request):
+        async with room_for_body(request, key.team_id, settings.max_json_upload_bytes):
+            raw = await read_json(request, settings.max_json_upload_bytes, settings.body_seconds)
+            return await _prepare_edit(request, key, schema, feature, raw, None)
+    async with room_for_body(request, key.team_id, settings.max_upload_bytes, FORM_COPIES):
         form = await read_form(request, settings.max_upload_bytes, settings.body_seconds)
-        wanted, recipe = expand_recipe(form.fields)
-        raw: JsonObject = form.fields | {"files": _digests(form)}
-    else:
-        raw = await read_json(request, settings.max_upload_bytes, settings.body_seconds)
-        form = Form({}, [])
-        wanted, recipe = expand_recipe(raw)
-    body = parse_generation(wanted, settings.features, schema, form=is_multipart(request))
-    _check_feature(settings.features, feature)
-    pictures = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
-    if pictures is None and form.files:
-        named = [f"image[{place}]" for place in range(len(form.images()))]
-        images = [
-            check_image(file.data, where) for file, where in zip(form.images(), named, strict=True)
-        ]
-        masked = form.file("mask")
-        mask = None if masked is None else check_image(masked.data, "mask")
-        pictures = await keep_images(
-            gateway, key.team_id, body, images, mask, input_seconds(gateway)
-        )
-    elif pictures is None:
-        pictures = await read_images(gateway, key.team_id, body, input_seconds(gateway))
-    return PreparedRequest.of(body, raw, pictures, recipe)
+        return await _prepare_edit(request, key, schema, feature, form.fields, form)
+
+
+async def _prepare_edit(
+    request: Request,
+    key: KeyRecord,
+    schema: type[EditBody],
+    feature: str,
+    given: JsonObject,
+    form: Form | None,
+) -> PreparedRequest:
+    gateway = gateway_of(request)
+    wanted, recipe = expand_recipe(given)
+    body = parse_generation(wanted, gateway.settings.features, schema, form=form is not None)
+    _check_feature(gateway.settings.features, feature)
+    images = await recipe_images(gateway, key.team_id, recipe, input_seconds(gateway))
+    if images is None:
+        if form is not None and form.files:
+            sources = sent_sources(form)
+        else:
+            sources = named_sources(gateway, key.team_id, body)
+        images = await keep_images(gateway, key.team_id, body, sources, input_seconds(gateway))
+    raw = given if form is None else given | {"files": _digests(form)}
+    return PreparedRequest.of(body, raw, images, recipe)
 
 
 def _check_feature(features: frozenset[str], feature: str) -> None:

@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from calotype.serving.api.generation.creation import (
     Origin,
     Terms,
-    body_digest,
     create_or_join,
 )
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.uploads import read_images
+from calotype.serving.api.generation.synchronous import PreparedRequest
+from calotype.serving.api.generation.uploads import keep_images, named_sources
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, read_json
+from calotype.serving.api.http.body import json_body, read_json, room_for_body
 from calotype.serving.api.http.events import event_response, job_stream
 from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.pages import Page, list_object, page_size
@@ -57,6 +57,24 @@ _SCHEMAS: dict[str, type[GenerationBody]] = {
 async def create_job(request: Request, key: Caller) -> Response:
     """Makes a job; 202, or 200 when it is over within ``Prefer: wait=N``."""
     gateway = gateway_of(request)
+    async with room_for_body(request, key.team_id, gateway.settings.max_body_bytes):
+        prepared, terms = await _read_job(request, key)
+    origin = Origin.of(request, key)
+    job = await create_or_join(gateway, origin, prepared.body, prepared.digest, terms)
+    wait = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+    if wait is not None and not job.over:
+        job = await gateway.waits.poll(job.id, min(int(wait[1]), _MAX_WAIT_SECONDS))
+    headers = {"location": f"{gateway.base_url(request)}/v1/jobs/{job.id}"}
+    if not job.over:
+        headers["retry-after"] = "1"
+    if job.recipe_hash is not None:
+        headers["x-recipe-hash"] = job.recipe_hash
+    content = await with_estimate(gateway, request, job)
+    return JSONResponse(content, status_code=200 if job.over else 202, headers=headers)
+
+
+async def _read_job(request: Request, key: KeyRecord) -> tuple[PreparedRequest, Terms]:
+    gateway = gateway_of(request)
     settings = gateway.settings
     raw = await read_json(request, settings.max_body_bytes, settings.body_seconds)
     body = parse(JobBody, raw)
@@ -79,7 +97,8 @@ async def create_job(request: Request, key: Caller) -> Response:
     kept = body.expires_after_seconds or settings.asset_seconds
     images = await recipe_images(gateway, key.team_id, recipe, kept)
     if images is None:
-        images = await read_images(gateway, key.team_id, generation, kept)
+        sources = named_sources(gateway, key.team_id, generation)
+        images = await keep_images(gateway, key.team_id, generation, sources, kept)
     asked = body.deadline_seconds or generation.deadline_seconds
     terms = Terms(
         deadline_seconds=asked or settings.job_deadline,
@@ -90,19 +109,7 @@ async def create_job(request: Request, key: Caller) -> Response:
         images=images,
         recipe=recipe,
     )
-    job = await create_or_join(
-        gateway, Origin.of(request, key), generation, body_digest(raw), terms
-    )
-    wait = _PREFER_WAIT.search(request.headers.get("prefer", ""))
-    if wait is not None and not job.over:
-        job = await gateway.waits.poll(job.id, min(int(wait[1]), _MAX_WAIT_SECONDS))
-    headers = {"location": f"{gateway.base_url(request)}/v1/jobs/{job.id}"}
-    if not job.over:
-        headers["retry-after"] = "1"
-    if job.recipe_hash is not None:
-        headers["x-recipe-hash"] = job.recipe_hash
-    content = await with_estimate(gateway, request, job)
-    return JSONResponse(content, status_code=200 if job.over else 202, headers=headers)
+    return PreparedRequest.of(generation, raw, images, recipe), terms
 
 
 @router.get("/v1/jobs")

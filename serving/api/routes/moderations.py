@@ -6,19 +6,20 @@ import asyncio
 import base64
 import binascii
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from calotype.moderation.errors import ImageError
-from calotype.moderation.images.decode import decode_image
+from calotype.moderation.images.decode import count_pixels, iter_views
 from calotype.moderation.wire import openai_result_of_payload
 from calotype.serving.api.generation.access import check_open
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import read_json
-from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.api.http.body import read_json, room_for_body
+from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.decision import CheckScope
 from calotype.serving.core.errors import InvalidRequest, ModerationUnavailable
 from calotype.serving.core.json_object import JsonObject
@@ -31,9 +32,25 @@ router = APIRouter(tags=["OpenAI"])
 
 MAX_INPUTS = 64
 MAX_TEXT_CHARS = 100_000
+MAX_TEXT_CHARS_TOGETHER = 400_000
+MAX_PICTURES = 16
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
+MAX_PIXELS = 25_000_000
+"""Of one picture, all its frames together."""
+MAX_PIXELS_TOGETHER = 100_000_000
 MAX_VIEWS = 64
 """Of all pictures of one request: a file may look several ways, and each of them is judged."""
+_BYTES_PER_PIXEL = 20
+"""The frame, the view, and the view on its way to a model app."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    texts: list[str]
+    pictures: list[tuple[str, str]]
+    """(where it stands, data URL): decoded when its turn comes."""
+    joined: bool
+    """Whether all of it makes one result."""
 
 
 @router.post("/v1/moderations")
@@ -42,7 +59,13 @@ async def moderate(
 ) -> JsonObject:
     """Judges texts and pictures: one result per string, one for a list of parts."""
     gateway = gateway_of(request)
-    raw = await read_json(request, gateway.settings.max_body_bytes)
+    settings = gateway.settings
+    async with room_for_body(request, key.team_id, settings.max_body_bytes):
+        raw = await read_json(request, settings.max_body_bytes, settings.body_seconds)
+        return await _judged(gateway, key, raw)
+
+
+async def _judged(gateway: Gateway, key: KeyRecord, raw: JsonObject) -> JsonObject:
     for name in raw:
         if name not in ("input", "model"):
             raise InvalidRequest(
@@ -51,34 +74,92 @@ async def moderate(
     model = raw.get("model") or "omni-moderation-latest"
     if not isinstance(model, str):
         raise InvalidRequest("model must be a string.", code="invalid_type", param="model")
-    texts, images, joined = await asyncio.to_thread(_read_input, raw.get("input"))
+    given = _read_input(raw.get("input"))
+    _check_together(given.texts, given.pictures)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
     check_open(gateway.catalog, team)
     scope = CheckScope((team.policy,)) if team is not None and team.policy else None
     models = team.allowed_models if team is not None else None
-    decisions = await gateway.backend.moderate(texts, images, scope, models)
-    for decision in decisions:
-        if decision.unavailable:
+
+    async def judge(texts: Sequence[str], views: Sequence[Pixels]) -> list[JsonObject]:
+        decisions = await gateway.backend.moderate(texts, views, scope, models)
+        if any(decision.unavailable for decision in decisions):
             raise ModerationUnavailable(
                 "The safety stage cannot judge at the moment. Try again in a few seconds.",
                 retry_after=5,
             )
-    results = [openai_result_of_payload(decision.to_payload()) for decision in decisions]
+        return [openai_result_of_payload(decision.to_payload()) for decision in decisions]
+
+    results = await judge(given.texts, []) if given.texts else []
+    budget = _Budget()
+    for where, url in given.pictures:
+        data = _picture(url, where)
+        pixels = budget.pixels_of(data, where)
+        async with gateway.memory.pixels.hold(key.team_id, pixels * _BYTES_PER_PIXEL):
+            views = iter_views(data, where, budget.left())
+            del data
+            while (view := await asyncio.to_thread(budget.next_view, views, where)) is not None:
+                results += await judge([], [view])
+                del view
     return {
         "id": f"modr-{secrets.token_hex(12)}",
         "model": model,
-        "results": [_join(results)] if joined else results,
+        "results": [_join(results)] if given.joined else results,
     }
 
 
-def _read_input(given: Any) -> tuple[list[str], list[Pixels], bool]:
-    """Texts, pictures, and whether all of them make one result."""
+class _Budget:
+    """What the pictures of one request may hold."""
+
+    def __init__(self) -> None:
+        self._pixels, self._views = MAX_PIXELS_TOGETHER, MAX_VIEWS
+
+    def pixels_of(self, data: bytes, where: str) -> int:
+        """Of the first frame. Raises InvalidRequest: it is no picture, or there are too many."""
+        try:
+            pixels = count_pixels(data, where)
+        except ImageError as error:
+            raise InvalidRequest(str(error), code="invalid_image", param=where) from None
+        if pixels > self._pixels:
+            raise InvalidRequest(
+                f"The pictures up to {where} have more than {MAX_PIXELS_TOGETHER:,} pixels "
+                "together; send fewer at a time.",
+                code="invalid_image",
+                param=where,
+            )
+        return pixels
+
+    def left(self) -> int:
+        """Pixels of the next picture."""
+        return min(MAX_PIXELS, self._pixels)
+
+    def next_view(self, views: Iterator[Pixels], where: str) -> Pixels | None:
+        """None when there is none. Raises InvalidRequest: damaged, or too many of them."""
+        try:
+            view = next(views, None)
+        except ImageError as error:
+            raise InvalidRequest(str(error), code="invalid_image", param=where) from None
+        if view is None:
+            return None
+        self._views -= 1
+        self._pixels -= view.shape[0] * view.shape[1]
+        if self._views < 0:
+            raise InvalidRequest(
+                f"The pictures up to {where} have more than {MAX_VIEWS} frames together; "
+                "send fewer at a time.",
+                code="invalid_image",
+                param=where,
+            )
+        return view
+
+
+def _read_input(given: Any) -> _Input:
     if given is None:
         raise InvalidRequest(
             "Missing required parameter: 'input'.", code="missing_required_parameter", param="input"
         )
     if isinstance(given, str):
-        return [_text(given, "input")], [], False
+        return _Input([_text(given, "input")], [], False)
     if not isinstance(given, list) or not given:
         raise InvalidRequest(
             "input must be a string, a list of strings or a list of parts, and not empty.",
@@ -90,9 +171,9 @@ def _read_input(given: Any) -> tuple[list[str], list[Pixels], bool]:
             f"input has {len(given)} entries; at most {MAX_INPUTS} are possible.", param="input"
         )
     if all(isinstance(part, str) for part in given):
-        return [_text(part, f"input[{i}]") for i, part in enumerate(given)], [], False
+        return _Input([_text(part, f"input[{i}]") for i, part in enumerate(given)], [], False)
     texts: list[str] = []
-    images: list[Pixels] = []
+    pictures: list[tuple[str, str]] = []
     for index, part in enumerate(given):
         where = f"input[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
@@ -101,20 +182,27 @@ def _read_input(given: Any) -> tuple[list[str], list[Pixels], bool]:
         elif kind == "image_url":
             source = part.get("image_url")
             url = source.get("url") if isinstance(source, dict) else source
-            images += _image(url, f"{where}.image_url")
-            if len(images) > MAX_VIEWS:
-                raise InvalidRequest(
-                    f"The pictures up to {where} have more than {MAX_VIEWS} frames together; "
-                    "send fewer at a time.",
-                    code="invalid_image",
-                    param=where,
-                )
+            pictures.append((f"{where}.image_url", _data_url(url, f"{where}.image_url")))
         else:
             raise InvalidRequest(
                 f"{where} must be {{'type': 'text', ...}} or {{'type': 'image_url', ...}}.",
                 param=where,
             )
-    return texts, images, True
+    return _Input(texts, pictures, True)
+
+
+def _check_together(texts: Sequence[str], pictures: Sequence[object]) -> None:
+    chars = sum(map(len, texts))
+    if chars > MAX_TEXT_CHARS_TOGETHER:
+        raise InvalidRequest(
+            f"input has {chars:,} characters; at most {MAX_TEXT_CHARS_TOGETHER:,} are possible.",
+            param="input",
+        )
+    if len(pictures) > MAX_PICTURES:
+        raise InvalidRequest(
+            f"input has {len(pictures)} pictures; at most {MAX_PICTURES} are possible.",
+            param="input",
+        )
 
 
 def _text(given: Any, where: str) -> str:
@@ -128,31 +216,31 @@ def _text(given: Any, where: str) -> str:
     return given
 
 
-def _image(url: Any, where: str) -> list[Pixels]:
-    """Every view of the picture behind a data URL: see `moderation.pictures`."""
-    if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url:
+def _data_url(url: Any, where: str) -> str:
+    if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url[:80]:
         raise InvalidRequest(
             f"{where} must be a data URL such as 'data:image/png;base64,...'; other addresses "
             "are not fetched.",
             code="invalid_image",
             param=where,
         )
+    if len(url) * 3 // 4 > MAX_IMAGE_BYTES + 80:
+        raise InvalidRequest(
+            f"{where} has about {len(url) * 3 // 4:,} bytes; at most {MAX_IMAGE_BYTES:,} are "
+            "possible.",
+            code="image_file_too_large",
+            param=where,
+        )
+    return url
+
+
+def _picture(url: str, where: str) -> bytes:
     try:
-        data = base64.b64decode(url.partition(";base64,")[2], validate=True)
+        return base64.b64decode(url[url.index(";base64,") + 8 :], validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(
             f"{where} holds no valid base64.", code="invalid_image", param=where
         ) from None
-    if len(data) > MAX_IMAGE_BYTES:
-        raise InvalidRequest(
-            f"{where} has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are possible.",
-            code="image_file_too_large",
-            param=where,
-        )
-    try:
-        return decode_image(data, where)
-    except ImageError as error:
-        raise InvalidRequest(str(error), code="invalid_image", param=where) from None
 
 
 def _join(results: Sequence[JsonObject]) -> JsonObject:

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from calotype.moderation.errors import ImageError
+from calotype.moderation.images.decode import count_pixels
 from calotype.moderation.policy.categories import Category
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, read_json
+from calotype.serving.api.http.body import json_body, read_json, room_for_body
 from calotype.serving.api.http.pages import Deleted, Page, list_object
 from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.review.removal import carry_out
@@ -33,6 +34,8 @@ router = APIRouter(tags=["moderation"])
 
 ReviewerKey = Annotated[KeyRecord, Depends(allowed("moderation"))]
 SHOWN = 100
+_BYTES_PER_PIXEL = 20
+"""Of a picture that is looked for: its frame, its view and what is computed from it."""
 
 
 class MatchObject(TypedDict):
@@ -111,12 +114,20 @@ async def take_down(request: Request, key: ReviewerKey) -> TakedownAnswer:
     pictures that were not looked at yet: nothing was done, ask again.
     """
     gateway = gateway_of(request)
+    async with room_for_body(request, key.team_id, gateway.settings.max_body_bytes):
+        return await _take_down(request, key)
+
+
+async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
+    gateway = gateway_of(request)
     body = parse(TakedownBody, await read_json(request, gateway.settings.max_body_bytes))
     category = _category(body.category)
     data = await _image(gateway, body)
     keys = await asyncio.to_thread(marking_keys, gateway)
     try:
-        looked_for = await asyncio.to_thread(fingerprint, data, keys)
+        size = count_pixels(data) * _BYTES_PER_PIXEL
+        async with gateway.memory.pixels.hold(key.team_id, size):
+            looked_for = await asyncio.to_thread(fingerprint, data, keys)
     except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param="image") from error
     unsearched = await asyncio.to_thread(index_stored, gateway, keys)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
-from calotype.serving.api.http.body import json_body, read_json
+from calotype.serving.api.http.body import SMALL_BODY, json_body, read_json
 from calotype.serving.api.http.pages import Deleted, Page, list_object, page_size
 from calotype.serving.api.http.schemas import Body, parse
 from calotype.serving.api.state.gateway import gateway_of
@@ -282,7 +282,7 @@ async def _read(request: Request) -> JsonObject:
         "transfer-encoding"
     ):
         return {}
-    return await read_json(request, settings.max_body_bytes, settings.body_seconds)
+    return await read_json(request, SMALL_BODY, settings.body_seconds)
 
 
 def endpoint_object(endpoint: EndpointRecord) -> EndpointObject:

@@ -14,6 +14,7 @@ from calotype.serving.api.state.disconnects import ClientWaits
 from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.api.state.working_memory import WorkingMemory
 from calotype.serving.core.protocols import BlobStore, GenerationBackend
 from calotype.serving.database.database import Database
 from calotype.serving.observability.loops import Loops
@@ -43,6 +44,8 @@ class Gateway:
     """Where webhooks and image URLs may lead."""
     rates: RequestRates
     """How fast each team may ask."""
+    memory: WorkingMemory
+    """Room for what is large."""
     loops: Loops = field(default_factory=Loops)
     """What it does between requests."""
     refresh: Refresh = nothing_new

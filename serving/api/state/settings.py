@@ -58,7 +58,17 @@ class GatewaySettings(BaseModel):
     wait_slice: float = Field(
         10.0, gt=0, description="Seconds of one wait at the backend before the database is asked."
     )
-    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=1024,
+        description="Largest JSON body that may hold pictures; others have at most a megabyte.",
+    )
+    memory_bytes: int = Field(
+        768 * 1024 * 1024,
+        ge=96 * 1024 * 1024,
+        description="Memory for large bodies and decoded pictures, all requests together; a "
+        "process needs about 200 MB beside it.",
+    )
     asset_seconds: float = Field(
         24 * 3600.0, gt=0, description="Seconds for which pictures are kept."
     )
@@ -78,6 +88,11 @@ class GatewaySettings(BaseModel):
     )
     max_upload_bytes: int = Field(
         128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."
+    )
+    max_json_upload_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1024,
+        description="Largest JSON body of an edit, with its pictures in it as base64.",
     )
     body_seconds: float = Field(
         60.0, gt=0, description="Seconds in which a request's body must arrive."

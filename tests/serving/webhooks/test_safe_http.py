@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -118,14 +119,14 @@ async def test_a_redirect_is_not_followed(server: Callable, status: int) -> None
     head = f"HTTP/1.1 {status} X\r\nlocation: {inside}\r\ncontent-length: 0\r\n\r\n"
     url, _ = await server(head.encode())
     with pytest.raises(InvalidRequest, match=f"answered {status}.*Redirects are not followed"):
-        await fetch(url, LOOPBACK, seconds=5, max_bytes=10, param="image_url")
+        await fetch(url, LOOPBACK, io.BytesIO(), seconds=5, max_bytes=10, param="image_url")
     assert came == []
 
 
 async def test_an_answer_that_never_ends_is_cut(server: Callable) -> None:  # type: ignore[type-arg]
     url, _ = await server(b"HTTP/1.1 200 OK\r\n\r\n", endless=True)
     with pytest.raises(InvalidRequest, match="more than 1,000,000 bytes") as caught:
-        await fetch(url, LOOPBACK, seconds=20, max_bytes=1_000_000, param="image_url")
+        await fetch(url, LOOPBACK, io.BytesIO(), seconds=20, max_bytes=1_000_000, param="image_url")
     assert caught.value.code == "failed_to_download_image"
 
 
@@ -133,7 +134,7 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with pytest.raises(InvalidRequest, match=r"no complete answer within 0\.\d+ s"):
-            await fetch(url, LOOPBACK, seconds=0.3, max_bytes=10, param="image_url")
+            await fetch(url, LOOPBACK, io.BytesIO(), seconds=0.3, max_bytes=10, param="image_url")
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nx" * 9])

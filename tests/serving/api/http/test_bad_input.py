@@ -132,7 +132,7 @@ BODIES: list[tuple[str, bytes, int, str, str | None]] = [
      "invalid_json", None),
     ("10,000 levels", b'{"prompt": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400, "invalid_json",
      None),
-    ("900 levels", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "invalid_type", "prompt"),
+    ("900 levels", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "invalid_json", None),
     ("100,000 open brackets", b"[" * 100_000, 400, "invalid_json", None),
     ("no UTF-8", b'{"prompt": "\xff\xfe"}', 400, "invalid_json", None),
     ("UTF-16", '{"prompt": "a"}'.encode("utf-16"), 400, "invalid_json", None),
