@@ -6,11 +6,11 @@ deliveries, and one that dies leaves them to the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.accounts.service_secrets import make_webhook_secret
@@ -165,22 +165,62 @@ class Webhooks(Repository):
             )
         return self.get_delivery(delivery_id, team_id)
 
-    def claim_deliveries(self, limit: int, claim_seconds: float) -> list[DeliveryRecord]:
-        """Takes due deliveries for one attempt each; nobody else gets them meanwhile."""
+    def claim_deliveries(
+        self,
+        limit: int,
+        claim_seconds: float,
+        *,
+        wanted: Callable[[DeliveryRecord], bool] = lambda delivery: True,
+        per_team: int | None = None,
+        per_receiver: int | None = None,
+        left_alone: Sequence[str] = (),
+        busy_teams: Sequence[str] = (),
+    ) -> list[DeliveryRecord]:
+        """Takes due deliveries for one attempt each; nobody else gets them meanwhile.
+
+        The first of every team comes before the second of any.
+
+        Args:
+            wanted: asked for each that is found, in order; those that it refuses stay due.
+            per_team, per_receiver: most that are found of each.
+            left_alone: endpoints, or addresses of jobs' own webhooks, that get none.
+            busy_teams: teams that get none.
+        """
         now = self.clock.time()
-        query = (
-            select(webhook_deliveries)
-            .where(webhook_deliveries.c.status == "pending", webhook_deliveries.c.due <= now)
-            .order_by(webhook_deliveries.c.due)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
+        table = webhook_deliveries.c
+        receiver = func.coalesce(table.endpoint_id, table.url)
+        nth = func.row_number().over(partition_by=receiver, order_by=(table.due, table.id))
+        due = (
+            select(table.id, table.team_id, table.due, nth.label("nth"))
+            .where(
+                table.status == "pending",
+                table.due <= now,
+                table.team_id.not_in(list(busy_teams)),
+                receiver.not_in(list(left_alone)),
+            )
+            .subquery()
         )
+        place = func.row_number().over(partition_by=due.c.team_id, order_by=(due.c.due, due.c.id))
+        fair = select(due.c.id, due.c.due, place.label("place"))
+        if per_receiver is not None:
+            fair = fair.where(due.c.nth <= per_receiver)
+        ranked = fair.subquery()
+        first = select(ranked.c.id)
+        if per_team is not None:
+            first = first.where(ranked.c.place <= per_team)
+        first = first.order_by(ranked.c.place, ranked.c.due).limit(limit)
         with writing(self.engine) as connection:
-            found = [DeliveryRecord(**row) for row in connection.execute(query).mappings()]
+            ids = list(connection.execute(first).scalars())
+            query = select(webhook_deliveries).where(
+                table.id.in_(ids), table.status == "pending", table.due <= now
+            )
+            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings()
+            there = {row["id"]: DeliveryRecord(**row) for row in rows}
+            found = [there[name] for name in ids if name in there and wanted(there[name])]
             for delivery in found:
                 connection.execute(
                     update(webhook_deliveries)
-                    .where(webhook_deliveries.c.id == delivery.id)
+                    .where(table.id == delivery.id)
                     .values(attempts=delivery.attempts + 1, due=now + claim_seconds)
                 )
         return [replace(delivery, attempts=delivery.attempts + 1) for delivery in found]

@@ -24,6 +24,7 @@ from calotype.serving.core.errors import CalotypeError, InvalidRequest
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.records import AttemptRecord, DeliveryRecord, JobRecord, new_id
 from calotype.serving.observability import metrics
+from calotype.serving.webhooks.receivers import AT_ONCE, PER_RECEIVER, PER_TEAM, Receivers
 from calotype.serving.webhooks.safe_http import (
     AddressRefused,
     Answer,
@@ -41,7 +42,6 @@ TIMEOUT_SECONDS = 15.0
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 20_000
 _CLAIM_SECONDS = TIMEOUT_SECONDS + 15.0
-_AT_ONCE = 16
 _SLOW_DOWN = (429, 502, 504)
 _GONE = 410
 
@@ -86,28 +86,80 @@ class WebhookSender:
 
     def __init__(self, database: Database, policy: OutboundPolicy, describe: DescribeJob) -> None:
         self._database, self._policy, self._describe = database, policy, describe
+        self._receivers = Receivers(database.clock.time)
+        self._running: set[asyncio.Task[None]] = set()
 
     async def work(self, pause: float) -> float:
-        """One round; how long to wait for the next one, at most ``pause`` seconds."""
-        if await self.send_due():
+        """One round; how long to wait for the next one, at most ``pause`` seconds.
+
+        What is being sent goes on meanwhile: nobody waits for another one's receiver.
+        """
+        await self._start_due()
+        if self._running:
+            await asyncio.wait(self._running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             return 0.0
         due = await asyncio.to_thread(self._database.webhooks.seconds_to_next_delivery)
         return pause if due is None else min(pause, max(0.05, due))
 
+    async def close(self) -> None:
+        """Breaks off what is being sent: another sender tries it again."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
     async def send_due(self) -> int:
-        """One attempt for everything that is due; how many there were."""
-        claimed = await asyncio.to_thread(
-            self._database.webhooks.claim_deliveries, _AT_ONCE, _CLAIM_SECONDS
-        )
-        results = await asyncio.gather(
-            *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
-        )
-        for delivery, result in zip(claimed, results, strict=True):
-            if isinstance(result, CalotypeError) and result.retryable:
-                log.warning("a webhook is tried again later: %s", result)
-            elif isinstance(result, Exception):
-                await self._spoiled(delivery, result)
+        """One attempt for everything that is due, and all of them awaited; how many there were."""
+        sent = 0
+        while (started := await self._start_due()) or self._running:
+            sent += started
+            if self._running:
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        return sent
+
+    async def _start_due(self) -> int:
+        """Begins to send what is due and may be sent now; how many there are."""
+        receivers, taken = self._receivers, list[DeliveryRecord]()
+
+        def wanted(delivery: DeliveryRecord) -> bool:
+            if receivers.take(delivery):
+                taken.append(delivery)
+                return True
+            return False
+
+        try:
+            claimed = await asyncio.to_thread(
+                self._database.webhooks.claim_deliveries,
+                AT_ONCE,
+                _CLAIM_SECONDS,
+                wanted=wanted,
+                per_team=PER_TEAM,
+                per_receiver=PER_RECEIVER,
+                left_alone=receivers.left_alone(),
+                busy_teams=receivers.busy_teams(),
+            )
+        except BaseException:
+            for delivery in taken:
+                receivers.give_back(delivery)
+            raise
+        for delivery in claimed:
+            task = asyncio.create_task(self._send(delivery))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
         return len(claimed)
+
+    async def _send(self, delivery: DeliveryRecord) -> None:
+        try:
+            await self._attempt(delivery)
+        except CalotypeError as error:
+            if not error.retryable:
+                await self._spoiled(delivery, error)
+            else:
+                log.warning("a webhook is tried again later: %s", error)
+        except Exception as error:  # a bug of ours, or of a library, over this event
+            await self._spoiled(delivery, error)
+        finally:
+            self._receivers.give_back(delivery)
 
     async def _spoiled(self, delivery: DeliveryRecord, error: Exception) -> None:
         """An attempt that failed in our own code counts, so that it ends like the others."""
@@ -138,6 +190,7 @@ class WebhookSender:
         status = None if answer is None else answer.status
         if answer is not None and not 200 <= answer.status < 300:
             error = f"the receiver answered {answer.status}"
+        self._receivers.answered(delivery, status is not None and status < 500)
         state, due = self._verdict(delivery, answer, error, refused)
         attempt = AttemptRecord(
             delivery.id,

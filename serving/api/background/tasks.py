@@ -49,7 +49,7 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         base = gateway.base_url(None)
         return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
 
-    loops = gateway.loops
+    loops, sender = gateway.loops, None
     loops.start(Loop("event_streams", gateway.change_poller.look))
     if settings.webhook_seconds is not None:
         sender = WebhookSender(gateway.database, gateway.outbound, describe)
@@ -67,6 +67,8 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         yield
     finally:
         await loops.stop()
+        if sender is not None:
+            await sender.close()
 
 
 class Sweeper:
