@@ -17,8 +17,9 @@ from PIL import Image
 from servers.gateway import QUICK, Service, running
 
 from calotype.serving.api.state.settings import GatewaySettings
-from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
-from calotype.serving.database.accounts.api_keys import SCOPES
+from calotype.serving.core.errors import Conflict
+from calotype.serving.database.accounts.api_keys import SCOPES, key_digest
+from calotype.serving.database.accounts.teams import TeamOwner
 
 PROMPT = "the owners own secret fox"
 Content = Callable[["World"], dict[str, Any]]
@@ -254,13 +255,22 @@ def test_every_route_has_a_row_here(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def invalid_keys(world: World) -> list[str | None]:
-    """None, an unknown one, a revoked one and one that was rotated."""
+    """None, an unknown one, one that was revoked, one that was rotated away; of a team that is
+    deleted, and of another object that takes up its name."""
     keys = world.service.database.api_keys
     revoked, record = keys.create(team="owner", scopes=SCOPES)
     keys.revoke_key(record.id)
     old, rotated = keys.create(team="owner", scopes=SCOPES)
     keys.expire_key(rotated.id, 0.0)
-    return [None, "ct_live_" + "x" * 43, revoked, old]
+    deleted, successor = "ct_live_" + "d" * 43, "ct_live_" + "s" * 43
+    former = {"name": "former", "keyHashes": [key_digest(deleted)]}
+    keys.declare_team(former, TeamOwner("studio", "uid-1"))
+    keys.declare_keys("former", [], [])
+    with pytest.raises(Conflict, match="taken"):
+        keys.declare_team(
+            {"name": "former", "keyHashes": [key_digest(successor)]}, TeamOwner("rivals", "uid-2")
+        )
+    return [None, "ct_live_" + "x" * 43, revoked, old, deleted, successor]
 
 
 @ROUTES
@@ -343,11 +353,11 @@ def test_a_team_that_is_closed_makes_nothing(world: World, route: tuple[str, str
     makes = route[1].startswith("/v1/images/") or route[1] in ("/v1/jobs", "/v1/moderations")
     if route[0] != "POST" or not makes:
         return
-    catalog.replace([BUILT_IN_MODEL], [BUILT_IN_ADAPTER], {"shut": "it is under review."})
+    catalog.close({"shut": "it is under review."})
     try:
         answer = world.ask(route, world.key("shut", *SCOPES))
     finally:
-        catalog.replace([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
+        catalog.close({})
     assert is_refused(answer, 403) and "under review" in answer.text
     shut = service.database.teams.ensure_team("shut")
     assert not service.database.jobs.list_jobs(shut.id, limit=1)

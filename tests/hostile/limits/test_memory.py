@@ -15,7 +15,7 @@ from calotype.serving.api.state.working_memory import MemoryPool
 from calotype.serving.core.errors import Overloaded
 
 HERE = pathlib.Path(__file__).parent
-CHART = HERE.parents[1] / "helm" / "values.yaml"
+CHART = HERE.parents[2] / "helm" / "values.yaml"
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -27,7 +27,7 @@ def chart_limit() -> int:
 
 def test_every_route_stays_within_the_charts_limit(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, str(HERE / "memory_child.py"), str(tmp_path), str(chart_limit())]
-    paths = [str(HERE.parent), *(path for path in sys.path if path)]
+    paths = [str(HERE.parents[1]), *(path for path in sys.path if path)]
     ended = subprocess.run(
         command,
         env={"PYTHONPATH": ":".join(paths), "OMP_NUM_THREADS": "1", "PATH": ""},
