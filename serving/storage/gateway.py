@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import httpx
 
 from calotype.serving.core.errors import NotFound, StorageFailed
+from calotype.serving.core.protocols import PART_BYTES, OpenBlob
 from calotype.serving.storage.keys import check_key
 
 TOKEN = "CALOTYPE_INTERNAL_TOKEN"
@@ -38,8 +39,17 @@ class GatewayBlobStore:
     def put(self, key: str, data: bytes) -> None:
         self._ask("PUT", key, data)
 
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        self.put(key, b"".join(parts))
+
     def get(self, key: str) -> bytes:
         return self._ask("GET", key)
+
+    def open(self, key: str) -> OpenBlob:
+        """Whole in memory: a model app reads pictures, and no files of batches."""
+        data = self.get(key)
+        starts = range(0, len(data), PART_BYTES)
+        return OpenBlob(len(data), (data[start : start + PART_BYTES] for start in starts))
 
     def delete(self, key: str) -> None:
         self._ask("DELETE", key)

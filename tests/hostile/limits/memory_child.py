@@ -102,7 +102,7 @@ class Attacker:
     ) -> bytes:
         """One request; of the answer only the beginning is kept."""
         parts, left, size = urlsplit(path), iter(body), sum(map(len, body))
-        head, status = bytearray(), 0
+        head, status, ended = bytearray(), 0, False
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind, "host": "gateway"}
         headers |= {"content-length": str(size), "prefer": "wait=20"}
         scope = {
@@ -114,12 +114,12 @@ class Attacker:
         }  # fmt: skip
 
         async def receive() -> dict[str, Any]:
-            nonlocal size
-            if size <= 0 and body:
+            nonlocal ended
+            if ended:
                 await asyncio.Event().wait()
             part = next(left, b"")
-            size -= len(part) or 1
-            return {"type": "http.request", "body": part, "more_body": size > 0}
+            ended = not part
+            return {"type": "http.request", "body": part, "more_body": not ended}
 
         async def send(message: Any) -> None:
             nonlocal status
