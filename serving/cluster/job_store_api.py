@@ -105,7 +105,7 @@ class JobStoreApi:
                 return Response(await asyncio.to_thread(pictures.get, key))
             if request.method == "PUT":
                 data = await read_body(request, MAX_BLOB_BYTES, BLOB_SECONDS)
-                await asyncio.to_thread(pictures.put, key, data)
+                await asyncio.to_thread(pictures.put, key, bytes(data))
             else:
                 await asyncio.to_thread(pictures.delete, key)
         return Response(status_code=204)

@@ -51,12 +51,18 @@ async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> 
             not an object, a key twice, NaN, nested too deeply, or text that is no Unicode.
     """
     _check_content_type(request)
-    raw = bytearray()
-    async for chunk in limited_stream(request, max_bytes, seconds):
-        raw += chunk
+    raw = await read_body(request, max_bytes, seconds)
     if len(raw) <= _PARSED_AT_ONCE:
         return parse_object(raw)
     return await asyncio.to_thread(parse_object, raw)
+
+
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytearray:
+    """The bytes of a body. Raises like `read_json`."""
+    raw = bytearray()
+    async for chunk in limited_stream(request, max_bytes, seconds):
+        raw += chunk
+    return raw
 
 
 def parse_object(raw: bytes | bytearray) -> JsonObject:
