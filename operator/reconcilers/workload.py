@@ -162,7 +162,7 @@ async def apply_workload(
         groups=not single,
         max_outage_seconds=settings.max_outage_seconds,
     )
-    await _access(context, obj, model)
+    await _access(context, obj, force)
     if application != seen.config:
         context.metrics.pushes.labels(model.metadata.namespace, model.name).inc()
     if single:
@@ -173,13 +173,13 @@ async def apply_workload(
     return replace(result, config=cast(Object, application), adapters=adapters)
 
 
-async def _access(context: Context, obj: Object, model: ImageModel) -> None:
+async def _access(context: Context, obj: Object, force: bool) -> None:
     """The Secret by which the pods reach their jobs; another one after another internal token."""
     token = await context.apps.internal_token()
     if not token:
         return
     wanted = build_model_secret(obj, token, context.settings)
-    await context.children.ensure(wanted)
+    await context.children.ensure(wanted, force=force)
 
 
 async def _single_pod(

@@ -54,12 +54,12 @@ from calotype.serving.wire.team_owners import TEAMS_PATH, OwnedTeam, TeamOwners,
 
 MODERATORS_LOG = "audit-"
 """How the names of logs begin that moderators write."""
-MAX_CALL_BYTES = 32 * 1024 * 1024
-MAX_BLOB_BYTES = 256 * 1024 * 1024
+MAX_CALL_BYTES = 8 * 1024 * 1024
+MAX_BLOB_BYTES = 128 * 1024 * 1024
 """Of a checkpoint of a large batch; pictures are smaller."""
 BLOB_SECONDS = 60.0
-BLOBS_AT_ONCE = 4
-"""They are held in memory on their way."""
+BLOBS_AT_ONCE = 2
+"""Of one model; they are held in memory on their way."""
 
 
 def build_job_store_api(
@@ -83,7 +83,8 @@ class JobStoreApi:
     ) -> None:
         self._database, self._blobs = database, blobs
         self._catalog, self._internal_token = catalog, internal_token
-        self._room = asyncio.Semaphore(BLOBS_AT_ONCE)
+        self._rooms: dict[str, asyncio.Semaphore] = {}
+        """Of each model, so that one that is slow does not delay the others."""
 
     async def call(self, request: Request) -> JSONResponse:
         calls = ModelJobs(self._database, self._model(request)).calls()
@@ -98,9 +99,10 @@ class JobStoreApi:
         return JSONResponse({"result": result})
 
     async def blob(self, request: Request) -> Response:
-        pictures = ModelPictures(self._database, self._blobs, self._model(request))
+        model = self._model(request)
+        pictures = ModelPictures(self._database, self._blobs, model)
         key = check_key(request.path_params["key"])
-        async with self._room:
+        async with self._rooms.setdefault(model, asyncio.Semaphore(BLOBS_AT_ONCE)):
             if request.method == "GET":
                 return Response(await asyncio.to_thread(pictures.get, key))
             if request.method == "PUT":
