@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import pathlib
@@ -85,7 +86,8 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
     blobs = MemoryBlobStore()
     safety = ScriptedSafety(lambda text: decision("input"))
     backend = LocalBackend(resource, loras, database, blobs, safety)
-    app = create_app(GatewaySettings(), database, blobs, backend, Catalog([resource], loras))
+    settings = GatewaySettings(outage_patience_seconds=0)
+    app = create_app(settings, database, blobs, backend, Catalog([resource], loras))
     headers = {"authorization": f"Bearer {key}"}
     async with (
         backend.running(),
@@ -163,14 +165,19 @@ async def test_of_a_partly_blocked_batch_the_rest_is_served(house: House) -> Non
     assert len(house.blobs.blobs) == 2
 
 
-async def test_a_full_disk_is_a_typed_answer_and_leaves_no_open_job(house: House) -> None:
+async def test_a_full_disk_is_a_typed_answer_and_costs_the_job_only_time(house: House) -> None:
     house.blobs.failure = StorageFailed("No space left on the disk of the pictures.")
     answer = await house.draw()
     assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "storage_unavailable"
-    assert house.open_jobs() == []
+    error = answer.json()["error"]
+    assert error["code"] == "storage_unavailable"
+    assert [job.id for job in house.open_jobs()] == [error["job_id"]]
     house.blobs.failure = None
-    assert (await house.draw()).status_code == 200
+    async with asyncio.timeout(60):
+        while house.open_jobs():
+            await asyncio.sleep(0.05)
+    job = house.database.jobs.get_job(error["job_id"])
+    assert job is not None and job.status == "succeeded"
 
 
 async def test_a_blur_verdict_serves_an_unrecognisable_picture(house: House) -> None:
