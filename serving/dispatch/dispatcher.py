@@ -36,8 +36,8 @@ from calotype.serving.observability.loops import Loop, Loops
 
 log = logging.getLogger(__name__)
 
-_START_PAUSE = 2.0
-"""Between attempts to read a database that is away when the dispatcher starts."""
+_AWAY_SECONDS = 2.0
+"""Pause of a start and of sweeps whose database is away."""
 
 
 class Dispatcher:
@@ -68,7 +68,7 @@ class Dispatcher:
         self._queue, self._leases = self._open.queue, self._open.leases
         self._estimator = Estimator(forecast_as or model, clock, self._open, policy.max_forecast)
         self._outcomes = Outcomes(database.jobs, self._call, self._open, self._estimator)
-        self._outages = Outages(
+        self.outages = Outages(
             *(database.jobs, self._call, self._outcomes, self._open, clock),
             policy.max_outage_seconds,
         )
@@ -79,7 +79,7 @@ class Dispatcher:
         self._work = asyncio.Event()
         self._admission = Admission(
             *(database, self._call, clock, self._open),
-            *(self._outcomes, self._outages, checks, self._estimator),
+            *(self._outcomes, self.outages, checks, self._estimator),
             max_fences=policy.max_fences,
             queued=self._work.set,
         )
@@ -100,20 +100,22 @@ class Dispatcher:
                 break
             except CalotypeError as error:  # also where the gateways do not know the model yet
                 log.warning("the dispatcher waits for the job database: %s", error)
-                await self._sleep(_START_PAUSE)
+                await self._sleep(_AWAY_SECONDS)
         if self.policy.sweep_seconds is not None:
-            sweeping = Loop("dispatcher", self._sweep_round, clock=self._clock, sleep=self._sleep)
-            self.loops.start(sweeping)
+            loop = Loop(
+                "dispatcher",
+                self._sweep_round,
+                clock=self._clock,
+                sleep=self._sleep,
+                longest_pause=_AWAY_SECONDS,
+            )
+            self.loops.start(loop)
 
     async def stop(self) -> None:
         """Ends the background tasks; jobs stay in the database for the next dispatcher."""
         await self.loops.stop()
         await self._admission.stop()
         await self._tasks.stop()
-
-    def limit_outages(self, seconds: float) -> None:
-        """How long jobs wait for a part from now on, instead of the policy's limit."""
-        self._outages.longest = seconds
 
     # -- the gateway's side --------------------------------------------------------------------
 
@@ -253,7 +255,7 @@ class Dispatcher:
         now = self._clock.time()
         for job_id in self._open.late(now):
             await self._admission.guarded(job_id, self._outcomes.end(job_id, late_ending()))
-        for job_id in self._outages.due():
+        for job_id in self.outages.due():
             await self._admission.guarded(job_id, self._admission.try_again(job_id))
         monotonic = self._clock.monotonic()
         if monotonic - self._rescanned >= self.policy.rescan_seconds:
@@ -377,7 +379,7 @@ class Dispatcher:
                 requeue = self._database.jobs.requeue_job
                 job = await self._call(requeue, job_id, fence, False)
             else:
-                job = await self._outages.give_back(job_id, fence, fault)
+                job = await self.outages.give_back(job_id, fence, fault)
         except StorageFailed:
             lease = self._leases.get(job_id, fence)
             if lease is not None:  # the next sweep tries again

@@ -23,7 +23,7 @@ class Outages:
     """Of one dispatcher.
 
     Args:
-        longest: seconds for which a job waits for one part.
+        longest: seconds for which a job waits for one part; may be changed.
     """
 
     def __init__(

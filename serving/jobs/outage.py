@@ -125,13 +125,18 @@ def outage_error(job: JobRecord, error: CalotypeError, now: float) -> CalotypeEr
     )
 
 
+def waits_for(job: JobRecord) -> Outage | None:
+    """The outage that a job waits out; None when it does not wait for a part."""
+    return Outage.of(job) if job.status == "queued" else None
+
+
 def waiting_error(job: JobRecord, now: float) -> DependencyUnavailable | None:
     """What a caller is told who gives up waiting for a job that waits itself; None if it does not.
 
     The job goes on.
     """
-    outage = Outage.of(job)
-    if job.status != "queued" or outage is None:
+    outage = waits_for(job)
+    if outage is None:
         return None
     return DependencyUnavailable(
         f"The job {job.id} waits for {_NAMES.get(outage.part, outage.part)} and goes on by itself. "

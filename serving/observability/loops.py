@@ -32,6 +32,7 @@ class Loop:
     name: what it is called in logs and metrics.
     sleep: how pauses are made.
     stuck_seconds: see above.
+    longest_pause: after faults, in seconds.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Loop:
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stuck_seconds: float = STUCK_SECONDS,
+        longest_pause: float = LONGEST_PAUSE,
     ) -> None:
         self.name, self._work = name, work
         self._clock, self._sleep = clock or SystemClock(), sleep
-        self._stuck_seconds = stuck_seconds
+        self._stuck_seconds, self._longest_pause = stuck_seconds, longest_pause
         self._begun: float | None = None
         """When the round that runs began; None = it rests."""
         self._failing: float | None = None
@@ -84,7 +86,7 @@ class Loop:
 
     def _failed(self, error: BaseException) -> float:
         self._faults += 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(16, self._faults - 1))
+        pause = min(self._longest_pause, FIRST_PAUSE * 2.0 ** min(16, self._faults - 1))
         if isinstance(error, CalotypeError) and error.retryable:
             self._failing = None
             metrics.LOOP_FAULTS.labels(self.name, "passing").inc()

@@ -50,7 +50,7 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         return describe_job(job, base, lambda asset_id: content_url(gateway, base, asset_id))
 
     loops, sender = gateway.loops, None
-    loops.start(Loop("event_streams", gateway.change_poller.look))
+    loops.start(Loop("event_streams", gateway.change_poller.look, longest_pause=5.0))
     if settings.webhook_seconds is not None:
         sender = WebhookSender(gateway.database, gateway.outbound, describe)
         loops.start(Loop("webhooks", partial(sender.work, settings.webhook_seconds)))

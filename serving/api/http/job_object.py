@@ -11,6 +11,7 @@ from calotype.serving.api.http.failures import error_object
 from calotype.serving.api.http.localize import localized
 from calotype.serving.core.errors import error_from_payload
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.jobs.outage import waits_for
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability.tracing import trace_id_of
 
@@ -69,6 +70,7 @@ class JobObject(TypedDict):
     queue_position: int | None
     estimated_seconds: float | None
     promised_by: int | None
+    waiting_for: str | None
     created_at: int
     started_at: int | None
     completed_at: int | None
@@ -116,6 +118,7 @@ def describe_job(
         "queue_position": None,
         "estimated_seconds": None,
         "promised_by": _seconds(job.promised),
+        "waiting_for": outage.part if (outage := waits_for(job)) is not None else None,
         "created_at": int(job.created),
         "started_at": _seconds(job.started),
         "completed_at": _seconds(job.completed),

@@ -20,7 +20,7 @@ from calotype.serving.core.errors import CalotypeError, NotFound, StorageFailed
 from calotype.serving.core.protocols import GenerationBackend
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending, canceled_ending, late_ending
-from calotype.serving.jobs.outage import Outage
+from calotype.serving.jobs.outage import waits_for
 from calotype.serving.jobs.records import JobRecord
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class ClientWaits:
 
     def _waits_for(self, job: JobRecord, began: float) -> float:
         """Seconds since ``began`` for which a job waits for a part; below 0 where it does not."""
-        outage = Outage.of(job) if job.status == "queued" else None
+        outage = waits_for(job)
         if outage is None:
             return -1.0
         return self._database.clock.time() - max(began, outage.since)

@@ -159,7 +159,7 @@ class DispatcherDeployment:
             raise EngineError(
                 f"This dispatcher is of the model {self._model!r}, not of {wanted.model!r}."
             )
-        self._core.limit_outages(wanted.max_outage_seconds)
+        self._core.outages.longest = wanted.max_outage_seconds
 
 
 def _replica_state(report: ReplicaReport) -> ReplicaState:

@@ -227,6 +227,8 @@ def test_a_full_disk_delays_a_job_and_who_gives_up_is_told_why(
     assert found["reason"] == "storage_unavailable"
     assert int(answer.headers["retry-after"]) >= 1
     assert service.blobs.blobs == {}
+    shown = service.http().get(f"/v1/jobs/{found['job_id']}").json()
+    assert shown["status"] == "running" or shown["waiting_for"] == "storage"
     service.blobs.failure = None
     until(lambda: service.jobs()[0].status == "succeeded", "the job was not drawn")
     assert service.jobs()[0].id == found["job_id"]

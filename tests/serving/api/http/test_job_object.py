@@ -30,8 +30,8 @@ def test_a_new_field_of_a_job_s_input_reaches_no_client(
     )
     admit = service.database.jobs.admit_job
 
-    def admit_with_more(new: NewJob) -> Any:
-        return admit(dataclasses.replace(new, input=new.input | PRIVATE))
+    def admit_with_more(new: NewJob, *more: Any) -> Any:
+        return admit(dataclasses.replace(new, input=new.input | PRIVATE), *more)
 
     monkeypatch.setattr(service.database.jobs, "admit_job", admit_with_more)
     client = service.http()
