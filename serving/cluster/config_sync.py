@@ -110,6 +110,7 @@ class ConfigFollower:
         config = parse_document(GatewayConfig, raw, self._config.path)
         models = [served.manifest for served in config.models]
         self._catalog.replace(models, config.adapters, config.default_model)
+        self._backend.default_model = config.default_model
         self._backend.namespaces = {model.name: model.metadata.namespace for model in models}
         self._backend.endpoints = {
             served.manifest.name: url for served in config.models if (url := served.url)

@@ -72,6 +72,8 @@ class RemoteBackend:
         """Model -> base URL of its app; may be replaced while running."""
         self.namespaces: dict[str, str] = {}
         """Model -> namespace of its ImageModel."""
+        self.default_model: str | None = None
+        """Of requests that name none."""
         self._token = token
         self._database = database
         self._model_of = functools.lru_cache(10_000)(self._look_up)
@@ -111,11 +113,15 @@ class RemoteBackend:
         scope: CheckScope | None = None,
         models: Sequence[str] | None = None,
     ) -> list[Decision]:
-        """Asks the first model app that answers."""
+        """Asks the first model app that answers, of those that may see what any team asks.
+
+        Args:
+            models: those that know the policies of the team's requests; None = every one.
+        """
         problem = "This service has no model at the moment."
-        for model in list(self.endpoints):
+        for model in self._judges():
             if models is not None and model not in models:
-                continue  # it does not know the policies of the team's requests
+                continue
             try:
                 answer = await self._post(
                     model, "judge", JUDGE_SECONDS, content=_judge_body(texts, images, scope)
@@ -125,6 +131,13 @@ class RemoteBackend:
                 continue
             return [Decision.from_payload(found) for found in answer.json()["decisions"]]
         raise ModerationUnavailable(f"The safety stage cannot judge. {problem}", retry_after=5)
+
+    def _judges(self) -> list[str]:
+        """The default model, then the others of its namespace: those of other namespaces are run by
+        others, and are no place for what a team asks without naming a model."""
+        home = self.namespaces.get(self.default_model or "")
+        own = [m for m in self.endpoints if home is None or self.namespaces.get(m) == home]
+        return sorted(own, key=lambda model: model != self.default_model)
 
     async def status(self) -> list[ModelStatus]:
         async with self._asking:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import AsyncIterator
+from typing import cast
 
+import httpx
 import pytest
 from pydantic import ValidationError
 from tests.operator import manifests
@@ -23,8 +25,10 @@ from calotype.operator.kube.resources import (
 from calotype.operator.manifests.gateway_config import policy_name
 from calotype.operator.testing.cluster import good_fetch
 from calotype.serving.api.state.catalog import Catalog
+from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import ImageModel, Source
-from calotype.serving.core.errors import NotFound
+from calotype.serving.core.errors import ModerationUnavailable, NotFound
+from calotype.serving.database.database import Database
 from calotype.serving.weights.resolving import local_files
 from calotype.serving.wire.fetch_faults import FetchFailed
 from calotype.serving.wire.fetch_order import FetchOrder
@@ -300,3 +304,22 @@ def test_a_request_without_a_model_goes_to_no_other_than_the_default() -> None:
     catalog.replace([model("theirs"), model("others")], (), None)
     with pytest.raises(NotFound, match="name one of theirs, others"):
         catalog.model(None)
+
+
+async def test_what_a_team_has_judged_goes_to_no_model_of_another_namespace() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(503)
+
+    backend = RemoteBackend(cast(Database, None), "internal-token")
+    backend._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    names = {"theirs": "aaa", "second": "calotype", "first": "calotype"}
+    backend.namespaces = names
+    backend.endpoints = {name: f"http://{name}" for name in names}
+    backend.default_model = "first"
+    with pytest.raises(ModerationUnavailable):
+        await backend.moderate(["a prompt"], [])
+    assert asked == ["first", "second"]
+    await backend.close()
