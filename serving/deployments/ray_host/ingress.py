@@ -1,7 +1,6 @@
 """The HTTP side of the model apps in this process: each answers below its route prefix.
 
-Without Serve's proxy and without an ingress replica: two processes and one hop less, and the token
-is in no process that runs a model.
+Without Serve's proxy and without an ingress replica: two processes and one hop less.
 """
 
 from __future__ import annotations
