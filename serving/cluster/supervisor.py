@@ -81,6 +81,7 @@ class Supervisor:
         self._failures = 0
         self._served = False  # whether any child ever has
         self._serving_since: float | None = None
+        self._gone_since = clock()
         self._expected_at = clock() + EXPECTED_SECONDS
         self._usual_seconds = EXPECTED_SECONDS
         self.on_change: Callable[[bool], Awaitable[None]] = _nothing
@@ -241,13 +242,15 @@ class Supervisor:
             return
         now = self._clock()
         if serving:
+            if self._served:
+                self._say(f"It is back after {now - self._gone_since:.0f} s.")
             self._served, self._serving_since = True, now
             self._begin("")
         else:
             assert self._serving_since is not None
             if now - self._serving_since >= self._policy.stable_seconds:
                 self._failures = 0
-            self._serving_since = None
+            self._serving_since, self._gone_since = None, now
         await self.on_change(serving)
 
     async def _pause(self, seconds: float) -> None:

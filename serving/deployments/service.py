@@ -14,6 +14,7 @@ import pathlib
 import secrets
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 
 from fastapi import FastAPI
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 WATCH_SECONDS = 1.0
 READY_POLL_SECONDS = 0.25
+PROGRESS_SECONDS = 10.0
 
 
 def run_service(options: ServeOptions, resources: Manifests, listener: socket.socket) -> None:
@@ -156,7 +158,14 @@ class Service:
         await Loop("manifests", look).run()
 
     async def _until_ready(self) -> None:
+        begun = told = time.monotonic()
         while True:
+            now = time.monotonic()
+            if not self._supervisor.serving:  # it tells itself what it does
+                begun = told = now
+            elif now - told >= PROGRESS_SECONDS:
+                self._options.say(f"Loading the model: {now - begun:.0f} s so far.")
+                told = now
             statuses = await self._backend.status()
             for status in statuses:
                 if status.answers and status.message and not status.ready:

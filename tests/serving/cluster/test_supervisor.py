@@ -257,6 +257,8 @@ async def test_the_estimate_follows_from_how_long_it_took_before(begin: Begin) -
     assert problem.details == {"estimated_seconds": 12}
     await scene.time.pass_by(500)
     assert scene.supervisor.away_seconds() == 1, "overdue: any moment now"
+    await scene.child.serve()
+    assert scene.said[-1] == "It is back after 513 s."
 
 
 async def test_the_stand_in_and_the_child_take_turns(begin: Begin) -> None:
