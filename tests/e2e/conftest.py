@@ -115,8 +115,8 @@ class Running:
 
     def status(self) -> dict[str, Any]:
         with self.http() as client:
-            models = client.get("/readyz").json()["models"]
-        return dict(models[0]) if models else {}
+            models = client.get("/v1/models").json()["data"]
+        return dict(models[0]["status"]) if models else {}
 
     def wait_for(self, holds: Callable[[], Any], what: str, seconds: float = 600.0) -> None:
         """Polls until the condition holds."""

@@ -109,6 +109,8 @@ class Host:
         self._ingress = HostIngress(token)
         self._server = IngressServer(self._ingress)
         self._answering: asyncio.Task[None] | None = None
+        self._good = HostOrder(number=0, applications=[])
+        """The last order that could be carried out."""
         self._running: list[str] = []
         """Applications that may be drawing pictures."""
         self._stop = asyncio.Event()
@@ -155,7 +157,10 @@ class Host:
             if first:
                 raise
             self._reports.tell("refused", error.message, order.number)
+            with contextlib.suppress(ModelLoadFailed):  # Serve has given up what ran before
+                await self._deploy(self._good)
             return
+        self._good = order
         if self._stop.is_set():
             return
         if self._answering is None:
