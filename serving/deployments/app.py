@@ -32,6 +32,7 @@ from calotype.serving.deployments.replicas.generator import GeneratorDeployment
 from calotype.serving.deployments.replicas.moderator import ModeratorDeployment
 from calotype.serving.deployments.replicas.text_encoder import TextEncoderDeployment
 from calotype.serving.deployments.serve_config import (
+    MODEL_CPUS,
     POLICY_PATH,
     QUIET_LOG,
     scaling,
@@ -147,7 +148,7 @@ def bind_model_app(
     """
     told = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
     light = {"num_cpus": 0, **told}
-    heavy = {"num_cpus": 0.5, **told}
+    heavy = {"num_cpus": MODEL_CPUS, **told}
 
     def deployment(cls: type, name: str, **options: Any) -> Any:
         return serve.deployment(cls).options(

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
@@ -36,18 +35,9 @@ from calotype.serving.deployments.app import (
     Places,
     bind_model_app,
 )
-from calotype.serving.deployments.gpu_shares import GpuShares, local_shares
+from calotype.serving.deployments.gpu_shares import GpuShares
 from calotype.serving.deployments.replicas.ingress import IngressDeployment
 from calotype.serving.deployments.serve_config import POLICY_PATH, QUIET_LOG
-
-
-class MachineShare(BaseModel):
-    """What a model takes of the GPUs that Ray finds on the one machine that it has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    device: str = Field(description="auto, cpu or cuda.")
-    devices: int = Field(ge=1, description="GPUs that draw each picture together.")
 
 
 class ClusterOptions(BaseModel):
@@ -58,7 +48,6 @@ class ClusterOptions(BaseModel):
     model: str = Field(min_length=1, description="Name of the ImageModel.")
     threads: int = Field(1, ge=1, description="Threads of torch in one replica.")
     gpus: float = Field(0, ge=0, description="GPUs of one generator and one text encoder.")
-    share: MachineShare | None = Field(None, description="Instead of gpus, on one machine.")
 
 
 def build_app(arguments: dict[str, Any]) -> Application:
@@ -84,7 +73,6 @@ def build_parts(arguments: dict[str, Any]) -> Application:
 
     Raises:
         InvalidRequest: an argument or an environment variable is missing or wrong.
-        ModelLoadFailed: the machine has not the GPUs that the model needs.
     """
     return _bind(arguments).generator
 
@@ -101,7 +89,4 @@ def _bind(arguments: dict[str, Any]) -> ModelApp:
         min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
     )
     gpus = GpuShares(options.gpus, options.gpus)
-    if options.share is not None:
-        present = int(ray.cluster_resources().get("GPU", 0))
-        gpus = local_shares(options.share.device, options.share.devices, present)
     return bind_model_app(places, options.model, scaling, {}, options.threads, gpus)

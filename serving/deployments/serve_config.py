@@ -22,6 +22,10 @@ R = TypeVar("R", ImageModel, LoRAAdapter)
 
 IMPORT_PATH = "calotype.serving.deployments.cluster:build_parts"
 POLICY_PATH = "calotype.serving.deployments.autoscaling:QueueSecondsPolicy"
+GPUS = "gpus"
+"""What an application asks for of this machine's GPUs; for whoever knows them, not for Serve."""
+MODEL_CPUS = 0.5
+"""What a replica with a part of the model counts for."""
 QUIET_LOG = {"log_level": "WARNING", "enable_access_log": False}
 """Reports and long polls would fill the log several times a second."""
 OWN_ANNOTATIONS = "calotype.dev/"
@@ -56,18 +60,16 @@ def _application(
         if deployment["name"] == "Generator":
             policy = {"policy": {"policy_function": POLICY_PATH}}
             deployment["autoscaling_config"] = scaling(model) | policy
-    arguments: dict[str, Any] = {"model": model.name, "threads": threads}
-    if model.spec.device != "cpu":  # else a change of it would restart every replica
-        arguments["share"] = {
-            "device": model.spec.device,
-            "devices": model.spec.acceleration.devices_per_picture,
-        }
     return {
         "name": app_name(model.name),
         "route_prefix": f"/{model.name}",
         "import_path": IMPORT_PATH,
-        "args": arguments,
+        "args": {"model": model.name, "threads": threads},
         "deployments": deployments,
+        GPUS: {
+            "device": model.spec.device,
+            "devices": model.spec.acceleration.devices_per_picture,
+        },
     }
 
 

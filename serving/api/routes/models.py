@@ -117,10 +117,8 @@ async def get_model(request: Request, name: str, key: Caller) -> ModelObject:
 
 
 async def _with_status(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> ModelObject:
-    """The model; from a gateway that outlives its models also whether it is there."""
+    """The model, and whether it is there."""
     described = _describe(gateway, model, team)
-    if not gateway.outlives_models:
-        return described
     statuses = {status.name: status for status in await gateway.backend.status()}
     absent = ModelStatus(model.name, ready=False, message="It has no app yet.")
     open_to_it = [adapter["id"] for adapter in described["adapters"]]

@@ -51,7 +51,7 @@ class Gateway:
     refresh: Refresh = nothing_new
     """Looks for what was declared a moment ago; says whether anything is new."""
     outlives_models: bool = False
-    """Accepts jobs while their models are away, so it is ready without any; says how each is."""
+    """It is ready without any model: other gateways and probes shall count on it all the same."""
 
     def base_url(self, request: Request | None) -> str:
         """How clients reach this gateway; without a request only if ``public_url`` says it."""

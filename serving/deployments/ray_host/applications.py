@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -14,20 +15,44 @@ from ray.serve.schema import ServeDeploySchema
 from calotype.serving.config import describe
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.deployments.gpu_shares import local_shares
 from calotype.serving.deployments.remote import call
+from calotype.serving.deployments.serve_config import GPUS, MODEL_CPUS
 
 
 def deploy(applications: Sequence[JsonObject]) -> None:
     """Has Serve run exactly these; what differs is changed. Returns at once.
 
     Raises:
-        ModelLoadFailed: one describes no application; names the field.
+        ModelLoadFailed: one describes no application, or needs GPUs that are not there.
     """
+    placed = [_placed(application) for application in applications]
     try:
-        config = ServeDeploySchema.model_validate({"applications": list(applications)})
+        config = ServeDeploySchema.model_validate({"applications": placed})
     except ValidationError as error:
         raise ModelLoadFailed(f"No Serve application: {describe(error)}") from None
     _get_global_client().deploy_apps(config)
+
+
+def _placed(application: JsonObject) -> JsonObject:
+    """With its share of this machine's GPUs, where it asks for one.
+
+    As an option of the two deployments and not as an argument of the application: a change of an
+    argument restarts every replica.
+    """
+    wanted = application.get(GPUS)
+    if not isinstance(wanted, dict):
+        return application
+    present = int(ray.cluster_resources().get("GPU", 0))
+    shares = local_shares(str(wanted["device"]), int(wanted["devices"]), present)
+    gpus = {"Generator": shares.generator, "TextEncoder": shares.encoder}
+    deployments = []
+    for deployment in application["deployments"]:
+        share = gpus.get(deployment["name"])
+        actor = {"ray_actor_options": {"num_cpus": MODEL_CPUS, "num_gpus": share}}
+        deployments.append(deployment if share is None else deployment | actor)
+    kept = {name: value for name, value in application.items() if name != GPUS}
+    return kept | {"deployments": deployments}
 
 
 def statuses(names: Sequence[str]) -> dict[str, tuple[str, str]]:

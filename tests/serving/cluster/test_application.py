@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, load_manifests
-from calotype.serving.deployments.serve_config import user_config
+from calotype.serving.deployments.serve_config import applications, user_config
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,23 @@ def test_what_a_cluster_notes_in_an_object_is_no_change_for_its_replicas(
         "namespace": "default",
         "annotations": {"calotype.dev/revision": "0123abcd"},
     }
+
+
+def test_more_devices_for_a_picture_are_no_reason_to_restart_every_replica(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Serve rebuilds an application whose arguments change."""
+    told = []
+    for devices in (1, 2):
+        document = BUILT_IN_MODEL.model_dump(mode="json", by_alias=True, exclude_none=True)
+        document["spec"]["acceleration"] = {"devicesPerPicture": devices}
+        file = tmp_path / f"{devices}.yaml"
+        file.write_text(yaml.safe_dump(document))
+        (application,) = applications(load_manifests([file]), threads=1)
+        told.append(application)
+    for name in ("name", "args", "import_path", "route_prefix"):
+        assert told[0][name] == told[1][name]
+    assert [application["gpus"]["devices"] for application in told] == [1, 2]
 
 
 def test_a_ray_that_does_not_start_is_one_sentence(tmp_path: pathlib.Path) -> None:
