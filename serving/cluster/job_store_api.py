@@ -229,9 +229,9 @@ class ModelJobs:
     def add_preview(self, preview: JsonObject) -> bool:
         row = PreviewRecord.from_payload(preview)
         job = self._job(row.job_id)
-        if job is None:
-            return False
-        self._check_new(job, [row.blob_key])
+        own = job is not None and row.blob_key.startswith(f"{job.team_id}/")
+        if not own or self._database.files.is_named(row.blob_key):
+            return False  # another's; or this very preview, told before by a call without answer
         return self._database.intermediates.add_preview(row)
 
     def save_forecast(self, updated: float, figures: JsonObject) -> None:

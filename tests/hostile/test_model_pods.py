@@ -266,6 +266,15 @@ def test_no_other_token_opens_the_store(house: House, shown: str) -> None:
     assert answer.status_code == 401
 
 
+def test_a_preview_is_taken_once_and_of_the_jobs_team(house: House, ours: RemoteJobStore) -> None:
+    job_id = house.running("shapes")
+    foreign = PreviewRecord(job_id, 0, 0, 1, 3, "team_of_others/ab/p.png", "image/png")
+    assert not ours.intermediates.add_preview(foreign)
+    preview = replace(foreign, blob_key=f"{house.team}/ab/p.png")
+    assert ours.intermediates.add_preview(preview)
+    assert not ours.intermediates.add_preview(preview)  # the answer was lost
+
+
 def test_a_model_that_is_deleted_ends_its_jobs(house: House, ours: RemoteJobStore) -> None:
     job_id = house.running("shapes")
     house.catalog.replace([])
