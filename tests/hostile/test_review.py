@@ -129,7 +129,7 @@ def stored_words(service: Service) -> dict[str, str]:
     """Table -> everything that stands in it."""
     with reading(service.database.engine) as connection:
         return {
-            table.name: repr(connection.execute(select(table)).all())
+            table.name: repr([tuple(row) for row in connection.execute(select(table))])
             for table in metadata.sorted_tables
         }
 

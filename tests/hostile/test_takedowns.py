@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from samples.images import texture
 from servers.gateway import Service, running
+from sqlalchemy import select
 
 from calotype.serving.api.background.tasks import Sweeper
 from calotype.serving.api.review import removal
 from calotype.serving.core.decision import NEWEST_TAKEDOWN
 from calotype.serving.core.errors import Conflict, StorageFailed
+from calotype.serving.database.connection import reading
 from calotype.serving.database.review import cases as review_cases
 from calotype.serving.database.review import takedowns
+from calotype.serving.database.schema.review_tables import metadata
 from calotype.serving.images.encode import encode_image
 from calotype.serving.images.sealing import seal
 from calotype.serving.jobs.endings import drawn_ending
@@ -68,13 +71,13 @@ def take_down(reviewer: Any, asset_id: str) -> dict[str, Any]:
     return found
 
 
-def batch_output(service: Service) -> str:
+def batch_output(service: Service, kind: str = "generations", **more: Any) -> str:
     """The file of a batch that drew one picture."""
-    http = service.http()
-    line = {"custom_id": "a", "url": "/v1/images/generations", "body": LINE}
+    http, url = service.http(), f"/v1/images/{kind}"
+    line = {"custom_id": "a", "url": url, "body": LINE | more}
     given = {"file": ("b.jsonl", json.dumps(line).encode())}
     file = http.post("/v1/files", files=given, data={"purpose": "batch"}).json()
-    asked = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    asked = {"endpoint": url, "completion_window": "24h"}
     batch = http.post("/v1/batches", json={"input_file_id": file["id"], **asked}).json()
     end = time.monotonic() + 60
     while batch["status"] != "completed":
@@ -142,6 +145,31 @@ def test_the_output_of_a_batch_is_found_as_long_as_it_is_kept(
     answer = reviewer.post(TAKEDOWNS, json=body).json()
     assert (answer["match_count"], answer["also"]["files"]) == (1, 1)
     assert http.get(f"/v1/files/{output}/content").status_code == 404
+
+
+def test_nothing_holds_its_bytes_when_all_is_done(service: Service, reviewer: Any) -> None:
+    """Also not as base64 in the lines of batches that are drawn from it, or in any table."""
+    source = draw(service)
+    key = service.database.files.get_asset(asset_of(source)).blob_key
+    picture = service.blobs.get(key)
+    text = base64.b64encode(picture).decode()
+    batch_output(service, "edits", images=[{"image_url": f"data:image/png;base64,{text}"}])
+
+    def holding() -> set[str]:
+        found = {
+            name
+            for name, data in service.blobs.blobs.items()
+            if picture in data or text.encode() in data
+        }
+        with reading(service.database.engine) as connection:
+            for table in metadata.sorted_tables:
+                if text in repr([tuple(row) for row in connection.execute(select(table))]):
+                    found.add(table.name)
+        return found
+
+    assert len(holding()) == 4, "the picture, its copy for the job, the batch's file and its lines"
+    take_down(reviewer, asset_of(source))
+    assert holding() == set()
 
 
 def test_a_fault_before_the_end_of_the_transaction_undoes_all_of_it(

@@ -16,7 +16,15 @@ from calotype.serving.database.blob_refs import FILE, discard
 from calotype.serving.database.review.held_images import drop_held
 from calotype.serving.database.review.picture_places import DRAWN_FROM, FORBIDDEN, PREVIEW
 from calotype.serving.database.schema.review_tables import held_images, picture_places
-from calotype.serving.database.schema.tables import assets, checkpoints, files, jobs, previews
+from calotype.serving.database.schema.tables import (
+    assets,
+    batch_lines,
+    batches,
+    checkpoints,
+    files,
+    jobs,
+    previews,
+)
 from calotype.serving.jobs.lifecycle import OPEN
 
 _PAGE = 500
@@ -109,10 +117,24 @@ def _clear_places(
     found.previews += len(left)
     left += _taken(connection, checkpoints, checkpoints.c.job_id, drawn)
     keys |= {row["blob_key"] for row in left}
-    for row in _rows(connection, jobs, jobs.c.id, drawn):
-        if row["status"] in OPEN:
-            found.open_jobs.add(row["id"])
+    drawing = _rows(connection, jobs, jobs.c.id, drawn)
+    found.open_jobs |= {row["id"] for row in drawing if row["status"] in OPEN}
+    batch_ids = {row["batch_id"] for row in drawing if row["batch_id"] is not None}
+    gone = _clear_batch_inputs(connection, batch_ids, drawn)
+    found.files |= {row["id"] for row in gone}
+    keys |= {row["blob_key"] for row in gone}
     return drawn
+
+
+def _clear_batch_inputs(
+    connection: Connection, batch_ids: Collection[str], drawn: Collection[str]
+) -> list[Any]:
+    """Forgets what batches were sent as, whose lines may hold the picture; the files' rows."""
+    for some in _pages(drawn):
+        lines = update(batch_lines).where(batch_lines.c.job_id.in_(some))
+        connection.execute(lines.values(body={}))
+    sent = {row["input_file_id"] for row in _rows(connection, batches, batches.c.id, batch_ids)}
+    return _taken(connection, files, files.c.id, sent)
 
 
 def _taken(connection: Connection, table: Any, column: Any, values: Collection[str]) -> list[Any]:
