@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from calotype.serving.api.app import create_app
+from calotype.serving.api.http.connections import ConnectionLimits
 from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.api.http.server import build_server
 from calotype.serving.api.http.tls import TlsFiles
@@ -81,7 +82,8 @@ def run_gateway(options: GatewayOptions) -> None:
         database = open_database(options.environment.database_url, options.say)
         try:
             app = build_gateway(options, database)
-            server = build_server(app, SHUTDOWN_SECONDS, options.tls)
+            limits = ConnectionLimits(options.settings.connections_per_address)
+            server = build_server(app, SHUTDOWN_SECONDS, options.tls, limits)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             database.close()

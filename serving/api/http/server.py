@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from calotype.serving.api.http.connections import ConnectionLimits, bounded_protocol
 from calotype.serving.api.http.tls import TlsFiles
 
 SHUTDOWN_SECONDS = 60
@@ -32,17 +33,23 @@ class Server(uvicorn.Server):
 
 
 def build_server(
-    app: FastAPI, shutdown_seconds: int = SHUTDOWN_SECONDS, tls: TlsFiles | None = None
+    app: FastAPI,
+    shutdown_seconds: int = SHUTDOWN_SECONDS,
+    tls: TlsFiles | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> Server:
     """Args:
     shutdown_seconds: how long open requests may go on after a signal to end.
     tls: it speaks HTTPS with them; None = plain HTTP.
+    limits: of its connections; None = the usual ones.
     """
+    limits = limits or ConnectionLimits()
     config = uvicorn.Config(
         app,
         log_level="warning",
         timeout_graceful_shutdown=shutdown_seconds,
-        timeout_keep_alive=30,
+        timeout_keep_alive=round(limits.keep_alive_seconds),
+        http=bounded_protocol(limits),  # type: ignore[arg-type]  # it is called like a class
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else str(tls.key),
     )

@@ -86,6 +86,11 @@ class GatewaySettings(BaseModel):
         description="Requests of one team that a gateway answers in a second, of any kind; ten "
         "seconds' worth of them may come at once.",
     )
+    connections_per_address: int = Field(
+        1024,
+        ge=1,
+        description="Open connections of one client address; behind a proxy all come from its own.",
+    )
     max_upload_bytes: int = Field(
         128 * 1024 * 1024, ge=1024, description="Largest multipart body; one file may have 50 MB."
     )
