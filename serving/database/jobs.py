@@ -170,6 +170,14 @@ class Jobs(Repository):
         with reading(self.engine) as connection:
             return {(model, status): n for model, status, n in connection.execute(query)}
 
+    def count_waiting(self) -> dict[tuple[str, str], int]:
+        """(model, part that is away) -> how many queued jobs wait for it."""
+        part = jobs.c.outage["part"].as_string()
+        query = select(jobs.c.model, part, func.count()).group_by(jobs.c.model, part)
+        query = query.where(jobs.c.status == "queued", part.is_not(None))
+        with reading(self.engine) as connection:
+            return {(model, found): n for model, found, n in connection.execute(query)}
+
     # -- transitions ---------------------------------------------------------------------------
 
     def start_job(self, job_id: str, replica: str, lease_expires: float) -> JobRecord | None:

@@ -28,6 +28,12 @@ HTTP_SECONDS = Histogram(
 JOBS = Gauge(
     "calotype_jobs", "Jobs in the database, by state.", ["model", "status"], registry=REGISTRY
 )
+WAITING = Gauge(
+    "calotype_jobs_waiting",
+    "Queued jobs that wait for a part which is away.",
+    ["model", "part"],
+    registry=REGISTRY,
+)
 QUEUE_SECONDS = Gauge(
     "calotype_queue_seconds", "Predicted wait for a new job.", ["model"], registry=REGISTRY
 )
@@ -129,6 +135,13 @@ def record_jobs(counts: Mapping[tuple[str, str], int]) -> None:
     JOBS.clear()
     for (model, status), count in counts.items():
         JOBS.labels(model, status).set(count)
+
+
+def record_waiting(counts: Mapping[tuple[str, str], int]) -> None:
+    """Sets `WAITING` from the database; parts that are back become 0."""
+    WAITING.clear()
+    for (model, part), count in counts.items():
+        WAITING.labels(model, part).set(count)
 
 
 def record_models(figures: Iterable[tuple[str, int, float]]) -> None:

@@ -144,6 +144,7 @@ async def test_a_job_waits_in_no_lease_while_its_pause_lasts(rig: Rig) -> None:
     await rig.dispatcher.fail(job.id, lease.fence, AWAY["storage"])
     assert await rig.dispatcher.lease("r1", 1, 0.01) == []
     assert rig.dispatcher.snapshot().postponed == 1
+    assert rig.database.jobs.count_waiting() == {("shapes", "storage"): 1}
     await rig.pass_time(1.0)
     assert (await rig.take()).job_id == job.id
 
@@ -331,3 +332,37 @@ async def test_every_ending_settles_what_was_measured(rig: Rig, ending: str) -> 
     await ENDINGS[ending](rig, job, lease)
     assert rig.row(job).over
     assert rig.charged() == 7.5
+
+
+async def test_a_dispatcher_that_stood_still_takes_no_lease_away(database: Database) -> None:
+    clock = database.clock
+    assert isinstance(clock, ManualClock)
+    pauses: asyncio.Queue[float] = asyncio.Queue()
+    rounds = 0
+
+    async def sleep(seconds: float) -> None:
+        """Lets so much time pass as the test says, whatever was wished."""
+        nonlocal rounds
+        rounds += 1
+        clock.advance(await pauses.get())
+
+    async def pass_time(seconds: float) -> None:
+        before = rounds
+        pauses.put_nowait(seconds)
+        while rounds == before:
+            await asyncio.sleep(0)
+
+    policy = DispatchPolicy(sweep_seconds=1.0, lease_seconds=12.0)
+    dispatcher = Dispatcher(database, ScriptedSafety(), clock, policy, sleep=sleep)
+    await dispatcher.start()
+    rig = Rig(database, dispatcher, ScriptedSafety(), clock)
+    job = rig.job()
+    await dispatcher.submit(job.id)
+    lease = await rig.take()
+    beat = {job.id: LeaseProgress(lease.fence, 1, 20)}
+    await pass_time(60)
+    assert await dispatcher.heartbeat("r1", beat) == []
+    for _ in range(14):
+        await pass_time(1)
+    assert await dispatcher.heartbeat("r1", beat) == [job.id]
+    await dispatcher.stop()

@@ -69,6 +69,7 @@ async def get_metrics(request: Request) -> Response:
     gateway = gateway_of(request)
     try:
         metrics.record_jobs(await asyncio.to_thread(gateway.database.jobs.count_jobs))
+        metrics.record_waiting(await asyncio.to_thread(gateway.database.jobs.count_waiting))
         metrics.record_promises(await asyncio.to_thread(gateway.database.usage.promises))
         metrics.record_cases(await asyncio.to_thread(gateway.database.cases.count_open_cases))
         statuses = await gateway.backend.status()
