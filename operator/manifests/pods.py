@@ -15,6 +15,7 @@ from calotype.serving.wire.ray_env import RAY_CALLS
 DATA_DIR = "/var/lib/calotype"
 CACHE_DIR = f"{DATA_DIR}/cache"
 AUDIT_DIR = f"{DATA_DIR}/audit"
+MARKS_DIR = f"{DATA_DIR}/provenance"
 SOURCE_DIR = f"{DATA_DIR}/source"
 ADAPTER_SOURCE_DIR = f"{DATA_DIR}/adapter-source"
 TRAININGS_DIR = f"{CACHE_DIR}/trainings"
@@ -41,6 +42,8 @@ class Volumes:
     """The claim for audit logs, at /var/lib/calotype/audit; for pods with a moderator alone."""
     moderator: bool = False
     """Whether the pod has a moderator."""
+    marks: bool = False
+    """Whether the pod marks pictures, or knows marks."""
 
     @property
     def keeps_weights(self) -> bool:
@@ -107,7 +110,7 @@ def mounts(volumes: Volumes) -> list[Manifest]:
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "data", "mountPath": DATA_DIR},
     ]
-    # Of the release's volume two folders: jobs, keys and pictures lie on it, too.
+    # Of the release's volume some folders: jobs, keys and pictures lie on it, too.
     if volumes.cache:
         found.append({"name": "cache", "mountPath": CACHE_DIR})
     elif volumes.data:
@@ -116,6 +119,9 @@ def mounts(volumes: Volumes) -> list[Manifest]:
         found.append({"name": "audit", "mountPath": AUDIT_DIR})
     elif volumes.data and volumes.moderator:
         found.append({"name": "release", "mountPath": AUDIT_DIR, "subPath": "audit"})
+    if volumes.data and volumes.marks:
+        marks = {"mountPath": MARKS_DIR, "subPath": "provenance", "readOnly": True}
+        found.append({"name": "release", **marks})
     if volumes.source:
         found.append({"name": "source", "mountPath": SOURCE_DIR, "readOnly": True})
     if volumes.adapter_source:

@@ -232,6 +232,7 @@ def _group(model: str, group: Group, volumes: Volumes, settings: OperatorSetting
     params = {"num-cpus": "1", "resources": quoted}
     if group.profile is not None and group.profile.gpus:
         params["num-gpus"] = str(group.profile.gpus)
+    volumes = replace(volumes, marks=group.name != TEXT_ENCODER)
     if group.name == CONTROL:  # the moderators are there
         volumes = replace(volumes, audit=settings.audit_claim, moderator=True)
     return {

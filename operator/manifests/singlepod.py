@@ -94,7 +94,7 @@ def build_deployment(
 ) -> Manifest:
     """The Deployment of one pod; suspended = of none."""
     name = owner["metadata"]["name"]
-    volumes = replace(volumes, audit=settings.audit_claim, moderator=True)
+    volumes = replace(volumes, audit=settings.audit_claim, moderator=True, marks=True)
     container: Manifest = {
         "name": "model-app",
         "image": settings.serve_image,

@@ -358,7 +358,8 @@ def test_pods_hold_their_models_secret_alone_and_no_folder_of_others(
     folders = {
         mount.get("subPath") for mount in container["volumeMounts"] if mount["name"] in release
     }
-    assert release and folders <= {"cache", "audit"}
+    assert release and folders <= {"cache", "audit", "provenance"}
+    assert "training" not in name or folders == {"cache"}
     assert "secret" not in {kind for volume in spec["volumes"] for kind in volume}
 
 
