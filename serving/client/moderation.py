@@ -61,6 +61,10 @@ class Takedown:
     """None after a dry run."""
     deleted: int
     """Files."""
+    pending: int
+    """Files that nobody is served any more and the service deletes later."""
+    also: JsonObject
+    """What goes with the matches: how many ``assets files held previews``."""
     watermark: str | None
     """Payload of the mark that the picture carries."""
     pdq: str | None

@@ -63,8 +63,8 @@ def order_for(*asset_ids: str, sha256s: tuple[str, ...] = ()) -> takedowns.Taked
     return takedowns.TakedownOrder(nothing, category, "r", asset_ids, sha256s)
 
 
-def take_down(reviewer: Any, asset_id: str) -> dict[str, Any]:
-    body = {"asset_id": asset_id, "category": "harassment", "reason": "That is me."}
+def take_down(reviewer: Any, asset_id: str, **more: Any) -> dict[str, Any]:
+    body = {"asset_id": asset_id, "category": "harassment", "reason": "That is me."} | more
     answer = reviewer.post(TAKEDOWNS, json=body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -112,8 +112,12 @@ def test_it_finds_every_place_that_the_picture_went_to(service: Service, reviewe
     places = [link, f"/v1/files/{output}/content", f"/v1/files/{copy.json()['id']}/content"]
     assert [http.get(place).status_code for place in places] == [200] * 3
 
+    along = {"assets": 1, "files": 3, "held": 0, "previews": 0}
+    tried = take_down(reviewer, asset_id, dry_run=True)
+    assert (tried["id"], tried["also"]) == (None, along), "a reviewer is told before"
+    assert [http.get(place).status_code for place in places] == [200] * 3
     answer = take_down(reviewer, asset_id)
-    assert answer["also"] == {"assets": 1, "files": 3, "held": 0, "previews": 0}, answer
+    assert answer["also"] == along
     assert [http.get(place).status_code for place in places] == [404] * 3
     assert http.get(f"/v1/assets/{variant}").status_code == 404, "it was drawn from the picture"
 

@@ -27,6 +27,7 @@ from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.database.review.cases import Reviewer
 from calotype.serving.database.review.image_index import Fingerprint, StoredMatch
+from calotype.serving.database.review.removals import Removal
 from calotype.serving.database.review.takedowns import TakedownOrder, TakedownRecord
 from calotype.serving.jobs.records import AssetRecord, KeyRecord
 
@@ -50,7 +51,7 @@ class MatchObject(TypedDict):
 
 
 class AlsoObject(TypedDict):
-    """What went with the matches."""
+    """What goes with the matches."""
 
     assets: int
     """Pictures that were drawn from them, and other copies."""
@@ -68,7 +69,7 @@ class TakedownAnswer(TypedDict):
     """Files that are deleted already."""
     pending: int
     """Files that nobody is served any more and a sweep deletes."""
-    also: AlsoObject | None
+    also: AlsoObject
     dry_run: bool
     object: Literal["moderation.takedown"]
     watermark: str | None
@@ -139,7 +140,7 @@ async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
         "id": None,
         "deleted": 0,
         "pending": 0,
-        "also": None,
+        "also": {"assets": 0, "files": 0, "held": 0, "previews": 0},
         "dry_run": True,
         "object": "moderation.takedown",
         "watermark": looked_for.payload,
@@ -148,9 +149,10 @@ async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
         "match_count": len(matches),
         "unsearched": unsearched,
     }
-    if body.dry_run or unsearched:
-        return found
     order = order_of(data, looked_for, matches, category, body.reason)
+    if body.dry_run or unsearched:
+        tried = await asyncio.to_thread(gateway.database.takedowns.try_out, order)
+        return found | {"also": _beside(tried, matches)}
     taken, removal = await asyncio.to_thread(gateway.database.takedowns.take_down, order, key.id)
     deleted = await asyncio.to_thread(carry_out, gateway, removal)
     await asyncio.to_thread(index_stored, gateway, keys)  # what was stored in between
@@ -158,12 +160,7 @@ async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
         "id": taken.id,
         "deleted": deleted,
         "pending": len(removal.blobs) - deleted,
-        "also": {
-            "assets": len(removal.assets - {match.asset.id for match in matches}),
-            "files": len(removal.files),
-            "held": len(removal.held),
-            "previews": removal.previews,
-        },
+        "also": _beside(removal, matches),
         "dry_run": False,
     }
     return found
@@ -242,6 +239,15 @@ async def _image(gateway: Gateway, body: TakedownBody) -> bytes:
         raise InvalidRequest(
             "image holds no valid base64.", code="invalid_image", param="image"
         ) from None
+
+
+def _beside(removal: Removal, matches: Sequence[StoredMatch]) -> AlsoObject:
+    return {
+        "assets": len(removal.assets - {match.asset.id for match in matches}),
+        "files": len(removal.files),
+        "held": len(removal.held),
+        "previews": removal.previews,
+    }
 
 
 def _match(match: StoredMatch) -> MatchObject:

@@ -76,12 +76,21 @@ def takedown(
         ):
             found = desk.take_down(reason=reason, category=category, image=given, asset_id=asset)
             if not plain:
-                click.echo(f"{found.id}  {found.deleted} files deleted")
+                later = f", {found.pending} later" if found.pending else ""
+                click.echo(f"{found.id}  {found.deleted} files deleted{later}")
                 _warn(found)
         if plain:
             click.echo(
                 json.dumps({name: getattr(found, name) for name in found.__dataclass_fields__})
             )
+
+
+_ALSO = {
+    "assets": "pictures that were drawn from them or are the same file",
+    "files": "uploads and files of batches that hold one of them",
+    "held": "held copies",
+    "previews": "previews",
+}
 
 
 def _show(found: Takedown) -> None:
@@ -92,6 +101,9 @@ def _show(found: Takedown) -> None:
         click.echo(f"... and {found.match_count - len(found.matches)} more")
     if not found.match_count:
         click.echo("No stored picture is a copy of it.")
+    if any(found.also.values()):
+        counts = ", ".join(f"{count} {_ALSO[name]}" for name, count in found.also.items() if count)
+        click.echo(f"With them go: {counts}.")
 
 
 def _warn(found: Takedown) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,19 @@ class TakedownOrder:
     """Of the bytes of files that it is."""
 
 
+class _OnlyTried(Exception):
+    """Takes back a transaction."""
+
+
 class Takedowns(Repository):
     """Taken-down images."""
+
+    def try_out(self, order: TakedownOrder) -> Removal:
+        """What `take_down` would take out; nothing is."""
+        with contextlib.suppress(_OnlyTried), writing(self.engine) as connection:
+            done = remove_pictures(connection, order.asset_ids, order.sha256s, self.clock.time())
+            raise _OnlyTried
+        return done
 
     def take_down(self, order: TakedownOrder, actor: str) -> tuple[TakedownRecord, Removal]:
         """`take_down_in` in a transaction of its own."""
