@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from calotype.serving.core.errors import Conflict, NotFound
+from calotype.serving.core.errors import Conflict, NotFound, QuotaExceeded
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository, column_values, upsert
 from calotype.serving.database.schema.review_tables import held_images, picture_places
@@ -24,6 +24,7 @@ from calotype.serving.database.schema.tables import (
     checkpoints,
     files,
     previews,
+    teams,
 )
 from calotype.serving.jobs.records import AssetRecord, FileRecord
 
@@ -135,14 +136,28 @@ class BlobRefs(Repository):
 
     # -- files ---------------------------------------------------------------------------------
 
-    def add_file(self, file: FileRecord, pictures: Collection[str] = ()) -> None:
+    def check_room(self, team_id: str, size: int, most_bytes: int) -> None:
+        """Raises QuotaExceeded when the files of a team would have more than ``most_bytes``."""
+        with reading(self.engine) as connection:
+            _check_room(connection, team_id, size, most_bytes)
+
+    def add_file(
+        self,
+        file: FileRecord,
+        pictures: Collection[str] = (),
+        *,
+        most_bytes: int | None = None,
+    ) -> None:
         """Args:
             pictures: the assets whose bytes are in the file.
+            most_bytes: of all files of the team.
 
         Raises:
             Conflict: one of them is gone by now, so the file must be written without it.
+            QuotaExceeded: there are more than ``most_bytes``.
         """
         with writing(self.engine, durable=True) as connection:
+            _check_quota(connection, file, most_bytes)
             connection.execute(files.insert().values(column_values(file)))
             digests = _digests_of(connection, pictures)
             if digests:
@@ -153,11 +168,14 @@ class BlobRefs(Repository):
                 connection.execute(picture_places.insert(), rows)
             add_ref(connection, [file.blob_key])
 
-    def share_blob(self, file: FileRecord) -> FileRecord | None:
+    def share_blob(self, file: FileRecord, *, most_bytes: int | None = None) -> FileRecord | None:
         """Adds a file with the blob of another one of its team that has the same bytes.
 
         Returns:
             The file as it was added; None = there is no other, so its bytes must be stored first.
+
+        Raises:
+            QuotaExceeded: see `add_file`.
         """
         mine = and_(files.c.team_id == file.team_id, files.c.sha256 == file.sha256)
         same = select(files.c.blob_key).where(mine).limit(1).with_for_update(read=True)
@@ -165,6 +183,7 @@ class BlobRefs(Repository):
             key = connection.execute(same).scalar_one_or_none()
             if key is None:
                 return None
+            _check_quota(connection, file, most_bytes)
             file = replace(file, blob_key=key)
             connection.execute(files.insert().values(column_values(file)))
         return file
@@ -277,3 +296,23 @@ def _digests_of(connection: Connection, pictures: Collection[str]) -> set[str]:
     if gone:
         raise Conflict(f"The picture '{gone[0]}' is gone, and {len(gone) - 1} others.", code="gone")
     return set(found.values())
+
+
+def _check_quota(connection: Connection, file: FileRecord, most_bytes: int | None) -> None:
+    """`BlobRefs.check_room` while nobody else adds a file of the team."""
+    if most_bytes is None:
+        return
+    connection.execute(select(teams.c.id).where(teams.c.id == file.team_id).with_for_update())
+    _check_room(connection, file.team_id, file.size, most_bytes)
+
+
+def _check_room(connection: Connection, team_id: str, size: int, most_bytes: int) -> None:
+    query = select(func.sum(files.c.size)).where(files.c.team_id == team_id)
+    taken = int(connection.execute(query).scalar() or 0)
+    if taken + size > most_bytes:
+        raise QuotaExceeded(
+            f"Your team keeps files of {taken:,} bytes and may keep {most_bytes:,}; this one has "
+            f"{size:,}. Delete some (DELETE /v1/files/{{id}}), or wait until they expire.",
+            code="insufficient_quota",
+            param="file",
+        )

@@ -47,6 +47,7 @@ def keep_file(
     Raises:
         StorageFailed: the bytes or the row cannot be written.
         Conflict: one of the pictures is gone by now.
+        QuotaExceeded: the team keeps too many bytes.
     """
     file = FileRecord(
         id=new_id("file"),
@@ -60,12 +61,14 @@ def keep_file(
         created=gateway.database.clock.time(),
         expires=expires,
     )
-    shared = None if pictures else gateway.database.files.share_blob(file)
+    files, most = gateway.database.files, gateway.settings.team_file_bytes
+    files.check_room(team_id, file.size, most)  # before anything is stored
+    shared = None if pictures else files.share_blob(file, most_bytes=most)
     if shared is not None:
         return shared
     file = replace(file, blob_key=new_key(team_id, data, kind))
     gateway.blobs.put(file.blob_key, data)
-    gateway.database.files.add_file(file, pictures)
+    files.add_file(file, pictures, most_bytes=most)
     return file
 
 

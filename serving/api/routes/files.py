@@ -121,7 +121,7 @@ async def _keep(gateway: Gateway, key: KeyRecord, form: Form) -> FileRecord:
         purpose=purpose,
         filename=upload.filename or "upload",
         content_type=content_type,
-        expires=_expires(form.fields, gateway.database.clock.time()),
+        expires=_expires(form.fields, gateway.database.clock.time(), gateway.settings.file_seconds),
     )
 
 
@@ -187,11 +187,11 @@ def file_object(file: FileRecord) -> FileObject:
     }
 
 
-def _expires(fields: JsonObject, now: float) -> float | None:
+def _expires(fields: JsonObject, now: float, usual_seconds: float) -> float:
     anchor = fields.get("expires_after[anchor]")
     seconds = fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
-        return None
+        return now + usual_seconds
     digits = isinstance(seconds, str) and seconds.isascii() and seconds.isdigit()
     after = int(str(seconds)[:9]) if digits else 0
     if anchor != "created_at" or not _MIN_SECONDS <= after <= _MAX_SECONDS:

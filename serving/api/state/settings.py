@@ -72,6 +72,14 @@ class GatewaySettings(BaseModel):
     asset_seconds: float = Field(
         24 * 3600.0, gt=0, description="Seconds for which pictures are kept."
     )
+    file_seconds: float = Field(
+        30 * 86_400.0,
+        gt=0,
+        description="Seconds for which an uploaded file is kept that names no expiry.",
+    )
+    team_file_bytes: int = Field(
+        20 * 1024**3, ge=0, description="Bytes of all files of one team, pictures of jobs included."
+    )
     url_seconds: int = Field(3600, ge=1, description="Seconds for which a signed URL is valid.")
     attach_retries: bool = Field(
         True, description="An SDK's retry without Idempotency-Key joins the job it repeats."
