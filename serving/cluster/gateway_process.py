@@ -21,8 +21,7 @@ from pydantic import ValidationError
 from calotype.serving.api.app import create_app
 from calotype.serving.api.http.connections import ConnectionLimits
 from calotype.serving.api.http.listener import listening_socket
-from calotype.serving.api.http.server import build_server
-from calotype.serving.api.http.tls import TlsFiles
+from calotype.serving.api.http.server import TlsFiles, build_server
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings

@@ -77,7 +77,7 @@ def gateway(
     pictures are kept, CALOTYPE_API_KEY is recorded as a valid key, CALOTYPE_GATEWAY_PUBLIC_URL
     stands in signed addresses.
     """
-    from calotype.serving.api.http.tls import tls_files
+    from calotype.serving.api.http.server import tls_files
     from calotype.serving.cluster.gateway_process import GatewayOptions, read_settings, run_gateway
     from calotype.serving.config.environment import ClusterEnvironment
 

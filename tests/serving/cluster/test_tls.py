@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
 
-from calotype.serving.api.http.server import build_server
-from calotype.serving.api.http.tls import TlsFiles, tls_files
+from calotype.serving.api.http.server import TlsFiles, build_server, tls_files
 from calotype.serving.core.errors import InvalidRequest
 
 
