@@ -17,6 +17,7 @@ from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.lifecycle import STATUSES, TERMINAL, may_follow, sources
+from calotype.serving.jobs.outage import Outage
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.testing.in_memory import ManualClock
 
@@ -150,3 +151,16 @@ def test_a_service_secret_is_made_once(database: Database) -> None:
     assert len(database.secrets.service_secret("urls")) == 32
     assert database.secrets.service_secret("urls") == database.secrets.service_secret("urls")
     assert database.secrets.service_secret("urls") != database.secrets.service_secret("other")
+
+
+def test_jobs_that_wait_are_counted_by_what_is_away(database: Database, add_job: AddJob) -> None:
+    outage = Outage("text_encoder", 1.0, 1, 2.0, "It is away.")
+    for _ in range(2):
+        database.jobs.postpone_job(add_job().id, outage)
+    add_job()
+    running = add_job()
+    database.jobs.postpone_job(running.id, outage)
+    assert database.jobs.start_job(running.id, "r1", 5.0)
+    assert database.jobs.count_waiting() == {("shapes", "text_encoder"): 2}
+    found = database.jobs.get_job(running.id)
+    assert found is not None and Outage.of(found) == outage
