@@ -130,6 +130,12 @@ def waits_for(job: JobRecord) -> Outage | None:
     return Outage.of(job) if job.status == "queued" else None
 
 
+def waited_out(job: JobRecord, began: float, now: float) -> float:
+    """Seconds since ``began`` for which a job has waited for a part; below 0 where it does not."""
+    outage = waits_for(job)
+    return -1.0 if outage is None else now - max(began, outage.since)
+
+
 def waiting_error(job: JobRecord, now: float) -> DependencyUnavailable | None:
     """What a caller is told who gives up waiting for a job that waits itself; None if it does not.
 

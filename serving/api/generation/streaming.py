@@ -20,6 +20,7 @@ from calotype.serving.api.http.stored import StoredPictures, in_threads
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, DeadlineExceeded
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.jobs.outage import waited_out, waiting_error
 from calotype.serving.jobs.records import JobRecord
 
 _EARLY_SECONDS = 2.0
@@ -73,12 +74,14 @@ async def _frames(
 ) -> AsyncIterator[str | bytes]:
     kind = "image_generation" if job.type == "image.generate" else "image_edit"
     sent: dict[int, int] = {}
+    began = gateway.database.clock.time()
     yield KEEP_ALIVE  # headers and first byte at once: some clients give up without
     try:
         async with asyncio.timeout(seconds + 1):
             async for found in follow(gateway, job.id, None):
                 if found is None:
                     yield KEEP_ALIVE
+                    await _check_patience(gateway, job.id, began)
                     continue
                 job, event = found
                 if event.preview is not None:
@@ -105,6 +108,15 @@ async def _frames(
             yield _error(DeadlineExceeded(late))
     except CalotypeError as error:
         yield _error(localized(error, language))
+
+
+async def _check_patience(gateway: Gateway, job_id: str, began: float) -> None:
+    """Raises DependencyUnavailable: the job waits for a part that is away, and has for long."""
+    job, now = await gateway.waits.poll(job_id, 0), gateway.database.clock.time()
+    waiting = waiting_error(job, now)
+    patience = gateway.settings.outage_patience_seconds
+    if waiting is not None and waited_out(job, began, now) > patience:
+        raise waiting
 
 
 async def _completed(gateway: Gateway, job: JobRecord, name: str) -> AsyncIterator[bytes]:

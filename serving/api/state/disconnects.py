@@ -20,7 +20,7 @@ from calotype.serving.core.errors import CalotypeError, NotFound, StorageFailed
 from calotype.serving.core.protocols import GenerationBackend
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending, canceled_ending, late_ending
-from calotype.serving.jobs.outage import waits_for
+from calotype.serving.jobs.outage import waited_out
 from calotype.serving.jobs.records import JobRecord
 
 log = logging.getLogger(__name__)
@@ -116,20 +116,15 @@ class ClientWaits:
             else:
                 if job is None:
                     raise NotFound(f"There is no job {job_id!r}.")
-                if job.over or clock() >= end or self._waits_for(job, began) > patience:
+                if job.over or clock() >= end:
+                    return job
+                if waited_out(job, began, self._database.clock.time()) > patience:
                     return job
             if too_soon:  # it said "over" of a job that is not, or cannot say anything
                 await self._sleep(min(_PAUSE, max(0.0, end - clock())))
             asked = clock()
             await self._wait(job_id, max(0.0, end - clock()))
             too_soon = clock() - asked < _PAUSE / 10
-
-    def _waits_for(self, job: JobRecord, began: float) -> float:
-        """Seconds since ``began`` for which a job waits for a part; below 0 where it does not."""
-        outage = waits_for(job)
-        if outage is None:
-            return -1.0
-        return self._database.clock.time() - max(began, outage.since)
 
     async def _wait(self, job_id: str, remaining: float) -> None:
         try:

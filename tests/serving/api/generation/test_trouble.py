@@ -201,6 +201,7 @@ def test_a_caller_who_gives_up_while_the_backend_is_away_keeps_its_job(
         return wrapped[0]
 
     service = start_service(wrap=wrap, settings=GatewaySettings(request_timeout=0.3))
+    service.backend.pause()  # its dispatcher would find the job without being told
     client, retried = service.http(), {"x-stainless-retry-count": "1"}
     answer = service.generate(prompt="a dog")
     assert answer.status_code == 503
@@ -210,6 +211,7 @@ def test_a_caller_who_gives_up_while_the_backend_is_away_keeps_its_job(
     assert job.status == "queued"
     assert answer.json()["error"]["job_id"] == job.id
     wrapped[0].gone = False
+    service.backend.resume()
     until(lambda: service.jobs()[0].status == "succeeded", "the job was not drawn")
     again = client.post("/v1/images/generations", json={"prompt": "a dog"}, headers=retried)
     assert again.json()["job_id"] == job.id
@@ -232,6 +234,16 @@ def test_a_full_disk_delays_a_job_and_who_gives_up_is_told_why(
     service.blobs.failure = None
     until(lambda: service.jobs()[0].status == "succeeded", "the job was not drawn")
     assert service.jobs()[0].id == found["job_id"]
+
+
+def test_a_stream_ends_with_what_its_job_waits_for(
+    start_service: Callable[..., Any], quick: Callable[..., GatewaySettings]
+) -> None:
+    service = start_service(settings=quick(keep_alive_seconds=0.1))
+    service.blobs.failure = StorageFailed("No space left on device.")
+    answer = service.generate(prompt="a dog", stream=True)
+    assert "event: error" in answer.text and "storage_unavailable" in answer.text
+    assert service.jobs()[0].status in ("queued", "running")
 
 
 def test_a_job_that_cannot_be_recorded_is_refused_and_does_not_exist(
