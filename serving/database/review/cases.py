@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from calotype.serving.core.errors import Conflict, NotFound, PermissionDenied, QuotaExceeded
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import ColumnValues, Repository
+from calotype.serving.database.repository import ColumnValues, Repository, upsert
 from calotype.serving.database.review.reviewer_audit import append_action
 from calotype.serving.database.schema.review_tables import cases, refusals
 from calotype.serving.database.schema.tables import assets, teams
@@ -63,21 +63,20 @@ def add_refusals(
     connection: Connection, team_id: str, job_id: str, ending: Ending, now: float
 ) -> None:
     """Notes the decisions for which a job's team does not get what it asked for."""
-    error = ending.error.details.get("moderation", {}) if ending.error is not None else {}
-    found = {error.get("decision_id")}
+    told = ending.error.details.get("moderation", {}) if ending.error is not None else {}
+    found = {told.get("decision_id")}
     if ending.moderation is not None:
         decisions = (ending.moderation.input, *ending.moderation.output)
         found |= {d.id for d in decisions if d is not None and d.blocked}
-    known = set(
-        connection.execute(
-            select(refusals.c.decision_id).where(
-                refusals.c.team_id == team_id, refusals.c.decision_id.in_(found - {None})
-            )
-        ).scalars()
-    )
-    for decision_id in sorted(str(name) for name in found - {None} - known):
-        row = {"team_id": team_id, "decision_id": decision_id, "job_id": job_id, "created": now}
-        connection.execute(insert(refusals).values(row))
+    names = {str(name) for name in found if name is not None}
+    for name in sorted(names):
+        row: ColumnValues = {
+            "team_id": team_id,
+            "decision_id": name,
+            "job_id": job_id,
+            "created": now,
+        }
+        upsert(connection, refusals, row, ["team_id", "decision_id"])
 
 
 def check_reviewer(case: CaseRecord, reviewer: Reviewer) -> None:
