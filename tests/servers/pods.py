@@ -22,13 +22,18 @@ import openai
 import psutil
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
+from calotype.serving.wire.model_token import ModelIdentity, make_model_token, marks_secret
 
 KEY = "ct_live_cluster_runtime"
-TOKEN = "internal-token-of-the-tests"
+INTERNAL_TOKEN = "internal-token-of-the-tests"
 MODEL, STRIPES = (
     resource.model_dump(mode="json", by_alias=True, exclude_none=True)
     for resource in (BUILT_IN_MODEL, BUILT_IN_ADAPTER)
 )
+TOKEN = make_model_token(
+    INTERNAL_TOKEN, ModelIdentity(MODEL["metadata"]["namespace"], MODEL["metadata"]["name"])
+)
+"""All that the pod of the model knows of the release's secrets."""
 GATEWAY, MODEL_APP = "gateway", "model-app"
 READY_SECONDS = 900.0
 
@@ -62,10 +67,10 @@ class Pods:
         self.folder, self.database = folder, database
         (folder / "data").mkdir(exist_ok=True)
         with contextlib.ExitStack() as probes:
-            found = [probes.enter_context(socket.socket()) for _ in range(2)]
+            found = [probes.enter_context(socket.socket()) for _ in range(3)]
             for probe in found:
                 probe.bind(("127.0.0.1", 0))
-            gateway, model_app = (int(probe.getsockname()[1]) for probe in found)
+            gateway, model_app, self._internal = (int(one.getsockname()[1]) for one in found)
         self._ports = {GATEWAY: gateway, MODEL_APP: model_app}
         self.url = f"http://127.0.0.1:{gateway}"
         self.app_url = f"http://127.0.0.1:{model_app}"
@@ -89,14 +94,25 @@ class Pods:
 
     def start(self, name: str) -> None:
         """As the operator would; the log and the data lie beside the configuration."""
-        environment = {
-            "CALOTYPE_API_KEY": KEY,
-            "CALOTYPE_DATABASE_URL": self.database,
-            "CALOTYPE_DATA_DIR": str(self.folder / "data"),
-            "CALOTYPE_INTERNAL_TOKEN": TOKEN,
-            "CALOTYPE_NODE_NAME": "node-1",
-        }
-        command = [sys.executable, "-m", "calotype.serving", name]
+        if name == GATEWAY:
+            options = ["--internal-port", str(self._internal)]
+            environment = {
+                "CALOTYPE_API_KEY": KEY,
+                "CALOTYPE_DATABASE_URL": self.database,
+                "CALOTYPE_DATA_DIR": str(self.folder / "data"),
+                "CALOTYPE_INTERNAL_TOKEN": INTERNAL_TOKEN,
+            }
+        else:
+            options, store = [], f"http://127.0.0.1:{self._internal}"
+            environment = {
+                "CALOTYPE_DATABASE_URL": store,
+                "CALOTYPE_BLOB_URL": store,
+                "CALOTYPE_DATA_DIR": str(self.folder / "model"),
+                "CALOTYPE_INTERNAL_TOKEN": TOKEN,
+                "CALOTYPE_MARKS_SECRET": marks_secret(INTERNAL_TOKEN),
+                "CALOTYPE_NODE_NAME": "node-1",
+            }
+        command = [sys.executable, "-m", "calotype.serving", name, *options]
         config = ["--config", str(self.folder / f"{name}.json")]
         address = ["--host", "127.0.0.1", "--port", str(self._ports[name])]
         with (self.folder / f"{name}.log").open("ab") as log:
