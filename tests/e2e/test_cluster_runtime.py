@@ -168,7 +168,7 @@ def offered(pods: Pods) -> set[str]:
 
 def test_a_wrong_application_changes_nothing(pods: Pods) -> None:
     pods.write(MODEL_APP, '{"name": "shapes", "deployment": []}')
-    pods.until(lambda: "deployment" in pods.log(MODEL_APP), "the fault is told")
+    pods.until(lambda: "is not used" in pods.log(MODEL_APP), "the fault is told")
     assert drawn(pods).startswith(b"\x89PNG")
     pods.write(MODEL_APP, application())
 

@@ -83,7 +83,6 @@ class Pods:
         return {
             "models": [{"manifest": MODEL, "url": self.app_url, "ready": True}],
             "adapters": [STRIPES],
-            "teams": [],
         } | changed
 
     def write(self, name: str, document: Any) -> None:
@@ -155,7 +154,7 @@ class Pods:
         """The process id of the model app."""
         return self._running[MODEL_APP].pid
 
-    def until(self, holds: Callable[[], Any], what: str, seconds: float = 1500) -> None:
+    def until(self, holds: Callable[[], Any], what: str, seconds: float = 600) -> None:
         """Polls until the condition holds; a pod that ended meanwhile is started again."""
         end = time.monotonic() + seconds
         while not holds():
