@@ -61,7 +61,9 @@ def verify(
         found = verify_all(folders, heads, start) if folders else {p: check(p, heads) for p in logs}
         for path, count in found.items():
             click.echo(f"{path}: {count} decisions, the chain is whole{_seen(path.name, heads)}.")
-        if folders:
+        if folders and records.database is None:
+            click.echo("There is no database: what reviewers did is not checked.", err=True)
+        elif folders:
             rows = sum(1 for _ in records.actions(heads))
             click.echo(f"people_log: {rows} deeds, the chain is whole{_seen('people_log', heads)}.")
 
