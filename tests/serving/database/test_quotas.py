@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 from calotype.serving.core.errors import (
     EngineError,
     InvalidRequest,
+    Overloaded,
     PermissionDenied,
     QuotaExceeded,
 )
+from calotype.serving.database.accounts.queue_shares import QueueBound
 from calotype.serving.database.database import Database
 from calotype.serving.database.schema.tables import team_days, usage_records
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.lease import LeaseProgress
-from calotype.serving.jobs.records import JobRecord
+from calotype.serving.jobs.records import JobRecord, NewJob
 from calotype.serving.jobs.result import ImageResult, JobMetrics, JobOutput, TokenUsage
 from calotype.serving.testing.in_memory import ManualClock
 
@@ -214,3 +217,28 @@ def test_a_job_that_its_client_ends_costs_the_steps_that_were_done(
     database.jobs.renew_leases("r1", {job.id: LeaseProgress(leased.fence, 15, 20)}, 60.0)
     assert database.jobs.finish_job(job.id, Ending("canceled"))
     assert taken(database) == (0.0, 6.0, 3.0)
+
+
+def test_racing_requests_share_a_full_queue_exactly(database: Database, add_job: AddJob) -> None:
+    bound, made = QueueBound(6), list[str]()
+    admit = database.jobs.admit_job
+
+    def bounded(new: NewJob) -> JobRecord:
+        return admit(new, bound)[0]
+
+    database.jobs.create_job = bounded  # type: ignore[method-assign]
+
+    def ask(team: str) -> None:
+        try:
+            made.append(add_job(team=team).team_id)
+        except Overloaded as error:
+            assert error.code == "queue_full"
+
+    for team in ("greedy", "second"):
+        database.teams.ensure_team(team)
+        threads = [threading.Thread(target=ask, args=(team,)) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(Counter(made).values()) == [3, 6]
