@@ -90,6 +90,8 @@ class Simulator:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        gc.unfreeze()
+        gc.collect()  # what killed processes left complains unheard
         self._stack.close()
         logging.disable(logging.NOTSET)
 

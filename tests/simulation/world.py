@@ -105,7 +105,7 @@ class World:
             url_seconds=100_000,
             forecast_seconds=5.0,
             watch_seconds=2.0,
-            sweep_seconds=30.0 if garbage else 300.0 if rng.random() < 0.2 else None,
+            sweep_seconds=45.0 if garbage else 300.0 if rng.random() < 0.2 else None,
             garbage_seconds=15.0,
             webhook_seconds=60.0,
             audit_seconds=None,
@@ -295,7 +295,7 @@ class World:
             self.blobs,
             concurrency=2,
             beat_seconds=BEAT_SECONDS,
-            wait_seconds=20.0,
+            wait_seconds=10.0,  # less than a lease lasts: a dead replica gets no second job
             check_retries=_CHECKS,
         )
         self._run(process, worker.run())
