@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BOUNDARIES: dict[str, tuple[tuple[str, ...], int]] = {
-    "begin": (("error", "kill"), 90),
-    "commit": (("error before", "error after", "kill before", "kill after"), 40),
+    "begin": (("error", "kill"), 60),
+    "commit": (("error before", "error after", "kill before", "kill after"), 50),
     "blob": (("error before", "error after", "kill before", "kill after"), 16),
     "rpc": (("request lost", "answer lost", "kill callee", "kill caller"), 30),
-    "thread": (("slow", "slow", "very slow"), 90),
+    "thread": (("slow", "slow", "very slow"), 60),
 }
 """Boundary -> what may happen there, and how many crossings a run has, about."""
 MOMENTS = (
@@ -74,7 +74,7 @@ def _moment(rng: random.Random, span: float) -> Fault:
     if what.endswith("away"):
         seconds = rng.choice((2.0, 10.0, 45.0, 100.0))
     elif what.startswith("pause"):
-        seconds = rng.choice((3.0, 14.0, 30.0))
+        seconds = rng.choice((3.0, 14.0, 20.0, 30.0))
     elif what == "receiver silent":
         seconds = rng.choice((10.0, 400.0))
     elif what == "clock jumps":

@@ -9,7 +9,7 @@ from typing import Any
 
 from simulation.parts.services import BLOCKED_WITH_REFERENCES, REFUSED, REVIEW
 from simulation.scenario import OVER, Scenario
-from simulation.world import World
+from simulation.world import STEP_SECONDS, World
 
 from calotype.serving.core.errors import (
     ContentBlocked,
@@ -150,7 +150,12 @@ def _charges(world: World, jobs: dict[str, Any], changes: list[Any]) -> Iterator
         if charged > worked + _ROUNDING:
             yield f"{job_id} was charged {charged} s for {worked} s of work"
         job = jobs.get(job_id)
-        known = job["gpu_seconds"] if job is not None and job["output"] is None else 0.0
+        if job is None:
+            continue
+        needed = STEP_SECONDS * int(json.loads(job["request"])["steps"])
+        if job["status"] == "succeeded" and abs(charged - needed) > _ROUNDING:
+            yield f"{job_id} was charged {charged} s for pictures of {needed} s"
+        known = job["gpu_seconds"] if job["status"] != "succeeded" else 0.0
         if charged + _ROUNDING < known:
             yield f"{job_id} was charged {charged} s, though {known} s were measured"
         if not world.faults.plan and charged + 6.0 < worked:

@@ -6,6 +6,7 @@ Each replaces a piece of production code by the mistake that its name says.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -198,9 +199,9 @@ def a_takedown_is_two_transactions() -> None:
 
 @mutant
 def the_sweeper_deletes_what_is_about_to_be_named() -> None:
-    from calotype.serving.storage import content_key
+    def by_content(team_id: str, data: bytes, suffix: str) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        return f"{team_id}/{digest[:2]}/{digest}.{suffix}"
 
-    for module in (postprocess, intermediates):
-        for name in ("new_key", "content_key"):
-            if hasattr(module, name):
-                _replace(module, name, content_key)
+    _replace(postprocess, "new_key", by_content)
+    _replace(intermediates, "new_key", by_content)

@@ -40,7 +40,7 @@ from calotype.serving.webhooks import safe_http
 EPOCH = 1_800_000_000.0
 KINDS = (*("plain",) * 6, *("delete",) * 2, *("references",) * 2, *("review",) * 2)
 KINDS += (*("takedown",) * 3, "batch")
-FAULTS_UNTIL = 25.0
+FAULTS_UNTIL = 14.0
 """Seconds of a run in which things begin to go wrong."""
 LONGEST = 2400.0
 """Seconds of virtual time that a run may take."""

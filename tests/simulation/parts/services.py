@@ -85,7 +85,8 @@ class SimulatedEngine:
         self._aborted.discard(request.id)
         done, seconds = 0, 0.0
         if given.checkpoint is not None:
-            done = int(json.loads(given.checkpoint)["step"])
+            left = json.loads(given.checkpoint)
+            done, seconds = int(left["step"]), float(left["seconds"])
         steps = request.sampling.steps
         for step in range(done + 1, steps + 1):
             await asyncio.sleep(self._step_seconds)
@@ -100,7 +101,8 @@ class SimulatedEngine:
                 break
             if request.id in self._wanted:
                 self._wanted.discard(request.id)
-                yield Checkpoint(request.id, step, json.dumps({"step": step}).encode())
+                data = json.dumps({"step": step, "seconds": seconds}).encode()
+                yield Checkpoint(request.id, step, data)
             if request.preview_every and step % request.preview_every == 0:
                 for index in range(request.n):
                     yield Preview(request.id, index, step, self._image(request, given, index, step))
