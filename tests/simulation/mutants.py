@@ -5,10 +5,12 @@ Each replaces a piece of production code by the mistake that its name says.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from calotype.serving.api.generation import creation
 from calotype.serving.database import jobs as database_jobs
@@ -22,61 +24,63 @@ from calotype.serving.worker import intermediates, postprocess
 from calotype.serving.worker.drawn_images import Fate
 from calotype.serving.worker.judging import Sources
 
-MUTANTS: dict[str, Callable[[], None]] = {}
+Bug = Iterator[tuple[Any, str, Any]]
+"""What is replaced: an object, the name of its attribute, and the attribute with the mistake."""
+MUTANTS: dict[str, Callable[[], Bug]] = {}
 
 
-def mutant(function: Callable[[], None]) -> Callable[[], None]:
+def mutant(function: Callable[[], Bug]) -> Callable[[], Bug]:
     MUTANTS[function.__name__] = function
     return function
 
 
-def plant(name: str) -> None:
-    """Plants one bug in this process, for good."""
-    MUTANTS[name]()
-
-
-def _replace(target: Any, name: str, value: Any) -> None:
-    setattr(target, name, value)
-
-
-@mutant
-def text_encoder_outage_fails_the_job() -> None:
-    _replace(dispatcher, "part_at_fault", lambda error: None)
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The bug is there while the context lasts."""
+    with contextlib.ExitStack() as stack:
+        for target, attribute, value in MUTANTS[name]():
+            stack.enter_context(mock.patch.object(target, attribute, value))
+        yield
 
 
 @mutant
-def poison_is_counted_on_an_outage() -> None:
+def text_encoder_outage_fails_the_job() -> Bug:
+    yield dispatcher, "part_at_fault", lambda error: None
+
+
+@mutant
+def poison_is_counted_on_an_outage() -> Bug:
     requeue = Jobs.requeue_job
 
     def counted(self: Jobs, job_id: str, fence: int, count: bool = True, *rest: Any) -> Any:
         return requeue(self, job_id, fence, True, *rest)
 
-    _replace(Jobs, "requeue_job", counted)
+    yield Jobs, "requeue_job", counted
 
 
 @mutant
-def a_loop_dies_at_its_first_fault() -> None:
+def a_loop_dies_at_its_first_fault() -> Bug:
     async def once(self: Any, *arguments: Any) -> None:
         while True:
             await self._sleep(await self._work())
 
     from calotype.serving.observability.loops import Loop
 
-    _replace(Loop, "run", once)
+    yield Loop, "run", once
 
 
 @mutant
-def a_lease_is_not_fenced() -> None:
+def a_lease_is_not_fenced() -> Bug:
     end = Outcomes.end
 
     async def unfenced(self: Outcomes, job_id: str, ending: Ending) -> bool:
         return await end(self, job_id, dataclasses.replace(ending, fence=None))
 
-    _replace(Outcomes, "end", unfenced)
+    yield Outcomes, "end", unfenced
 
 
 @mutant
-def a_cancelled_job_is_not_charged() -> None:
+def a_cancelled_job_is_not_charged() -> Bug:
     used = database_jobs.used_seconds
 
     def free(job: Any) -> float:
@@ -84,22 +88,24 @@ def a_cancelled_job_is_not_charged() -> None:
 
     from calotype.serving.database.accounts import usage
 
-    _replace(usage, "used_seconds", free)
-    _replace(database_jobs, "used_seconds", free)
+    yield usage, "used_seconds", free
+    yield database_jobs, "used_seconds", free
 
 
 @mutant
-def usage_is_recorded_in_another_transaction() -> None:
-    _after_finish("record_usage", database_jobs.record_usage)
+def usage_is_recorded_in_another_transaction() -> Bug:
+    yield from _after_finish("record_usage", database_jobs.record_usage)
 
 
 @mutant
-def webhooks_are_announced_in_another_transaction() -> None:
+def webhooks_are_announced_in_another_transaction() -> Bug:
     announce = database_jobs.announce
-    _after_finish("announce", lambda connection, job: announce(connection, job, job.completed))
+    yield from _after_finish(
+        "announce", lambda connection, job: announce(connection, job, job.completed)
+    )
 
 
-def _after_finish(name: str, write: Callable[[Any, Any], None]) -> None:
+def _after_finish(name: str, write: Callable[[Any, Any], None]) -> Bug:
     finish, real = Jobs.finish_job, getattr(database_jobs, name)
 
     def later(self: Jobs, job_id: str, ending: Ending) -> Any:
@@ -113,21 +119,21 @@ def _after_finish(name: str, write: Callable[[Any, Any], None]) -> None:
                 write(connection, job)
         return job
 
-    _replace(Jobs, "finish_job", later)
+    yield Jobs, "finish_job", later
 
 
 @mutant
-def previews_are_judged_without_references() -> None:
+def previews_are_judged_without_references() -> Bug:
     judge = intermediates.judge_drawn
 
     async def alone(safety: Any, lease: Any, pixels: Any, sources: Sources, retries: Any) -> Any:
         return await judge(safety, lease, pixels, Sources(sources.files, ()), retries)
 
-    _replace(intermediates, "judge_drawn", alone)
+    yield intermediates, "judge_drawn", alone
 
 
 @mutant
-def previews_are_shown_when_nobody_can_judge() -> None:
+def previews_are_shown_when_nobody_can_judge() -> Bug:
     judge = intermediates.judge_drawn
 
     async def open_to_all(*arguments: Any) -> Any:
@@ -143,33 +149,33 @@ def previews_are_shown_when_nobody_can_judge() -> None:
         version = lease.prompt_policy
         return Decision("ALLOW", False, False, False, policy_sha256=version.sha256)
 
-    _replace(intermediates, "judge_drawn", open_to_all)
+    yield intermediates, "judge_drawn", open_to_all
 
 
 @mutant
-def a_held_picture_is_shown_before_its_release() -> None:
+def a_held_picture_is_shown_before_its_release() -> Bug:
     fate = postprocess.fate_of
 
     def shown(*arguments: Any, **more: Any) -> Fate:
         found = fate(*arguments, **more)
         return Fate.SHOW if found is Fate.HOLD else found
 
-    _replace(postprocess, "fate_of", shown)
+    yield postprocess, "fate_of", shown
 
 
 @mutant
-def an_idempotency_key_is_forgotten_at_a_restart() -> None:
+def an_idempotency_key_is_forgotten_at_a_restart() -> Bug:
     scoped = creation._idempotency
 
     def forgotten(request: Any, key: Any) -> str | None:
         found = scoped(request, key)
         return found and f"{found[:40]}{id(request.app.state.gateway)}"
 
-    _replace(creation, "_idempotency", forgotten)
+    yield creation, "_idempotency", forgotten
 
 
 @mutant
-def a_restarted_dispatcher_forgets_what_runs() -> None:
+def a_restarted_dispatcher_forgets_what_runs() -> Bug:
     async def start(self: Dispatcher) -> None:
         for job in await self._call(self._database.jobs.open_jobs, self._model, "queued"):
             await self._admission.admit(job)
@@ -177,12 +183,12 @@ def a_restarted_dispatcher_forgets_what_runs() -> None:
     async def find(self: Dispatcher, now: float) -> None:
         """Nothing is found."""
 
-    _replace(Dispatcher, "_take_over", start)
-    _replace(Dispatcher, "_find_unleased", find)
+    yield Dispatcher, "_take_over", start
+    yield Dispatcher, "_find_unleased", find
 
 
 @mutant
-def a_takedown_is_two_transactions() -> None:
+def a_takedown_is_two_transactions() -> Bug:
     from calotype.serving.database.review import takedowns
 
     def first_the_record(self: Any, order: Any, actor: str) -> Any:
@@ -194,14 +200,14 @@ def a_takedown_is_two_transactions() -> None:
             found = (order.asset_ids, order.sha256s, now)
             return record, takedowns.remove_pictures(connection, *found)
 
-    _replace(takedowns.Takedowns, "take_down", first_the_record)
+    yield takedowns.Takedowns, "take_down", first_the_record
 
 
 @mutant
-def the_sweeper_deletes_what_is_about_to_be_named() -> None:
+def the_sweeper_deletes_what_is_about_to_be_named() -> Bug:
     def by_content(team_id: str, data: bytes, suffix: str) -> str:
         digest = hashlib.sha256(data).hexdigest()
         return f"{team_id}/{digest[:2]}/{digest}.{suffix}"
 
-    _replace(postprocess, "new_key", by_content)
-    _replace(intermediates, "new_key", by_content)
+    yield postprocess, "new_key", by_content
+    yield intermediates, "new_key", by_content

@@ -276,7 +276,9 @@ class Scenario:
         rows = self.world.database.rows("SELECT blob_key FROM assets WHERE id = ?", asset_id)
         if not rows:
             return
-        digests = self.world.digests_of(rows[0]["blob_key"])
+        previews = "SELECT previews.blob_key FROM previews JOIN assets USING (job_id) WHERE id = ?"
+        keys = [row["blob_key"] for row in (*rows, *self.world.database.rows(previews, asset_id))]
+        digests = set().union(*(self.world.digests_of(key) for key in keys))
         taken = Taken(asset_id, digests)
         self.taken.append(taken)
         body = {"asset_id": asset_id, "category": "violence", "reason": "It must not exist."}
@@ -295,6 +297,8 @@ class Scenario:
             await asyncio.sleep(3.0)
         if job is not None:
             await self._look_at(job)
+            path = f"/v1/jobs/{job['id']}/events"
+            await self._try(jobs.stream_events, path, job_id=job["id"])
 
     async def _review(self) -> None:
         """Decides on whatever is held, until nothing comes any more."""
