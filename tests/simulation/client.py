@@ -102,10 +102,12 @@ class Client:
         done: asyncio.Future[Answer] = loop.create_future()
         gone, started, began = asyncio.Event(), [200], loop.time()
         headers_of: dict[str, str] = {}
+        arriving: list[Any] = []
         received: list[bytes] = []
         where = f"{path} at {began:.2f} s"
 
-        def hear(message: Any) -> None:
+        def hear() -> None:
+            message = arriving.pop(0)  # in the order in which they were sent
             if message["type"] == "http.response.start":
                 started[0] = message["status"]
                 headers_of.update({k.decode(): v.decode() for k, v in message["headers"]})
@@ -121,7 +123,8 @@ class Client:
         async def send(message: Any) -> None:
             if gone.is_set():
                 raise OSError("the client hung up")
-            loop.call_soon(hear, message, context=loop.nobody)
+            arriving.append(message)
+            loop.call_soon(hear, context=loop.nobody)
 
         request = _request(gateway, path, body, headers or {}, gone)
         if keyed:

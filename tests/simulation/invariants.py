@@ -58,6 +58,8 @@ def _endings(
         by_wish.setdefault(json.loads(job["metadata"]).get("wish", ""), []).append(job)
     for wish in scenario.wishes:
         mine = by_wish.get(str(wish.number), [])
+        for text in wish.refused:
+            yield f"wish {wish.number} was refused: {text}"
         for job_id in wish.accepted - {job["id"] for job in mine}:
             yield f"{job_id} was accepted, and is gone"
         for job_id, status in wish.seen:

@@ -18,8 +18,8 @@ from calotype.serving.api.routes import assets, batches, cases, files, images, j
 from calotype.serving.jobs.records import KeyRecord
 
 PNG = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGNgYGD4"
-    "DwUMEAoAL+QD/TxoqvAAAAAASUVORK5CYII="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGPk"
+    "TD7BwMDAxMDAwMDAAAAN2wE4IZHpzwAAAABJRU5ErkJggg=="
 )
 PROMPTS = ("a lamp", "a lamp", "a boat", REVIEW, REFUSED, BLURRED, BLOCKED_WITH_REFERENCES)
 OVER = ("succeeded", "failed", "canceled")
@@ -44,7 +44,8 @@ class Wish:
     """Jobs that the service said it took."""
     seen: list[tuple[str, str]] = field(default_factory=list)
     """Job and terminal state, as it was told."""
-    refused: int = 0
+    refused: list[str] = field(default_factory=list)
+    """Answers by which the service would not take it."""
 
     @property
     def body(self) -> dict[str, Any]:
@@ -174,7 +175,7 @@ class Scenario:
             body["webhook"] = {"url": URL}
         found = await self._insist(jobs.create_job, "/v1/jobs", body, headers=wish.headers)
         if found is None or found.status >= 300:
-            wish.refused += 1
+            wish.refused.append("nothing" if found is None else found.body.decode())
             return None
         job_id = found.json["id"]
         wish.accepted.add(job_id)
@@ -218,6 +219,8 @@ class Scenario:
             row["id"] for row in rows if json.loads(row["metadata"]).get("wish") == str(wish.number)
         ]
         if found is None or found.status != 200 or not mine:
+            if not mine:
+                wish.refused.append("nothing" if found is None else found.body.decode())
             return None
         wish.accepted.add(mine[-1])
         return await self._ended(wish, mine[-1])
