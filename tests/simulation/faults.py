@@ -18,6 +18,8 @@ BOUNDARIES: dict[str, tuple[tuple[str, ...], int]] = {
     "thread": (("slow", "slow", "very slow"), 60),
 }
 """Boundary -> what may happen there, and how many crossings a run has, about."""
+_SOON = 14
+"""Crossings within which an armed fault strikes."""
 MOMENTS = (
     "kill gateway",
     "kill dispatcher",
@@ -47,10 +49,12 @@ class Fault:
     """The number of the crossing, or seconds."""
     seconds: float = 0.0
     """How long it lasts; of a kill, until the process is started again."""
+    armed: bool = False
+    """Crossings are counted from `Faults.arm` on, not from the beginning."""
 
     def __str__(self) -> str:
         where = f"{self.boundary} {self.at:.0f}" if self.boundary else f"{self.at:.1f} s"
-        return f"{self.what} at {where} for {self.seconds:.1f} s"
+        return f"{self.what} at {where}{' when armed' * self.armed} for {self.seconds:.1f} s"
 
 
 def plan_faults(rng: random.Random, count: int, span: float) -> list[Fault]:
@@ -65,7 +69,9 @@ def _crossing(rng: random.Random) -> Fault:
     seconds = rng.choice((0.2, 1.0, 4.0, 9.0))
     if what == "very slow":
         seconds = rng.choice((15.0, 40.0))
-    return Fault(what, boundary, 1 + int(crossings * rng.random() ** 1.5), seconds)
+    armed = rng.random() < 0.5
+    share = min(crossings, _SOON) if armed else crossings
+    return Fault(what, boundary, 1 + int(share * rng.random() ** 1.5), seconds, armed)
 
 
 def _moment(rng: random.Random, span: float) -> Fault:
@@ -89,8 +95,11 @@ class Faults:
         self.plan = list(plan)
         self.moments = [fault for fault in self.plan if not fault.boundary]
         self._waiting = {
-            (fault.boundary, int(fault.at)): fault for fault in self.plan if fault.boundary
+            (fault.boundary, int(fault.at)): fault
+            for fault in self.plan
+            if fault.boundary and not fault.armed
         }
+        self._unarmed = [fault for fault in self.plan if fault.armed]
         self._counts = dict.fromkeys(BOUNDARIES, 0)
 
     def cross(self, boundary: str) -> Fault | None:
@@ -98,6 +107,14 @@ class Faults:
         self._counts[boundary] = number = self._counts[boundary] + 1
         return self._waiting.pop((boundary, number), None) if self._waiting else None
 
+    def arm(self) -> None:
+        """What this run is about begins now; heard once."""
+        for fault in self._unarmed:
+            number = self._counts[fault.boundary] + int(fault.at)
+            self._waiting[fault.boundary, number] = fault
+        self._unarmed.clear()
+
     def stop(self) -> None:
         """Nothing goes wrong any more."""
+        self._unarmed.clear()
         self._waiting.clear()

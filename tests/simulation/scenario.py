@@ -163,6 +163,7 @@ class Scenario:
         await self._look_at(job)
         asset_ids = [image["asset_id"] for image in job["output"]["images"]]
         if wish.delete and asset_ids:
+            self.world.faults.arm()
             await self._insist(assets.delete_asset, "/v1/assets/x", {}, asset_id=asset_ids[0])
             await asyncio.sleep(60 * self.rng.random())
         if self.kind == "takedown" and asset_ids and not self.taken:
@@ -181,6 +182,7 @@ class Scenario:
         wish.accepted.add(job_id)
         if wish.cancel_at is not None:
             await asyncio.sleep(wish.cancel_at)
+            self.world.faults.arm()
             await self._insist(jobs.cancel_job, f"/v1/jobs/{job_id}/cancel", {}, job_id=job_id)
         return await self._ended(wish, job_id)
 
@@ -285,6 +287,7 @@ class Scenario:
         taken = Taken(asset_id, digests)
         self.taken.append(taken)
         body = {"asset_id": asset_id, "category": "violence", "reason": "It must not exist."}
+        self.world.faults.arm()
         for attempt in range(self.rng.choice((1, 1, 12))):
             try:
                 found = await self.reviewer.call(
@@ -317,6 +320,7 @@ class Scenario:
             verdict = self.rng.choice(("approved", "approved", "rejected"))
             if verdict == "approved":
                 self.approved.setdefault(case["asset_id"], self.world.loop.time())
+            self.world.faults.arm()
             await self._as_reviewer(
                 cases.decide_case,
                 f"/v1/moderation/cases/{case['id']}/decide",

@@ -118,6 +118,7 @@ class Simulator:
             takedowns=kind in ("takedown", "batch"),
             garbage=kind in ("takedown", "delete", "batch"),
         )
+        world.armed_by_results = kind in ("plain", "references", "batch")
         self._world = world
         self.database.reset(world.strike)
         scenario = Scenario(world, rng, *self._keys, kind)

@@ -93,6 +93,8 @@ class World:
         self.ahead = 0.0
         """Seconds by which clocks were set forward."""
         self._away: dict[str, float] = {}
+        self.armed_by_results = True
+        """Faults are armed by the first result; otherwise the scenario arms them."""
         self._after_commit: Fault | None = None
         self._takedowns = takedowns
         self._settings = GatewaySettings(

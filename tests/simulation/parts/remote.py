@@ -121,6 +121,8 @@ class DispatcherServer:
         return await self._core.heartbeat(replica, reached)
 
     async def complete(self, job_id: str, fence: int, result: JsonObject) -> bool:
+        if self._world.armed_by_results:
+            self._world.faults.arm()
         done = await self._core.complete(job_id, fence, GenerationResult.from_payload(result))
         self._world.note(f"complete({job_id}, {fence}) = {done}")
         if done:
