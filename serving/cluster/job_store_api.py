@@ -245,7 +245,7 @@ class ModelJobs:
 
     # -- what the safety stage asks ------------------------------------------------------------
 
-    def takedown_stamp(self) -> tuple[int, float]:
+    def takedown_stamp(self) -> tuple[int, int]:
         return self._database.takedowns.stamp()
 
     def list_takedowns(self) -> list[JsonObject]:

@@ -170,9 +170,9 @@ class _Takedowns:
     def __init__(self, call: _Calls) -> None:
         self._call = call
 
-    def stamp(self) -> tuple[int, float]:
+    def stamp(self) -> tuple[int, int]:
         count, newest = self._call("takedown_stamp")
-        return int(count), float(newest)
+        return int(count), int(newest)
 
     def list_takedowns(self) -> list[TakedownRecord]:
         rows = self._call("list_takedowns")
