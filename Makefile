@@ -8,11 +8,13 @@ OPENAI_CLIENTS := 2.0.0 2.54.0
 # Every process of a service imports thousands of modules: compiled once, they are read afterwards.
 unexport PYTHONDONTWRITEBYTECODE
 
+CYCLONEDX := 7.5.0
+
 # Test files run side by side; many of them wait more than they compute.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast test-cluster controlplane lint serve bench constraints clean
+.PHONY: setup demo test test-fast test-cluster controlplane lint serve bench constraints sbom clean
 
 setup: $(STAMP)
 
@@ -58,10 +60,19 @@ serve: setup
 bench: setup
 	$(BIN)/python tests/bench/run.py
 
-# Pins every dependency for Python 3.11 and newer; run it to take newer versions.
+# Pins every dependency for Python 3.11 and newer; run it to take newer versions. requirements.lock has
+# the same versions with the hashes of their files.
+COMPILE = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	--no-annotate --no-header --no-emit-index-url pyproject.toml
 constraints: setup
-	$(BIN)/python -m uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		--all-extras --no-annotate --no-header --no-emit-index-url pyproject.toml -o constraints.txt
+	$(COMPILE) --upgrade -o constraints.txt
+	$(COMPILE) -c constraints.txt --generate-hashes -o requirements.lock
+
+# What the packages consist of, as CycloneDX; the tool runs in an environment of its own.
+sbom: setup
+	mkdir -p out
+	$(BIN)/python -m uv tool run --from cyclonedx-bom==$(CYCLONEDX) cyclonedx-py requirements \
+		--pyproject pyproject.toml --output-reproducible requirements.lock -o out/calotype.cdx.json
 
 clean:
 	rm -rf .venv .editable out

@@ -30,6 +30,7 @@ from calotype.moderation.images.known_images import KnownImages, KnownSource
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import REMEMBERED, Applying, Rulebook, Scope
 from calotype.moderation.policy.rules import JudgeRules
+from calotype.moderation.policy.text_time import text_seconds
 from calotype.moderation.text.prompts import PromptRules
 from calotype.moderation.text.text_heads import HeadsClassifier
 
@@ -228,7 +229,10 @@ class Moderator:
         try:
             applying = policies.rulebook.applying(scope)
             stage = self._stage(policies, scope, applying)
-            result = check(stage, time.monotonic() + applying.policy.timeout_seconds)
+            seconds = applying.policy.timeout_seconds
+            if isinstance(content, str):
+                seconds = text_seconds(seconds, len(content))
+            result = check(stage, time.monotonic() + seconds)
         except ModerationError as error:
             reason, timed_out = str(error), isinstance(error, ClassifierTimedOut)
         except Exception as error:  # fail closed: an unexpected error must not let anything pass

@@ -18,8 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from calotype.serving.api.background.tasks import background_tasks
-from calotype.serving.api.http.failures import error_response
-from calotype.serving.api.http.localize import localized
+from calotype.serving.api.http.failures import error_response, localized
 from calotype.serving.api.http.middleware import RequestFrame
 from calotype.serving.api.routes import (
     assets,

@@ -20,6 +20,7 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
+from calotype.moderation.policy.text_time import text_seconds
 from calotype.serving.config import describe
 from calotype.serving.core.decision import CheckScope, Decision
 from calotype.serving.core.errors import (
@@ -119,12 +120,13 @@ class RemoteBackend:
             models: those that know the policies of the team's requests; None = every one.
         """
         problem = "This service has no model at the moment."
+        seconds = text_seconds(JUDGE_SECONDS, sum(map(len, texts)))
         for model in self._judges():
             if models is not None and model not in models:
                 continue
             try:
                 answer = await self._post(
-                    model, "judge", JUDGE_SECONDS, content=_judge_body(texts, images, scope)
+                    model, "judge", seconds, content=_judge_body(texts, images, scope)
                 )
             except Overloaded as error:
                 problem = error.message

@@ -17,6 +17,7 @@ import grpc.aio
 import ray.exceptions
 from ray.serve.exceptions import RayServeException
 
+from calotype.moderation.policy.text_time import text_seconds
 from calotype.serving.core.decision import CheckScope, Decision, ImageContext
 from calotype.serving.core.errors import (
     CalotypeError,
@@ -149,6 +150,9 @@ class RemotePrompts:
         return EncodedPrompt(embeds, count, truncated)
 
 
+_CHECK_SECONDS = 30.0
+
+
 class RemoteSafety:
     """`protocols.SafetyStage` over the moderator's handle; silence is ModerationUnavailable."""
 
@@ -157,7 +161,8 @@ class RemoteSafety:
         self._patience = patience
 
     async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
-        return await self._ask("check_prompt", text, _scope_payload(scope))
+        limit = text_seconds(_CHECK_SECONDS, len(text))
+        return await self._ask("check_prompt", text, _scope_payload(scope), limit=limit)
 
     async def check_image(self, pixels: Pixels, context: ImageContext) -> Decision:
         scope = _scope_payload(context.scope)
@@ -165,13 +170,13 @@ class RemoteSafety:
             "check_image", pixels, context.prompt, list(context.references), scope
         )
 
-    async def _ask(self, method: str, *content: object) -> Decision:
+    async def _ask(self, method: str, *content: object, limit: float = _CHECK_SECONDS) -> Decision:
         try:
             decision = await call(
                 lambda: getattr(self._moderator, method).remote(*content),
                 "The safety stage",
                 patience=self._patience,
-                limit=30,
+                limit=limit,
             )
         except CalotypeError as error:
             raise ModerationUnavailable(error.message, retry_after=5) from error

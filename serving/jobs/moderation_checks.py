@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from calotype.moderation.policy.text_time import text_seconds
 from calotype.serving.core.decision import Decision
 from calotype.serving.core.errors import CalotypeError, ContentBlocked, ModerationUnavailable
 from calotype.serving.core.protocols import SafetyStage
@@ -33,7 +34,7 @@ class CheckRetries:
     delays: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.0, 5.0)
     """Pauses between attempts, in seconds; about 20 in all."""
     timeout: float = 30.0
-    """Seconds that one attempt may take."""
+    """Seconds that one attempt may take; a long text has more (`text_seconds`)."""
 
 
 async def check_with_retries(
@@ -110,6 +111,7 @@ async def check_job(
     options, before = job.options, ModerationRecord.from_payload(job.moderation)
     try:
         prompt = prompt_text(GenerationRequest.from_payload(job.request))
+        retries = replace(retries, timeout=text_seconds(retries.timeout, len(prompt)))
         with tracing.span("judge prompt", options.traceparent, job=job.id):
             decision = await check_with_retries(
                 lambda: safety.check_prompt(prompt, options.scope), retries, sleep

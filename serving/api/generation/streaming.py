@@ -13,9 +13,8 @@ from starlette.responses import Response
 from calotype.serving.api.generation.giving_up import given_up
 from calotype.serving.api.generation.responses import described, images_response, shown_images
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, follow, frame, partial_data
-from calotype.serving.api.http.failures import error_object
+from calotype.serving.api.http.failures import error_object, localized
 from calotype.serving.api.http.job_object import usage_of
-from calotype.serving.api.http.localize import localized
 from calotype.serving.api.http.stored import StoredPictures, in_threads
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, DeadlineExceeded

@@ -2,18 +2,24 @@
 
 A code is looked up first, then the class and its bases. Everything that leaves the gateway with a
 status of 400 or more is made here, in the shape of OpenAI's errors (docs/api.md).
+
+Refusals are told in the language that a client asks for with ``Accept-Language``. A job remembers
+that of the request that made it: its events and webhooks are told in it.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
 from starlette.responses import JSONResponse
 
+from calotype.moderation.policy.refusals import held_message, preferred_language, refusal_message
 from calotype.serving.core import errors
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.jobs.refusals import HELD_FOR_REVIEW
 
 
 class Wire(NamedTuple):
@@ -104,3 +110,22 @@ def error_response(error: CalotypeError) -> JSONResponse:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error_object(error)}, status_code=status, headers=headers)
+
+
+def localized(error: CalotypeError, accept_language: str) -> CalotypeError:
+    """The same error, with ``moderation.user_message`` in the best language there is.
+
+    Its shape and its ``message`` stay: programs read those.
+    """
+    moderation = error.details.get("moderation")
+    if not isinstance(moderation, dict) or "user_message" not in moderation:
+        return error
+    categories = error.details.get("moderation_details", {}).get("categories", [])
+    language = preferred_language(accept_language)
+    if error.code == HELD_FOR_REVIEW:
+        sentence = held_message(language)
+    else:
+        sentence = refusal_message(categories, moderation["user_message"], language)
+    answered = copy.copy(error)
+    answered.details = error.details | {"moderation": moderation | {"user_message": sentence}}
+    return answered

@@ -7,8 +7,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from calotype.serving.api.http.failures import error_object
-from calotype.serving.api.http.localize import localized
+from calotype.serving.api.http.failures import error_object, localized
 from calotype.serving.core.errors import error_from_payload
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.outage import waits_for
