@@ -257,7 +257,7 @@ class ModelJobs:
         """Keeps the head of a moderator's log until a gateway signs it."""
         if not log.startswith(MODERATORS_LOG):
             raise PermissionDenied(f"{log[:80]!r} is not the log of a moderator.")
-        self._database.audit_heads.note(Head(log, lines, digest, time))
+        self._database.audit_heads.note(Head(log, lines, digest, time), self._model)
 
     # -- bounds --------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calotype.moderation.records.heads import Head, SignedHead
+from calotype.serving.core.errors import PermissionDenied
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository
 from calotype.serving.database.review.reviewer_audit import PEOPLE_LOG
@@ -19,12 +20,23 @@ _PAGE = 500
 class AuditHeads(Repository):
     """One row for each head; none is ever changed once it is signed, or deleted."""
 
-    def note(self, head: Head) -> None:
-        """Keeps a head until it is signed; one of the same length stays as it is."""
+    def note(self, head: Head, model: str | None = None) -> None:
+        """Keeps a head until it is signed; one of the same length stays as it is.
+
+        Args:
+            model: whose moderators hand it over; None = the service's own process.
+
+        Raises:
+            PermissionDenied: the log is another model's.
+        """
         row = {"log": head.log, "lines": head.lines, "hash": head.hash, "time": head.time}
+        mine = select(audit_heads.c.model).where(audit_heads.c.log == head.log).limit(1)
         try:
             with writing(self.engine, durable=True) as connection:
-                connection.execute(insert(audit_heads).values(row))
+                first = connection.execute(mine).first()
+                if first is not None and first.model != model:
+                    raise PermissionDenied(f"The log {head.log[:80]!r} is another model's.")
+                connection.execute(insert(audit_heads).values(row | {"model": model}))
         except IntegrityError:
             return
 

@@ -108,6 +108,8 @@ audit_heads = Table(
     # Ed25519, by a key that no writer of a log has; NULL = not signed yet.
     Column("signature", String(128), index=True),
     Column("key", String(64)),
+    # The model whose moderators write the log; NULL = the service's own.
+    Column("model", String(255)),
 )
 
 # What people did in the safety stage's name: each row holds the hash of the one before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from dataclasses import replace
 
 import pytest
 from servers.loopback import served
@@ -14,7 +15,7 @@ from calotype.serving.cluster.job_store_api import build_job_store_api
 from calotype.serving.cluster.remote_job_store import RemoteJobStore
 from calotype.serving.config import BUILT_IN_MODEL
 from calotype.serving.core.decision import NEWEST_TAKEDOWN, Decision
-from calotype.serving.core.errors import Conflict
+from calotype.serving.core.errors import Conflict, PermissionDenied
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.review.image_index import Fingerprint
@@ -54,5 +55,9 @@ def test_what_a_model_app_judged_before_a_takedown_is_refused(tmp_path: pathlib.
         assert TakenDown(store.takedowns).numbered()[0] == 1  # type: ignore[arg-type]
         store.audit_heads.note(Head("audit-one.jsonl", 3, "f" * 64, 1.0))
         assert database.audit_heads.unsigned() == [Head("audit-one.jsonl", 3, "f" * 64, 1.0)]
+        head = Head("audit-of-another.jsonl", 3, "f" * 64, 1.0)
+        database.audit_heads.note(head, "flux")
+        with pytest.raises(PermissionDenied, match="another model's"):
+            store.audit_heads.note(replace(head, lines=9))  # it would say that the log was cut
         store.close()
     database.close()
