@@ -66,6 +66,7 @@ def create_app(
     url_secret: bytes | None = None,
     refresh: Refresh = nothing_new,
     outlives_models: bool = False,
+    operations_apart: bool = False,
 ) -> FastAPI:
     """Builds the gateway.
 
@@ -74,6 +75,8 @@ def create_app(
         lifespan: what must live as long as the application, such as a backend's own tasks.
         url_secret: signs asset URLs; None = the one that the database keeps.
         refresh, outlives_models: see `Gateway`.
+        operations_apart: without the routes for operators and without the description of the API:
+            those are on a port of their own (`create_operations_app`).
 
     Raises:
         StorageFailed: the job database cannot be read.
@@ -111,14 +114,27 @@ def create_app(
         title="calotype",
         description="Image generation behind the API of OpenAI's SDKs.",
         lifespan=run,
+        docs_url=None if operations_apart else "/docs",
+        redoc_url=None if operations_apart else "/redoc",
+        openapi_url=None if operations_apart else "/openapi.json",
     )
     app.state.gateway = gateway
     for module in ROUTES:
-        app.include_router(module.router)
+        if not (operations_apart and module is ops):
+            app.include_router(module.router)
     app.add_exception_handler(CalotypeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_middleware(RequestFrame, set_header=settings.set_request_id, on_bug=_on_bug)
+    return app
+
+
+def create_operations_app(gateway_app: FastAPI) -> FastAPI:
+    """What operators and their machines ask of a gateway without a key, for a port of its own."""
+    app = FastAPI(title="calotype operations")
+    app.state.gateway = gateway_app.state.gateway
+    app.include_router(ops.router)
+    app.openapi = gateway_app.openapi  # type: ignore[method-assign]  # /docs are the gateway's
     return app
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from calotype.serving.api.app import create_app
+from calotype.serving.api.app import create_app, create_operations_app
 from calotype.serving.api.http.connections import ConnectionLimits
 from calotype.serving.api.http.listener import listening_socket
 from calotype.serving.api.http.server import TlsFiles, build_server
@@ -66,6 +66,8 @@ class GatewayOptions:
     """Of the public port."""
     internal_port: int | None = None
     """Where model apps reach their jobs; None = they have a way of their own to the database."""
+    operations_port: int | None = None
+    """Where /healthz, /readyz, /metrics and /docs are; None = beside the API."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for whoever reads the log go."""
 
@@ -137,6 +139,10 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
                 store = build_job_store_api(database, blobs, catalog, environment.internal_token)
                 internal = serving_internally(store, options.host, options.internal_port)
                 await stack.enter_async_context(internal)
+            if options.operations_port is not None:
+                apart = create_operations_app(app)
+                operations = serving_internally(apart, options.host, options.operations_port)
+                await stack.enter_async_context(operations)
             yield
         await gateway.loops.stop()
         await backend.close()
@@ -152,6 +158,7 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         url_secret=options.signing_secret.encode() if options.signing_secret else None,
         refresh=follower.refresh,
         outlives_models=True,
+        operations_apart=options.operations_port is not None,
     )
 
 

@@ -48,6 +48,11 @@ def _config(default: pathlib.Path, what: str) -> Callable[[Command], Command]:
     help="Port for model apps, which reach the jobs of their model here. Default: none.",
 )
 @click.option(
+    "--operations-port",
+    type=click.IntRange(1, 65535),
+    help="Port of /healthz, /readyz, /metrics and /docs, which need no key. Default: the API's.",
+)
+@click.option(
     "--tls-certificate",
     type=click.Path(path_type=pathlib.Path, dir_okay=False),
     help="Certificate in PEM form, with which the gateway speaks HTTPS. Default: plain HTTP.",
@@ -64,6 +69,7 @@ def gateway(
     config_map: str | None,
     teams_config_map: str | None,
     internal_port: int | None,
+    operations_port: int | None,
     tls_certificate: pathlib.Path | None,
     tls_key: pathlib.Path | None,
     host: str,
@@ -94,6 +100,7 @@ def gateway(
             teams_config_map,
             tls_files(tls_certificate, tls_key),
             internal_port,
+            operations_port,
             say=lambda sentence: click.echo(sentence),
         )
     )
