@@ -81,24 +81,9 @@ def create_app(
     Raises:
         StorageFailed: the job database cannot be read.
     """
-    waits = ClientWaits(settings, database, backend)
-    change_poller = ChangePoller(database, settings.watch_seconds)
-
-    gateway = Gateway(
-        settings=settings,
-        database=database,
-        blobs=blobs,
-        backend=backend,
-        catalog=catalog,
-        waits=waits,
-        url_secret=url_secret or database.secrets.service_secret("asset-urls"),
-        estimates=Estimates(database, settings.forecast_seconds),
-        change_poller=change_poller,
-        outbound=OutboundPolicy(
-            allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
-        ),
-        rates=RequestRates(settings.team_requests_per_second),
-        memory=WorkingMemory(settings.memory_bytes),
+    gateway = make_gateway(
+        *(settings, database, blobs, backend, catalog),
+        url_secret=url_secret,
         refresh=refresh,
         outlives_models=outlives_models,
     )
@@ -108,7 +93,7 @@ def create_app(
         async with lifespan(app) if lifespan else contextlib.nullcontext():
             async with background_tasks(gateway):
                 yield
-            await waits.close()
+            await gateway.waits.close()
 
     app = FastAPI(
         title="calotype",
@@ -136,6 +121,38 @@ def create_operations_app(gateway_app: FastAPI) -> FastAPI:
     app.include_router(ops.router)
     app.openapi = gateway_app.openapi  # type: ignore[method-assign]  # /docs are the gateway's
     return app
+
+
+def make_gateway(
+    settings: GatewaySettings,
+    database: Database,
+    blobs: BlobStore,
+    backend: GenerationBackend,
+    catalog: Catalog,
+    *,
+    url_secret: bytes | None = None,
+    refresh: Refresh = nothing_new,
+    outlives_models: bool = False,
+) -> Gateway:
+    """What the routes and the background tasks of one gateway share; see `create_app`."""
+    return Gateway(
+        settings=settings,
+        database=database,
+        blobs=blobs,
+        backend=backend,
+        catalog=catalog,
+        waits=ClientWaits(settings, database, backend),
+        url_secret=url_secret or database.secrets.service_secret("asset-urls"),
+        estimates=Estimates(database, settings.forecast_seconds),
+        change_poller=ChangePoller(database, settings.watch_seconds),
+        outbound=OutboundPolicy(
+            allow_http=settings.outbound_http, allowed_networks=settings.outbound_networks
+        ),
+        rates=RequestRates(settings.team_requests_per_second),
+        memory=WorkingMemory(settings.memory_bytes),
+        refresh=refresh,
+        outlives_models=outlives_models,
+    )
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

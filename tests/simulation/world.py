@@ -8,6 +8,7 @@ started again.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -22,14 +23,11 @@ from simulation.parts.receiver import Receiver
 from simulation.parts.remote import DispatcherServer, Handle, SimulatedBackend
 from simulation.parts.services import Ledger, ModeratorServer, SimulatedEngine, TextEncoderServer
 
+from calotype.serving.api.app import make_gateway
 from calotype.serving.api.background.tasks import background_tasks
 from calotype.serving.api.generation.files import keep_file
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.api.state.change_poller import ChangePoller
-from calotype.serving.api.state.disconnects import ClientWaits
-from calotype.serving.api.state.eta import Estimates
 from calotype.serving.api.state.gateway import Gateway
-from calotype.serving.api.state.request_rates import RequestRates
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.config import BUILT_IN_MODEL
 from calotype.serving.core.protocols import SystemClock
@@ -241,20 +239,12 @@ class World:
         process, database = Process(name), Database(self.engine, self.clock)
         settings = self._settings
         backend = SimulatedBackend(self, database, self.handle)
-        gateway = Gateway(
-            settings=settings,
-            database=database,
-            blobs=self.blobs,
-            backend=backend,
-            catalog=_CATALOG,
-            waits=ClientWaits(settings, database, backend),
+        gateway = make_gateway(
+            *(settings, database, self.blobs, backend, _CATALOG),
             url_secret=b"simulated",
-            estimates=Estimates(database, settings.forecast_seconds),
-            change_poller=ChangePoller(database, settings.watch_seconds),
-            outbound=self.receiver.policy,
-            rates=RequestRates(settings.team_requests_per_second),
             outlives_models=True,
         )
+        gateway = dataclasses.replace(gateway, outbound=self.receiver.policy)
         self.gateways[name] = (process, gateway)
         self._run(process, _beside(gateway))
 
