@@ -73,7 +73,7 @@ def test_a_bad_file_is_refused_with_a_word_and_a_sentence(
 ) -> None:
     content, reason, says = BAD[kind]
     (tmp_path / "bad.safetensors").write_bytes(content)
-    wanted = order(source={"path": str(tmp_path / "bad.safetensors")})
+    wanted = order(source={"path": str(tmp_path / "bad.safetensors")}, volumeDir=str(tmp_path))
     with pytest.raises(FetchFailed) as caught:
         run_order(wanted, quiet)
     assert (caught.value.code, says in caught.value.message) == (reason, True), caught.value
