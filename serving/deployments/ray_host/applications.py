@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from calotype.serving.config import describe
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
@@ -26,12 +26,18 @@ def deploy(applications: Sequence[JsonObject]) -> None:
     Raises:
         ModelLoadFailed: one describes no application, or needs GPUs that are not there.
     """
-    placed = [_placed(application) for application in applications]
-    try:
-        config = ServeDeploySchema.model_validate({"applications": placed})
-    except ValidationError as error:
-        raise ModelLoadFailed(f"No Serve application: {describe(error)}") from None
+    config = ServeDeploySchema(
+        applications=[_checked(_placed(application)) for application in applications]
+    )
     _get_global_client().deploy_apps(config)
+
+
+def _checked(application: JsonObject) -> ServeApplicationSchema:
+    try:
+        return ServeApplicationSchema.model_validate(application)
+    except ValidationError as error:
+        name = application.get("name", "default")
+        raise ModelLoadFailed(f"The application {name}: {describe(error)}") from None
 
 
 def _placed(application: JsonObject) -> JsonObject:
