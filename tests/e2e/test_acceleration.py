@@ -112,9 +112,9 @@ def test_a_job_that_is_cancelled_leaves_the_devices_free(pair: Any) -> None:
 
 
 def test_a_device_that_dies_costs_a_replica_and_no_job(pair: Any) -> None:
-    undisturbed = pixels(pair.draw(PROMPT, steps=120))
+    undisturbed = pixels(pair.draw(PROMPT, steps=300))
     (device,), replica = followers(pair), pair.replica("Generator")
-    name = begin(pair, steps=120, response_format="b64_json")
+    name = begin(pair, steps=300, response_format="b64_json")
     pair.wait_for(lambda: job(pair, name)["progress"] >= 5, "the job is being drawn")
     device.kill()
     pair.wait_for(lambda: not replica.is_running(), "the replica ends with its device")
