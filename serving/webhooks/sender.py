@@ -111,11 +111,14 @@ class WebhookSender:
     async def send_due(self) -> int:
         """One attempt for everything that is due, and all of them awaited; how many there were."""
         sent = 0
-        while (started := await self._start_due()) or self._running:
+        while True:
+            busy = bool(self._running)  # what ends while it is claimed makes room for more
+            started = await self._start_due()
+            if not started and not busy:
+                return sent
             sent += started
             if self._running:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        return sent
 
     async def _start_due(self) -> int:
         """Begins to send what is due and may be sent now; how many there are."""
