@@ -63,6 +63,11 @@ def start(*arguments: str) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def pixels(file: pathlib.Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
 def refused(*arguments: str, by: Callable[..., Ran] = run) -> str:
     """The one sentence of a command that fails as it should."""
     result = by(*arguments)
@@ -78,7 +83,8 @@ def test_generate_draws_the_same_picture_for_the_same_seed(tmp_path: pathlib.Pat
         )
         assert result.returncode == 0, result.stderr
     assert same_pixels(*((tmp_path / name).read_bytes() for name in ("a.png", "b.png")))
-    assert Image.open(tmp_path / "a.png").size == (128, 128)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (128, 128)
 
 
 def test_generate_takes_an_adapter_and_several_pictures(tmp_path: pathlib.Path) -> None:
@@ -89,10 +95,7 @@ def test_generate_takes_an_adapter_and_several_pictures(tmp_path: pathlib.Path) 
     assert result.returncode == 0, result.stderr
     for name in ("plain", "striped"):
         assert (tmp_path / f"{name}-2.png").is_file()
-    plain, striped = (
-        np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
-        for name in ("plain", "striped")
-    )
+    plain, striped = (pixels(tmp_path / f"{name}.png") for name in ("plain", "striped"))
     assert abs(plain - striped).mean() > 1
 
 
@@ -106,7 +109,7 @@ def test_the_demo_draws_the_picture_that_the_readme_shows(tmp_path: pathlib.Path
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    ground, things, _ = look(np.asarray(Image.open(tmp_path / "out" / "demo.png").convert("RGB")))
+    ground, things, _ = look(pixels(tmp_path / "out" / "demo.png").astype(np.uint8))
     assert (ground, [(thing.shape, thing.color) for thing in things]) == (
         "red",
         [("heart", "white")],
