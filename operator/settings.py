@@ -49,6 +49,19 @@ class Redis(Part):
     password_secret_ref: SecretKey | None = Field(None, description="Default: no password.")
 
 
+class ModelsTls(Part):
+    """TLS between gateways, operator and model apps."""
+
+    secret: str = Field(
+        min_length=1,
+        description="Secret with the keys tls.crt, tls.key and ca.crt, by this name in the "
+        "namespace of each model.",
+    )
+    ca_file: str = Field(
+        "/etc/calotype-tls/ca.crt", description="Where the operator itself has the key ca.crt."
+    )
+
+
 Quantities = dict[str, str | int | float]
 
 
@@ -124,11 +137,14 @@ class OperatorSettings(Part):
     image_pull_secrets: list[str | SecretName] = Field(default_factory=list)
     gateway_config_map: str = Field("", description="Default: RELEASE-gateway-config.")
     gateway_url: str = Field(
-        "http://{release}-internal.{namespace}.svc:8001",
+        "{scheme}://{release}-internal.{namespace}.svc:8001",
         description="Internal port of the gateways, where model apps reach their jobs.",
     )
     internal_token_secret_ref: SecretKey | None = Field(
         None, description="The internal token; tokens of models follow from it."
+    )
+    models_tls: ModelsTls | None = Field(
+        None, description="None = model apps and the internal port speak plain HTTP."
     )
     data_claim: str | None = Field(
         None, description="PersistentVolumeClaim at /var/lib/calotype; None = nothing is shared."
@@ -159,7 +175,7 @@ class OperatorSettings(Part):
         None, description="GatewayClass for upgradeStrategy Incremental; None = not available."
     )
     model_url: str = Field(
-        "http://{service}.{namespace}.svc:8000", description="Address of a model app."
+        "{scheme}://{service}.{namespace}.svc:8000", description="Address of a model app."
     )
     debounce_seconds: float = Field(2.0, ge=0, description="Adapters changed within it: one push.")
     debounce_at_most_seconds: float = Field(20.0, ge=0, description="A push waits no longer.")
@@ -226,9 +242,16 @@ class OperatorSettings(Part):
         return self.gateway_config_map or f"{self.release}-gateway-config"
 
     @property
+    def scheme(self) -> str:
+        """Of model apps, and of the gateways' internal port."""
+        return "http" if self.models_tls is None else "https"
+
+    @property
     def job_store_url(self) -> str:
         """Where the pods of models reach their jobs and pictures."""
-        return self.gateway_url.format(release=self.release, namespace=self.operator_namespace)
+        return self.gateway_url.format(
+            scheme=self.scheme, release=self.release, namespace=self.operator_namespace
+        )
 
     @property
     def gateway_teams(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from calotype.operator.kube.objects import Manifest, Object
+from calotype.operator.manifests.pods import TLS_CERTIFICATE, TLS_KEY
 from calotype.operator.settings import ResourceProfile
 from calotype.serving.config import ImageModel, LoRAAdapter, Replicas
 from calotype.serving.wire.application import (
@@ -144,9 +145,16 @@ def build_application(
     }
 
 
-def serve_config(application: ServeApplication) -> str:
-    """``serveConfigV2``: JSON, which is YAML too, and in one order of keys."""
-    return json.dumps({"applications": [application]}, separators=(",", ":"))
+def serve_config(application: ServeApplication, *, tls: bool = False) -> str:
+    """``serveConfigV2``: JSON, which is YAML too, and in one order of keys.
+
+    Args:
+        tls: Serve's proxies speak HTTPS. It is theirs for life: another word takes another cluster.
+    """
+    config: Manifest = {"applications": [application]}
+    if tls:
+        config["http_options"] = {"ssl_keyfile": TLS_KEY, "ssl_certfile": TLS_CERTIFICATE}
+    return json.dumps(config, separators=(",", ":"))
 
 
 def config_hash(application: Object) -> str:

@@ -11,7 +11,13 @@ from calotype.serving.config import ImageModel
 def build_podmonitor(owner: Object, model: ImageModel, settings: OperatorSettings) -> Manifest:
     """Ray exports its metrics, and those of replicas, on port 8080 of every pod of a Ray cluster;
     a SinglePod on its only port."""
-    port = "serve" if model.spec.runtime == "SinglePod" else "metrics"
+    endpoint: Manifest = {"port": "metrics", "path": "/metrics", "interval": "30s"}
+    if model.spec.runtime == "SinglePod":
+        endpoint["port"] = "serve"
+        if settings.models_tls is not None:
+            service = f"{workload_name(model.name)}.{model.metadata.namespace}.svc"
+            authority = {"secret": {"name": settings.models_tls.secret, "key": "ca.crt"}}
+            endpoint |= {"scheme": "https", "tlsConfig": {"ca": authority, "serverName": service}}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -23,6 +29,6 @@ def build_podmonitor(owner: Object, model: ImageModel, settings: OperatorSetting
         },
         "spec": {
             "selector": {"matchLabels": {MODEL: model.name}},
-            "podMetricsEndpoints": [{"port": port, "path": "/metrics", "interval": "30s"}],
+            "podMetricsEndpoints": [endpoint],
         },
     }

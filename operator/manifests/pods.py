@@ -20,6 +20,8 @@ SOURCE_DIR = f"{DATA_DIR}/source"
 ADAPTER_SOURCE_DIR = f"{DATA_DIR}/adapter-source"
 TRAININGS_DIR = f"{CACHE_DIR}/trainings"
 """What trainings leave there, a folder for each namespace."""
+TLS_DIR = "/etc/calotype-tls"
+TLS_CERTIFICATE, TLS_KEY = f"{TLS_DIR}/tls.crt", f"{TLS_DIR}/tls.key"
 SERVE_PORT = 8000
 USER = 10001
 DRAIN_SECONDS = 330
@@ -40,6 +42,8 @@ class Volumes:
     """The claim with an adapter's file, for its fetch Job; /var/lib/calotype/adapter-source."""
     audit: str | None = None
     """The claim for audit logs, at /var/lib/calotype/audit; for pods with a moderator alone."""
+    tls: str | None = None
+    """The Secret of certificate, key and authority, at /etc/calotype-tls; for model apps alone."""
     moderator: bool = False
     """Whether the pod has a moderator."""
     marks: bool = False
@@ -89,11 +93,17 @@ def environment(settings: OperatorSettings, threads: int = 1) -> list[Manifest]:
 def access(settings: OperatorSettings, model: str) -> list[Manifest]:
     """How a model's pods reach its jobs and pictures: through the gateways, with its own token."""
     secret = model_secret_name(model)
+    tls = {
+        "CALOTYPE_TLS_CERTIFICATE": TLS_CERTIFICATE,
+        "CALOTYPE_TLS_KEY": TLS_KEY,
+        "CALOTYPE_TLS_CA": f"{TLS_DIR}/ca.crt",
+    }
     return [
         {"name": "CALOTYPE_DATABASE_URL", "value": settings.job_store_url},
         {"name": "CALOTYPE_BLOB_URL", "value": settings.job_store_url},
         from_secret("CALOTYPE_INTERNAL_TOKEN", secret, TOKEN),
         from_secret("CALOTYPE_MARKS_SECRET", secret, MARKS),
+        *({"name": n, "value": v} for n, v in tls.items() if settings.models_tls is not None),
     ]
 
 
@@ -126,6 +136,8 @@ def mounts(volumes: Volumes) -> list[Manifest]:
         found.append({"name": "source", "mountPath": SOURCE_DIR, "readOnly": True})
     if volumes.adapter_source:
         found.append({"name": "adapter-source", "mountPath": ADAPTER_SOURCE_DIR, "readOnly": True})
+    if volumes.tls:
+        found.append({"name": "tls", "mountPath": TLS_DIR, "readOnly": True})
     return found
 
 
@@ -142,7 +154,17 @@ def pod_volumes(volumes: Volumes) -> list[Manifest]:
         if claim:
             reference = {"claimName": claim, "readOnly": True}
             found.append({"name": name, "persistentVolumeClaim": reference})
+    if volumes.tls:
+        found.append({"name": "tls", "secret": {"secretName": volumes.tls}})
     return found
+
+
+def health_check(settings: OperatorSettings) -> Manifest:
+    """What a kubelet asks a model app; it believes every certificate."""
+    asked: Manifest = {"path": "/-/healthz", "port": "serve"}
+    if settings.models_tls is not None:
+        asked["scheme"] = "HTTPS"
+    return {"httpGet": asked, "timeoutSeconds": 5}
 
 
 def placement(profile: ResourceProfile | None) -> Manifest:

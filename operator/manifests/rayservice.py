@@ -36,6 +36,7 @@ from calotype.operator.manifests.pods import (
     base_pod,
     container_security,
     environment,
+    health_check,
     mounts,
     pod_volumes,
 )
@@ -170,6 +171,12 @@ def cluster_hash(cluster: Object) -> str:
     return digest(found)
 
 
+def has_certificate(cluster: Object) -> bool:
+    """Whether Serve's proxies in a cluster of this spec have one to show."""
+    pod = cluster.get("headGroupSpec", {}).get("template", {}).get("spec", {})
+    return any(volume["name"] == "tls" for volume in pod.get("volumes", ()))
+
+
 def gpus_of(cluster: Object) -> dict[str, int]:
     """GPU resource -> how many a cluster of this spec has with its present replicas."""
     found: dict[str, int] = {}
@@ -254,6 +261,9 @@ def _pod(
     *,
     head: bool = False,
 ) -> Manifest:
+    tls = settings.models_tls
+    if tls is not None:  # Serve has a proxy on every node
+        volumes = replace(volumes, tls=tls.secret)
     container: Manifest = {
         "name": container_name,
         "image": settings.serve_image,
@@ -268,6 +278,14 @@ def _pod(
         "securityContext": container_security(settings),
         "volumeMounts": mounts(volumes),
     }
+    if tls is not None and not head:
+        # KubeRay's own one asks Serve's proxy by plain HTTP. The head's does not ask it.
+        container["readinessProbe"] = {
+            **health_check(settings),
+            "initialDelaySeconds": 10,
+            "periodSeconds": 5,
+            "failureThreshold": 1,
+        }
     spec = base_pod(settings, profile)
     if head:
         # It has no replica that could drain; Ray would wait for its own nodes for two minutes.

@@ -20,6 +20,7 @@ from calotype.operator.manifests.pods import (
     base_pod,
     container_security,
     environment,
+    health_check,
     mounts,
     pod_volumes,
 )
@@ -70,7 +71,7 @@ def build_service(owner: Object, settings: OperatorSettings) -> Manifest:
                     "port": SERVE_PORT,
                     "targetPort": "serve",
                     "protocol": "TCP",
-                    "appProtocol": "http",
+                    "appProtocol": settings.scheme,
                 }
             ],
         },
@@ -94,7 +95,14 @@ def build_deployment(
 ) -> Manifest:
     """The Deployment of one pod; suspended = of none."""
     name = owner["metadata"]["name"]
-    volumes = replace(volumes, audit=settings.audit_claim, moderator=True, marks=True)
+    volumes = replace(
+        volumes,
+        audit=settings.audit_claim,
+        tls=settings.models_tls.secret if settings.models_tls is not None else None,
+        moderator=True,
+        marks=True,
+    )
+    probe = health_check(settings)
     container: Manifest = {
         "name": "model-app",
         "image": settings.serve_image,
@@ -111,9 +119,9 @@ def build_deployment(
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
         # Loading a model takes minutes; Serve answers as soon as the application runs.
-        "startupProbe": {**_probe(), "periodSeconds": 5, "failureThreshold": 360},
-        "livenessProbe": {**_probe(), "periodSeconds": 15, "failureThreshold": 4},
-        "readinessProbe": {**_probe(), "periodSeconds": 5, "failureThreshold": 2},
+        "startupProbe": {**probe, "periodSeconds": 5, "failureThreshold": 360},
+        "livenessProbe": {**probe, "periodSeconds": 15, "failureThreshold": 4},
+        "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 2},
     }
     config = {"name": "model", "configMap": {"name": config_map_name(name)}}
     shared_memory = {"name": "shm", "emptyDir": {"medium": "Memory"}}
@@ -142,7 +150,3 @@ def build_deployment(
             },
         },
     }
-
-
-def _probe() -> Manifest:
-    return {"httpGet": {"path": "/-/healthz", "port": "serve"}, "timeoutSeconds": 5}

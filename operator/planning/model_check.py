@@ -134,7 +134,15 @@ def _policy(model: ImageModel, policies: Mapping[Address, Object]) -> Refusal | 
 
 
 def _upgrade(model: ImageModel, settings: OperatorSettings) -> Refusal | None:
-    if model.spec.upgrade_strategy != "Incremental" or settings.gateway_class_name:
+    if model.spec.upgrade_strategy != "Incremental":
+        return None
+    if settings.models_tls is not None:
+        return Refusal(
+            Reason.INVALID_SPEC,
+            "spec.upgradeStrategy is Incremental, which speaks plain HTTP to the model, but with "
+            "the chart's value models.tls it speaks HTTPS: choose NewCluster or InPlaceOnly.",
+        )
+    if settings.gateway_class_name:
         return None
     return Refusal(
         Reason.INVALID_SPEC,

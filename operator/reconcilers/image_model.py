@@ -82,6 +82,8 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
     host = context.store.hosts().get(address)
     refusal = host.refusal if host is not None else None
     credentials = await _credentials(context, model)
+    if credentials.ready:
+        credentials = await _certificate(context, model) or credentials
     volumes = volumes_of(model, context.settings)
     accepted = refusal is None
     problem, unbound = await _claim(context, obj, model, volumes, accepted, force)
@@ -170,6 +172,17 @@ async def _credentials(context: Context, model: ImageModel) -> Credentials:
         ref.name if ref is not None else None,
         CREDENTIAL_KEYS.get(source_type(model.spec.source), ()),
     )
+
+
+async def _certificate(context: Context, model: ImageModel) -> Credentials | None:
+    """What is wrong with the Secret of TLS, without which no pod starts; None = nothing."""
+    tls = context.settings.models_tls
+    if tls is None:
+        return None
+    keys = ("tls.crt", "tls.key", "ca.crt")
+    namespace, named = model.metadata.namespace, "the chart's value models.tls"
+    found = await context.credentials.check(namespace, tls.secret, keys, named)
+    return None if found.ready else found
 
 
 async def _claim(

@@ -197,7 +197,8 @@ async def _progress(context: Context, training: LoRATraining, job: Object) -> Ma
     cluster = (job.get("status") or {}).get("rayClusterName")
     if not cluster:
         return {}
-    url = context.apps.url(f"{cluster}-head-svc", training.metadata.namespace)
+    # A trainer tells how far it is, and no secrets: it has no certificate.
+    url = context.apps.url(f"{cluster}-head-svc", training.metadata.namespace, "http")
     try:
         answer = await context.apps.get(f"{url}{PROGRESS_PATH}")
         progress = TrainingProgress.model_validate_json(answer)

@@ -217,13 +217,13 @@ async def _ray_service(
     force: bool,
 ) -> Workload:
     settings, live = context.settings, seen.live
-    text = serve_config(application)
     cluster = rayservice.build_cluster(model.name, groups, volumes, settings)
     clusters = await _clusters(context, live)
     upgrade = _upgrade(model, live, cluster, clusters)
     kept: Object | None = None
     if live is not None and upgrade.reason == Reason.HELD_BACK:
         kept = _with_bounds(live["spec"]["rayClusterConfig"], cluster)
+    text = serve_config(application, tls=rayservice.has_certificate(kept or cluster))
     if upgrade.holds and not _is_recorded(obj, upgrade):
         # Before it is applied, so that whoever watches the status sees it first.
         await _announce(context, obj, upgrade)

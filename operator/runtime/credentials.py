@@ -43,11 +43,17 @@ class CredentialReader:
         self._kube, self._seconds, self._clock = kube, seconds, clock
         self._read: dict[tuple[str, str], tuple[float, Object | None]] = {}
 
-    async def check(self, namespace: str, name: str | None, keys: tuple[str, ...]) -> Credentials:
-        """The Secret ``name``, which must have ``keys``."""
+    async def check(
+        self,
+        namespace: str,
+        name: str | None,
+        keys: tuple[str, ...],
+        field: str = "spec.credentialsSecretRef",
+    ) -> Credentials:
+        """The Secret ``name``, which must have ``keys``; ``field`` is where it is named."""
         if name is None:
             return Credentials(true(_READY, Reason.NOT_NEEDED, "No Secret is named."))
-        return check_secret(namespace, name, keys, await self._secret(namespace, name))
+        return check_secret(namespace, name, keys, await self._secret(namespace, name), field)
 
     async def _secret(self, namespace: str, name: str) -> Object | None:
         at, found = self._read.get((namespace, name), (float("-inf"), None))
@@ -58,7 +64,11 @@ class CredentialReader:
 
 
 def check_secret(
-    namespace: str, name: str, keys: tuple[str, ...], secret: Object | None
+    namespace: str,
+    name: str,
+    keys: tuple[str, ...],
+    secret: Object | None,
+    field: str = "spec.credentialsSecretRef",
 ) -> Credentials:
     """What a Secret, or its absence, means for a source that needs ``keys``."""
     where = f"Secret {name} in namespace {namespace}"
@@ -68,8 +78,7 @@ def check_secret(
             false(
                 _READY,
                 Reason.SECRET_MISSING,
-                f"{where} does not exist: create it with {wanted}, or correct "
-                "spec.credentialsSecretRef.",
+                f"{where} does not exist: create it with {wanted}, or correct {field}.",
             )
         )
     data = secret.get("data") or {}
@@ -80,8 +89,8 @@ def check_secret(
             false(
                 _READY,
                 Reason.SECRET_KEY_MISSING,
-                f"{where} has {there}, but the source needs the key {' and '.join(missing)}, "
-                "not empty.",
+                f"{where} has {there}, but the key {' and '.join(missing)} is needed, "
+                f"not empty, by {field}.",
             )
         )
     version = digest({key: data[key] for key in keys})

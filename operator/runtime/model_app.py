@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,8 +47,13 @@ class ModelApps:
         if self._session is not None:
             await self._session.close()
 
-    def url(self, service: str, namespace: str) -> str:
-        return self._settings.model_url.format(service=service, namespace=namespace)
+    def url(self, service: str, namespace: str, scheme: str | None = None) -> str:
+        """Args:
+        scheme: None = that of model apps.
+        """
+        return self._settings.model_url.format(
+            scheme=scheme or self._settings.scheme, service=service, namespace=namespace
+        )
 
     async def status(self, url: str, model: ModelIdentity) -> ModelReport:
         """How the model app at that base URL is; never raises."""
@@ -79,8 +85,11 @@ class ModelApps:
 
     async def _get(self, url: str, token: str) -> _Answer:
         if self._session is None:
+            tls = self._settings.models_tls
+            believed = True if tls is None else ssl.create_default_context(cafile=tls.ca_file)
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+                connector=aiohttp.TCPConnector(ssl=believed),
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
             )
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with self._session.get(url, headers=headers) as response:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from calotype.serving.api.app import create_app, create_operations_app
 from calotype.serving.api.http.connections import ConnectionLimits
 from calotype.serving.api.http.listener import listening_socket
-from calotype.serving.api.http.server import TlsFiles, build_server
+from calotype.serving.api.http.server import build_server
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
@@ -34,6 +34,7 @@ from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.tls import TlsFiles
 from calotype.serving.database.database import Database, open_database
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.observability.loops import Loop
@@ -137,7 +138,9 @@ def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:
         async with contextlib.AsyncExitStack() as stack:
             if options.internal_port is not None:
                 store = build_job_store_api(database, blobs, catalog, environment.internal_token)
-                internal = serving_internally(store, options.host, options.internal_port)
+                internal = serving_internally(
+                    store, options.host, options.internal_port, environment.tls
+                )
                 await stack.enter_async_context(internal)
             if options.operations_port is not None:
                 apart = create_operations_app(app)

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from calotype.serving.api.http.listener import listening_socket
+from calotype.serving.core.tls import TlsFiles
 
 SHUTDOWN_SECONDS = 5
 
@@ -23,8 +24,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving_internally(app: FastAPI, host: str, port: int) -> AsyncIterator[None]:
+async def serving_internally(
+    app: FastAPI, host: str, port: int, tls: TlsFiles | None = None
+) -> AsyncIterator[None]:
     """Serves ``app`` for as long as the context is open.
+
+    Args:
+        tls: it speaks HTTPS with them; None = plain HTTP.
 
     Raises:
         InvalidRequest: the port is taken.
@@ -36,6 +42,8 @@ async def serving_internally(app: FastAPI, host: str, port: int) -> AsyncIterato
             lifespan="off",
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else str(tls.key),
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

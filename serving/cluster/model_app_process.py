@@ -52,6 +52,7 @@ def run_model_app(options: ModelAppOptions) -> None:
             *(listener, environment.internal_token, os.environ, options.say),
             start_seconds=options.start_seconds,
             log_to_driver=True,
+            tls=environment.tls,
         )
         asyncio.run(ModelApp(options, supervisor, raw).run(application))
 

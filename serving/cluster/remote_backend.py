@@ -30,6 +30,7 @@ from calotype.serving.core.errors import (
     error_from_payload,
 )
 from calotype.serving.core.protocols import PART_BYTES, ModelStatus
+from calotype.serving.core.tls import believed_certificates
 from calotype.serving.database.database import Database
 from calotype.serving.wire.model_status import ModelAppStatus
 from calotype.serving.wire.model_token import ModelIdentity, make_model_token
@@ -82,6 +83,7 @@ class RemoteBackend:
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS),
             # A waiting client holds one connection.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            verify=believed_certificates(),
             trust_env=False,
         )
         self._asking = asyncio.Lock()

@@ -15,6 +15,7 @@ import httpx
 from calotype.moderation.records.heads import Head
 from calotype.serving.core.errors import StorageFailed, error_from_payload
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.tls import believed_certificates
 from calotype.serving.database.review.takedowns import TakedownRecord
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.forecast import Forecast
@@ -56,6 +57,7 @@ class _Calls:
             base_url=url.rstrip("/") + PATH,
             headers={"authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS),
+            verify=believed_certificates(),
             trust_env=False,
         )
 

@@ -15,6 +15,7 @@ from http import HTTPStatus
 
 from calotype.serving.api.http.failures import wire
 from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.tls import TlsFiles
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 5.0
@@ -26,6 +27,7 @@ class StandIn:
     listener: the model app's socket, which listens already.
     problem: what callers are told.
     healthy: the answer to GET /-/healthz, which the kubelet asks.
+    tls: it speaks HTTPS with them; None = plain HTTP.
     """
 
     def __init__(
@@ -33,15 +35,21 @@ class StandIn:
         listener: socket.socket,
         problem: Callable[[], CalotypeError],
         healthy: Callable[[], bool] = lambda: False,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._listener, self._problem, self._healthy = listener, problem, healthy
+        self._tls = None if tls is None else tls.context()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Takes connections from now on."""
         if self._server is None:
             self._server = await asyncio.start_server(
-                self._answer, sock=self._listener.dup(), limit=MAX_HEAD_BYTES
+                self._answer,
+                sock=self._listener.dup(),
+                limit=MAX_HEAD_BYTES,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else HEAD_SECONDS,
             )
 
     def close(self) -> None:
@@ -59,7 +67,8 @@ class StandIn:
                 async with asyncio.timeout(HEAD_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
                     writer.write(self._response(head.split(b"\r\n", 1)[0]))
-                    writer.write_eof()
+                    if writer.can_write_eof():  # TLS has no half of an end
+                        writer.write_eof()
                     # A connection that is closed while the caller still sends is reset, and the
                     # answer is lost.
                     while await reader.read(MAX_HEAD_BYTES):

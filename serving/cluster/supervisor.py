@@ -19,6 +19,7 @@ from calotype.serving.cluster.child_process import Child, ChildProcess
 from calotype.serving.cluster.stand_in import StandIn
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed, Overloaded
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.tls import TlsFiles
 from calotype.serving.wire.ray_host import HostOrder, HostReport
 
 HOST_MODULE = "calotype.serving.deployments.ray_host.process"
@@ -297,6 +298,7 @@ def supervise_host(
     start_seconds: float,
     *,
     log_to_driver: bool,
+    tls: TlsFiles | None = None,
 ) -> Supervisor:
     """A supervisor of the process that holds Ray, and what answers on its socket without it.
 
@@ -305,17 +307,20 @@ def supervise_host(
         environment: of the process, and of all that Ray starts.
         start_seconds: what Ray's own start may take.
         log_to_driver: whether what replicas write appears here.
+        tls: both speak HTTPS with them; None = plain HTTP.
     """
     command = [sys.executable, "-m", HOST_MODULE, "--start-seconds", f"{start_seconds:g}"]
     if log_to_driver:
         command.append("--log-to-driver")
+    if tls is not None:
+        command += ["--tls-certificate", str(tls.certificate), "--tls-key", str(tls.key)]
 
     async def launch() -> Child:
         return await ChildProcess.start(command, listener, environment)
 
     policy = RestartPolicy(start_seconds=start_seconds)
     supervisor = Supervisor(launch, token, say, policy)
-    stand_in = StandIn(listener, supervisor.problem, lambda: supervisor.hopeful)
+    stand_in = StandIn(listener, supervisor.problem, lambda: supervisor.hopeful, tls)
 
     async def take_turns(serving: bool) -> None:
         if serving:

@@ -81,11 +81,12 @@ def gateway(
 
     Needs CALOTYPE_INTERNAL_TOKEN; CALOTYPE_DATABASE_URL and CALOTYPE_BLOB_URL say where jobs and
     pictures are kept, CALOTYPE_API_KEY is recorded as a valid key, CALOTYPE_GATEWAY_PUBLIC_URL
-    stands in signed addresses.
+    stands in signed addresses. CALOTYPE_TLS_CERTIFICATE and CALOTYPE_TLS_KEY are those of the
+    internal port, CALOTYPE_TLS_CA those that model apps' certificates come from.
     """
-    from calotype.serving.api.http.server import tls_files
     from calotype.serving.cluster.gateway_process import GatewayOptions, read_settings, run_gateway
     from calotype.serving.config.environment import ClusterEnvironment
+    from calotype.serving.core.tls import tls_files
 
     run_gateway(
         GatewayOptions(
@@ -115,7 +116,9 @@ def model_app(config: pathlib.Path, host: str, port: int, ray_start_seconds: flo
     """Run one model in this pod, for the gateways of a cluster.
 
     Needs CALOTYPE_INTERNAL_TOKEN, the model's token or that of the gateways. CALOTYPE_DATABASE_URL
-    and CALOTYPE_BLOB_URL are the address of the gateways' internal port, or as theirs.
+    and CALOTYPE_BLOB_URL are the address of the gateways' internal port, or as theirs. With
+    CALOTYPE_TLS_CERTIFICATE and CALOTYPE_TLS_KEY it speaks HTTPS; CALOTYPE_TLS_CA is the authority
+    of the gateways' certificate.
     """
     from calotype.serving.cluster.model_app_process import ModelAppOptions, run_model_app
 

@@ -5,6 +5,7 @@ CALOTYPE_DATABASE_URL    job database; SQLite in the data folder if missing
 CALOTYPE_BLOB_URL        where pictures are kept; a folder of the data folder if missing
 CALOTYPE_INTERNAL_TOKEN  what gateway and model apps know each other by; must be there
 CALOTYPE_NODE_NAME       the machine, as load states name it; its host name if missing
+CALOTYPE_TLS_*           certificate and key of its own, and whom it believes (`core.tls`)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.tls import TlsFiles, shown_certificate
 from calotype.serving.storage import open_blobs
 
 DATA_DIR = "CALOTYPE_DATA_DIR"
@@ -60,6 +62,8 @@ class ClusterEnvironment:
     blob_url: str
     internal_token: str = field(repr=False)
     node: str
+    tls: TlsFiles | None = None
+    """Of a model app, and of a gateway's internal port; None = they speak plain HTTP."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> ClusterEnvironment:
@@ -76,4 +80,5 @@ class ClusterEnvironment:
             )
         kept = Storage.read(variables)
         node = variables.get(NODE_NAME) or socket.gethostname()
-        return cls(kept.data_dir, kept.database_url, kept.blob_url, token, node)
+        tls = shown_certificate(variables)
+        return cls(kept.data_dir, kept.database_url, kept.blob_url, token, node, tls)

@@ -9,6 +9,7 @@ import httpx
 
 from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.core.protocols import PART_BYTES, OpenBlob
+from calotype.serving.core.tls import believed_certificates
 from calotype.serving.storage.keys import check_key
 
 TOKEN = "CALOTYPE_INTERNAL_TOKEN"
@@ -30,6 +31,7 @@ class GatewayBlobStore:
             base_url=url.rstrip("/") + PATH,
             headers={"authorization": f"Bearer {token or os.environ.get(TOKEN, '')}"},
             timeout=httpx.Timeout(SECONDS, connect=CONNECT_SECONDS),
+            verify=believed_certificates(),
             trust_env=False,
         )
 

@@ -10,6 +10,9 @@ import pytest
 from controlplane.client.objects import Object
 from helm.rendering import CHART, RELEASE, Chart, Combinations, Rendered
 
+from calotype.operator.settings import OperatorSettings
+from calotype.serving.core.tls import CA, CERTIFICATE, KEY
+
 
 def containers(pod: Object) -> list[Object]:
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
@@ -129,6 +132,32 @@ def test_the_gateway_speaks_tls_where_a_certificate_is_named(chart: Chart) -> No
     assert port["appProtocol"] == "https"
     (check,) = rendered.one("Pod", f"{RELEASE}-test")["spec"]["containers"]
     assert environment(check)["CALOTYPE_URL"]["value"].startswith("https://")
+
+
+def test_gateways_operator_and_models_speak_tls_where_a_secret_is_named(chart: Chart) -> None:
+    rendered = chart.render(values={"models": {"tls": {"existingSecret": "models-tls"}}})
+    settings = OperatorSettings.model_validate({**rendered.settings(), "operatorNamespace": "art"})
+    assert settings.models_tls is not None
+    assert settings.models_tls.secret == "models-tls"
+    assert settings.job_store_url == f"https://{RELEASE}-internal.art.svc:8001"
+    (port,) = rendered.one("Service", f"{RELEASE}-internal")["spec"]["ports"]
+    assert port["appProtocol"] == "https"
+    secrets = {"gateway": {"secretName": "models-tls"}}
+    secrets["operator"] = secrets["gateway"] | {"items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    for part, secret in secrets.items():
+        pod = rendered.one("Deployment", f"{RELEASE}-{part}")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        (volume,) = [v["name"] for v in pod["volumes"] if v.get("secret") == secret]
+        (folder,) = [m for m in container["volumeMounts"] if m["name"] == volume]
+        assert folder["readOnly"] is True
+        if part == "operator":
+            assert settings.models_tls.ca_file == f"{folder['mountPath']}/ca.crt"
+            continue
+        told = environment(container)
+        for variable, file in ((CERTIFICATE, "tls.crt"), (KEY, "tls.key"), (CA, "ca.crt")):
+            assert told[variable]["value"] == f"{folder['mountPath']}/{file}"
+        # The public port has a certificate of its own, or none.
+        assert "scheme" not in container["readinessProbe"]["httpGet"]
 
 
 def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:

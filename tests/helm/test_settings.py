@@ -55,7 +55,7 @@ def test_models_reach_their_jobs_through_the_gateways(rendered: Rendered) -> Non
     (port,) = service["spec"]["ports"]
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
     url = OperatorSettings.model_fields["gateway_url"].default
-    url = url.format(release=RELEASE, namespace=NAMESPACE)
+    url = url.format(scheme="http", release=RELEASE, namespace=NAMESPACE)
     assert url == f"http://{name}.{namespace}.svc:{port['port']}"
     told = {entry["name"] for entry in pod["containers"][0]["ports"]}
     assert port["targetPort"] in told

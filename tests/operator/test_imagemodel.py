@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+import pathlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import certifi
 import pytest
+from aiohttp import web
+from servers.certificates import authority_of, make_certificates
 
+from calotype.operator.kube.client import KubeClient
 from calotype.operator.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -19,8 +27,10 @@ from calotype.operator.kube.resources import (
     SERVICES,
     TEAMS,
 )
+from calotype.operator.runtime.model_app import ModelApps, NoAnswer
 
 from . import manifests
+from .pure.parts import settings
 from .virtual import World
 
 
@@ -189,6 +199,58 @@ async def test_suspending_takes_the_pods_and_resuming_brings_them(world: World) 
     assert world.find(IMAGE_MODELS, "shapes")["status"]["phase"] == "Suspended"
     world.apply(manifests.model(suspend=False))
     await world.ready(IMAGE_MODELS, "shapes")
+
+
+async def test_a_model_without_the_secret_of_tls_says_which_one_to_make(world: World) -> None:
+    world.apply(manifests.model())
+    await world.start(modelsTls={"secret": "models-tls", "caFile": certifi.where()})
+    condition = await world.condition(
+        IMAGE_MODELS, "shapes", "CredentialsReady", "False", "SecretMissing"
+    )
+    assert "create it with tls.crt and tls.key and ca.crt" in condition["message"]
+    assert "models.tls" in condition["message"]
+    world.secret("models-tls", **{"tls.crt": "-", "tls.key": "-", "ca.crt": "-"})
+    await world.ready(IMAGE_MODELS, "shapes")
+    (container,) = world.get(DEPLOYMENTS, "model-shapes")["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+
+
+@contextlib.asynccontextmanager
+async def asking(ca_file: pathlib.Path | str) -> AsyncIterator[ModelApps]:
+    tls = {"secret": "models-tls", "caFile": str(ca_file)}
+    apps = ModelApps(cast(KubeClient, None), settings(modelsTls=tls))  # no token is shown
+    try:
+        yield apps
+    finally:
+        await apps.close()
+
+
+async def test_the_operator_believes_only_model_apps_of_its_authority(
+    tmp_path: pathlib.Path,
+) -> None:
+    files = make_certificates(tmp_path)
+
+    async def healthy(request: web.Request) -> web.Response:
+        return web.Response(text="well")
+
+    app = web.Application()
+    app.router.add_get("/", healthy)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        await web.SockSite(runner, listener, ssl_context=files.context()).start()
+        async with asking(authority_of(files)) as apps:
+            assert apps.url("model-shapes", "art") == "https://model-shapes.art.svc:8000"
+            assert await apps.get(f"https://localhost:{port}/") == b"well"
+            with pytest.raises(NoAnswer):
+                await apps.get(f"https://127.0.0.1:{port}/")
+            with pytest.raises(NoAnswer):
+                await apps.get(f"http://localhost:{port}/")
+        async with asking(certifi.where()) as apps:
+            with pytest.raises(NoAnswer, match="certificate verify failed"):
+                await apps.get(f"https://localhost:{port}/")
+        await runner.cleanup()
 
 
 async def test_a_provider_needs_a_key_and_no_cluster(world: World) -> None:

@@ -15,6 +15,9 @@ dataClaim: {{ include "calotype.claim" . }}
 {{- with .Values.audit.existingClaim }}
 auditClaim: {{ . }}
 {{- end }}
+{{- with .Values.models.tls.existingSecret }}
+modelsTls: {secret: {{ . }}}
+{{- end }}
 {{- if .Values.redis.address }}
 redis:
   address: {{ .Values.redis.address }}

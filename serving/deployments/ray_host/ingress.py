@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from calotype.serving.cluster.model_ingress import build_ingress
 from calotype.serving.cluster.stand_in import HEALTH_PATH
+from calotype.serving.core.tls import TlsFiles
 from calotype.serving.deployments.replicas.ingress import ServedModelApp
 
 SHUTDOWN_SECONDS = 10
@@ -56,13 +57,15 @@ class HostIngress:
 class IngressServer(uvicorn.Server):
     """Serves until it is told to end; signals are for the process that it is in."""
 
-    def __init__(self, ingress: HostIngress) -> None:
+    def __init__(self, ingress: HostIngress, tls: TlsFiles | None = None) -> None:
         config = uvicorn.Config(
             ingress,
             log_level="warning",
             lifespan="off",
             timeout_keep_alive=120,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else str(tls.key),
         )
         super().__init__(config)
 

@@ -22,6 +22,7 @@ from typing import BinaryIO, NoReturn
 
 from calotype.serving.cluster.child_process import session_members
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
+from calotype.serving.core.tls import TlsFiles, tls_files
 from calotype.serving.deployments.ray_host.environment import prepare_ray
 from calotype.serving.observability.logs import set_up_logs
 from calotype.serving.wire.ray_host import HostOrder, HostReport
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reports", type=int, required=True)
     parser.add_argument("--start-seconds", type=float, required=True)
     parser.add_argument("--log-to-driver", action="store_true")
+    parser.add_argument("--tls-certificate")
+    parser.add_argument("--tls-key")
     options = parser.parse_args(argv)
     for fd in (options.listener, options.reports):
         os.set_inheritable(fd, False)  # Ray's processes shall not keep them open
@@ -75,11 +78,12 @@ def _run(options: argparse.Namespace, orders: BinaryIO, first: HostOrder, report
     # Imported here: Ray reads its environment when it is imported.
     from calotype.serving.deployments.ray_host.node import start_ray, stop_ray
 
+    tls = tls_files(options.tls_certificate, options.tls_key)
     start_ray(options.start_seconds, log_to_driver=options.log_to_driver)
     reports.tell("started")
     try:
         with socket.socket(fileno=options.listener) as listener:
-            asyncio.run(Host(reports, listener, first.token).run(first, orders))
+            asyncio.run(Host(reports, listener, first.token, tls).run(first, orders))
     finally:
         stop_ray()
 
@@ -102,12 +106,14 @@ def _next_order(orders: BinaryIO) -> HostOrder | None:
 class Host:
     """The applications that run here."""
 
-    def __init__(self, reports: Reports, listener: socket.socket, token: str) -> None:
+    def __init__(
+        self, reports: Reports, listener: socket.socket, token: str, tls: TlsFiles | None
+    ) -> None:
         from calotype.serving.deployments.ray_host.ingress import HostIngress, IngressServer
 
         self._reports, self._listener = reports, listener
         self._ingress = HostIngress(token)
-        self._server = IngressServer(self._ingress)
+        self._server = IngressServer(self._ingress, tls)
         self._answering: asyncio.Task[None] | None = None
         self._good = HostOrder(number=0, applications=[])
         """The last order that could be carried out."""
