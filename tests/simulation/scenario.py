@@ -88,7 +88,8 @@ class Scenario:
     ) -> None:
         self.world, self.rng, self.kind = world, rng, kind
         self.artist, self.reviewer = Client(world, artist), Client(world, reviewer)
-        self.wishes = [self._wish(number) for number in range(rng.choice((1, 1, 2, 2)))]
+        count = rng.choice((1, 1, 2, 2)) + (kind == "delete")
+        self.wishes = [self._wish(number) for number in range(count)]
         self.taken: list[Taken] = []
         self.approved: dict[str, float] = {}
         """Asset -> when a reviewer let it go."""
@@ -109,6 +110,8 @@ class Scenario:
         self.started = True
         for wish in self.wishes:
             delay = self.rng.choice((0.0, 0.0, 1.0, 4.0)) * self.rng.random()
+            if self.kind == "delete" and wish.number:
+                delay = 6 + 25 * self.rng.random()  # the same picture, after the first one is gone
             if wish.kind != "line":
                 self._begin(self._pursue(wish, delay))
         if self.kind == "batch":
@@ -147,7 +150,7 @@ class Scenario:
             if rng.random() < 0.2:
                 wish.hangup_at = 8 * rng.random()
         if kind == "delete":
-            wish.prompt, wish.seed, wish.delete = "a lamp", 1, rng.random() < 0.7
+            wish.prompt, wish.seed, wish.delete = "a lamp", 1, number == 0
         return wish
 
     # -- drawing -------------------------------------------------------------------------------

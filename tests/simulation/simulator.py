@@ -116,7 +116,7 @@ class Simulator:
             generators=rng.choice((1, 2)),
             batches=kind == "batch",
             takedowns=kind in ("takedown", "batch"),
-            garbage=kind in ("takedown", "delete", "batch"),
+            sweeps={"delete": 12.0, "takedown": 45.0, "batch": 45.0}.get(kind),
         )
         world.armed_by_results = kind in ("plain", "references", "batch")
         self._world = world

@@ -57,7 +57,7 @@ class World:
     gateways, generators: how many of each there are.
     batches: gateways work on batches.
     takedowns: the moderator knows what was taken down.
-    garbage: something is deleted, so that sweeps come often.
+    sweeps: seconds between sweeps, where something is deleted; None = they come seldom or never.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class World:
         generators: int,
         batches: bool,
         takedowns: bool,
-        garbage: bool,
+        sweeps: float | None,
     ) -> None:
         self.rng = rng
         self.faults = Faults(plan)
@@ -105,8 +105,8 @@ class World:
             url_seconds=100_000,
             forecast_seconds=5.0,
             watch_seconds=2.0,
-            sweep_seconds=45.0 if garbage else 300.0 if rng.random() < 0.2 else None,
-            garbage_seconds=15.0,
+            sweep_seconds=sweeps or (300.0 if rng.random() < 0.2 else None),
+            garbage_seconds=5.0,
             webhook_seconds=60.0,
             audit_seconds=None,
             batch_seconds=8.0 if batches else None,
