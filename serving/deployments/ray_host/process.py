@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace, orders: BinaryIO, first: HostOrder, reports: Reports) -> None:
+    tls = tls_files(options.tls_certificate, options.tls_key)
     # Imported here: Ray reads its environment when it is imported.
     from calotype.serving.deployments.ray_host.node import start_ray, stop_ray
 
-    tls = tls_files(options.tls_certificate, options.tls_key)
     start_ray(options.start_seconds, log_to_driver=options.log_to_driver)
     reports.tell("started")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pathlib
 import socket
 import ssl
@@ -21,8 +22,9 @@ from calotype.serving.cluster.internal_server import serving_internally
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.remote_job_store import RemoteJobStore
 from calotype.serving.cluster.stand_in import StandIn
+from calotype.serving.cluster.supervisor import supervise_host
 from calotype.serving.config.environment import DATA_DIR, INTERNAL_TOKEN, ClusterEnvironment
-from calotype.serving.core.errors import InvalidRequest, Overloaded, StorageFailed
+from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed, Overloaded, StorageFailed
 from calotype.serving.core.tls import CA, CERTIFICATE, KEY, TlsFiles, tls_files
 from calotype.serving.database.database import Database
 from calotype.serving.storage.gateway import GatewayBlobStore
@@ -145,6 +147,28 @@ def test_a_gateway_believes_only_model_apps_of_its_authority(
                 await _ask_as_a_service(port, authority)
 
     asyncio.run(run())
+
+
+def test_the_process_that_answers_for_a_model_is_given_the_certificate(files: TlsFiles) -> None:
+    """Without its key it says so, before it starts Ray."""
+
+    async def run() -> str:
+        with listening_socket("127.0.0.1", 0) as listener:
+            supervisor = supervise_host(
+                *(listener, "token", os.environ, lambda sentence: None),
+                start_seconds=60,
+                log_to_driver=False,
+                tls=files,
+            )
+            files.key.unlink()
+            supervisor.want([])
+            with pytest.raises(ModelLoadFailed) as refusal:
+                await supervisor.run()
+            await supervisor.on_change(True)  # what stands in for it answers no more
+            return refusal.value.message
+
+    sentence = asyncio.run(run())
+    assert f"{files.certificate} and {files.key} cannot be used" in sentence
 
 
 async def _ask_as_a_service(port: int, authority: str) -> None:
