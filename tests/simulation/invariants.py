@@ -9,7 +9,7 @@ from typing import Any
 
 from simulation.parts.services import BLOCKED_WITH_REFERENCES, REFUSED, REVIEW
 from simulation.scenario import OVER, Scenario
-from simulation.world import STEP_SECONDS, World
+from simulation.world import REQUEST_SECONDS, STEP_SECONDS, World
 
 from calotype.serving.core.errors import (
     ContentBlocked,
@@ -95,7 +95,8 @@ def _failures(world: World, scenario: Scenario, jobs: dict[str, Any]) -> Iterato
             if wished not in (REVIEW, REFUSED, BLOCKED_WITH_REFERENCES) and not scenario.taken:
                 yield f"{job_id} was refused: {error.message}"
         elif isinstance(error, DeadlineExceeded):
-            if job["completed"] < job["deadline"] - 1:
+            waited = job["completed"] - job["created"]
+            if job["completed"] < job["deadline"] - 1 and waited < REQUEST_SECONDS:
                 yield f"{job_id} ended {job['deadline'] - job['completed']:.0f} s before its time"
         elif error.details.get("reason") == "worker_died":
             if len(deadly) < 2:

@@ -49,6 +49,8 @@ _POLICY = DispatchPolicy(
 )
 BEAT_SECONDS = 4.0
 STEP_SECONDS = 1.5
+REQUEST_SECONDS = 120.0
+"""After which a synchronous request gives its job up."""
 _CATALOG = Catalog([BUILT_IN_MODEL])
 
 
@@ -97,7 +99,7 @@ class World:
         self._takedowns = takedowns
         self._settings = GatewaySettings(
             public_url="https://pictures.test",
-            request_timeout=120.0,
+            request_timeout=REQUEST_SECONDS,
             job_deadline=500.0,
             hangup_grace=6.0,
             wait_slice=20.0,
