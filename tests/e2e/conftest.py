@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import openai
@@ -68,6 +68,16 @@ class Running:
                 env={**self.environment, "CALOTYPE_API_KEY": KEY},
             )
         self.wait_for(lambda: _ready(self), "the service is ready", READY_SECONDS)
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[Self]:
+        """The service, for as long as the context is open."""
+        try:
+            self.start()
+            yield self
+            assert self.process.poll() is None, self.log.read_text()
+        finally:
+            self.end()
 
     def crash(self) -> None:
         """kill -9 of the command, which leaves none of its processes behind; starts it again."""
@@ -204,12 +214,8 @@ def service(
         # The watermark follows from the pixels: the last bit of one would change it everywhere.
         patch.setenv("CALOTYPE_MARKS", "none")
         running = Running(tmp_path_factory.mktemp("service"), ["-f", str(shapes.folder)])
-    try:
-        running.start()
+    with running.served():
         yield running
-        assert running.process.poll() is None, running.log.read_text()
-    finally:
-        running.end()
 
 
 @pytest.fixture(scope="session")

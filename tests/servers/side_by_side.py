@@ -14,6 +14,8 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED = (
     ("tests/e2e/test_cluster_runtime.py", "a gateway and a model app"),
     ("tests/e2e/test_kill_pods.py", "a gateway and a model app"),
+    # A service of its own: beside both others it would only take their processors.
+    ("tests/serving/engine/test_full_layout.py", "a gateway and a model app"),
     ("tests/e2e/*", "calotype serve"),
     ("tests/cluster/models/*", "pods"),
     ("tests/controlplane/test_kuberay.py", "pods"),

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from e2e.conftest import serving
+from e2e.conftest import Running
 from PIL import Image
 from samples.images import same_pixels
 
@@ -77,7 +77,7 @@ spec:
   defaults: {{steps: 2, guidanceScale: 3.0, size: 64x64}}
 """
         )
-    with serving(tmp_path, "-f", str(manifests)) as running:
+    with Running(tmp_path, ["-f", str(manifests)]).served() as running:
         for kind in KINDS:
             file = running.draw("a red circle", model=kind)
             assert same_pixels(running.draw("a red circle", model=kind), file)

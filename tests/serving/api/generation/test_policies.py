@@ -52,7 +52,7 @@ def test_a_refused_team_may_read_but_not_draw(service: Any) -> None:
     service.database.teams.ensure_team("kids")
     http = service.http(service.database.api_keys.create(team="kids")[0])
     job = http.post("/v1/images/generations", json={"prompt": "a dog"}).json()["job_id"]
-    service.catalog.replace([BUILT_IN_MODEL], [], {"kids": "Its policy is laxer than the model's."})
+    service.catalog.close({"kids": "Its policy is laxer than the model's."})
     refused = http.post("/v1/images/generations", json={"prompt": "a dog"})
     assert refused.status_code == 403
     assert "Its policy is laxer than the model's." in refused.json()["error"]["message"]
