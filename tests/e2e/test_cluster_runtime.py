@@ -65,6 +65,14 @@ def test_the_status_tells_of_every_replica_and_its_adapters(pods: Pods) -> None:
     assert model()["ready"]
 
 
+def test_every_format_says_that_a_model_made_it(pods: Pods) -> None:
+    for kind, output in (("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")):
+        more = {} if kind == "png" else {"output_compression": 80}
+        data = drawn(pods, output_format=kind, steps=4, **more)
+        assert Image.open(io.BytesIO(data)).format == output
+        assert b"trainedAlgorithmicMedia" in data
+
+
 def test_the_ingress_answers_nobody_without_the_token(pods: Pods) -> None:
     for token in ("", "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}"):
         for method, path in (("GET", "status"), ("POST", "judge"), ("POST", "jobs/job_1/cancel")):
