@@ -175,7 +175,7 @@ def test_nothing_of_monitoring_without_being_asked(combination: Combinations) ->
 def test_monitors_scrape_the_ports_of_the_pods(combination: Combinations) -> None:
     rendered = combination("production")
     (service,), (pods,) = rendered.kind("ServiceMonitor"), rendered.kind("PodMonitor")
-    ports = [p["name"] for p in rendered.one("Service", f"{RELEASE}-gateway")["spec"]["ports"]]
+    ports = [p["name"] for p in rendered.one("Service", f"{RELEASE}-metrics")["spec"]["ports"]]
     assert [e["port"] for e in service["spec"]["endpoints"]] == ports
     operator = rendered.one("Deployment", f"{RELEASE}-operator")["spec"]["template"]["spec"]
     names = {port["name"] for port in operator["containers"][0]["ports"]}

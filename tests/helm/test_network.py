@@ -88,6 +88,7 @@ NEEDED: list[Connection] = [
     ("the operator asks the API server", ours("operator"), WORLD, 6443),
     ("the operator asks whose teams are", ours("operator"), ours("gateway"), 8001),
     ("the operator resolves revisions", ours("operator"), WORLD, 443),
+    ("Prometheus reads the gateway", INGRESS, ours("gateway"), 8002),
     ("Prometheus reads the operator", INGRESS, ours("operator"), 9090),
     ("Prometheus reads Ray", INGRESS, ours("model"), 8080),
     ("Ray speaks to Ray", ours("model"), ours("model"), 6379),
@@ -181,7 +182,9 @@ def test_clients_and_monitoring_can_be_named(chart: Chart) -> None:
     rendered = chart.render(values=values)
     prometheus: Pod = ("metrics", {"app": "prometheus"})
     assert reaches(rendered, INGRESS, ours("gateway"), 8000)
-    assert reaches(rendered, prometheus, ours("gateway"), 8000)
+    assert reaches(rendered, prometheus, ours("gateway"), 8002)
+    assert not reaches(rendered, prometheus, ours("gateway"), 8000)
+    assert not reaches(rendered, INGRESS, ours("gateway"), 8002)
     assert reaches(rendered, ours("test"), ours("gateway"), 8000)
     assert not reaches(rendered, STRANGER, ours("gateway"), 8000)
     assert reaches(rendered, prometheus, ours("operator"), 9090)

@@ -127,7 +127,7 @@ def test_the_gateway_speaks_tls_where_a_certificate_is_named(chart: Chart) -> No
         container["volumeMounts"]
     )
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert container[probe]["httpGet"]["scheme"] == "HTTPS", probe
+        assert container[probe]["httpGet"]["port"] == "operations", probe
     (port,) = rendered.one("Service", f"{RELEASE}-gateway")["spec"]["ports"]
     assert port["appProtocol"] == "https"
     (check,) = rendered.one("Pod", f"{RELEASE}-test")["spec"]["containers"]
@@ -167,7 +167,7 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
     assert [*container["command"], *container["args"]] == [
         "calotype", "gateway", "--config=/etc/calotype/gateway/gateway.json",
         f"--config-map={RELEASE}-gateway-config", f"--teams-config-map={RELEASE}-gateway-teams",
-        "--host=0.0.0.0", "--port=8000", "--internal-port=8001",
+        "--host=0.0.0.0", "--port=8000", "--internal-port=8001", "--operations-port=8002",
     ]  # fmt: skip
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -194,11 +194,12 @@ def test_the_gateway_is_started_as_agreed(combination: Combinations) -> None:
         "CALOTYPE_API_KEY": {"name": f"{RELEASE}-api-key", "key": "api-key"},
     }
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
-    assert all(probe == {"path": "/healthz", "port": "http"} for probe in probes.values())
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert all(probe == {"path": "/healthz", "port": "operations"} for probe in probes.values())
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "operations"}
     assert container["ports"] == [
         {"name": "http", "containerPort": 8000, "protocol": "TCP"},
         {"name": "internal", "containerPort": 8001, "protocol": "TCP"},
+        {"name": "operations", "containerPort": 8002, "protocol": "TCP"},
     ]
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 

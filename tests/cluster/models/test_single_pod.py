@@ -131,9 +131,10 @@ def test_no_account_of_the_release_was_refused_anything(examples: Release) -> No
 
 def test_what_is_deleted_drains_and_is_gone(examples: Release) -> None:
     slow: Object = {"steps": 50, "size": "512x512"}
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    operations = examples.cluster.forward("svc/calotype-metrics", 8002, examples.namespace)
+    with operations as port, concurrent.futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(lambda: examples.draw(**slow))
-        model = lambda: httpx.get(f"{examples.url}/metrics").text  # noqa: E731
+        model = lambda: httpx.get(f"{port}/metrics").text  # noqa: E731
         examples.cluster.until(
             lambda: 'calotype_jobs{model="shapes",status="running"} 1.0' in model(),
             "the picture is being drawn",
