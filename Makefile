@@ -11,10 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 CYCLONEDX := 7.5.0
 
 # Test files run side by side; many of them wait more than they compute.
-WORKERS ?= 3
+WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast test-cluster controlplane lint serve bench constraints sbom clean
+.PHONY: setup demo test test-fast test-cluster simulation controlplane lint serve bench constraints sbom clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,11 @@ test-cluster: setup controlplane
 # Builds etcd, the API server and the rest into a cache outside the folder; about 25 minutes once.
 controlplane:
 	$(PYTHON) tests/controlplane/binaries.py
+
+# What the tests of the simulation leave out: more seeds, and every planted bug looked for from the first.
+simulation: setup
+	CALOTYPE_SIMULATION_SEEDS=20000 $(BIN)/python -m pytest -s tests/simulation/test_simulation.py
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m simulation.run 0:2000 --mutants
 
 lint: setup
 	$(BIN)/python -S -c "import collections"

@@ -147,7 +147,8 @@ class Running:
 
     def images(self) -> set[pathlib.Path]:
         """Every picture file that exists in the data folder."""
-        return {p for p in (self.data_dir / "assets").rglob("*") if p.is_file()}
+        kinds = {".png", ".jpg", ".jpeg", ".webp"}
+        return {p for p in (self.data_dir / "assets").rglob("*") if p.suffix in kinds}
 
 
 def free_port() -> int:

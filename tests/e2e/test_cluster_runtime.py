@@ -186,7 +186,8 @@ def test_a_wrong_application_changes_nothing(pods: Pods) -> None:
 
 def test_running_pictures_are_finished_and_waiting_ones_kept(pods: Pods) -> None:
     def submit(seed: int) -> str:
-        body = {"input": {"prompt": PROMPT, "n": 2, "steps": 50, "seed": seed}}
+        slow = {"n": 2, "steps": 50, "size": "256x256"}
+        body = {"input": {"prompt": PROMPT, "seed": seed, **slow}}
         with pods.api() as client:
             answer = client.post("/v1/jobs", json=body)
         assert answer.status_code == 202, answer.text
@@ -196,7 +197,7 @@ def test_running_pictures_are_finished_and_waiting_ones_kept(pods: Pods) -> None
         with pods.api() as client:
             return [client.get(f"/v1/jobs/{job}").json()["status"] for job in jobs]
 
-    jobs = [submit(seed) for seed in range(12)]  # more than run at once
+    jobs = [submit(seed) for seed in range(20)]  # more than run at once
     pods.until(lambda: "running" in states(), "some of them run")
     assert pods.end(MODEL_APP) == 0
     assert set(states()) == {"succeeded", "queued"}, "none was cut off, none was lost"

@@ -26,7 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m simulation.run", description=__doc__)
     parser.add_argument("seeds", help="a seed, or FIRST:LAST (without LAST)")
     parser.add_argument("--trace", action="store_true", help="print what happened")
-    parser.add_argument("--mutants", nargs="*", help="look for these planted bugs (mutants.py)")
+    parser.add_argument(
+        "--mutants", nargs="*", help="look for these planted bugs; NAME=SEED: from there on"
+    )
     parser.add_argument("--stop-after", type=int, default=5, help="seeds that fail; 0 = never")
     parser.add_argument("--replays", type=int, default=0, help="seeds that are run twice")
     given = parser.parse_args()
@@ -71,9 +73,10 @@ def _find(simulator: Simulator, seeds: range, names: Sequence[str]) -> tuple[int
     from simulation.mutants import MUTANTS, planted
 
     runs = missed = 0
-    for name in names or MUTANTS:
+    for word in names or MUTANTS:
+        name, _, at = word.partition("=")
         with planted(name):
-            for seed in seeds:
+            for seed in range(int(at), seeds.stop) if at else seeds:
                 runs += 1
                 found = simulator.run(seed)
                 if found.broken:

@@ -206,5 +206,7 @@ async def attack(folder: pathlib.Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     statuses = asyncio.run(attack(pathlib.Path(sys.argv[1])))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's: that one counts what whoever started this process held when it forked.
+    status = pathlib.Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     print(json.dumps({"statuses": statuses, "peak": peak}))
