@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CYCLONEDX := 7.5.0
 
 # Test files run side by side; many of them wait more than they compute.
-WORKERS ?= 4
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-fast test-cluster simulation controlplane lint serve bench constraints sbom clean
