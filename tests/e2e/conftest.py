@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -92,6 +93,7 @@ class Running:
 
     def end(self) -> None:
         """Ctrl-C."""
+        self._sdk.close()
         running = self.process.poll() is None
         family = psutil.Process(self.process.pid).children(recursive=True) if running else []
         self.process.send_signal(signal.SIGINT)
@@ -106,8 +108,13 @@ class Running:
         assert self.process.returncode == 0, self.log.read_text()
         assert not left, f"processes outlived the service: {left}\n{self.log.read_text()}"
 
-    def sdk(self) -> openai.OpenAI:
+    @functools.cached_property
+    def _sdk(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=240)
+
+    def sdk(self) -> openai.OpenAI:
+        """One client for all tests, closed with the service."""
+        return self._sdk
 
     def http(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {KEY}"}

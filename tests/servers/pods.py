@@ -6,6 +6,7 @@ What the kubelet does with pods that died is done here: they are started again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -186,13 +187,19 @@ class Pods:
         headers = {"authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=240)
 
-    def sdk(self) -> openai.OpenAI:
+    @functools.cached_property
+    def _sdk(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=240)
+
+    def sdk(self) -> openai.OpenAI:
+        """One client for all tests, closed with the pods."""
+        return self._sdk
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
     def close(self) -> None:
+        self._sdk.close()
         for name in self._running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.kill(name)
