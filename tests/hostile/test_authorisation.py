@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 from servers.gateway import QUICK, Service, running
+from servers.routes import routes_of
 
 from calotype.serving.api.state.settings import GatewaySettings
 from calotype.serving.core.errors import Conflict
@@ -236,17 +237,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def is_refused(answer: httpx.Response, status: int) -> bool:
     return answer.status_code == status and "error" in answer.json()
-
-
-def routes_of(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Method and path of each, also of those that other routers and applications bring."""
-    for route in routes:
-        inside = getattr(route, "original_router", route)
-        if inside is not route or not hasattr(route, "methods"):
-            yield from routes_of(inside.routes)
-            continue
-        for method in route.methods - {"HEAD"}:
-            yield method, route.path
 
 
 def test_every_route_has_a_row_here(world: World) -> None:
