@@ -74,7 +74,9 @@ def test_a_job_is_made_followed_and_fetched(client: Client) -> None:
     pictures = [client.download(image) for image in done.images]
     assert all(data.startswith(b"\x89PNG") for data in pictures)
     assert pictures[0] != pictures[1]
-    assert client.get(job.id) == done
+    again = client.get(job.id)
+    assert (again.id, again.status, again.recipe_hash) == (job.id, done.status, done.recipe_hash)
+    assert [image.asset_id for image in again.images] == [image.asset_id for image in done.images]
 
 
 def test_jobs_are_listed_page_by_page(client: Client) -> None:
