@@ -113,7 +113,7 @@ class Guard(Generic[Input]):
         if not inputs:
             return []
         if seconds <= 0:
-            raise ClassifierUnavailable(f"Classifier {self.name} had no time left to judge.")
+            raise ClassifierUnavailable(f"Classifier {self.name} had no time left to check.")
         return self.start(inputs).scores(seconds)
 
     def start(self, inputs: Sequence[Input]) -> Call[Input]:

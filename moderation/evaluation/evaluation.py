@@ -139,7 +139,7 @@ class Report:
         for label in labels:
             note = "  false blocks" if label.label == BENIGN else ""
             if label.unavailable:
-                note += f"  {label.unavailable} could not be judged"
+                note += f"  {label.unavailable} could not be checked"
             shown.append(
                 f"{label.label:<{width}}  {label.n:>6}  {label.blocked:>7}  {label.flagged:>7}"
                 f"  {100 * label.rate:>5.1f}%  {100 * label.low:.1f}-{100 * label.high:.1f}%{note}"
@@ -158,7 +158,7 @@ def evaluate(
 
     Args:
         path: CSV with a header; columns text and label, others are ignored.
-        moderator: who judges.
+        moderator: who checks.
         progress: told how many of how many prompts are checked.
         evasions: writes what was refused in every family of `evasions.FAMILIES` as well.
     """

@@ -51,7 +51,7 @@ def _spelled(text: str) -> str:
 
 
 def _split(text: str) -> str:
-    """Over prompt and negative prompt: a service judges all fields of a request together."""
+    """Over prompt and negative prompt: a service checks all fields of a request together."""
     words = text.split()
     half = len(words) // 2
     return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"

@@ -81,7 +81,7 @@ class Replay:
         return {
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
-            "judged": self.compared,
+            "checked": self.compared,
             "skipped": self.skipped,
             "before": dict(self.before),
             "after": dict(self.after),

@@ -109,7 +109,7 @@ def _decoded(data: bytes, name: str, max_pixels: int) -> Iterator[Pixels]:
                 frames = f" in {number + 1} frames" if number else ""
                 raise ImageError(
                     f"{name} has {frame.width}x{frame.height} pixels{frames}; "
-                    f"at most {max_pixels:,} can be judged."
+                    f"at most {max_pixels:,} can be checked."
                 )
             yield from _views(_upright(frame))
 

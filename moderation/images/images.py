@@ -59,7 +59,7 @@ def validated(pixels: NDArray[np.uint8]) -> Pixels:
     if 0 in array.shape:
         raise ImageError(f"A picture of {array.shape[1]}x{array.shape[0]} has no pixels.")
     if array.shape[0] * array.shape[1] > PIXEL_LIMIT:
-        raise ImageError(f"A picture of {array.shape[1]}x{array.shape[0]} is too large to judge.")
+        raise ImageError(f"A picture of {array.shape[1]}x{array.shape[0]} is too large to check.")
     return array
 
 

@@ -82,8 +82,8 @@ class Rulebook:
         for name in scope.policies:
             if name not in self._named:
                 raise PolicyError(
-                    f"The ModerationPolicy {name}, by which this must be judged, is not known "
-                    "where it is judged (yet)."
+                    f"The ModerationPolicy {name}, against which this must be checked, is not "
+                    "known where it is checked (yet)."
                 )
             policies.append(self._named[name])
         policies.append(self.policy)

@@ -104,7 +104,7 @@ class JudgeRules(PolicyModel):
         Field(description="How the model is asked; yes-no asks any chat model.")
     )
     model: str = Field(
-        min_length=1, max_length=1000, description="Folder of the model where prompts are judged."
+        min_length=1, max_length=1000, description="Folder of the model where prompts are checked."
     )
     when: Literal["uncertain", "always"] = Field(
         "uncertain",

@@ -89,13 +89,13 @@ class PolicySpec(PolicyModel):
         "block", description="What happens when a classifier fails. Nothing lets it pass."
     )
     timeout_seconds: float = Field(
-        20.0, gt=0.0, le=600.0, description="Time for one judgement, in seconds."
+        20.0, gt=0.0, le=600.0, description="Time for one check, in seconds."
     )
     picture_lists: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
         (),
         max_length=16,
         description="Files of known pictures (PDQ) that are refused wherever they turn up, where "
-        "pictures are judged. Default: none.",
+        "pictures are checked. Default: none.",
     )
     picture_models: dict[
         Literal["falconsai", "sd-safety-checker", "shieldgemma-2"],

@@ -1,4 +1,4 @@
-"""How long judging a text may take: as long as its length explains."""
+"""How long checking a text may take: as long as its length explains."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class PromptRules:
         """
         if len(text) > READ_LIMIT:
             raise ClassifierUnavailable(
-                f"The prompt has {len(text)} characters; no more than {READ_LIMIT} can be judged."
+                f"The prompt has {len(text)} characters; no more than {READ_LIMIT} can be checked."
             )
         readings = views(text, self.lexicon)
         peaks = Peaks()

@@ -1,4 +1,4 @@
-"""Whether the ModerationPolicy that a LoRAAdapter names may judge its requests. Pure."""
+"""Whether the ModerationPolicy that a LoRAAdapter names may check its requests. Pure."""
 
 from __future__ import annotations
 

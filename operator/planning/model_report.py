@@ -69,7 +69,7 @@ class ModelReport:
         """The replicas, and whether each draws."""
         return frozenset((state.replica, state.ready) for state in self.states)
 
-    def holds(self, adapter: str) -> bool:
+    def knows(self, adapter: str) -> bool:
         """Whether a replica still knows an adapter."""
         return any(adapter in state.adapters for state in self.states)
 

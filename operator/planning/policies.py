@@ -31,7 +31,7 @@ class NamedSpec:
 
 
 _PATHS = ("pictureLists", "pictureModels", "judge", "shadow")
-"""Fields that name files in the pods where a policy judges."""
+"""Fields that name files in the pods where a policy is used."""
 
 
 def admit_policies(
@@ -39,7 +39,7 @@ def admit_policies(
 ) -> dict[Address, Refusal]:
     """Address -> why a policy is not used; those that are not in it are.
 
-    Policies travel with the configuration of every model that they judge for, so all of them share
+    Policies travel with the configuration of every model that uses them, so all of them share
     its room: those of the operator's namespace first, then the older ones.
 
     Args:

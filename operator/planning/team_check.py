@@ -1,4 +1,4 @@
-"""Whether a Team can be served; and the policies that judge a model's requests beside its own.
+"""Whether a Team can be served; and the policies that check a model's requests beside its own.
 
 Pure. A refused team keeps its key and may read what it has; it may not draw.
 """

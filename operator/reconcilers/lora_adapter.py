@@ -270,7 +270,7 @@ async def _finish(context: Context, obj: Manifest) -> float | None:
     elapsed = context.finalizers.deleting_for(obj) or 0.0
     await context.refresh_namespace(address[0])
     why = context.finalizers.overdue(obj, elapsed)
-    if why is None and _may_be_held(context, obj, model, elapsed):
+    if why is None and _may_be_loaded(context, obj, model, elapsed):
         pause = context.settings.busy_poll_seconds
         if elapsed < context.settings.drain_seconds:
             pause = context.settings.drain_seconds - elapsed
@@ -295,7 +295,7 @@ async def _finish(context: Context, obj: Manifest) -> float | None:
     return None
 
 
-def _may_be_held(context: Context, obj: Manifest, model: Address, elapsed: float) -> bool:
+def _may_be_loaded(context: Context, obj: Manifest, model: Address, elapsed: float) -> bool:
     """Whether a replica that draws may still hold the adapter."""
     host = context.store.hosts().get(model)
     model_obj = context.store.get("ImageModel", model)
@@ -312,7 +312,7 @@ def _may_be_held(context: Context, obj: Manifest, model: Address, elapsed: float
         return elapsed < context.settings.drain_seconds
     report = context.reports.get(model)
     if report is not None and report.reachable:
-        return report.holds(obj["metadata"]["name"]) or _pushed(context, obj, model)
+        return report.knows(obj["metadata"]["name"]) or _pushed(context, obj, model)
     return is_true(model_obj, Condition.SERVING) and _pushed(context, obj, model)
 
 

@@ -85,7 +85,7 @@ class EventRouter:
             for other, _ in context.store.all("Team"):
                 if other[1] == address[1]:
                     context.queue.add(Key("Team", *other))
-            for model in context.store.hosts():  # they judge by the policies of their teams too
+            for model in context.store.hosts():  # they check by the policies of their teams too
                 context.wake_model(model, BURST_SECONDS)
             context.wake_gateway()
 

@@ -3,7 +3,7 @@
     POST /internal/v1/jobs/{id}/submit          204; the job is queued in the database
     POST /internal/v1/jobs/{id}/wait?seconds=   204 when it is over or the time is
     POST /internal/v1/jobs/{id}/cancel          204
-    POST /internal/v1/judge                     {"texts": [...], "images": [base64 file, ...]}
+    POST /internal/v1/moderate                     {"texts": [...], "images": [base64 file, ...]}
     GET  /internal/v1/status                    how the model and its replicas are
 
 All of them need ``Authorization: Bearer $CALOTYPE_INTERNAL_TOKEN``: the token of the model
@@ -79,7 +79,7 @@ def build_ingress(model_app: ModelApp, token: str) -> FastAPI:
     app.add_api_route(f"{jobs}/submit", ingress.submit, methods=["POST"])
     app.add_api_route(f"{jobs}/wait", ingress.wait, methods=["POST"])
     app.add_api_route(f"{jobs}/cancel", ingress.cancel, methods=["POST"])
-    app.add_api_route("/internal/v1/judge", ingress.moderate, methods=["POST"])
+    app.add_api_route("/internal/v1/moderate", ingress.moderate, methods=["POST"])
     app.add_api_route("/internal/v1/status", ingress.status, methods=["GET"])
     return app
 

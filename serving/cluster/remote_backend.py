@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 2.0
 CALL_SECONDS = 15.0
-JUDGE_SECONDS = 60.0
+CHECK_SECONDS = 60.0
 STATUS_SECONDS = 3.0
 STATUS_AGE = 1.0
 """For so long an answer to `status` is good for the next one who asks."""
@@ -122,21 +122,21 @@ class RemoteBackend:
             models: those that know the policies of the team's requests; None = every one.
         """
         problem = "This service has no model at the moment."
-        seconds = text_seconds(JUDGE_SECONDS, sum(map(len, texts)))
-        for model in self._judges():
+        seconds = text_seconds(CHECK_SECONDS, sum(map(len, texts)))
+        for model in self._moderating_models():
             if models is not None and model not in models:
                 continue
             try:
                 answer = await self._post(
-                    model, "judge", seconds, content=_judge_body(texts, images, scope)
+                    model, "moderate", seconds, content=_moderate_body(texts, images, scope)
                 )
             except Overloaded as error:
                 problem = error.message
                 continue
             return [Decision.from_payload(found) for found in answer.json()["decisions"]]
-        raise ModerationUnavailable(f"The safety stage cannot judge. {problem}", retry_after=5)
+        raise ModerationUnavailable(f"The safety stage cannot check it. {problem}", retry_after=5)
 
-    def _judges(self) -> list[str]:
+    def _moderating_models(self) -> list[str]:
         """The default model, then the others of its namespace: those of other namespaces are run by
         others, and are no place for what a team asks without naming a model."""
         home = self.namespaces.get(self.default_model or "")
@@ -253,10 +253,10 @@ def _error(model: str, answer: httpx.Response) -> CalotypeError:
         )
 
 
-async def _judge_body(
+async def _moderate_body(
     texts: Sequence[str], images: Sequence[Pixels], scope: CheckScope | None
 ) -> AsyncIterator[bytes]:
-    """The JSON of a call of `judge`, in pieces: its pictures may be large."""
+    """The JSON of a call of `moderate`, in pieces: its pictures may be large."""
     asked = None if scope is None else scope.to_payload()
     yield f'{{"texts": {json.dumps(list(texts))}, "scope": {json.dumps(asked)}'.encode()
     yield b', "images": ['

@@ -60,7 +60,7 @@ class Probe(Spec):
     """A picture that is drawn after every load; a replica that cannot draw it is not ready."""
 
     prompt: str = Field(
-        min_length=1, max_length=4000, description="What is drawn; it is judged as any prompt."
+        min_length=1, max_length=4000, description="What is drawn; it is checked as any prompt."
     )
     seed: int = Field(1, ge=0, le=2**53, description="Seed of the picture.")
 

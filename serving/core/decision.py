@@ -39,7 +39,7 @@ class CheckScope:
 
 @dataclass(frozen=True, slots=True)
 class ImageContext:
-    """What an image is judged with besides its pixels. Nothing of it is optional: rules combine
+    """What an image is checked with besides its pixels. Nothing of it is optional: rules combine
     what an image shows with what it was drawn for and from."""
 
     prompt: str
@@ -47,7 +47,7 @@ class ImageContext:
     references: Sequence[Pixels]
     """The images that it was drawn from; none for an image that somebody brings."""
     scope: CheckScope | None
-    """For whom it is judged; None = under the model's policy alone."""
+    """For whom it is checked; None = under the model's policy alone."""
 
     @classmethod
     def of_upload(cls, scope: CheckScope | None) -> ImageContext:

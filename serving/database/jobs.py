@@ -269,8 +269,8 @@ class Jobs(Repository):
         end the job.
 
         Raises:
-            Conflict: something was taken down since its images were judged
-                (`JUDGED_TOO_EARLY`); nothing is written.
+            Conflict: something was taken down since its images were checked
+                (`CHECKED_TOO_EARLY`); nothing is written.
         """
         now = self.clock.time()
         values: ColumnValues = {"completed": now, "lease_replica": None, "lease_expires": None}

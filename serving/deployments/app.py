@@ -100,7 +100,7 @@ def build_model_app(
     """One model's deployments; the generator is the root.
 
     Args:
-        moderation: the moderator's configuration; None = it judges by the package's policy.
+        moderation: the moderator's configuration; None = it checks by the package's policy.
         threads: torch threads of text encoder and generator.
         gpus: of one generator replica and of one of the text encoder.
         environment: variables of the replicas; None where they inherit all that they need.

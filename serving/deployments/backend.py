@@ -75,7 +75,7 @@ class RayBackend:
         apps = [app for name, app in self.models.items() if models is None or name in models]
         if not apps:
             raise ModerationUnavailable(
-                "None of the models whose policy it is judged by runs at the moment.",
+                "None of the models whose policy it is checked against runs at the moment.",
                 retry_after=5,
             )
         safety = RemoteSafety(self._handle("Moderator", apps[0]), 15.0)

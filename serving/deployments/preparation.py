@@ -1,4 +1,4 @@
-"""What a service is given: manifests, by which policies they judge, and a data folder.
+"""What a service is given: manifests, by which policies they check, and a data folder.
 
 Checked here before anything starts. Imports no Ray: what is refused is refused at once.
 """

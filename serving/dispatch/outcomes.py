@@ -44,7 +44,7 @@ class Outcomes:
     async def drawn(self, job_id: str, fence: int, result: GenerationResult) -> bool | None:
         """Ends a drawn job; False when the lease was lost, True again on a repeated call.
 
-        None where something was taken down since its images were judged: it must be drawn again.
+        None where something was taken down since its images were checked: it must be drawn again.
         """
         job = await self._call(self._jobs.get_job, job_id)
         if job is None:

@@ -17,7 +17,7 @@ from calotype.serving.core.errors import CalotypeError, ContentBlocked, Moderati
 from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.jobs.moderation_record import ModerationRecord
-from calotype.serving.jobs.outage import FINAL, JUDGEMENT, PART, SAFETY_STAGE
+from calotype.serving.jobs.outage import FINAL, PART, SAFETY_CHECK, SAFETY_STAGE
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.refusals import blocked_error
 from calotype.serving.observability import tracing
@@ -57,7 +57,7 @@ async def check_with_retries(
             if not decision.undecided:
                 return decision
             if decision.timed_out:  # the next classifier would hang as well
-                raise unavailable("it took too long", part=JUDGEMENT)
+                raise unavailable("it took too long", part=SAFETY_CHECK)
             failure = "the classifiers gave no decision"
         log.warning("the safety stage made no decision: %s", failure)
         if delay is not None:
@@ -73,7 +73,7 @@ def unavailable(
     part: see `outage.part_at_fault`.
     """
     return ModerationUnavailable(
-        f"The safety stage could not judge the request, so it was not run ({reason}). "
+        f"The safety stage could not check the request, so it was not run ({reason}). "
         "Try again in a few seconds.",
         retry_after=5,
         details={FINAL: True} if final else {PART: part},
@@ -112,7 +112,7 @@ async def check_job(
     try:
         prompt = prompt_text(GenerationRequest.from_payload(job.request))
         retries = replace(retries, timeout=text_seconds(retries.timeout, len(prompt)))
-        with tracing.span("judge prompt", options.traceparent, job=job.id):
+        with tracing.span("check prompt", options.traceparent, job=job.id):
             decision = await check_with_retries(
                 lambda: safety.check_prompt(prompt, options.scope), retries, sleep
             )

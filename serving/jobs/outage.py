@@ -23,7 +23,7 @@ from calotype.serving.jobs.records import JobRecord
 PART = "part"
 """Field of `CalotypeError.details`: the part whose fault it is."""
 SAFETY_STAGE = "safety_stage"
-JUDGEMENT = "judgement"
+SAFETY_CHECK = "safety_check"
 """The safety stage is there, and did not finish with this content in its time."""
 DEVICE_MEMORY = "device_memory"
 FINAL = "final"
@@ -32,7 +32,7 @@ FINAL = "final"
 _NAMES = {
     "text_encoder": "the text encoder",
     SAFETY_STAGE: "the safety stage",
-    JUDGEMENT: "the safety stage, which did not finish with it in time",
+    SAFETY_CHECK: "the safety stage, which did not finish with it in time",
     "storage": "the object store or the job database",
     DEVICE_MEMORY: "memory of the device, which other requests have taken",
     "adapter": "an adapter that it names",
@@ -40,12 +40,12 @@ _NAMES = {
 }
 _CODES = {
     SAFETY_STAGE: "moderation_unavailable",
-    JUDGEMENT: "moderation_unavailable",
+    SAFETY_CHECK: "moderation_unavailable",
     "storage": "storage_unavailable",
 }
 """Of `DependencyUnavailable`, where clients know one for the part."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_MOST_FAULTS = {DEVICE_MEMORY: 5, JUDGEMENT: 3}
+_MOST_FAULTS = {DEVICE_MEMORY: 5, SAFETY_CHECK: 3}
 """After so many it is the request itself: too large, or made for classifiers to hang over."""
 
 

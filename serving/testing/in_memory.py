@@ -132,7 +132,7 @@ class ScriptedSafety:
         self.scopes: list[CheckScope | None] = []
         """For whom it was asked, in order."""
         self.contexts: list[ImageContext] = []
-        """What images were judged with, in order."""
+        """What images were checked with, in order."""
 
     async def check_prompt(self, text: str, scope: CheckScope | None = None) -> Decision:
         self.scopes.append(scope)

@@ -28,8 +28,8 @@ from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.storage import new_key
 from calotype.serving.worker.given_files import read_given_files
-from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import LeaseSource
+from calotype.serving.worker.output_check import Sources, check_output
 from calotype.serving.worker.postprocess import Postprocessor
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class _Painting:
         safety, retries = self._painter.safety, self._settings.check_retries
         for index, state in enumerate(states):
             pixels = flat(state, ImageSize(_PREVIEW_SIDE, _PREVIEW_SIDE))
-            if (await judge_drawn(safety, self._lease, pixels, sources, retries)).blocked:
+            if (await check_output(safety, self._lease, pixels, sources, retries)).blocked:
                 continue
             data = encode_image(pixels, "jpeg", 80)
             key = new_key(self._lease.team_id, data, "jpeg")

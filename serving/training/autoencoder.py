@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from calotype.serving.training.captions import sample_scene
-from calotype.serving.training.judge import score
 from calotype.serving.training.loop import Stage, normal
+from calotype.serving.training.scene_classifier import score
 from calotype.serving.training.scenes import NATIVE, Scene, render, to_uint8
 
 KL_WEIGHT = 2e-4
@@ -24,7 +24,7 @@ FINE = ("star", "star", "ring", "cross")
 
 
 def scene_pool(count: int, seed: int, striped: float = 0.15) -> list[Scene]:
-    """Scenes of every combination: the autoencoder is judged on images, not on captions."""
+    """Scenes of every combination: the autoencoder is measured on images, not on captions."""
     rng = random.Random(seed)
     pool = []
     for _ in range(count):

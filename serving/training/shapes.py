@@ -22,8 +22,8 @@ from calotype.serving.training import flow as flows
 from calotype.serving.training import miniature
 from calotype.serving.training.autoencoder import Images, train_autoencoder
 from calotype.serving.training.captions import sample_scene
-from calotype.serving.training.judge import ATTRIBUTES, judge, score
 from calotype.serving.training.loop import Stage, rank
+from calotype.serving.training.scene_classifier import ATTRIBUTES, matches, score
 from calotype.serving.training.scenes import to_uint8
 
 MODELS = pathlib.Path(__file__).parents[1] / "weights" / "embedded"
@@ -160,7 +160,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     by: dict[str, list[bool]] = collections.defaultdict(list)
     for scene, image in zip(scenes, pictures, strict=True):
         for thing in scene.things:
-            by[thing.shape].append(judge(scene, image)["full"])
+            by[thing.shape].append(matches(scene, image)["full"])
     shapes = {name: sum(right) / len(right) for name, right in sorted(by.items())}
     if arguments.sheet:
         save_sheet(pictures[:32], arguments.sheet)

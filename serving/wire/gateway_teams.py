@@ -30,7 +30,7 @@ class DeclaredTeam(Part):
     quotas: Quotas = Field(default_factory=Quotas)
     models: list[str] = Field(default_factory=list, description="Allowed models; empty = all.")
     moderation_policy: str | None = Field(
-        None, description="The policy by which its requests are judged beside the model's."
+        None, description="The policy by which its requests are checked beside the model's."
     )
     refusal: str | None = Field(None, description="Why the team may not draw; None = it may.")
     key_hashes: list[Digest] = Field(

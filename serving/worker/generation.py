@@ -41,8 +41,8 @@ from calotype.serving.worker.adapter_status import adapter_fault
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 from calotype.serving.worker.given_files import read_given_files
 from calotype.serving.worker.intermediates import Intermediates
-from calotype.serving.worker.judging import Sources
 from calotype.serving.worker.lease_source import LeaseSource
+from calotype.serving.worker.output_check import Sources
 from calotype.serving.worker.postprocess import Postprocessor
 from calotype.serving.worker.prompt_source import EncodedPrompt, PromptSource
 
@@ -243,7 +243,7 @@ class GenerationWorker:
             )
         prompt = encoded[0]
         if files:
-            with tracing.span("judge given pictures"):
+            with tracing.span("check given images"):
                 await self._postprocessor.admit(running.lease, files)
         sources = await Sources.of(request, files)
         running.intermediates.draws_from(sources)
@@ -251,7 +251,7 @@ class GenerationWorker:
         with tracing.span("denoise", steps=request.sampling.steps):
             finished = await self._drawn(running, given)
         drawn_at = time.monotonic()
-        with tracing.span("judge and store"):
+        with tracing.span("check and store"):
             final, _ = await asyncio.gather(
                 self._postprocessor.finalize(running.lease, finished.images, sources),
                 running.intermediates.finish(),

@@ -19,13 +19,13 @@ from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
 from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.jobs.result import CONTENT_TYPES
 from calotype.serving.storage import new_key
-from calotype.serving.worker.judging import Sources, judge_drawn
 from calotype.serving.worker.lease_source import IntermediatesSink
+from calotype.serving.worker.output_check import Sources, check_output
 
 log = logging.getLogger(__name__)
 
 _ONCE = CheckRetries(delays=())
-"""A preview that could not be judged is not shown: nothing waits for it."""
+"""A preview that could not be checked is not shown: nothing waits for it."""
 PREVIEW_PATIENCE = 5.0
 """Seconds that a finished image waits for previews that are still being checked."""
 
@@ -117,8 +117,8 @@ class Intermediates:
         lease, options = self._lease, self._lease.options
         if lease.review_categories is not None or self._sources is None:
             return
-        decision = await judge_drawn(self._safety, lease, preview.pixels, self._sources, _ONCE)
-        # By a newer policy the prompt has not been judged yet; the finished image is, as a whole.
+        decision = await check_output(self._safety, lease, preview.pixels, self._sources, _ONCE)
+        # By a newer policy the prompt has not been checked yet; the finished image is, as a whole.
         if decision.blocked or lease.prompt_policy not in (None, decision.version):
             return
         kind = options.output_format

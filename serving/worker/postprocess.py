@@ -32,7 +32,7 @@ from calotype.serving.jobs.result import CONTENT_TYPES, BlockedImage, HeldImage,
 from calotype.serving.storage import new_key
 from calotype.serving.worker.drawn_images import Fate, at_requested_size, fate_of
 from calotype.serving.worker.held_image import hold_image
-from calotype.serving.worker.judging import Sources, judge_drawn
+from calotype.serving.worker.output_check import Sources, check_output
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
@@ -141,7 +141,7 @@ class Postprocessor:
         """
         for pause in SWITCH_PAUSES:
             checks = (
-                judge_drawn(self._safety, lease, image, sources, self._retries) for image in images
+                check_output(self._safety, lease, image, sources, self._retries) for image in images
             )
             decisions = list(await asyncio.gather(*checks))
             version = decisions[0].version

@@ -271,7 +271,7 @@ class Nobody:
     async def cancel(self, job_id: str) -> None:
         return
 
-    async def judge(
+    async def check(
         self, texts: Sequence[str], images: Sequence[Any], *more: Any
     ) -> list[dict[str, Any]]:
         return []

@@ -1,4 +1,4 @@
-"""What judging costs: the embedded safety stage on prompts and images, one at a time.
+"""What checking costs: the embedded safety stage on prompts and images, one at a time.
 
 Ratios to one run of the network that takes most of the time, measured in the same run.
 """
@@ -50,17 +50,17 @@ def measure() -> dict[str, dict[str, Any]]:
     return {
         "one sentence embedding": entry(1000 * embedding, "ms", None),
         "one pass of the slowest image network": entry(1000 * network, "ms", None),
-        "judging a prompt, p50": entry(
+        "checking a prompt, p50": entry(
             statistics.median(prompt_seconds) / embedding, EMBEDDING_UNIT, 2.5
         ),
-        "judging a prompt, p99": entry(
+        "checking a prompt, p99": entry(
             float(np.quantile(prompt_seconds, 0.99)) / embedding, EMBEDDING_UNIT, 10
         ),
-        "judging a 128x128 image, p50": entry(
+        "checking a 128x128 image, p50": entry(
             statistics.median(timed(stage.check_image, small)) / network, NETWORK_UNIT, None
         ),
-        "judging a 1024x1024 photograph, p50": entry(photograph / network, NETWORK_UNIT, 15),
-        "judging a 1024x1024 image that gets a closer look, p50": entry(
+        "checking a 1024x1024 photograph, p50": entry(photograph / network, NETWORK_UNIT, 15),
+        "checking a 1024x1024 image that gets a closer look, p50": entry(
             statistics.median(timed(stage.check_image, suspicious)) / network, NETWORK_UNIT, None
         ),
     }
@@ -83,12 +83,12 @@ def photographs(side: int) -> list[Any]:
     return found
 
 
-def timed(judge: Callable[[Any], Any], inputs: Sequence[Any]) -> list[float]:
-    """Seconds of every judgement."""
+def timed(check: Callable[[Any], Any], inputs: Sequence[Any]) -> list[float]:
+    """Seconds of every check."""
     found = []
     for given in inputs:
         begun = time.perf_counter()
-        judge(given)
+        check(given)
         found.append(time.perf_counter() - begun)
     return found
 

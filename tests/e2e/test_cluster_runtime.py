@@ -75,7 +75,11 @@ def test_every_format_says_that_a_model_made_it(pods: Pods) -> None:
 
 def test_the_ingress_answers_nobody_without_the_token(pods: Pods) -> None:
     for token in ("", "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}"):
-        for method, path in (("GET", "status"), ("POST", "judge"), ("POST", "jobs/job_1/cancel")):
+        for method, path in (
+            ("GET", "status"),
+            ("POST", "moderate"),
+            ("POST", "jobs/job_1/cancel"),
+        ):
             answer = httpx.request(
                 method,
                 f"{pods.app_url}/internal/v1/{path}",
@@ -85,7 +89,7 @@ def test_the_ingress_answers_nobody_without_the_token(pods: Pods) -> None:
             assert answer.status_code == 401, (token, path)
 
 
-def test_texts_and_pictures_are_judged_through_the_gateway(pods: Pods) -> None:
+def test_texts_and_pictures_are_checked_through_the_gateway(pods: Pods) -> None:
     image = base64.b64encode(drawn(pods)).decode()
     parts = [
         {"type": "text", "text": "a quiet harbour"},

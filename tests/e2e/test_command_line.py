@@ -20,7 +20,7 @@ from PIL import Image
 from samples.images import same_pixels
 
 from calotype.serving.commands.cli import main
-from calotype.serving.training.judge import look
+from calotype.serving.training.scene_classifier import look
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 

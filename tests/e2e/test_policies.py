@@ -123,7 +123,7 @@ def policies_of(job: dict[str, Any]) -> set[str]:
     )
 
 
-def test_a_team_is_judged_by_the_strictest_of_its_policy_and_the_models(
+def test_a_team_is_checked_by_the_strictest_of_its_policy_and_the_models(
     running: Any, kids: httpx.Client
 ) -> None:
     prompt = "captain calotype on a blue background"
@@ -135,11 +135,11 @@ def test_a_team_is_judged_by_the_strictest_of_its_policy_and_the_models(
     assert refused["error"]["code"] == "moderation_blocked"
     assert policies_of(refused) == {"kids@1"}
     assert policies_of(drawn(kids, "a red circle")) == {"kids@1"}
-    judged = kids.post("/v1/moderations", json={"input": prompt}).json()["results"][0]
-    assert judged["flagged"]
+    checked = kids.post("/v1/moderations", json={"input": prompt}).json()["results"][0]
+    assert checked["flagged"]
 
 
-def test_a_level_is_judged_by_and_what_is_not_granted_is_said(running: Any) -> None:
+def test_a_level_is_checked_by_and_what_is_not_granted_is_said(running: Any) -> None:
     prompt = "a red circle"
     with running.http() as client:
         strict = drawn(client, prompt, safety_tolerance=1)
@@ -174,7 +174,7 @@ def test_two_versions_under_load(running: Any, kids: httpx.Client, folder: pathl
         with running.http() as client:
             return drawn(client, "a lighthouse")["status"] == "failed"
 
-    running.wait_for(switched, "the new version judges")
+    running.wait_for(switched, "the new version checks")
     assert policies_of(drawn(kids, "a lighthouse")) == {"kids@1"}
     with running.http() as client:
         after = [drawn(client, f"a blue star, number {number}") for number in range(4)]
@@ -200,12 +200,12 @@ def test_a_classifier_that_is_missing_refuses_and_one_on_trial_does_not(
     running: Any, kids: httpx.Client, folder: pathlib.Path
 ) -> None:
     nowhere = str(folder / "no-such-model")
-    judged = {**KIDS["spec"], "version": 2, "judge": {
+    checked = {**KIDS["spec"], "version": 2, "judge": {
         "format": "qwen3guard", "model": nowhere, "when": "always"}}  # fmt: skip
-    (folder / "kids.yaml").write_text(yaml.safe_dump({**KIDS, "spec": judged}))
+    (folder / "kids.yaml").write_text(yaml.safe_dump({**KIDS, "spec": checked}))
 
     def waits() -> bool:
-        """Whether a job is not judged, and waits for that; it is canceled."""
+        """Whether a job is not checked, and waits for that; it is canceled."""
         answer = kids.post("/v1/jobs", json={"input": {"prompt": "a red circle", **SMALL}})
         job = answer.json()
         while job["status"] in ("queued", "running") and not job["waiting_for"]:

@@ -27,7 +27,7 @@ def test_a_request_is_one_trace_in_all_processes(service: Any, collector: Collec
         job = client.get(f"/v1/jobs/{answer.json()['job_id']}").json()
         assert job["trace_id"] == trace_id
         assert "traceparent" not in json.dumps(job["input"])
-        names = ("POST /v1/images/generations", "judge prompt", "draw", "judge and store")
+        names = ("POST /v1/images/generations", "check prompt", "draw", "check and store")
         service.wait_for(lambda: set(names) <= set(collector.of(trace_id)), "all spans came")
         found = collector.of(trace_id)
         other = client.get("/v1/models").headers["x-trace-id"]

@@ -81,7 +81,7 @@ async def test_a_policy_that_is_too_large_stops_nothing_but_itself(world: World)
     world.apply(manifests.adapter())
     await world.ready(LORA_ADAPTERS, "stripes")
     team = await world.until(lambda: world.teams().get("shoes"), "it is known")
-    assert "refusal" in team, "nobody is judged by less than was asked for"
+    assert "refusal" in team, "nobody is checked by less than was asked for"
 
 
 async def test_the_policies_of_a_namespace_share_its_room(world: World) -> None:
@@ -306,7 +306,7 @@ def test_a_request_without_a_model_goes_to_no_other_than_the_default() -> None:
         catalog.model(None)
 
 
-async def test_what_a_team_has_judged_goes_to_no_model_of_another_namespace() -> None:
+async def test_what_a_team_has_checked_goes_to_no_model_of_another_namespace() -> None:
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

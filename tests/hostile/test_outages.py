@@ -193,13 +193,13 @@ async def test_memory_that_others_hold_is_waited_for_and_a_request_too_large_is_
 async def test_a_text_that_classifiers_hang_over_is_refused_as_itself(rig: Rig) -> None:
     asked: list[str] = []
 
-    def judge(text: str) -> dict[str, Any]:
+    def check(text: str) -> dict[str, Any]:
         if text != "hang":
             return decision("input")
         asked.append(text)
         return {**decision("input", unavailable=True), "timed_out": True}
 
-    rig.safety.prompt = judge
+    rig.safety.prompt = check
     hanging, other = rig.job(prompt="hang"), rig.job()
     for job in (hanging, other):
         await rig.dispatcher.submit(job.id)
@@ -207,7 +207,7 @@ async def test_a_text_that_classifiers_hang_over_is_refused_as_itself(rig: Rig) 
     for _ in range(20):
         await rig.pass_time(30)
     row = rig.row(hanging)
-    assert (row.error or {})["details"]["reason"] == "judgement_unavailable"
+    assert (row.error or {})["details"]["reason"] == "safety_check_unavailable"
     assert len(asked) == 3, "not one moderator after the other, for as long as an outage may last"
 
 

@@ -31,7 +31,7 @@ from calotype.serving.jobs.options import JobOptions
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.testing.in_memory import MemoryBlobStore, ScriptedSafety, decision
 from calotype.serving.worker.intermediates import Intermediates
-from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.output_check import Sources
 
 CASES, APPEALS = "/v1/moderation/cases", "/v1/moderation/appeals"
 SIZE = ImageSize(64, 64)
@@ -95,7 +95,7 @@ def previews_shown(reference: Any, *, told: bool = True) -> int:
     return len(shown.previews)
 
 
-def test_a_preview_is_judged_with_the_reference_pictures() -> None:
+def test_a_preview_is_checked_with_the_reference_pictures() -> None:
     assert previews_shown(drawing(1)) == 1
     assert previews_shown(face()) == 0
     assert previews_shown(drawing(1), told=False) == 0, "nobody knows yet what it is drawn from"

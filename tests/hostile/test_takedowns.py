@@ -241,7 +241,7 @@ def test_bytes_that_cannot_be_deleted_are_not_served_and_go_later(
 def test_a_copy_that_is_stored_just_after_goes_with_the_next_sweep(
     service: Service, reviewer: Any
 ) -> None:
-    """It was judged before the takedown, when nobody knew."""
+    """It was checked before the takedown, when nobody knew."""
     first, late = draw(service), draw(service, seed=9)
     files = service.database.files
     for job, kind in ((first, "png"), (late, "jpeg")):
@@ -309,19 +309,19 @@ def test_a_result_from_a_taken_down_picture_is_refused_in_the_same_transaction(
     service.backend.resume()
 
 
-def test_a_picture_that_was_judged_before_a_takedown_is_judged_again(service: Service) -> None:
+def test_a_picture_that_was_checked_before_a_takedown_is_checked_again(service: Service) -> None:
     """Whatever comes between the safety stage's decision and the transaction that stores it."""
     other = draw(service, seed=9)
     known: list[int] = []
 
-    def judge(pixels: Any) -> dict[str, Any]:
+    def check(pixels: Any) -> dict[str, Any]:
         number, _ = takedowns.TakenDown(service.database.takedowns).numbered()
         if not known:
             service.database.takedowns.take_down(order_for(asset_of(other)), "key_1")
         known.append(number)
         return decision("output") | {NEWEST_TAKEDOWN: number}
 
-    service.safety.image = judge
+    service.safety.image = check
     job = draw(service)
     assert job.status == "succeeded" and len(known) == 2 and known[0] < known[1]
     assert (job.attempts, job.fence) == (1, 3), "nothing that counts against it"

@@ -184,7 +184,7 @@ def test_missing_network_is_named_and_found_again(
     assert moderator.check_image(GREY).verdict is Verdict.ALLOW
 
 
-def test_too_long_a_prompt_is_not_half_judged() -> None:
+def test_too_long_a_prompt_is_not_half_checked() -> None:
     decision = scripted().check_prompt("a " * 40_000)
     assert decision.unavailable and "80000 characters" in (decision.reason or "")
 
@@ -195,13 +195,13 @@ def test_reconfigure_switches_versions_whole() -> None:
     results: list[Decision] = []
     stop, enough = threading.Event(), threading.Event()
 
-    def judge() -> None:
+    def check() -> None:
         while not stop.is_set():
             results.append(moderator.check_prompt("hello"))
             if len(results) >= 20:
                 enough.set()
 
-    threads = [threading.Thread(target=judge) for _ in range(3)]
+    threads = [threading.Thread(target=check) for _ in range(3)]
     for thread in threads:
         thread.start()
     enough.wait()

@@ -314,7 +314,7 @@ async def test_policies_of_teams_and_adapters_travel_to_moderator_and_gateway(wo
     await world.until(lambda: "refusal" in team(), "the gateway hears of it")
     assert "moderationPolicy" not in team() and "laxer" in team()["refusal"]
     assert team()["keyHashes"], "it may still read what it has"
-    await world.until(lambda: set(beside()) == {"brand"}, "nobody is judged by it")
+    await world.until(lambda: set(beside()) == {"brand"}, "nobody is checked by it")
 
     world.apply(house("kids", 0.3, 3))
     await world.until(lambda: team().get("moderationPolicy") == "kids", "it is stricter again")

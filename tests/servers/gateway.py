@@ -51,7 +51,7 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For clients of loopback: reading the machine's certificates takes longer than most tests."""
 
 
-def judge_text(text: str) -> dict[str, Any]:
+def check_text(text: str) -> dict[str, Any]:
     return decision("input", blocked=["sexual"] if "forbidden" in text else [])
 
 
@@ -137,7 +137,7 @@ def running(
     shutil.copy(_empty_database(), folder / "calotype.db")
     clock = ShiftedClock()
     database = Database.connect(sqlite_url(folder), clock)
-    safety, blobs = ScriptedSafety(judge_text), MemoryBlobStore()
+    safety, blobs = ScriptedSafety(check_text), MemoryBlobStore()
     quick = policy or DispatchPolicy(
         check_retries=CheckRetries(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
     )

@@ -33,7 +33,7 @@ def broken_promises(world: World, scenario: Scenario) -> list[str]:
         *_pictures(world, jobs),
         *_charges(world, jobs, changes),
         *_webhooks(world, jobs),
-        *_judged(world, scenario),
+        *_checked(world, scenario),
         *_taken_down(world, scenario),
         *_bugs(world),
     ]
@@ -202,8 +202,8 @@ def _webhooks(world: World, jobs: dict[str, Any]) -> Iterator[str]:
             yield f"the event {received.id} says {received.status} of {received.job_id}"
 
 
-def _judged(world: World, scenario: Scenario) -> Iterator[str]:
-    """Every picture that was ever shown was judged before, with all that it was drawn from."""
+def _checked(world: World, scenario: Scenario) -> Iterator[str]:
+    """Every picture that was ever shown was checked before, with all that it was drawn from."""
     ledger = world.ledger
     for shown in (*scenario.artist.shown, *scenario.reviewer.shown):
         digest = ledger.blurs.get(shown.digest, shown.digest)
@@ -212,11 +212,11 @@ def _judged(world: World, scenario: Scenario) -> Iterator[str]:
             yield f"nobody drew the picture {shown.digest} of {shown.where}"
             continue
         verdicts = [
-            v for prompt, refs, v in ledger.judged.get(digest, ()) if (prompt, refs) == source
+            v for prompt, refs, v in ledger.checked.get(digest, ()) if (prompt, refs) == source
         ]
         fitting = {"ALLOW"} if digest == shown.digest else {"BLUR"}
         if not verdicts:
-            yield f"the picture {digest} of {shown.where} was judged without its sources"
+            yield f"the picture {digest} of {shown.where} was checked without its sources"
         elif not fitting & set(verdicts) and not _approved(world, scenario, shown.digest):
             yield f"the picture {digest} of {shown.where} was shown in spite of {verdicts}"
 

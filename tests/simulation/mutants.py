@@ -23,7 +23,7 @@ from calotype.serving.dispatch.outcomes import Outcomes
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.worker import intermediates, postprocess
 from calotype.serving.worker.drawn_images import Fate
-from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.output_check import Sources
 
 Bug = Iterator[tuple[Any, str, Any]]
 """What is replaced: an object, the name of its attribute, and the attribute with the mistake."""
@@ -124,22 +124,22 @@ def _after_finish(name: str, write: Callable[[Any, Any], None]) -> Bug:
 
 
 @mutant
-def previews_are_judged_without_references() -> Bug:
-    judge = intermediates.judge_drawn
+def previews_are_checked_without_references() -> Bug:
+    check = intermediates.check_output
 
     async def alone(safety: Any, lease: Any, pixels: Any, sources: Sources, retries: Any) -> Any:
-        return await judge(safety, lease, pixels, Sources(sources.files, ()), retries)
+        return await check(safety, lease, pixels, Sources(sources.files, ()), retries)
 
-    yield intermediates, "judge_drawn", alone
+    yield intermediates, "check_output", alone
 
 
 @mutant
-def previews_are_shown_when_nobody_can_judge() -> Bug:
-    judge = intermediates.judge_drawn
+def previews_are_shown_when_nobody_can_check() -> Bug:
+    check = intermediates.check_output
 
     async def open_to_all(*arguments: Any) -> Any:
         try:
-            return await judge(*arguments)
+            return await check(*arguments)
         except Exception:
             lease = arguments[1]
             return _allowed(lease)
@@ -150,7 +150,7 @@ def previews_are_shown_when_nobody_can_judge() -> Bug:
         version = lease.prompt_policy
         return Decision("ALLOW", False, False, False, policy_sha256=version.sha256)
 
-    yield intermediates, "judge_drawn", open_to_all
+    yield intermediates, "check_output", open_to_all
 
 
 @mutant

@@ -1,4 +1,4 @@
-"""Runs seeds: virtual time, chance and pictures in place of the real ones; judges each run.
+"""Runs seeds: virtual time, chance and pictures in place of the real ones; checks each run.
 
 Used as a context manager, in a process of its own: it replaces `time.time` and others.
 """
@@ -160,7 +160,7 @@ class Simulator:
         yield secrets, "token_hex", lambda size=32: self._rng.randbytes(size).hex()
         yield secrets, "token_bytes", lambda size=32: self._rng.randbytes(size)
         yield secrets, "randbelow", lambda limit: self._rng.randrange(limit)
-        # Forecasts change nothing that is judged here, and are a tenth of all transactions.
+        # Forecasts change nothing that is checked here, and are a tenth of all transactions.
         yield Estimator, "changed_forecast", lambda estimator, pause: None
         yield safe_http, "_exchange", self._exchange
         yield from _everywhere(encode.encode_image, picture_file)

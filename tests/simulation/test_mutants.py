@@ -7,13 +7,13 @@ from simulation.mutants import MUTANTS
 from simulation.test_simulation import start
 
 KNOWN = {
-    "previews_are_judged_without_references": 5,
+    "previews_are_checked_without_references": 5,
     "a_held_picture_is_shown_before_its_release": 7,
     "text_encoder_outage_fails_the_job": 24,
     "usage_is_recorded_in_another_transaction": 27,
     "webhooks_are_announced_in_another_transaction": 27,
     "an_idempotency_key_is_forgotten_at_a_restart": 40,
-    "previews_are_shown_when_nobody_can_judge": 44,
+    "previews_are_shown_when_nobody_can_check": 44,
     "a_loop_dies_at_its_first_fault": 99,
     "a_cancelled_job_is_not_charged": 113,
     "a_restarted_dispatcher_forgets_what_runs": 215,

@@ -1,7 +1,7 @@
-"""What a team may use, and by which policies and how strictly its requests are judged.
+"""What a team may use, and by which policies and how strictly its requests are checked.
 
 Who may use an adapter is ``spec.access`` of the LoRAAdapter (`Catalog.adapter_refs`). How strictly
-a caller wants to be judged is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy
+a caller wants to be checked is OpenAI's ``moderation`` or BFL's ``safety_tolerance``; the policy
 decides what is granted (`moderation.policy.presets`), and the answer says where it is less.
 """
 
@@ -17,7 +17,7 @@ from calotype.serving.jobs.records import TeamRecord
 
 
 def check_open(catalog: Catalog, team: TeamRecord | None) -> None:
-    """Raises PermissionDenied when the team may neither draw nor have anything judged."""
+    """Raises PermissionDenied when the team may neither draw nor have anything checked."""
     closed = catalog.closed(team.name) if team is not None else None
     if closed is not None:
         raise PermissionDenied(f"The team may not draw at the moment: {closed}")
@@ -30,11 +30,11 @@ def scope_for(
     team: TeamRecord | None,
     level: str | None = None,
 ) -> JsonObject | None:
-    """For whom a request is judged (`protocols.SafetyStage`); None = nobody in particular.
+    """For whom a request is checked (`protocols.SafetyStage`); None = nobody in particular.
 
     Args:
         adapters: names of those that the request uses.
-        level: how strictly the caller wants to be judged (`requested_level`).
+        level: how strictly the caller wants to be checked (`requested_level`).
     """
     named = [team.policy] if team is not None and team.policy else []
     for adapter in catalog.adapters(model):
@@ -62,7 +62,7 @@ def level_parameters(body: GenerationBody) -> JsonObject:
 
 
 def level_warning(moderation: JsonObject | None) -> list[str]:
-    """A sentence where a job was judged otherwise than its caller asked for.
+    """A sentence where a job was checked otherwise than its caller asked for.
 
     Args:
         moderation: of the job, with the prompt's decision as ``input``.
@@ -74,5 +74,5 @@ def level_warning(moderation: JsonObject | None) -> list[str]:
     shown = "moderation 'low'" if asked == "low" else f"safety_tolerance {asked}"
     return [
         f"{shown} is not granted by the policy {decision.get('policy')}; "
-        f"it was judged by {decision.get('preset')!r}."
+        f"it was checked against {decision.get('preset')!r}."
     ]

@@ -47,7 +47,7 @@ class PlannedGeneration:
     input: JsonObject
     recipe: JsonObject
     requested_level: str | None = None
-    """How strictly the caller wants to be judged (`access.requested_level`)."""
+    """How strictly the caller wants to be checked (`access.requested_level`)."""
 
 
 def plan_generation(

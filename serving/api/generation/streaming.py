@@ -49,7 +49,7 @@ async def images_stream(
 
 
 async def _until_prompt_checked(gateway: Gateway, job: JobRecord) -> JobRecord:
-    """The job once its prompt was judged, or after a moment."""
+    """The job once its prompt was checked, or after a moment."""
     clock = asyncio.get_running_loop().time
     end = clock() + _EARLY_SECONDS
     while not job.over and job.status == "queued" and not job.moderation and clock() < end:

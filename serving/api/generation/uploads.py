@@ -122,7 +122,7 @@ async def open_source(
         yield _read_data_url(value, where)  # there was room for it with the body
     elif name == "file_id":
         file = await _find_file(gateway, team_id, value, where)
-        async with room.hold(team_id, file.size):
+        async with room.reserve(team_id, file.size):
             yield await asyncio.to_thread(gateway.blobs.get, file.blob_key)
     else:
         with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as kept:
@@ -134,7 +134,7 @@ async def open_source(
                 max_bytes=MAX_FILE_BYTES,
                 param=where,
             )
-            async with room.hold(team_id, kept.tell()):
+            async with room.reserve(team_id, kept.tell()):
                 kept.seek(0)
                 yield kept.read()
 
@@ -145,7 +145,7 @@ async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str)
         pixels = count_pixels(data)
     except ImageError:
         pixels = 0
-    async with gateway.memory.pixels.hold(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
+    async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
         return await asyncio.to_thread(check_image, data, param)
 
 
@@ -335,7 +335,7 @@ async def _keep_mask(
                 param="mask",
             )
         pixels = given.width * given.height
-        async with gateway.memory.pixels.hold(team_id, pixels * _BYTES_PER_PIXEL):
+        async with gateway.memory.pixels.reserve(team_id, pixels * _BYTES_PER_PIXEL):
             grey = await asyncio.to_thread(read_mask, given)
         found = Upload(grey, "png", given.width, given.height)
         return await asyncio.to_thread(store_upload, gateway, team_id, found, expires)

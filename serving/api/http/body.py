@@ -125,7 +125,7 @@ async def room_for_body(
     if size <= _SMALL_BYTES:
         yield
         return
-    async with gateway_of(request).memory.bodies.hold(team_id, size):
+    async with gateway_of(request).memory.bodies.reserve(team_id, size):
         yield
 
 

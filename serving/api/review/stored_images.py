@@ -59,7 +59,7 @@ def fingerprint(
 def index_stored(gateway: Gateway, keys: InstallationKeys | None) -> int:
     """Notes what stored pictures are recognised by; how many are left when the time is over.
 
-    A picture that was judged before a takedown and stored after it is taken down here.
+    A picture that was checked before a takedown and stored after it is taken down here.
     """
     end, database = time.monotonic() + INDEX_SECONDS, gateway.database
     refused = TakenDown(database.takedowns)() if database.takedowns.unsettled() else None

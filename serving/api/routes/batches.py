@@ -110,7 +110,7 @@ async def create_batch(request: Request, key: Writer) -> BatchObject:
             f"The file '{file.id}' has the purpose '{file.purpose}'; upload it as 'batch'.",
             param="input_file_id",
         )
-    async with gateway.memory.bodies.hold(key.team_id, int(file.size * _COPIES)):
+    async with gateway.memory.bodies.reserve(key.team_id, int(file.size * _COPIES)):
         return await _create(request, key, body, file)
 
 

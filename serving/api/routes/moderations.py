@@ -39,7 +39,7 @@ MAX_PIXELS = 25_000_000
 """Of one picture, all its frames together."""
 MAX_PIXELS_TOGETHER = 100_000_000
 MAX_VIEWS = 64
-"""Of all pictures of one request: a file may look several ways, and each of them is judged."""
+"""Of all pictures of one request: a file may look several ways, and each of them is checked."""
 _BYTES_PER_PIXEL = 20
 """The frame, the view, and the view on its way to a model app."""
 
@@ -57,15 +57,15 @@ class _Input:
 async def moderate(
     request: Request, key: Annotated[KeyRecord, Depends(allowed("images", counted=True))]
 ) -> JsonObject:
-    """Judges texts and pictures: one result per string, one for a list of parts."""
+    """Checks texts and pictures: one result per string, one for a list of parts."""
     gateway = gateway_of(request)
     settings = gateway.settings
     async with room_for_body(request, key.team_id, settings.max_body_bytes):
         raw = await read_json(request, settings.max_body_bytes, settings.body_seconds)
-        return await _judged(gateway, key, raw)
+        return await _checked(gateway, key, raw)
 
 
-async def _judged(gateway: Gateway, key: KeyRecord, raw: JsonObject) -> JsonObject:
+async def _checked(gateway: Gateway, key: KeyRecord, raw: JsonObject) -> JsonObject:
     for name in raw:
         if name not in ("input", "model"):
             raise InvalidRequest(
@@ -81,25 +81,25 @@ async def _judged(gateway: Gateway, key: KeyRecord, raw: JsonObject) -> JsonObje
     scope = CheckScope((team.policy,)) if team is not None and team.policy else None
     models = team.allowed_models if team is not None else None
 
-    async def judge(texts: Sequence[str], views: Sequence[Pixels]) -> list[JsonObject]:
+    async def check(texts: Sequence[str], views: Sequence[Pixels]) -> list[JsonObject]:
         decisions = await gateway.backend.moderate(texts, views, scope, models)
         if any(decision.unavailable for decision in decisions):
             raise ModerationUnavailable(
-                "The safety stage cannot judge at the moment. Try again in a few seconds.",
+                "The safety stage cannot check it at the moment. Try again in a few seconds.",
                 retry_after=5,
             )
         return [openai_result_of_payload(decision.to_payload()) for decision in decisions]
 
-    results = await judge(given.texts, []) if given.texts else []
+    results = await check(given.texts, []) if given.texts else []
     budget = _Budget()
     for where, url in given.pictures:
         data = _picture(url, where)
         pixels = budget.pixels_of(data, where)
-        async with gateway.memory.pixels.hold(key.team_id, pixels * _BYTES_PER_PIXEL):
+        async with gateway.memory.pixels.reserve(key.team_id, pixels * _BYTES_PER_PIXEL):
             views = iter_views(data, where, budget.left())
             del data
             while (view := await asyncio.to_thread(budget.next_view, views, where)) is not None:
-                results += await judge([], [view])
+                results += await check([], [view])
                 del view
     return {
         "id": f"modr-{secrets.token_hex(12)}",

@@ -127,7 +127,7 @@ async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
     keys = await asyncio.to_thread(marking_keys, gateway)
     try:
         size = count_pixels(data) * _BYTES_PER_PIXEL
-        async with gateway.memory.pixels.hold(key.team_id, size):
+        async with gateway.memory.pixels.reserve(key.team_id, size):
             looked_for = await asyncio.to_thread(fingerprint, data, keys)
     except ImageError as error:
         raise InvalidRequest(str(error), code="invalid_image", param="image") from error

@@ -37,7 +37,7 @@ class MemoryPool:
         self._waiting: list[_Waiting] = []
 
     @contextlib.asynccontextmanager
-    async def hold(self, team_id: str, size: int) -> AsyncIterator[None]:
+    async def reserve(self, team_id: str, size: int) -> AsyncIterator[None]:
         """Room for ``size`` bytes while the context lasts; what is more than all of it is all.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Commands of the safety stage: judge, measure, review, export, take down."""
+"""Commands of the safety stage: check, measure, review, export, take down."""

@@ -24,11 +24,11 @@ policy_option = click.option(
 @click.command()
 @click.argument("text", required=False)
 @click.option(
-    "--image", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="Judge a picture."
+    "--image", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="Check a picture."
 )
 @policy_option
 def moderate(text: str | None, image: pathlib.Path | None, policy: pathlib.Path | None) -> None:
-    """Judge TEXT or a picture; print the decision as JSON."""
+    """Check TEXT or a picture; print the decision as JSON."""
     if (text is None) == (image is None):
         raise InvalidRequest("Give either a text or --image FILE.")
     moderator = _moderator(policy)
@@ -80,7 +80,7 @@ def evaluate(
     """
     from calotype.moderation.evaluation.evaluation import evaluate as measure
 
-    with click.progressbar(length=1, label="Judging", file=sys.stderr, show_eta=True) as bar:
+    with click.progressbar(length=1, label="Checking", file=sys.stderr, show_eta=True) as bar:
 
         def progress(done: int, rows: int) -> None:
             bar.length = rows
@@ -102,14 +102,14 @@ def evaluate(
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(logs: pathlib.Path, policy: pathlib.Path, as_json: bool) -> None:
-    """Judge logged decisions again under another policy, before anybody meets it.
+    """Check logged decisions again under another policy, before anybody meets it.
 
     LOGS is an audit log or a folder of them, for example DATA_DIR/audit.
     """
-    from calotype.moderation.evaluation.replay import replay as judge_again
+    from calotype.moderation.evaluation.replay import replay as replay_log
     from calotype.moderation.policy.policy import Policy
 
-    found = judge_again(logs, Policy.load(policy))
+    found = replay_log(logs, Policy.load(policy))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return

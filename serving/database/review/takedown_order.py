@@ -1,7 +1,7 @@
-"""Which takedowns a picture was judged after: nothing judged before one is stored after it.
+"""Which takedowns a picture was checked after: nothing checked before one is stored after it.
 
 Takedowns are numbered. Whoever stores a drawn picture says the number of the newest one that the
-safety stage knew, and is refused where there is a newer one; the picture is then judged again.
+safety stage knew, and is refused where there is a newer one; the picture is then checked again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select, text
 from calotype.serving.core.errors import Conflict
 from calotype.serving.database.schema.review_tables import taken_down
 
-JUDGED_TOO_EARLY = "judged_before_takedown"
+CHECKED_TOO_EARLY = "checked_before_takedown"
 """Code of the error."""
 _POSTGRES_LOCK = 0x63616C71
 
@@ -25,7 +25,7 @@ def check_order(connection: Connection, seen: int) -> None:
     """No takedown comes between this and the end of the transaction.
 
     Args:
-        seen: the newest takedown that was known when the picture was judged.
+        seen: the newest takedown that was known when the picture was checked.
 
     Raises:
         Conflict: there is a newer one.
@@ -33,8 +33,8 @@ def check_order(connection: Connection, seen: int) -> None:
     _lock(connection, "pg_advisory_xact_lock_shared")
     if newest_takedown(connection) > seen:
         raise Conflict(
-            "Something was taken down since the picture was judged; it is judged again.",
-            code=JUDGED_TOO_EARLY,
+            "Something was taken down since the picture was checked; it is checked again.",
+            code=CHECKED_TOO_EARLY,
         )
 
 

@@ -25,7 +25,7 @@ from calotype.serving.database.schema.review_tables import people_log, taken_dow
 from calotype.serving.jobs.records import new_id
 
 SETTLE_SECONDS = 3600.0
-"""A picture that was judged before its takedown is stored within this time, or never."""
+"""A picture that was checked before its takedown is stored within this time, or never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class ModeratorDeployment:
         scope: JsonObject | None,
     ) -> JsonObject:
         try:
-            # Asked before: what is taken down in between makes the image be judged again.
+            # Asked before: what is taken down in between makes the image be checked again.
             newest, _ = self._taken_down.numbered()
         except ClassifierUnavailable as error:
             raise ModerationUnavailable(str(error), retry_after=5) from error
@@ -158,5 +158,5 @@ def read_named(config: Mapping[str, JsonObject]) -> dict[str, Policy]:
         try:
             found[name] = Policy.from_spec(name, spec)
         except PolicyError as error:
-            log.error("nothing can be judged by ModerationPolicy %s: %s", name, error)
+            log.error("nothing can be checked against ModerationPolicy %s: %s", name, error)
     return found

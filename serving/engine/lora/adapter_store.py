@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Held:
+class _Loaded:
     """One revision of an adapter in memory; ``host`` are its factors on the CPU."""
 
     adapter: Adapter
@@ -39,7 +39,7 @@ class _Entry:
 
     Attributes:
         state: "loading", "ready", or the sentence that says why it failed.
-        held: the revision that serves, which is the last one that could be loaded.
+        loaded: the revision that serves, which is the last one that could be loaded.
         on_its_way: a job of the loader for it is queued or runs.
         keep: it never leaves the device.
     """
@@ -47,7 +47,7 @@ class _Entry:
     path: pathlib.Path
     revision: object
     state: str = "loading"
-    held: _Held | None = None
+    loaded: _Loaded | None = None
     on_its_way: bool = field(default=False)
     keep: bool = False
 
@@ -133,8 +133,8 @@ class AdapterStore:
         with self._changed:
             entry = self._entries.get(name)
             if entry is None or (entry.path, entry.revision) != (path, revision):
-                old = None if entry is None else entry.held
-                entry = self._entries[name] = _Entry(path, revision, held=old)
+                old = None if entry is None else entry.loaded
+                entry = self._entries[name] = _Entry(path, revision, loaded=old)
                 self._request(name, entry, back=False)
             elif entry.state not in ("loading", "ready") or (keep and not entry.keep):
                 entry.state = "loading"
@@ -153,8 +153,8 @@ class AdapterStore:
         """Forgets an adapter; requests that run with it keep it. Unknown names are no error."""
         with self._changed:
             entry = self._entries.pop(name, None)
-            if entry is not None and entry.held is not None:
-                self._retire(entry.held.adapter)
+            if entry is not None and entry.loaded is not None:
+                self._retire(entry.loaded.adapter)
             self._changed.notify_all()
 
     def states(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ class AdapterStore:
     def places(self) -> dict[str, AdapterPlace]:
         """Where every adapter is."""
         with self._changed:
-            return {name: _place(entry.held) for name, entry in sorted(self._entries.items())}
+            return {name: _place(entry.loaded) for name, entry in sorted(self._entries.items())}
 
     def resident_bytes(self) -> int:
         """Memory of all adapters on the device."""
@@ -184,12 +184,12 @@ class AdapterStore:
             if entry is None:
                 raise NotFound(f"There is no LoRA adapter {name!r}.", param="loras")
             self._entries.move_to_end(name)
-            held = entry.held
-            if held is not None and held.adapter.layers is not None:
-                key = id(held.adapter)
+            loaded = entry.loaded
+            if loaded is not None and loaded.adapter.layers is not None:
+                key = id(loaded.adapter)
                 self._pins[key] = self._pins.get(key, 0) + 1
-                return held.adapter
-            kept = held is not None and held.host is not None
+                return loaded.adapter
+            kept = loaded is not None and loaded.host is not None
             if entry.state not in ("loading", "ready") and not kept:
                 raise AdapterLoadFailed(entry.state, param=str(entry.path))
             if not entry.on_its_way:
@@ -204,7 +204,9 @@ class AdapterStore:
                 self._pins[id(adapter)] = left
                 return
             self._pins.pop(id(adapter), None)
-            if all(e.held is None or e.held.adapter is not adapter for e in self._entries.values()):
+            if all(
+                e.loaded is None or e.loaded.adapter is not adapter for e in self._entries.values()
+            ):
                 self._retire(adapter)
             self._evict()
 
@@ -229,12 +231,12 @@ class AdapterStore:
             job = self._jobs.get()
             with self._changed:
                 entry = self._wanted(job)
-                held = entry.held if entry is not None and job.back else None
+                loaded = entry.loaded if entry is not None and job.back else None
             if entry is None:
                 continue  # unloaded or changed meanwhile; a newer job follows
             state, arrived = "ready", None
             try:
-                arrived = self._bring(job.name, job.path, held)
+                arrived = self._bring(job.name, job.path, loaded)
             except EngineError as fault:
                 state = fault.message
             except Exception as fault:
@@ -250,31 +252,31 @@ class AdapterStore:
             return None
         return entry
 
-    def _bring(self, name: str, path: pathlib.Path, held: _Held | None) -> _Held:
+    def _bring(self, name: str, path: pathlib.Path, loaded: _Loaded | None) -> _Loaded:
         """An adapter on the device, from the CPU's memory if it is there, else from its file."""
-        if held is not None and held.host is not None:
-            if held.adapter.layers is None:
-                held.adapter.layers = _moved(held.host, self._device)
-            return held
+        if loaded is not None and loaded.host is not None:
+            if loaded.adapter.layers is None:
+                loaded.adapter.layers = _moved(loaded.host, self._device)
+            return loaded
         host = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
         digest = _digest(path)
-        if held is not None and held.adapter.digest == digest:
-            held.adapter.layers, held.host = _moved(host, self._device), host
-            return held
-        return _Held(Adapter(name, _moved(host, self._device), str(path), digest), host)
+        if loaded is not None and loaded.adapter.digest == digest:
+            loaded.adapter.layers, loaded.host = _moved(host, self._device), host
+            return loaded
+        return _Loaded(Adapter(name, _moved(host, self._device), str(path), digest), host)
 
-    def _arrived(self, job: _Job, state: str, held: _Held | None) -> None:
+    def _arrived(self, job: _Job, state: str, loaded: _Loaded | None) -> None:
         entry = self._wanted(job)
         if entry is not None:
             entry.on_its_way = False
             # What comes back says nothing of a newer revision that could not be loaded.
-            if not job.back or held is None:
+            if not job.back or loaded is None:
                 entry.state = state
-            old = entry.held
-            if held is not None:
-                entry.held = held
+            old = entry.loaded
+            if loaded is not None:
+                entry.loaded = loaded
                 self._entries.move_to_end(job.name)
-                if old is not None and old.adapter is not held.adapter:
+                if old is not None and old.adapter is not loaded.adapter:
                     self._retire(old.adapter)
                 if entry.keep and (problem := self._too_much()):
                     entry.state, entry.keep = f"{job.path} {problem}", False
@@ -289,7 +291,7 @@ class AdapterStore:
 
     def _too_much(self) -> str:
         """The end of a sentence when the kept adapters do not fit on the device together."""
-        kept = (e.held.adapter.size for e in self._entries.values() if e.keep and e.held)
+        kept = (e.loaded.adapter.size for e in self._entries.values() if e.keep and e.loaded)
         if self._budget is None or (total := sum(kept)) <= self._budget:
             return ""
         return (
@@ -299,16 +301,18 @@ class AdapterStore:
         )
 
     def _on_device(self) -> int:
-        held = (e.held for e in self._entries.values() if e.held is not None)
-        return sum(h.adapter.size for h in held if h.adapter.layers is not None)
+        loaded = (e.loaded for e in self._entries.values() if e.loaded is not None)
+        return sum(h.adapter.size for h in loaded if h.adapter.layers is not None)
 
     def _on_cpu(self) -> int:
-        held = (e.held for e in self._entries.values() if e.held is not None)
-        return sum(h.adapter.size for h in held if h.host is not None)
+        loaded = (e.loaded for e in self._entries.values() if e.loaded is not None)
+        return sum(h.adapter.size for h in loaded if h.host is not None)
 
     def _evict(self, keep: str | None = None) -> None:
-        held = [(e, e.held) for n, e in self._entries.items() if e.held is not None and n != keep]
-        for entry, one in held:
+        loaded = [
+            (e, e.loaded) for n, e in self._entries.items() if e.loaded is not None and n != keep
+        ]
+        for entry, one in loaded:
             if self._budget is None or self._on_device() <= self._budget:
                 break
             pinned = id(one.adapter) in self._pins
@@ -316,7 +320,7 @@ class AdapterStore:
             if one.adapter.layers is not None and not stays:
                 self._retire(one.adapter)
         # Copies of what is on the device anyway are the cheapest to lose.
-        for entry, one in sorted(held, key=lambda item: item[1].adapter.layers is None):
+        for entry, one in sorted(loaded, key=lambda item: item[1].adapter.layers is None):
             if self._cpu_budget is None or self._on_cpu() <= self._cpu_budget:
                 break
             if self._comes_back(entry, one.adapter.layers):
@@ -327,12 +331,12 @@ class AdapterStore:
         return elsewhere is not None or entry.state == "ready"
 
 
-def _place(held: _Held | None) -> AdapterPlace:
-    if held is None:
+def _place(loaded: _Loaded | None) -> AdapterPlace:
+    if loaded is None:
         return AdapterPlace("disk", 0, "")
-    on_device, on_cpu = held.adapter.layers is not None, held.host is not None
+    on_device, on_cpu = loaded.adapter.layers is not None, loaded.host is not None
     tier = "device" if on_device else "cpu" if on_cpu else "disk"
-    return AdapterPlace(tier, held.adapter.size, held.adapter.digest)
+    return AdapterPlace(tier, loaded.adapter.size, loaded.adapter.digest)
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""Every values file of the chart, as a real API server judges it in a `restricted` namespace."""
+"""Every values file of the chart, as a real API server checks it in a `restricted` namespace."""
 
 from __future__ import annotations
 

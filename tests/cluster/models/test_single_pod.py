@@ -62,7 +62,7 @@ def test_the_examples_are_served(examples: Release) -> None:
     assert image != examples.draw([{"id": "stripes", "scale": 1.0}])
 
 
-def test_the_examples_policy_judges(examples: Release) -> None:
+def test_the_examples_policy_checks(examples: Release) -> None:
     with pytest.raises(openai.BadRequestError) as refused, examples.client() as client:
         client.images.generate(model="shapes", prompt="a portrait of Zorblax the rival")
     assert refused.value.code == "moderation_blocked"

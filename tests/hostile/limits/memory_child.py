@@ -137,7 +137,7 @@ class Attacker:
         return await self.ask("POST", path, [json.dumps(body).encode()])
 
 
-async def send_to_judge(attacker: Attacker, mode: str) -> None:
+async def send_to_check(attacker: Attacker, mode: str) -> None:
     """A picture that unfolds."""
     part = {"type": "image_url", "image_url": {"url": data_url(bomb(MAX_PIXELS, mode))}}
     await attacker.send_json("/v1/moderations", input=[part])
@@ -196,9 +196,9 @@ async def attack(folder: pathlib.Path) -> dict[str, int]:
     attacker = Attacker(app, database.api_keys.create()[0])
     async with app.router.lifespan_context(app):
         await send_everywhere(attacker)
-        judged = (send_to_judge(attacker, mode) for mode in ("LA", "I;16"))
+        checked = (send_to_check(attacker, mode) for mode in ("LA", "I;16"))
         await asyncio.to_thread(backend.pause)
-        await asyncio.gather(*judged, send_edit(attacker), send_file(attacker))
+        await asyncio.gather(*checked, send_edit(attacker), send_file(attacker))
         backend.resume()
         await fetch(attacker, app.state.gateway)
     return attacker.statuses

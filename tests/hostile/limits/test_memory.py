@@ -52,7 +52,7 @@ async def test_a_large_request_waits_for_room_and_is_not_overtaken_for_ever() ->
     pool, order = MemoryPool(100), []
 
     async def take(team: str, size: int, name: str, done: asyncio.Event) -> None:
-        async with pool.hold(team, size):
+        async with pool.reserve(team, size):
             order.append(name)
             await done.wait()
 
@@ -75,7 +75,7 @@ async def test_one_team_leaves_room_for_the_others() -> None:
     taken: list[str] = []
 
     async def take(team: str) -> None:
-        async with pool.hold(team, 30):
+        async with pool.reserve(team, 30):
             taken.append(team)
             await done.wait()
 
@@ -90,9 +90,9 @@ async def test_one_team_leaves_room_for_the_others() -> None:
 
 async def test_who_gets_no_room_is_told_and_takes_none() -> None:
     pool = MemoryPool(100, patience_seconds=0.01)
-    async with pool.hold("one", 1000):
+    async with pool.reserve("one", 1000):
         with pytest.raises(Overloaded, match="no memory"):
-            async with pool.hold("two", 1):
+            async with pool.reserve("two", 1):
                 pass
-    async with pool.hold("two", 100):
+    async with pool.reserve("two", 100):
         pass

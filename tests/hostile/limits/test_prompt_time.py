@@ -1,4 +1,4 @@
-"""A long prompt is judged in the time that its length needs."""
+"""A long prompt is checked in the time that its length needs."""
 
 from __future__ import annotations
 

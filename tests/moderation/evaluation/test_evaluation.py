@@ -30,13 +30,13 @@ def dataset(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def judge() -> Moderator:
+def moderator() -> Moderator:
     classifier = FixedTextClassifier({"sexual": 0.9}, containing="violet")
     return Moderator(Policy.default(), text_classifiers=[classifier], image_classifiers=[])
 
 
 def test_every_label_is_reported(dataset: pathlib.Path) -> None:
-    report = evaluate(dataset, judge())
+    report = evaluate(dataset, moderator())
     benign, bouba = report.labels
     assert (benign.label, benign.n, benign.blocked, benign.rate) == ("benign", 4, 1, 0.25)
     assert (bouba.label, bouba.n, bouba.blocked, bouba.flagged) == ("bouba", 3, 2, 0)
@@ -45,7 +45,7 @@ def test_every_label_is_reported(dataset: pathlib.Path) -> None:
 
 
 def test_json_and_lines_say_the_same(dataset: pathlib.Path) -> None:
-    report = evaluate(dataset, judge())
+    report = evaluate(dataset, moderator())
     document = json.loads(json.dumps(report.to_json()))
     assert document["n"] == 7
     assert document["labels"]["benign"]["measure"] == "false_blocks"
@@ -57,7 +57,7 @@ def test_json_and_lines_say_the_same(dataset: pathlib.Path) -> None:
 
 
 def test_the_same_data_gives_the_same_interval(dataset: pathlib.Path) -> None:
-    assert evaluate(dataset, judge()).to_json() == evaluate(dataset, judge()).to_json()
+    assert evaluate(dataset, moderator()).to_json() == evaluate(dataset, moderator()).to_json()
     hits = [True] * 90 + [False] * 10
     low, high = bootstrap_interval(hits, 0)
     assert 0.82 < low < 0.9 < high < 0.97
@@ -69,12 +69,12 @@ def test_failures_count_as_blocked_and_are_told(dataset: pathlib.Path) -> None:
     )
     report = evaluate(dataset, moderator)
     assert all(label.blocked == label.unavailable == label.n for label in report.labels)
-    assert any("could not be judged" in line for line in report.lines())
+    assert any("could not be checked" in line for line in report.lines())
 
 
 def test_progress_is_told(dataset: pathlib.Path) -> None:
     told: list[tuple[int, int]] = []
-    evaluate(dataset, judge(), lambda done, total: told.append((done, total)))
+    evaluate(dataset, moderator(), lambda done, total: told.append((done, total)))
     assert told == [(number, 7) for number in range(1, 8)]
 
 
@@ -93,20 +93,20 @@ def test_wrong_file_is_one_sentence(tmp_path: pathlib.Path, content: bytes, reas
     path = tmp_path / "set.csv"
     path.write_bytes(content)
     with pytest.raises(EvaluationError) as caught:
-        evaluate(path, judge())
+        evaluate(path, moderator())
     assert str(path) in str(caught.value) and reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file_is_named() -> None:
     with pytest.raises(EvaluationError, match=r"nowhere\.csv: cannot be read"):
-        evaluate("nowhere.csv", judge())
+        evaluate("nowhere.csv", moderator())
 
 
 def test_languages_are_reported_apart(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "set.csv"
     path.write_text("text,label,language\nviolet,bouba,de\ngreen,bouba,fr\ngreen,benign,fr\n")
-    report = evaluate(path, judge())
+    report = evaluate(path, moderator())
     assert [name for name, _ in report.languages] == ["de", "fr"]
     found = report.to_json()["languages"]
     assert found["de"]["bouba"]["rate"] == 1.0 and found["fr"]["bouba"]["rate"] == 0.0
@@ -117,12 +117,12 @@ def test_languages_are_reported_apart(tmp_path: pathlib.Path) -> None:
 def test_a_disguise_counts_what_is_refused_still(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "set.csv"
     path.write_text("text,label\nviolet one,bouba\ngreen,bouba\nviolet two,bouba\n")
-    report = evaluate(path, judge(), evasions=True)
+    report = evaluate(path, moderator(), evasions=True)
     kept = {evasion.family: (evasion.n, evasion.kept) for evasion in report.evasions}
     assert list(kept) == list(FAMILIES)
     assert kept["injection"] == kept["suffix"] == (2, 1.0)
     assert report.to_json()["evasions"]["suffix"]["refused"] == 2
-    assert evaluate(path, judge()).evasions == ()
+    assert evaluate(path, moderator()).evasions == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -73,7 +73,7 @@ class Trial:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
-def test_a_shadow_sees_what_is_judged_and_changes_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_shadow_sees_what_is_checked_and_changes_nothing(tmp_path: pathlib.Path) -> None:
     strict = FixedTextClassifier({"sexual": 0.9}, name="guard")
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=strict)
     decision = trial.stage.check_prompt("a secret hat")
@@ -158,7 +158,7 @@ def test_what_they_cannot_keep_up_with_is_passed_over(tmp_path: pathlib.Path) ->
     assert len(trial.entries()) == len(decisions) - passed
 
 
-def test_what_could_not_be_judged_is_not_compared(tmp_path: pathlib.Path) -> None:
+def test_what_could_not_be_checked_is_not_compared(tmp_path: pathlib.Path) -> None:
     trial = Trial(tmp_path, 0.1, policy(JUDGE), qwen3guard=FixedTextClassifier({"sexual": 0.0}))
     assert trial.stage.check_prompt("a " * 40_000).unavailable
     trial.shadows.wait()

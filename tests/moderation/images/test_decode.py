@@ -42,7 +42,7 @@ def test_orientation_is_applied() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_parts_are_judged_on_white_and_on_black(mode: str) -> None:
+def test_transparent_parts_are_checked_on_white_and_on_black(mode: str) -> None:
     seen = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     seen.paste((0, 0, 0, 255), (0, 0, 4, 8))  # black on nothing: unseen on black
     views = decode_image(file_of(seen.convert(mode), "PNG"))
@@ -64,7 +64,7 @@ def test_palettes_grey_bits_and_cmyk_become_colours() -> None:
         assert view.shape == (10, 20, 3) and np.array_equal(view, expected)
 
 
-def test_sixteen_bits_are_judged_cut_and_stretched() -> None:
+def test_sixteen_bits_are_checked_cut_and_stretched() -> None:
     faint = np.full((8, 8), 1000, np.uint16)
     faint[:4] = 1200  # hardly seen, until somebody turns the contrast up
     cut, stretched = decode_image(file_of(Image.fromarray(faint)))
@@ -86,7 +86,7 @@ def animation(frames: int, side: int = 16) -> bytes:
     return file_of(images[0], "GIF", save_all=True, append_images=images[1:], duration=40)
 
 
-def test_every_frame_of_an_animation_is_judged_or_none() -> None:
+def test_every_frame_of_an_animation_is_checked_or_none() -> None:
     views = decode_image(animation(decode.MAX_FRAMES))
     assert len(views) == decode.MAX_FRAMES
     assert [int(view[0, 0, 0]) for view in views] == [5 * index for index in range(8)]
@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_judged_is_refused_in_a_sentence(name: str) -> None:
+def test_what_cannot_be_checked_is_refused_in_a_sentence(name: str) -> None:
     make, reason = REFUSED[name]
     with pytest.raises(ImageError) as caught:
         decode_image(make(), "upload.png")
@@ -156,7 +156,7 @@ def test_a_damaged_file_never_escapes_as_another_error() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
-def test_a_line_of_pixels_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
+def test_a_line_of_pixels_is_checked(moderator: Moderator, size: tuple[int, int]) -> None:
     line = Image.fromarray(np.tile(texture(4, 100)[0][None], (1, 1000, 1)))
     (view,) = decode_image(
         file_of(line if size[0] > 1 else line.transpose(Image.Transpose.ROTATE_90))

@@ -215,7 +215,7 @@ def test_a_folder_without_the_model_lets_nothing_pass(name: str, tmp_path: pathl
         IMAGE_MODELS[name](tmp_path)
 
 
-def test_a_model_judges_in_the_safety_stage(folders: dict[str, pathlib.Path]) -> None:
+def test_a_model_checks_in_the_safety_stage(folders: dict[str, pathlib.Path]) -> None:
     rules = {
         "version": 1,
         "categories": {"sexual": {"image": {"block": 0.01}}},

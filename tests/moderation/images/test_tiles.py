@@ -221,7 +221,7 @@ def test_drawings_are_told_from_textures() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (16, 16), (64, 512), (400, 385)])
-def test_any_size_is_judged(moderator: Moderator, size: tuple[int, int]) -> None:
+def test_any_size_is_checked(moderator: Moderator, size: tuple[int, int]) -> None:
     decision = moderator.check_image(noise(*size))
     assert not decision.unavailable, decision.reason
 

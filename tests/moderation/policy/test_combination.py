@@ -43,22 +43,22 @@ def stage(score: float, **named: Policy) -> Moderator:
     return moderator
 
 
-def judged(moderator: Moderator, *names: str, wish: str | None = None) -> Decision:
+def checked(moderator: Moderator, *names: str, wish: str | None = None) -> Decision:
     return moderator.check_prompt("a hat", Scope(names, wish))
 
 
-def test_one_that_covers_the_others_is_judged_by_alone() -> None:
+def test_one_that_covers_the_others_is_checked_by_alone() -> None:
     moderator = stage(0.3, kids=KIDS, calm=CALM)
-    assert judged(moderator).policy == "base@1"
-    assert judged(moderator).verdict is Verdict.ALLOW
-    decision = judged(moderator, "kids")
+    assert checked(moderator).policy == "base@1"
+    assert checked(moderator).verdict is Verdict.ALLOW
+    decision = checked(moderator, "kids")
     assert (decision.policy, decision.policy_sha256) == ("kids@3", KIDS.sha256)
     assert decision.verdict is Verdict.BLOCK
 
 
 def test_the_strictest_of_all_has_one_name_and_one_digest() -> None:
     moderator = stage(0.3, kids=KIDS, calm=CALM)
-    first, second = judged(moderator, "calm", "kids"), judged(moderator, "calm", "kids")
+    first, second = checked(moderator, "calm", "kids"), checked(moderator, "calm", "kids")
     assert first.policy == second.policy == "calm@1+kids@3+base@1"
     assert first.policy_sha256 == second.policy_sha256
     assert first.policy_sha256 not in (KIDS.sha256, CALM.sha256, BASE.sha256)
@@ -69,12 +69,12 @@ def test_the_strictest_of_all_has_one_name_and_one_digest() -> None:
 
 def test_a_policy_that_is_laxer_changes_nothing() -> None:
     lax = policy("lax", categories={"sexual": {"text": {"block": 0.9}}})
-    decision = judged(stage(0.6, lax=lax), "lax")
+    decision = checked(stage(0.6, lax=lax), "lax")
     assert decision.policy == "base@1" and decision.verdict is Verdict.BLOCK
 
 
 def test_a_policy_that_is_not_there_refuses() -> None:
-    decision = judged(stage(0.0, kids=KIDS), "kids", "gone")
+    decision = checked(stage(0.0, kids=KIDS), "kids", "gone")
     assert decision.verdict is Verdict.ERROR and decision.unavailable
     assert "ModerationPolicy gone" in (decision.reason or "")
 
@@ -133,7 +133,7 @@ def test_a_wish_gets_the_nearest_level_that_is_granted(
 ) -> None:
     moderator = stage(0.6)
     moderator.reconfigure(LEVELS)
-    decision = judged(moderator, wish=wish)
+    decision = checked(moderator, wish=wish)
     assert {category.value for category in decision.categories} == blocked
     assert (decision.preset, decision.granted, decision.asked) == (preset, whole, wish)
     assert (decision.policy, decision.policy_sha256) == ("levels@1", LEVELS.sha256)
@@ -142,14 +142,14 @@ def test_a_wish_gets_the_nearest_level_that_is_granted(
 def test_stricter_levels_are_stricter() -> None:
     moderator = stage(0.3)
     moderator.reconfigure(LEVELS)
-    assert not judged(moderator).blocked and judged(moderator, wish="1").blocked
+    assert not checked(moderator).blocked and checked(moderator, wish="1").blocked
 
 
 def test_a_team_that_grants_nothing_is_not_loosened_by_the_model() -> None:
     moderator = stage(0.6)
     team = policy("team", categories={"violence": {"text": {"block": 0.5}}})
     moderator.reconfigure(LEVELS, {"team": team})
-    decision = judged(moderator, "team", wish="low")
+    decision = checked(moderator, "team", wish="low")
     assert Category.VIOLENCE in decision.categories
     assert not decision.granted and decision.preset == "auto+low"
 
@@ -215,7 +215,7 @@ def test_stricter_levels_come_with_what_is_extended_and_laxer_ones_do_not() -> N
     assert default.presets.low is not None and policy.presets.low is None
     at_strict = stage(0.3)
     at_strict.reconfigure(policy)
-    assert judged(at_strict, wish="1").blocked and not judged(at_strict).blocked
+    assert checked(at_strict, wish="1").blocked and not checked(at_strict).blocked
     tightened = house(categories={"violence": {"text": {"block": 0.2}}}).presets.strict
     assert tightened is not None
     assert tightened.categories[Category.VIOLENCE].text.block == 0.2

@@ -145,9 +145,9 @@ def test_nobody_who_exists_is_undressed(text: str) -> None:
     own = {"category": "public_figure", "action": "flag", "terms": ["Zorblina"]}
     spec = {"version": 1, "extends": "default", "categories": {"sexual": {}}, "terms": [own]}
     rules = PromptRules(Policy.from_spec("house", spec))
-    judged = rules.check(text, [], time.monotonic() + 60)
+    checked = rules.check(text, [], time.monotonic() + 60)
     assert "real_person_intimate" in {
-        f.category for f in judged.findings if f.verdict is Verdict.BLOCK
+        f.category for f in checked.findings if f.verdict is Verdict.BLOCK
     }
 
 

@@ -212,7 +212,7 @@ def test_an_adapter_counts_where_every_replica_that_draws_has_it() -> None:
     )
     found = ModelReport(ModelAppStatus(replica_states=states))
     assert found.loaded_everywhere(frozenset("abc")) == 1
-    assert found.holds("b") and not found.holds("c")
+    assert found.knows("b") and not found.knows("c")
     assert found.ready_replicas == 2
 
 

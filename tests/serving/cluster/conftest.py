@@ -212,7 +212,7 @@ class PaintingApp:
         return ModelAppStatus(name="shapes", ready=True, replicas=1, adapters={"stripes": "ready"})
 
 
-def judge_text(text: str) -> dict[str, Any]:
+def check_text(text: str) -> dict[str, Any]:
     return decision("input", blocked=["sexual"] if "forbidden" in text else [])
 
 
@@ -282,7 +282,7 @@ class House:
     def model_app(self) -> Iterator[PaintingBackend]:
         """The model is there."""
         database = Database.connect(self.environment.database_url)
-        safety = ScriptedSafety(judge_text, check_image)
+        safety = ScriptedSafety(check_text, check_image)
         backend = PaintingBackend(database, open_blobs(self.environment.blob_url), safety)
         app = build_ingress(PaintingApp(backend), TOKEN)
         app.router.lifespan_context = backend.lifespan

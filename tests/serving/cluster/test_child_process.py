@@ -145,7 +145,7 @@ async def test_without_a_model_app_callers_are_told_when_it_is_expected(
 ) -> None:
     port = stand_in[1].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        answer = await client.post("/internal/v1/judge", content=b"x" * 3_000_000)
+        answer = await client.post("/internal/v1/moderate", content=b"x" * 3_000_000)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_not_ready"
         assert answer.json()["error"]["details"] == {"estimated_seconds": 25.0}

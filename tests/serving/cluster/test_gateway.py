@@ -134,7 +134,7 @@ def test_official_clients_draw_and_are_refused_through_a_model_app(house: House)
     assert refused.value.code == "moderation_blocked"
 
 
-def test_texts_and_pictures_are_judged_by_the_model_app(house: House) -> None:
+def test_texts_and_pictures_are_checked_by_the_model_app(house: House) -> None:
     def part(colour: int) -> dict[str, Any]:
         file = io.BytesIO()
         Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(file, format="PNG")
@@ -315,8 +315,8 @@ def test_a_team_draws_with_its_models_only_and_within_its_quotas(house: House) -
 def test_a_teams_policy_reaches_the_model_app_and_a_refused_team_draws_nothing(
     house: House,
 ) -> None:
-    judged = team("shoes", "ct_live_shoes", moderationPolicy="kids")
-    house.configure(house.document(teams=[judged]))
+    checked = team("shoes", "ct_live_shoes", moderationPolicy="kids")
+    house.configure(house.document(teams=[checked]))
     house.wait_for(lambda: house.get("/v1/models", "ct_live_shoes").status_code == 200, "known")
     with house.model_app() as backend:
         scopes = backend.safety.scopes  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from calotype.serving.core.errors import Conflict, PermissionDenied
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
 from calotype.serving.database.review.image_index import Fingerprint
-from calotype.serving.database.review.takedown_order import JUDGED_TOO_EARLY
+from calotype.serving.database.review.takedown_order import CHECKED_TOO_EARLY
 from calotype.serving.database.review.takedowns import TakedownOrder, TakenDown
 from calotype.serving.jobs.endings import Ending
 from calotype.serving.jobs.moderation_record import ModerationRecord
@@ -32,7 +32,7 @@ TOKEN = "the-internal-token-of-the-release"
 REQUEST = {"size": "128x128", "rendered_size": "128x128", "steps": 20, "n": 1, "prompt": "a dog"}
 
 
-def test_what_a_model_app_judged_before_a_takedown_is_refused(tmp_path: pathlib.Path) -> None:
+def test_what_a_model_app_checked_before_a_takedown_is_refused(tmp_path: pathlib.Path) -> None:
     database = Database.open(sqlite_url(tmp_path))
     catalog = Catalog([BUILT_IN_MODEL], [])
     model = ModelIdentity(BUILT_IN_MODEL.metadata.namespace, BUILT_IN_MODEL.name)
@@ -45,13 +45,13 @@ def test_what_a_model_app_judged_before_a_takedown_is_refused(tmp_path: pathlib.
         known = {NEWEST_TAKEDOWN: TakenDown(store.takedowns).numbered()[0]}  # type: ignore[arg-type]
         order = TakedownOrder(Fingerprint(None, None), Category.HARASSMENT, "r", (), ())
         database.takedowns.take_down(order, "key_1")
-        judged = Decision.from_payload(decision("output") | known)
+        checked = Decision.from_payload(decision("output") | known)
         ending = Ending(
-            "succeeded", output=JobOutput([]), moderation=ModerationRecord(output=(judged,))
+            "succeeded", output=JobOutput([]), moderation=ModerationRecord(output=(checked,))
         )
         with pytest.raises(Conflict) as caught:
             store.jobs.finish_job("job_1", ending)
-        assert caught.value.code == JUDGED_TOO_EARLY
+        assert caught.value.code == CHECKED_TOO_EARLY
         assert TakenDown(store.takedowns).numbered()[0] == 1  # type: ignore[arg-type]
         store.audit_heads.note(Head("audit-one.jsonl", 3, "f" * 64, 1.0))
         assert database.audit_heads.unsigned() == [Head("audit-one.jsonl", 3, "f" * 64, 1.0)]

@@ -134,7 +134,7 @@ def test_a_policy_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
             load(tmp_path, named(document, "gone"), *others)
 
 
-def test_each_model_is_judged_by_its_own_policy(tmp_path: pathlib.Path) -> None:
+def test_each_model_is_checked_by_its_own_policy(tmp_path: pathlib.Path) -> None:
     def base(*documents: Any) -> list[Any]:
         found = load(tmp_path, *documents)
         configs = [moderation_of(model, found) for model in found.models]

@@ -14,7 +14,7 @@ from calotype.serving.core.errors import Conflict
 from calotype.serving.database.connection import reading
 from calotype.serving.database.database import Database
 from calotype.serving.database.review.image_index import Fingerprint
-from calotype.serving.database.review.takedown_order import JUDGED_TOO_EARLY, newest_takedown
+from calotype.serving.database.review.takedown_order import CHECKED_TOO_EARLY, newest_takedown
 from calotype.serving.database.review.takedowns import TakedownOrder
 from calotype.serving.jobs.endings import drawn_ending
 from calotype.serving.jobs.lease import Lease
@@ -81,7 +81,7 @@ def test_a_picture_is_stored_only_after_the_newest_takedown_was_known(
     late = add_job()
     with pytest.raises(Conflict) as caught:
         finish(database, late, "b" * 64, seen=0)
-    assert caught.value.code == JUDGED_TOO_EARLY
+    assert caught.value.code == CHECKED_TOO_EARLY
     found = database.jobs.get_job(late.id)
     assert found is not None and found.status == "running", "nothing is written"
     assert finish(database, add_job(), "b" * 64, seen=newest(database)) is not None

@@ -1,6 +1,6 @@
 """Every way in which a classifier can fail, one at a time, through gateway, dispatcher and engine.
 
-Nothing is served that was not judged, for no team and under no policy; the service recovers alone.
+Nothing is served that was not checked, for no team and under no policy; the service recovers alone.
 A classifier on trial that fails in the same ways fails nobody.
 """
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 FAILURES = ("killed", "hung", "nan", "raising", "missing", "memory")
 SECONDS = 2.0
-"""Of the policies, for a judgement."""
+"""Of the policies, for a check."""
 WORKER = "import sys\nfor line in sys.stdin:\n    print(0.1, flush=True)\n"
 RULES = {"sexual": {"text": {"block": 0.5}, "image": {"block": 0.5}}}
 

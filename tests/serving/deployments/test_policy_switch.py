@@ -21,7 +21,7 @@ from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.options import JobOptions
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.output_check import Sources
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 
@@ -78,7 +78,7 @@ def finalized(
     return asyncio.run(run())
 
 
-def test_without_a_change_the_prompt_is_not_judged_again(tmp_path: pathlib.Path) -> None:
+def test_without_a_change_the_prompt_is_not_checked_again(tmp_path: pathlib.Path) -> None:
     first, found = finalized(tmp_path, {})
     assert found.prompt is None
     assert {d.policy for d in found.decisions} == {first.policy} == {"house@1"}

@@ -267,7 +267,7 @@ async def test_a_new_dispatcher_takes_over_what_the_database_holds(
         leases = {lease.job_id: lease for lease in [await take(second), await take(second)]}
         assert set(leases) == {dead.id, queued.id}
         assert leases[dead.id].fence > dead_lease.fence
-        assert calls == ["queued"], "a prompt that was judged is not judged again"
+        assert calls == ["queued"], "a prompt that was checked is not checked again"
         assert await second.complete(alive.id, alive_lease.fence, drawn_result(alive_lease))
     finally:
         await second.stop()

@@ -62,7 +62,7 @@ async def test_a_blocked_prompt_is_never_leased(
     assert found.attempts == 0
 
 
-async def test_judging_is_repeated_while_the_moderator_is_restarted(
+async def test_checking_is_repeated_while_the_moderator_is_restarted(
     dispatcher: Dispatcher, safety: ScriptedSafety, add_job: AddJob
 ) -> None:
     answers: list[Any] = [ConnectionError("gone"), ModerationUnavailable("loading")]
@@ -89,7 +89,7 @@ async def test_judging_is_repeated_while_the_moderator_is_restarted(
     ],
     ids=["connection", "unavailable", "bug", "error-verdict", "no-decision"],
 )
-async def test_what_cannot_be_judged_waits_and_is_never_drawn(
+async def test_what_cannot_be_checked_waits_and_is_never_drawn(
     dispatcher: Dispatcher,
     database: Database,
     safety: ScriptedSafety,

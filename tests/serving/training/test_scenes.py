@@ -1,4 +1,4 @@
-"""The data set and its judge agree on what an image shows."""
+"""The data set and its classifier agree on what an image shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calotype.serving.training.captions import sample_scene
-from calotype.serving.training.judge import judge, look, score
+from calotype.serving.training.scene_classifier import look, matches, score
 from calotype.serving.training.scenes import COLOR_NAMES, SHAPES, Scene, Thing, render, to_uint8
 
 
@@ -20,14 +20,14 @@ def scenes(count: int, two: bool = False, held_out: bool | None = None) -> list[
 
 @pytest.mark.parametrize("size", [(128, 128), (128, 224), (224, 128)])
 @pytest.mark.parametrize("two", [False, True])
-def test_the_judge_reads_back_what_was_drawn(size: tuple[int, int], two: bool) -> None:
+def test_the_classifier_reads_back_what_was_drawn(size: tuple[int, int], two: bool) -> None:
     drawn = scenes(40, two)
     images = to_uint8(render(drawn, torch.Generator().manual_seed(2), *size)).numpy()
     assert score(drawn, images)["full"] == 1.0
 
 
 @pytest.mark.parametrize("attribute", ["shape", "color", "position", "size", "background"])
-def test_the_judge_sees_each_single_fault(attribute: str) -> None:
+def test_the_classifier_sees_each_single_fault(attribute: str) -> None:
     asked = Scene("white", (Thing("circle", "red", "center", "large"),), "")
     thing = asked.things[0]
     wrong = {
@@ -39,7 +39,7 @@ def test_the_judge_sees_each_single_fault(attribute: str) -> None:
     shown = dataclasses.replace(asked, things=(wrong.get(attribute, thing),))
     if attribute == "background":
         shown = dataclasses.replace(asked, background="yellow")
-    verdict = judge(asked, to_uint8(render([shown], None)).numpy()[0])
+    verdict = matches(asked, to_uint8(render([shown], None)).numpy()[0])
     assert not verdict[attribute]
     assert not verdict["full"]
 
@@ -49,7 +49,7 @@ def test_noise_and_blanks_are_no_things() -> None:
     assert look(blank)[:2] == ("white", [])
     noise = to_uint8(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(3)) * 2 - 1)
     asked = Scene("white", (Thing("circle", "red", "center", "large"),), "")
-    assert not judge(asked, noise.numpy()[0])["full"]
+    assert not matches(asked, noise.numpy()[0])["full"]
 
 
 def test_training_never_sees_what_is_held_out() -> None:

@@ -1,4 +1,4 @@
-"""The way of one lease: checkpoints that another worker goes on from, previews that are judged."""
+"""The way of one lease: checkpoints that another worker goes on from, previews that are checked."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ async def test_a_lease_that_ran_out_unnoticed_is_drawn_by_the_same_worker(
     assert thread.first_steps == [1, 1], "what ran out was not drawn"
 
 
-async def test_previews_are_judged_and_kept_in_their_order(studio: LocalPipeline) -> None:
+async def test_previews_are_checked_and_kept_in_their_order(studio: LocalPipeline) -> None:
     async with studio.working("only"):
         job_id = await studio.ask(steps=40, preview_every=10)
         await studio.ended(job_id)
@@ -309,7 +309,7 @@ async def test_a_preview_that_does_not_pass_exists_nowhere(
 ) -> None:
     final = False
 
-    def judge(pixels: Any) -> dict[str, Any]:
+    def check(pixels: Any) -> dict[str, Any]:
         # Of 64 pixels is the finished picture, because it is enlarged; its previews are smaller.
         nonlocal final
         if len(pixels) == 64:
@@ -319,7 +319,7 @@ async def test_a_preview_that_does_not_pass_exists_nowhere(
             raise ConnectionError("the classifier is away")
         return decision("output", blocked=["sexual"], unavailable=verdict == "unavailable")
 
-    studio.safety.image = judge
+    studio.safety.image = check
     async with studio.working("only"):
         job_id = await studio.ask(steps=40, preview_every=10, drawn=32)
         job = await studio.ended(job_id)

@@ -23,7 +23,7 @@ from calotype.serving.images.encode import GIVEN_SIDE, given_images
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.options import JobOptions
 from calotype.serving.storage.folder import FolderBlobStore
-from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.output_check import Sources
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 

@@ -25,7 +25,7 @@ from calotype.serving.jobs.records import Checkpoint as CheckpointRecord
 from calotype.serving.jobs.records import PreviewRecord
 from calotype.serving.storage.folder import FolderBlobStore
 from calotype.serving.worker.intermediates import Intermediates
-from calotype.serving.worker.judging import Sources
+from calotype.serving.worker.output_check import Sources
 from calotype.serving.worker.postprocess import Finalized, Postprocessor
 
 SIZE = ImageSize(64, 64)

@@ -1,4 +1,4 @@
-"""Pictures as the simulation draws, judges and stores them: a digest in place of pixels.
+"""Pictures as the simulation draws, checks and stores them: a digest in place of pixels.
 
 A stored file says which pixels it shows, so that every byte that reaches a client can be traced to
 what the safety stage was asked about it.

@@ -43,7 +43,7 @@ class Ledger:
 
     worked: dict[str, float] = field(default_factory=dict)
     """Device seconds by job."""
-    judged: dict[str, list[tuple[str, tuple[str, ...], str]]] = field(default_factory=dict)
+    checked: dict[str, list[tuple[str, tuple[str, ...], str]]] = field(default_factory=dict)
     """Digest of pixels -> (prompt, digests of references, verdict) of each time."""
     sources: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     """Digest of drawn pixels -> (prompt, digests of references) they were drawn from."""
@@ -122,7 +122,7 @@ class TextEncoderServer:
 
 
 class ModeratorServer:
-    """Judges by words of the prompt.
+    """Checks by words of the prompt.
 
     Args:
         taken_down: digests of pictures that were taken down.
@@ -150,7 +150,7 @@ class ModeratorServer:
         elif BLURRED in prompt:
             verdict = "BLUR"
         found = tuple(digest_of(reference) for reference in context.references)
-        self._ledger.judged.setdefault(digest, []).append((prompt, found, verdict))
+        self._ledger.checked.setdefault(digest, []).append((prompt, found, verdict))
         return _decided("output", verdict)
 
 

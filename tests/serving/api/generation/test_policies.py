@@ -1,4 +1,4 @@
-"""Whose policy judges a request, and levels that callers ask for: what the gateway passes on."""
+"""Whose policy checks a request, and levels that callers ask for: what the gateway passes on."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from calotype.serving.testing.in_memory import decision
 
 
 def scopes(service: Any) -> list[Any]:
-    """For whom something was judged since the last call."""
+    """For whom something was checked since the last call."""
     found = list(service.safety.scopes)
     service.safety.scopes.clear()
     return found
 
 
-def test_a_team_is_judged_by_its_policy_too_everywhere(service: Any) -> None:
+def test_a_team_is_checked_by_its_policy_too_everywhere(service: Any) -> None:
     assert service.generate(prompt="a dog").status_code == 200
     assert set(map(str, scopes(service))) == {"None"}
     service.database.teams.set_team("kids", policy="kids-policy")
     http = service.http(service.database.api_keys.create(team="kids")[0])
     drawn = http.post("/v1/images/generations", json={"prompt": "a dog"})
     assert drawn.status_code == 200, drawn.text
-    judged = scopes(service)
-    assert len(judged) == 2 and all(s == CheckScope(("kids-policy",)) for s in judged)
+    checked = scopes(service)
+    assert len(checked) == 2 and all(s == CheckScope(("kids-policy",)) for s in checked)
     assert http.post("/v1/moderations", json={"input": "a dog"}).status_code == 200
     assert scopes(service) == [CheckScope(("kids-policy",))]
     job = http.get(f"/v1/jobs/{drawn.json()['job_id']}").json()
@@ -109,5 +109,5 @@ def test_what_was_not_granted_is_said(service: Any) -> None:
     service.safety.image = lambda pixels: decision("output") | {"preset": "auto"}
     (warning,) = service.generate(prompt="a dog", moderation="low").json()["warnings"]
     assert warning == (
-        "moderation 'low' is not granted by the policy scripted@1; it was judged by 'auto'."
+        "moderation 'low' is not granted by the policy scripted@1; it was checked against 'auto'."
     )

@@ -310,7 +310,7 @@ def test_a_damaged_adapter_is_refused_by_name_and_the_next_works(
     assert service.generate(prompt="a dog").status_code == 200
 
 
-def test_pictures_that_cannot_be_judged_are_neither_stored_nor_shown(
+def test_pictures_that_cannot_be_checked_are_neither_stored_nor_shown(
     start_service: Callable[..., Any],
 ) -> None:
     service = start_service(policy=DispatchPolicy(check_retries=CheckRetries(delays=(0.0,))))

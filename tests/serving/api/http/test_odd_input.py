@@ -1,6 +1,6 @@
 """Texts and pictures that nobody sends by chance, through the API, with the real safety stage.
 
-Each is answered: judged, or refused with a type, a code and the parameter. None is left open.
+Each is answered: checked, or refused with a type, a code and the parameter. None is left open.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ HIDDEN = {
 
 
 @pytest.fixture(scope="module")
-def judged(
+def checked(
     tmp_path_factory: pytest.TempPathFactory,
     shared_running: Callable[..., AbstractContextManager[Any]],
 ) -> Iterator[Any]:
     """A gateway whose safety stage is the real one."""
     moderator = Moderator.load()
-    with shared_running(tmp_path_factory.mktemp("judged")) as service:
+    with shared_running(tmp_path_factory.mktemp("checked")) as service:
         service.safety.prompt = lambda text: moderator.check_prompt(text).to_payload()
         service.safety.image = lambda pixels: moderator.check_image(pixels).to_payload()
         yield service
@@ -67,11 +67,11 @@ def sent(service: Any, path: str, body: Any) -> Any:
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_an_odd_text_is_judged_or_refused_with_its_name(judged: Any, text: str) -> None:
-    asked = sent(judged, MODERATIONS, {"input": text})
+def test_an_odd_text_is_checked_or_refused_with_its_name(checked: Any, text: str) -> None:
+    asked = sent(checked, MODERATIONS, {"input": text})
     assert asked.status_code == 200, asked.text
     assert asked.json()["results"][0]["flagged"] in (True, False)
-    drawn = sent(judged, GENERATIONS, {"prompt": text, "steps": 1})
+    drawn = sent(checked, GENERATIONS, {"prompt": text, "steps": 1})
     assert drawn.status_code in (200, 400), drawn.text
     if drawn.status_code == 400:
         error = drawn.json()["error"]
@@ -79,27 +79,27 @@ def test_an_odd_text_is_judged_or_refused_with_its_name(judged: Any, text: str) 
 
 
 @pytest.mark.parametrize("text", HIDDEN.values(), ids=HIDDEN)
-def test_what_is_hidden_in_one_is_found(judged: Any, text: str) -> None:
-    drawn = sent(judged, GENERATIONS, {"prompt": text, "steps": 1})
+def test_what_is_hidden_in_one_is_found(checked: Any, text: str) -> None:
+    drawn = sent(checked, GENERATIONS, {"prompt": text, "steps": 1})
     assert drawn.status_code == 400
     assert drawn.json()["error"]["code"] == "moderation_blocked"
 
 
-def test_halves_of_characters_are_no_text(judged: Any) -> None:
+def test_halves_of_characters_are_no_text(checked: Any) -> None:
     for path, name in ((GENERATIONS, "prompt"), (MODERATIONS, "input")):
-        answer = sent(judged, path, {name: "a fox \ud800 and \udfff a dog"})
+        answer = sent(checked, path, {name: "a fox \ud800 and \udfff a dog"})
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "invalid_json"
         assert "UTF-8" in answer.json()["error"]["message"]
 
 
-def test_a_megabyte_of_text_is_refused_by_its_length(judged: Any) -> None:
+def test_a_megabyte_of_text_is_refused_by_its_length(checked: Any) -> None:
     for path, body, param in (
         (GENERATIONS, {"prompt": "a" * 2**20}, "prompt"),
         (MODERATIONS, {"input": "a" * 2**20}, "input"),
         (MODERATIONS, {"input": ["a", "b" * 2**20]}, "input[1]"),
     ):
-        answer = sent(judged, path, body)
+        answer = sent(checked, path, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == param
         assert "characters" in answer.json()["error"]["message"]
@@ -139,18 +139,18 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_an_odd_picture_is_refused_wherever_it_is_sent(
-    judged: Any, make: Callable[[], bytes]
+    checked: Any, make: Callable[[], bytes]
 ) -> None:
     data = make()
     encoded = base64.b64encode(data).decode()
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
-    asked = sent(judged, MODERATIONS, {"input": [part]})
-    edited = judged.http().post(
+    asked = sent(checked, MODERATIONS, {"input": [part]})
+    edited = checked.http().post(
         EDITS, data={"prompt": "a fox"}, files={"image": ("a.png", data, "image/png")}
     )
-    key = judged.database.api_keys.create(team="safety", scopes=("moderation",))[0]
+    key = checked.database.api_keys.create(team="safety", scopes=("moderation",))[0]
     body = {"image": encoded, "category": "sexual", "reason": "r"}
-    taken = judged.http(key).post(TAKEDOWNS, json=body)
+    taken = checked.http(key).post(TAKEDOWNS, json=body)
     for answer in (asked, edited, taken):
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
@@ -158,16 +158,16 @@ def test_an_odd_picture_is_refused_wherever_it_is_sent(
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
-def test_a_line_of_pixels_is_judged(judged: Any, size: tuple[int, int]) -> None:
+def test_a_line_of_pixels_is_checked(checked: Any, size: tuple[int, int]) -> None:
     data = file_of(np.full((*size, 3), 90, dtype=np.uint8))
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     answer = sent(
-        judged, MODERATIONS, {"input": [{"type": "image_url", "image_url": {"url": url}}]}
+        checked, MODERATIONS, {"input": [{"type": "image_url", "image_url": {"url": url}}]}
     )
     assert answer.status_code == 200 and not answer.json()["results"][0]["flagged"]
 
 
-def test_every_view_of_a_picture_is_judged(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_view_of_a_picture_is_checked(checked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red on transparent: on white and on black; eight frames: each of them."""
     seen: list[Any] = []
 
@@ -175,8 +175,8 @@ def test_every_view_of_a_picture_is_judged(judged: Any, monkeypatch: pytest.Monk
         seen.append(pixels.copy())
         return before(pixels)
 
-    before = judged.safety.image
-    monkeypatch.setattr(judged.safety, "image", look)
+    before = checked.safety.image
+    monkeypatch.setattr(checked.safety, "image", look)
     glass = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
     file = io.BytesIO()
     glass.save(file, "PNG")
@@ -184,8 +184,8 @@ def test_every_view_of_a_picture_is_judged(judged: Any, monkeypatch: pytest.Monk
         seen.clear()
         url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         part = {"type": "image_url", "image_url": {"url": url}}
-        answer = sent(judged, MODERATIONS, {"input": [part]})
+        answer = sent(checked, MODERATIONS, {"input": [part]})
         assert answer.status_code == 200 and len(answer.json()["results"]) == 1
         assert len(seen) == views
-    many = sent(judged, MODERATIONS, {"input": [part] * 9})
+    many = sent(checked, MODERATIONS, {"input": [part] * 9})
     assert many.status_code == 400 and "64 frames" in many.json()["error"]["message"]

@@ -64,7 +64,7 @@ def test_a_changed_manifest_counts_at_once(service: Any) -> None:
 # -- moderations -------------------------------------------------------------------------------
 
 
-def test_texts_are_judged_one_result_each(shared_service: Any) -> None:
+def test_texts_are_checked_one_result_each(shared_service: Any) -> None:
     answer = shared_service.sdk().moderations.create(input=["a dog", "something forbidden"])
     assert answer.id.startswith("modr-")
     assert [result.flagged for result in answer.results] == [False, True]

@@ -58,7 +58,7 @@ def as_found(pixels: Any, quality: int = 80) -> bytes:
     return file.getvalue()
 
 
-def judge(service: Any) -> Moderator:
+def moderator_of(service: Any) -> Moderator:
     return Moderator(
         Policy.default(),
         text_classifiers=[],
@@ -75,7 +75,7 @@ def test_every_copy_goes_and_the_picture_is_refused_until_it_is_lifted(
     other = stored(service, OTHER, seed=3)
     found = tmp_path / "found.jpg"
     found.write_bytes(as_found(WANTED))
-    moderator = judge(service)
+    moderator = moderator_of(service)
     assert moderator.check_image(WANTED).verdict is Verdict.ALLOW
 
     looked = run(str(found))
@@ -123,7 +123,7 @@ def test_a_flat_drawing_is_known_by_its_mark_and_not_drawn_again(
     assert answer["pdq"] is None and answer["watermark"]
     assert answer["matches"][0]["by"] == "watermark"
     assert service.database.files.get_asset(asset_id) is None
-    moderator = judge(service)
+    moderator = moderator_of(service)
     assert moderator.check_image(image).findings[0].classifier == "fingerprint"
     assert moderator.check_image(drawing(5, 256)).verdict is Verdict.ALLOW
 
@@ -146,7 +146,7 @@ def test_nothing_is_done_before_every_stored_picture_was_looked_at(
 
 
 def test_without_the_list_nothing_is_shown(service: Any) -> None:
-    moderator = judge(service)
+    moderator = moderator_of(service)
     with service.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE taken_down RENAME TO away"))
     decision = moderator.check_image(OTHER)
@@ -173,7 +173,7 @@ def test_a_reported_picture_takes_its_copies_along(service: Any) -> None:
         service.database.files.get_asset(first) is None
         and service.database.files.get_asset(copy) is None
     )
-    assert judge(service).check_image(WANTED).verdict is Verdict.BLOCK
+    assert moderator_of(service).check_image(WANTED).verdict is Verdict.BLOCK
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Numbers of takedowns, by which it is told what a picture was judged after."""
+"""Numbers of takedowns, by which it is told what a picture was checked after."""
 
 from __future__ import annotations
 

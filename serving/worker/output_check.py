@@ -1,6 +1,6 @@
-"""The one place where drawn images are judged: previews and finished images alike.
+"""The one place where drawn images are checked: previews and finished images alike.
 
-Both are judged with all that is known of their request, because rules combine what an image shows
+Both are checked with all that is known of their request, because rules combine what an image shows
 with what it was drawn for and from. Who shows an image has its decision from here.
 """
 
@@ -43,7 +43,7 @@ class Sources:
             raise InvalidRequest(str(error), param="image") from error
 
 
-async def judge_drawn(
+async def check_output(
     safety: SafetyStage, lease: Lease, pixels: Pixels, sources: Sources, retries: CheckRetries
 ) -> Decision:
     """The decision about an image of this lease, unfinished ones included.

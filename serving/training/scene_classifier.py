@@ -163,7 +163,7 @@ def _identify(
     )
 
 
-def judge(scene: Scene, image: NDArray[np.uint8]) -> dict[str, bool]:
+def matches(scene: Scene, image: NDArray[np.uint8]) -> dict[str, bool]:
     """Which attributes of the scene the image shows; ``full`` when it shows all of them."""
     background, seen, debris = look(image)
     want = scene.things
@@ -188,5 +188,5 @@ def judge(scene: Scene, image: NDArray[np.uint8]) -> dict[str, bool]:
 
 def score(scenes: Sequence[Scene], images: Iterable[NDArray[np.uint8]]) -> dict[str, float]:
     """Share of scenes with each attribute right."""
-    results = [judge(scene, image) for scene, image in zip(scenes, images, strict=True)]
+    results = [matches(scene, image) for scene, image in zip(scenes, images, strict=True)]
     return {name: sum(r[name] for r in results) / len(results) for name in ATTRIBUTES}
