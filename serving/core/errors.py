@@ -8,6 +8,7 @@
     + NotFound                   no such model, adapter, job or asset (or not yours)
     + Conflict                   an idempotency key was used for another body
     + ContentBlocked             the safety stage refused the prompt or every image
+    + DatasetRefused             pictures to learn from cannot be used; names file and field
     + QuotaExceeded              rate, quota or budget is spent
   - CapacityError                the caller may simply retry
     + Overloaded                 loading, draining or full
@@ -106,6 +107,10 @@ class Conflict(RequestError):
 
 class ContentBlocked(RequestError):
     default_code = "moderation_blocked"
+
+
+class DatasetRefused(RequestError):
+    default_code = "dataset_invalid"
 
 
 class QuotaExceeded(RequestError):
