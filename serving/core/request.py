@@ -74,6 +74,13 @@ class ImageSize:
         return self.width * self.height
 
 
+def same_proportions(image: ImageSize, size: ImageSize) -> bool:
+    """Whether ``image`` differs from ``size`` by no more than rounding its sides to whole patches
+    can do, so that it may be stretched to it."""
+    allowed = 0.005 + 8 / size.width + 8 / size.height
+    return abs(image.width * size.height / (image.height * size.width) - 1) <= allowed
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter by name, and how strongly it is applied (0 = not at all)."""

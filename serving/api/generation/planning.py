@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from calotype.serving.api.generation.access import level_parameters, requested_level
 from calotype.serving.api.generation.recipes import adapter_digest, model_digest
+from calotype.serving.api.generation.sizes import choose_size
 from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.catalog import Catalog
@@ -18,7 +19,6 @@ from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import (
     MAX_SEED,
     GenerationRequest,
-    ImageSize,
     Margins,
     SamplingParams,
     check_sigmas,
@@ -101,15 +101,15 @@ def plan_generation(
     steps = _steps(model, body)
     check_sigmas(body.sigmas or (), steps)
     margins = _margins(body, given)
-    size, rendered_size = _sizes(model, body, given.size, margins)
+    chosen = choose_size(model, body, given, margins)
     prompt = body.prompt
     if body.style is not None:
         prompt = f"{prompt}, {_STYLE_WORDS[body.style]}"
     request = GenerationRequest(
         id=job_id,
         prompt=prompt,
-        size=size,
-        rendered_size=rendered_size,
+        size=chosen.size,
+        rendered_size=chosen.rendered_size,
         sampling=SamplingParams(
             steps=steps,
             guidance_scale=(
@@ -145,6 +145,8 @@ def plan_generation(
         output={"format": body.output_format, "compression": body.output_compression},
     )
     given_input = _input(body, request, request_id) | level_parameters(body)
+    if chosen.warning is not None:
+        given_input["warnings"] = [chosen.warning]
     return PlannedGeneration(
         model, request, given_input, recipe | level_parameters(body), requested_level(body)
     )
@@ -204,36 +206,6 @@ def _margins(body: GenerationBody, given: Images) -> Margins | None:
             param="expand",
         )
     return margins
-
-
-def _sizes(
-    model: ImageModel, body: GenerationBody, image: ImageSize | None, margins: Margins | None
-) -> tuple[ImageSize, ImageSize]:
-    if body.width is not None and body.height is not None:
-        size, param = ImageSize(body.width, body.height), "width"
-    elif body.size is not None and body.size != "auto":
-        size, param = ImageSize.parse(body.size), "size"
-    elif image is None:
-        size, param = ImageSize.parse(model.spec.defaults.size), "size"
-    else:
-        return _size_of_edit(model, image, margins or Margins())
-    return size, model.spec.check_size(size, param)
-
-
-def _size_of_edit(
-    model: ImageModel, image: ImageSize, margins: Margins
-) -> tuple[ImageSize, ImageSize]:
-    """The size of what is drawn over a picture: the picture's own, if the model can draw that."""
-    size = ImageSize(
-        image.width + margins.left + margins.right, image.height + margins.top + margins.bottom
-    )
-    try:
-        return size, model.spec.check_size(size, "size")
-    except InvalidRequest:
-        usual = ImageSize.parse(model.spec.defaults.size)
-        if usual.width * size.height != usual.height * size.width:
-            raise
-        return usual, model.spec.check_size(usual, "size")
 
 
 def _steps(model: ImageModel, body: GenerationBody) -> int:

@@ -72,7 +72,7 @@ class Images:
     mask: str | None = None
     references: tuple[str, ...] = ()
     size: ImageSize | None = None
-    """Of ``image``, where it is known."""
+    """Of ``image``, else of what an edit looks at first; where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +296,10 @@ async def keep_images(
             key = await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
             kept.append((key, ImageSize(found.width, found.height)))
             del data, found
-    if not starts:
-        return Images(references=tuple(key for key, _ in kept))
     first, size = kept[0]
+    if not starts:
+        shape = size if isinstance(body, EditBody) else None
+        return Images(references=tuple(key for key, _ in kept), size=shape)
     mask = None
     if sources.mask is not None:
         mask = await _keep_mask(gateway, team_id, sources.mask, size, expires)

@@ -273,9 +273,14 @@ class ImageModelSpec(Spec):
                 f"the nearest is {near}.",
                 param=param,
             )
-        if self.enlarge is None or max(size.width, size.height) <= self.enlarge.above_side:
-            return size
-        scale = min(1.0, self.enlarge.native_short_side / min(size.width, size.height))
+        return self.rendered_size(size)
+
+    def rendered_size(self, size: ImageSize) -> ImageSize:
+        """What the denoiser draws for ``size``: whole patches of the nearest proportions, smaller
+        where the model enlarges."""
+        scale = 1.0
+        if self.enlarge is not None and max(size.width, size.height) > self.enlarge.above_side:
+            scale = min(1.0, self.enlarge.native_short_side / min(size.width, size.height))
         return ImageSize(
             *(max(PATCH, round(s * scale / PATCH) * PATCH) for s in (size.width, size.height))
         )

@@ -17,7 +17,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from calotype.serving.core.errors import InvalidRequest
-from calotype.serving.core.request import MAX_REFERENCES, GenerationRequest, ImageSize, Margins
+from calotype.serving.core.request import (
+    MAX_REFERENCES,
+    GenerationRequest,
+    ImageSize,
+    Margins,
+    same_proportions,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,19 +120,26 @@ def _read_start(
     height, width = start.shape[:2]
     if (width, height) == (size.width, size.height):
         return start, redraw, True
-    # Half a percent is what rounding to whole patches can do to an image's proportions.
-    if abs(width * size.height / (height * size.width) - 1) > 0.005:
-        margins = " with its margins" if request.expand is not None else ""
-        raise InvalidRequest(
-            f"image is {width}x{height}{margins}, but size is {size}; ask for a size of the same "
-            "proportions, or cut the image.",
-            param="image",
-        )
-    picture = Image.fromarray(start).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    box = _kept_part(ImageSize(width, height), request.size)
+    wanted = (size.width, size.height)
+    picture = Image.fromarray(start).resize(wanted, Image.Resampling.LANCZOS, box)
     if redraw is not None:
-        mask = Image.fromarray(redraw).resize((size.width, size.height), Image.Resampling.BOX)
+        mask = Image.fromarray(redraw).resize(wanted, Image.Resampling.BOX, box)
         redraw = np.asarray(mask, dtype=bool)
     return np.asarray(picture), redraw, False
+
+
+def _kept_part(image: ImageSize, size: ImageSize) -> tuple[float, float, float, float]:
+    """The largest middle part of the proportions of ``size``: left, top, right and bottom.
+
+    Everything where the proportions differ by rounding alone.
+    """
+    if same_proportions(image, size):
+        return 0, 0, image.width, image.height
+    width = min(image.width, image.height * size.width / size.height)
+    height = min(image.height, image.width * size.height / size.width)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return left, top, left + width, top + height
 
 
 def read_image(data: bytes, param: str) -> Pixels:
