@@ -230,6 +230,11 @@ def quality_name(quality: str) -> str:
     return _QUALITY_NAMES.get(quality, quality)
 
 
+def _usual_format(body: GenerationBody) -> str:
+    """OpenAI's default: links for DALL-E's names, bytes for all others, and in streams."""
+    return "url" if (body.model or "").startswith("dall-e-") and not body.stream else "b64_json"
+
+
 def _input(body: GenerationBody, request: GenerationRequest, request_id: str) -> JsonObject:
     """The job's ``input``: what was asked after defaults, and how to encode and answer it."""
     wanted: JsonObject = {
@@ -244,7 +249,7 @@ def _input(body: GenerationBody, request: GenerationRequest, request_id: str) ->
         "loras": [{"id": ref.name, "scale": ref.scale} for ref in request.adapters],
         "output_format": body.output_format,
         "output_compression": body.output_compression,
-        "response_format": body.response_format,
+        "response_format": body.response_format or _usual_format(body),
         "request_id": request_id,
     }
     if body.stream:

@@ -46,6 +46,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX")
 _PNG_DEPTH_AT = 24
 """Where a PNG file says how many bits a channel has."""
+_BARE_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")
+"""How PNG, JPEG and WebP files begin in base64: clients leave out the head of a data URL."""
 _ORIENTATION, _LYING = 0x0112, range(5, 9)
 """The EXIF entry that tells how a camera was held, and its values for a turned picture."""
 _OPAQUE_BELOW = 128
@@ -118,6 +120,8 @@ async def open_source(
     if not isinstance(value, str):
         raise InvalidRequest(f"{where} must be a string.", code="invalid_type", param=where)
     room = gateway.memory.pictures
+    if name == "image_url" and value.startswith(_BARE_BASE64):
+        value = f"data:image;base64,{value}"
     if value.startswith("data:") and name == "image_url":
         yield _read_data_url(value, where)  # there was room for it with the body
     elif name == "file_id":
@@ -262,6 +266,7 @@ def sent_sources(form: Form) -> Sources:
     def opened(file: FormFile, where: str) -> Source:
         return Source(where, lambda: contextlib.nullcontext(file.data))
 
+    form.check_files(("image", "mask"))
     masked = form.file("mask")
     return Sources(
         [opened(file, f"image[{place}]") for place, file in enumerate(form.images())],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,8 @@ MAX_FIELDS = 200
 MAX_FIELD_BYTES = 256 * 1024
 FORM_COPIES = 2.0
 """How often a form's bytes are in memory: as they come, and on their way to the store."""
-_IMAGE = re.compile(r"image(\[\d{0,2}\])?")
+_FILE = re.compile(r"(images?|mask)(\[\d{0,2}\])?")
+"""How clients call the files of an edit."""
 _INDEXED = re.compile(r"([a-z_]+)\[(\d{1,2})\]\[([a-z_]+)\]")
 _COLUMN = re.compile(r"([a-z_]+)\[\](\[[a-z_]+\])?")
 _MEMBER = re.compile(r"(expand|metadata)\[([^\[\]]{1,64})\]")
@@ -55,19 +57,34 @@ class Form:
     files: list[FormFile]
 
     def images(self) -> list[FormFile]:
-        """The parts ``image``, ``image[]`` and ``image[0]``, in order."""
-        return [file for file in self.files if _IMAGE.fullmatch(file.name)]
+        """The parts ``image``, ``image[]`` and ``image[0]``, in order; also with ``images``."""
+        return [file for file in self.files if _plain_name(file.name) == "image"]
 
     def file(self, name: str) -> FormFile | None:
-        """The one part of that name.
+        """The one part of that name; of a mask also ``mask[]`` and ``mask[0]``.
 
         Raises:
             InvalidRequest: there are several.
         """
-        found = [part for part in self.files if part.name == name]
+        found = [part for part in self.files if _plain_name(part.name) == name]
         if len(found) > 1:
             raise InvalidRequest(f"There is more than one part '{name}'.", param=name)
         return found[0] if found else None
+
+    def check_files(self, known: Collection[str]) -> None:
+        """Raises InvalidRequest for a file of another name: it would be ignored silently."""
+        for file in self.files:
+            if _plain_name(file.name) not in known:
+                raise InvalidRequest(
+                    f"Unknown file: '{file.name}'. Files may be called {' and '.join(known)}.",
+                    code="unknown_parameter",
+                    param=file.name,
+                )
+
+
+def _plain_name(name: str) -> str:
+    found = _FILE.fullmatch(name)
+    return found[1].removesuffix("s") if found else name
 
 
 async def read_form(request: Request, max_bytes: int, seconds: float) -> Form:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calotype.serving.api.http.foreign_names import hint, value_hint
 from calotype.serving.config.model.acceleration import MOST_REUSE
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
@@ -54,7 +54,10 @@ class GenerationBody(Body):
     style: Literal["vivid", "natural"] | None = Field(
         None, description="Adds words to the prompt; see revised_prompt in the answer."
     )
-    response_format: Literal["b64_json", "url"] = Field("b64_json", description="Bytes or links.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="Bytes or links. Default: url for dall-e-2 and dall-e-3, else bytes.",
+    )
     output_format: Literal["png", "jpeg", "webp", "gif", "svg"] = Field(
         "png", description="File format; gif and svg are refused."
     )
@@ -200,9 +203,12 @@ def parse_generation(
     Raises:
         InvalidRequest: the first fault, with the parameter's name and what would be right.
     """
-    body = parse(schema, _without_aliases(raw), form=form)
-    for name in (*_NEEDS, *_NEVER):
-        if _NEEDS.get(name) not in features and getattr(body, name, None):
+    if issubclass(schema, EditBody) and not form:
+        raw = _with_images(raw)
+    refused = [name for name in (*_NEEDS, *_NEVER) if _NEEDS.get(name) not in features]
+    body = parse(schema, _without_aliases(raw), form=form, refused=refused)
+    for name in refused:
+        if getattr(body, name, None):
             raise InvalidRequest(
                 f"{name} is not supported by this service yet; leave it out.",
                 code="unsupported_value",
@@ -240,11 +246,14 @@ def parse_generation(
     return body
 
 
-def parse(schema: type[B], raw: JsonObject, *, form: bool = False) -> B:
+def parse(
+    schema: type[B], raw: JsonObject, *, form: bool = False, refused: Collection[str] = ()
+) -> B:
     """``raw`` as ``schema``; null means "not given", as in OpenAI's API.
 
     Args:
         form: of a form, where numbers and booleans are strings: pydantic's lax mode reads them.
+        refused: fields that are refused by name later, and advised to nobody.
 
     Raises:
         InvalidRequest: see `parse_generation`.
@@ -253,7 +262,18 @@ def parse(schema: type[B], raw: JsonObject, *, form: bool = False) -> B:
     try:
         return schema.model_validate(given, strict=False if form else None)
     except ValidationError as error:
-        raise _refusal(schema, error) from None
+        raise _refusal(schema, error, refused) from None
+
+
+def _with_images(raw: JsonObject) -> JsonObject:
+    """``image``, one or several, as JSON bodies of other systems write ``images``."""
+    if raw.get("image") is None:
+        return raw
+    if raw.get("images") is not None:
+        raise InvalidRequest("image and images mean the same; give one of them.", param="image")
+    given = raw["image"]
+    rest = {name: value for name, value in raw.items() if name != "image"}
+    return rest | {"images": given if isinstance(given, list) else [given]}
 
 
 def _without_aliases(raw: JsonObject) -> JsonObject:
@@ -279,18 +299,20 @@ def _with_id(item: Any) -> Any:
     return item
 
 
-def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
+def _refusal(
+    schema: type[BaseModel], error: ValidationError, refused: Collection[str]
+) -> InvalidRequest:
     # A misspelt name is the cause of a missing one, so it is named first.
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
     param = _path(fault["loc"])
     kind = fault["type"]
     if kind == "extra_forbidden":
-        known = [*schema.model_fields, *ALIASES]
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near and len(fault["loc"]) == 1 else ""
+        advice = ""
+        if len(fault["loc"]) == 1:
+            advice = _advice(schema, str(fault["loc"][0]), refused)
         return InvalidRequest(
-            f"Unknown parameter: '{param}'.{hint}", code="unknown_parameter", param=param
+            f"Unknown parameter: '{param}'.{advice}", code="unknown_parameter", param=param
         )
     if kind == "missing":
         return InvalidRequest(
@@ -303,10 +325,16 @@ def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return InvalidRequest(
         f"Invalid {'type' if wrong_type else 'value'} for '{param}': "
-        f"{fault['msg'][0].lower()}{fault['msg'][1:]}; got {shown}.",
+        f"{fault['msg'][0].lower()}{fault['msg'][1:]}; got {shown}.{value_hint(fault['input'])}",
         code="invalid_type" if wrong_type else "invalid_value",
         param=param,
     )
+
+
+def _advice(schema: type[BaseModel], name: str, refused: Collection[str]) -> str:
+    if "input" in schema.model_fields and name in GenerationBody.model_fields:
+        return " It belongs into 'input'."
+    return hint(name, [field for field in (*schema.model_fields, *ALIASES) if field not in refused])
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -81,7 +81,7 @@ def test_bytes_a_file_and_several_files_are_edited(able: Any) -> None:
         assert len(seen_by_worker(able)["references"]) == wanted
 
 
-@pytest.mark.parametrize("name", ["image", "image[]", "image[0]"])
+@pytest.mark.parametrize("name", ["image", "image[]", "image[0]", "images", "images[]"])
 def test_every_spelling_of_an_image_part_is_read(able: Any, name: str) -> None:
     files = [(name, ("upload", sample(), "application/octet-stream"))]
     answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=files)
@@ -95,6 +95,53 @@ def test_a_mask_marks_what_is_drawn_anew(able: Any) -> None:
     marked = Image.open(io.BytesIO(able.blobs.get(asked["mask"])))
     assert marked.mode == "L"
     assert (marked.getpixel((0, 0)), marked.getpixel((63, 0))) == (255, 0)
+
+
+@pytest.mark.parametrize("name", ["mask[]", "mask[0]"])
+def test_a_mask_is_known_by_every_spelling(able: Any, name: str) -> None:
+    files = {"image": sample(), name: mask()}
+    assert able.http().post(EDITS, data={"prompt": "a cat"}, files=files).status_code == 200
+    assert seen_by_worker(able)["mask"]
+
+
+def test_a_file_of_another_name_is_refused_by_name(able: Any) -> None:
+    files = {"image": sample(), "control": sample()}
+    answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=files)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unknown_parameter")
+    assert error["param"] == "control" and "image and mask" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image": data_url(sample())},
+        {"image": [data_url(sample())]},
+        {"image": {"image_url": {"url": data_url(sample())}}},
+        {"images": [base64.b64encode(sample()).decode()]},
+        {"image": base64.b64encode(sample(kind="JPEG")).decode()},
+    ],
+)
+def test_json_names_an_image_as_other_clients_do(able: Any, given: dict[str, Any]) -> None:
+    answer = able.http().post(EDITS, json={"prompt": "a cat"} | given)
+    assert answer.status_code == 200, answer.text
+    assert len(seen_by_worker(able)["references"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("dall-e-2", "url"), ("dall-e-3", "url"), ("gpt-image-1", "b64_json"), (None, "b64_json")],
+)
+def test_pictures_come_as_openai_gives_them_by_the_model_that_is_named(
+    able: Any, model: str | None, kind: str
+) -> None:
+    answer = able.http().post("/v1/images/generations", json={"prompt": "a fox", "model": model})
+    assert kind in answer.json()["data"][0]
+    plain = able.http().post(
+        "/v1/images/generations",
+        json={"prompt": "a fox", "model": model, "response_format": "b64_json"},
+    )
+    assert "b64_json" in plain.json()["data"][0]
 
 
 def test_strings_of_a_form_become_numbers(able: Any) -> None:
