@@ -11,6 +11,7 @@ import sys
 import click
 
 from calotype.serving.commands.cluster import gateway, model_app
+from calotype.serving.commands.dataset import dataset
 from calotype.serving.commands.fetch import fetch
 from calotype.serving.commands.generate import generate
 from calotype.serving.commands.jobs import jobs
@@ -35,7 +36,7 @@ def cli() -> None:
 for _command in (
     *(serve, generate, plan, profile),
     *(jobs, keys, moderate, moderation, provenance),
-    *(gateway, model_app, fetch),
+    *(dataset, gateway, model_app, fetch),
 ):
     cli.add_command(_command)
 

@@ -18,7 +18,7 @@ Bucket = tuple[int, int]
 PATCH = 16
 WIDEST = 3.0
 """The longer side of a bucket is at most so many times the shorter one."""
-TIERS = (1.0, 0.75, 0.5)
+TIERS = (1.0, 0.875, 0.75, 0.625, 0.5)
 """Of the resolution: smaller pictures are learnt at a smaller size."""
 
 
@@ -37,7 +37,7 @@ class Placed:
 @functools.lru_cache(maxsize=64)
 def buckets(resolution: int) -> tuple[Bucket, ...]:
     """Every bucket of a resolution (a multiple of 16), square first."""
-    step = max(PATCH, resolution // 8 // PATCH * PATCH)
+    step = max(PATCH, resolution // 16 // PATCH * PATCH)
     found = {(resolution, resolution)}
     for width in range(step, int(resolution * math.sqrt(WIDEST)) + 1, step):
         height = resolution * resolution // width // step * step

@@ -50,6 +50,8 @@ class Entry:
     size: int
     refused: str | None = None
     """Why it is not read: a sentence. None = it can be."""
+    version: str = ""
+    """Changes when the file is written again, where the source tells."""
 
 
 class Source(Protocol):
@@ -116,7 +118,7 @@ class FolderSource:
                 if stat.S_ISLNK(status.st_mode):
                     found.append(Entry(inside, 0, "is a link; put the file itself there"))
                 elif stat.S_ISREG(status.st_mode) and not name.startswith("."):
-                    found.append(Entry(inside, status.st_size))
+                    found.append(Entry(inside, status.st_size, version=str(status.st_mtime_ns)))
             if len(found) > self._limits.entries:
                 break
         return within(self._limits, found, self.name)

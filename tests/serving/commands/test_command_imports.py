@@ -33,6 +33,7 @@ for words, ends in (
     (["moderate", "a red circle"], True),
     (["moderation", "review", "--help"], True),
     (["fetch", "--help"], True),
+    (["dataset", "check", data_dir], False),
     (["keys", "--data-dir", data_dir, "list"], True),
     (["serve", "-f", data_dir + "/nowhere.yaml", "--data-dir", data_dir], False),
     (["serve", "--port", port, "--data-dir", data_dir], False),
