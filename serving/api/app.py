@@ -14,12 +14,14 @@ from http import HTTPStatus
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from calotype.serving.api.background.tasks import background_tasks
 from calotype.serving.api.http.failures import error_response, localized
 from calotype.serving.api.http.middleware import RequestFrame
+from calotype.serving.api.http.paths import PlainPaths
 from calotype.serving.api.routes import (
     assets,
     batches,
@@ -110,8 +112,22 @@ def create_app(
     app.add_exception_handler(CalotypeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_middleware(PlainPaths, resources=_resources())
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-trace-id", "retry-after"],
+        )
     app.add_middleware(RequestFrame, set_header=settings.set_request_id, on_bug=_on_bug)
     return app
+
+
+def _resources() -> set[str]:
+    paths = [str(getattr(route, "path", "")) for module in ROUTES for route in module.router.routes]
+    return {path.split("/")[2] for path in paths if path.startswith("/v1/")}
 
 
 def create_operations_app(gateway_app: FastAPI) -> FastAPI:

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import pathlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from calotype.serving.api.app import create_app, create_operations_app
 from calotype.serving.api.http.connections import ConnectionLimits
-from calotype.serving.api.http.listener import listening_socket
-from calotype.serving.api.http.server import build_server
+from calotype.serving.api.http.server import build_server, listening_socket
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
@@ -31,9 +26,7 @@ from calotype.serving.cluster.followed_file import FollowedFile
 from calotype.serving.cluster.internal_server import serving_internally
 from calotype.serving.cluster.job_store_api import build_job_store_api
 from calotype.serving.cluster.remote_backend import RemoteBackend
-from calotype.serving.config import describe
 from calotype.serving.config.environment import ClusterEnvironment
-from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.tls import TlsFiles
 from calotype.serving.database.database import Database, open_database
 from calotype.serving.observability.logs import set_up_logs
@@ -43,8 +36,6 @@ from calotype.serving.storage import open_blobs
 SHUTDOWN_SECONDS = 300
 """Longer than a synchronous request may take: a rolling update cuts none of them off."""
 TEAMS_FILE = "teams.json"
-SETTING = "CALOTYPE_GATEWAY_"
-"""``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +80,6 @@ def run_gateway(options: GatewayOptions) -> None:
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             database.close()
-
-
-def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
-    """The gateway's settings from the environment; lists are JSON.
-
-    Raises:
-        InvalidRequest: a variable names no setting, or its value is not possible.
-    """
-    given: dict[str, Any] = {}
-    for variable, text in variables.items():
-        if variable.startswith(SETTING):
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = text
-            given[variable.removeprefix(SETTING).lower()] = value
-    try:
-        return GatewaySettings.model_validate(given)
-    except ValidationError as error:
-        raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None
 
 
 def build_gateway(options: GatewayOptions, database: Database) -> FastAPI:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from calotype.serving.api.http.listener import listening_socket
+from calotype.serving.api.http.server import listening_socket
 from calotype.serving.core.tls import TlsFiles
 
 SHUTDOWN_SECONDS = 5

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calotype.serving.api.http.listener import listening_socket
+from calotype.serving.api.http.server import listening_socket
 from calotype.serving.cluster.supervisor import START_SECONDS, Supervisor, supervise_host
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import CalotypeError, InvalidRequest

@@ -84,7 +84,8 @@ def gateway(
     stands in signed addresses. CALOTYPE_TLS_CERTIFICATE and CALOTYPE_TLS_KEY are those of the
     internal port, CALOTYPE_TLS_CA those that model apps' certificates come from.
     """
-    from calotype.serving.cluster.gateway_process import GatewayOptions, read_settings, run_gateway
+    from calotype.serving.api.state.settings import read_settings
+    from calotype.serving.cluster.gateway_process import GatewayOptions, run_gateway
     from calotype.serving.config.environment import ClusterEnvironment
     from calotype.serving.core.tls import tls_files
 

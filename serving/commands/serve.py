@@ -78,7 +78,7 @@ def _run(options: ServeOptions) -> None:
         CalotypeError: a manifest is wrong, a model cannot be loaded, the port or the data folder
             is taken; one sentence.
     """
-    from calotype.serving.api.http.listener import listening_socket
+    from calotype.serving.api.http.server import listening_socket
     from calotype.serving.deployments.preparation import claimed, read_resources
     from calotype.serving.observability.logs import set_up_logs
 

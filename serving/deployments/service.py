@@ -20,10 +20,9 @@ from collections.abc import AsyncIterator, Iterator
 from fastapi import FastAPI
 
 from calotype.serving.api.app import create_app
-from calotype.serving.api.http.listener import listening_socket
-from calotype.serving.api.http.server import build_server
+from calotype.serving.api.http.server import build_server, listening_socket
 from calotype.serving.api.state.catalog import Catalog
-from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.api.state.settings import read_settings
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.supervisor import Supervisor, supervise_host
 from calotype.serving.config import Manifests
@@ -104,7 +103,7 @@ class Service:
     async def run(self, listener: socket.socket) -> None:
         """Raises CalotypeError when the service cannot be started."""
         app = create_app(
-            GatewaySettings(data_dir=self._options.data_dir),
+            read_settings().model_copy(update={"data_dir": self._options.data_dir}),
             self._database,
             FolderBlobStore(self._options.data_dir / "assets"),
             self._backend,

@@ -298,8 +298,7 @@ def serve_constant(port: int) -> None:
 def serve(folder: pathlib.Path, port: int) -> None:
     """The child process of the gateway."""
     from calotype.serving.api.app import create_app
-    from calotype.serving.api.http.listener import listening_socket
-    from calotype.serving.api.http.server import build_server
+    from calotype.serving.api.http.server import build_server, listening_socket
     from calotype.serving.api.state.catalog import Catalog
     from calotype.serving.api.state.settings import GatewaySettings
     from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from calotype.moderation.policy.policy import Policy
 from calotype.operator.settings import OperatorSettings, ResourceProfile, TeamGrant, load_settings
-from calotype.serving.cluster.gateway_process import SETTING, read_settings
+from calotype.serving.api.state.settings import SETTING, read_settings
 from calotype.serving.config import ImageModel
 from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.sizing.memory_plan import plan_memory

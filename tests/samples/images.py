@@ -142,3 +142,19 @@ def families() -> Iterator[tuple[str, list[Pixels]]]:
         yield f"drawings {side}", [drawing(number, side) for number in range(40)]
     for side in (128, 256, 512):
         yield f"textures {side}", [texture(number, side) for number in range(12)]
+
+
+def plain_file(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
+    """A picture of one colour, as a file."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind, compress_level=1)
+    return file.getvalue()
+
+
+def half_mask(size: tuple[int, int] = (64, 64), alpha: int = 0) -> bytes:
+    """OpenAI's mask of the left half, as a PNG file."""
+    file = io.BytesIO()
+    whole = Image.new("RGBA", size, (0, 0, 0, 255))
+    whole.paste((0, 0, 0, alpha), (0, 0, size[0] // 2, size[1]))
+    whole.save(file, "PNG")
+    return file.getvalue()

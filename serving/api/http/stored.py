@@ -9,7 +9,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from calotype.serving.core.protocols import BlobStore, OpenBlob
 
@@ -68,10 +68,17 @@ async def json_response(
 
 
 def file_response(
-    found: OpenBlob, media_type: str, headers: Mapping[str, str] = {}
-) -> StreamingResponse:
-    """A stored file as it is."""
+    found: OpenBlob, media_type: str, headers: Mapping[str, str] = {}, *, head: bool = False
+) -> Response:
+    """A stored file as it is.
+
+    Args:
+        head: the answer to HEAD: nothing of the file is read.
+    """
     known = {"content-length": str(found.size), "x-content-type-options": "nosniff"}
+    if head:
+        found.parts.close()
+        return Response(media_type=media_type, headers={**known, **headers})
     parts = in_threads(found.parts)
     return StreamingResponse(parts, media_type=media_type, headers={**known, **headers})
 

@@ -80,6 +80,7 @@ async def delete_asset(
     return {"id": asset_id, "object": "asset", "deleted": True}
 
 
+@router.head("/v1/assets/{asset_id}/content", include_in_schema=False)
 @router.get("/v1/assets/{asset_id}/content")
 async def get_content(
     request: Request, asset_id: str, expires: str = "", signature: str = ""
@@ -105,4 +106,5 @@ async def get_content(
         await asyncio.to_thread(gateway.blobs.open, asset.blob_key),
         asset.content_type,
         {"etag": f'"{asset.sha256}"', "cache-control": "private, max-age=3600, immutable"},
+        head=request.method == "HEAD",
     )

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calotype.serving.config import describe
+from calotype.serving.core.errors import InvalidRequest
+
+SETTING = "CALOTYPE_GATEWAY_"
+"""``CALOTYPE_GATEWAY_PUBLIC_URL`` and so on: one variable for each of `GatewaySettings`."""
 
 FEATURES = (
     "edits",
@@ -144,6 +154,11 @@ class GatewaySettings(BaseModel):
         (), description="Private networks that webhooks and image URLs may lead to."
     )
     outbound_http: bool = Field(False, description="Allow plain http for webhooks and images.")
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Web pages that may call the API from a browser, such as "
+        "https://app.example; '*' = all of them.",
+    )
     fetch_seconds: float = Field(20.0, gt=0, description="Seconds to download an image by URL.")
     data_dir: pathlib.Path | None = Field(
         None,
@@ -154,3 +169,23 @@ class GatewaySettings(BaseModel):
     set_request_id: bool = Field(
         True, description="Off behind Ray Serve's HTTP proxy, which sets x-request-id itself."
     )
+
+
+def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:
+    """The gateway's settings from the environment; lists are JSON.
+
+    Raises:
+        InvalidRequest: a variable names no setting, or its value is not possible.
+    """
+    given: dict[str, Any] = {}
+    for variable, text in variables.items():
+        if variable.startswith(SETTING):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            given[variable.removeprefix(SETTING).lower()] = value
+    try:
+        return GatewaySettings.model_validate(given)
+    except ValidationError as error:
+        raise InvalidRequest(f"{SETTING}*, in small letters: {describe(error)}") from None

@@ -8,11 +8,8 @@ import sys
 
 import pytest
 
-from calotype.serving.cluster.gateway_process import (
-    GatewayOptions,
-    build_gateway,
-    read_settings,
-)
+from calotype.serving.api.state.settings import read_settings
+from calotype.serving.cluster.gateway_process import GatewayOptions, build_gateway
 from calotype.serving.config.environment import ClusterEnvironment
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
 from calotype.serving.database.database import open_database

@@ -16,8 +16,7 @@ import pytest
 from fastapi import FastAPI
 from servers.certificates import authority_of, make_certificates
 
-from calotype.serving.api.http.listener import listening_socket
-from calotype.serving.api.http.server import build_server
+from calotype.serving.api.http.server import build_server, listening_socket
 from calotype.serving.cluster.internal_server import serving_internally
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.remote_job_store import RemoteJobStore

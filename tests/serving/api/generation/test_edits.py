@@ -12,26 +12,14 @@ import httpx
 import openai
 import pytest
 from PIL import Image
+from samples.images import half_mask as mask
+from samples.images import plain_file as sample
 from samples.images import same_pixels
 
 from calotype.serving.api.state.settings import FEATURES
 from calotype.serving.config import BUILT_IN_MODEL
 
 EDITS = "/v1/images/edits"
-
-
-def sample(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind, compress_level=1)
-    return file.getvalue()
-
-
-def mask(size: tuple[int, int] = (64, 64), alpha: int = 0) -> bytes:
-    file = io.BytesIO()
-    whole = Image.new("RGBA", size, (0, 0, 0, 255))
-    whole.paste((0, 0, 0, alpha), (0, 0, size[0] // 2, size[1]))
-    whole.save(file, "PNG")
-    return file.getvalue()
 
 
 def data_url(data: bytes) -> str:
@@ -261,61 +249,6 @@ def test_a_generation_looks_at_reference_images(able: Any) -> None:
 def test_edits_are_streamed_under_their_own_name(able: Any) -> None:
     stream = able.sdk().images.edit(image=sample(), prompt="a cat", stream=True)
     assert [event.type for event in stream] == ["image_edit.completed"]
-
-
-def edited(
-    able: Any, image: tuple[int, int], *, masked: bool = True, **fields: str
-) -> dict[str, Any]:
-    files = {"image": sample(size=image)} | ({"mask": mask(image)} if masked else {})
-    answer = able.http().post(EDITS, data={"prompt": "a cat"} | fields, files=files)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    drawn = Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"])))
-    assert f"{drawn.width}x{drawn.height}" == body["size"]
-    return body
-
-
-@pytest.mark.parametrize(
-    ("image", "drawn"),
-    [
-        ((1920, 1080), "224x128"),
-        ((800, 600), "176x128"),
-        ((1024, 768), "176x128"),
-        ((100, 130), "96x128"),
-        ((64, 64), "64x64"),
-    ],
-)
-def test_a_picture_of_any_proportions_is_edited_at_its_own_size(
-    able: Any, image: tuple[int, int], drawn: str
-) -> None:
-    body = edited(able, image)
-    assert (body["size"], body["metrics"]["rendered_size"]) == ("{}x{}".format(*image), drawn)
-    assert "warnings" not in body
-    assert edited(able, image, size=body["size"])["size"] == body["size"]
-
-
-def test_a_picture_beyond_the_limits_is_edited_smaller_and_told(able: Any) -> None:
-    body = edited(able, (3000, 1500))
-    assert body["size"] == "2896x1440"
-    assert "3000x1500" in body["warnings"][0] and "2896x1440" in body["warnings"][0]
-    small = edited(able, (32, 48))
-    assert small["size"] == "64x96" and "32x48" in small["warnings"][0]
-
-
-def test_a_size_of_other_proportions_cuts_the_picture_and_says_so(able: Any) -> None:
-    body = edited(able, (256, 128), size="128x128")
-    assert body["size"] == "128x128" and "cut off" in body["warnings"][0]
-
-
-def test_a_picture_that_is_only_looked_at_gives_its_proportions(able: Any) -> None:
-    assert edited(able, (512, 256), masked=False)["size"] == "176x96"
-    assert edited(able, (64, 64), masked=False)["size"] == "128x128"
-
-
-def test_a_picture_too_narrow_for_any_model_is_named(able: Any) -> None:
-    files = {"image": sample(size=(2000, 70)), "mask": mask((2000, 70))}
-    answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=files)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
 
 
 BAD_FILES: list[tuple[str, bytes, int, str]] = [
