@@ -13,17 +13,17 @@ import torch
 
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
+from calotype.serving.engine.lora.adapter_fault import AdapterFault
 from calotype.serving.engine.lora.lora_file import LinearShapes, linear_shapes, read_lora
 from calotype.serving.engine.model.transformer import Transformer
-from calotype.serving.engine.model.weight_files import (
-    FLOAT_DTYPES,
+from calotype.serving.engine.model.weight_files import unfilled
+from calotype.serving.engine.sizing.configs import TransformerConfig
+from calotype.serving.engine.sizing.settings import read_settings
+from calotype.serving.engine.sizing.weight_header import (
     WeightHeader,
     find_weight_headers,
     read_header,
-    unfilled,
 )
-from calotype.serving.engine.sizing.configs import TransformerConfig
-from calotype.serving.engine.sizing.settings import read_settings
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.wire.fetch_faults import Fault, FetchFailed, failed
 
@@ -34,13 +34,13 @@ WEIGHTS = {
 }
 """Folder of a model -> name of its weight files."""
 NOT_SAFETENSORS = ("pickled", "not a safetensors file.")
-PHRASES = (
-    ("made for another model", Fault.WRONG_BASE_MODEL),
-    ("do not fit together", Fault.BAD_WEIGHTS),
-    ("its rank is", Fault.RANK_TOO_HIGH),
-    ("NaN or infinity", Fault.BAD_WEIGHTS),
-)
-"""What the engine says of a file -> the word for it; anything else is about its keys."""
+FAULTS: dict[object, Fault] = {
+    AdapterFault.WRONG_BASE: Fault.WRONG_BASE_MODEL,
+    AdapterFault.WRONG_DTYPE: Fault.WRONG_DTYPE,
+    AdapterFault.RANK_TOO_HIGH: Fault.RANK_TOO_HIGH,
+    AdapterFault.BAD_WEIGHTS: Fault.BAD_WEIGHTS,
+}
+"""The engine's word for what is wrong with a file -> that of a fetch; others are about its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,9 @@ def check_adapter(file: pathlib.Path, base: ImageModel, max_rank: int) -> Checke
     """
     torch.set_num_threads(1)
     shapes = _shapes_of(base)
-    header = _header(file)
-    for name, info in header.tensors.items():
-        if info.dtype not in FLOAT_DTYPES:
-            raise failed(
-                Fault.WRONG_DTYPE,
-                f"{file.name} holds {name} as {info.dtype}; an adapter's weights are "
-                f"{', '.join(sorted(FLOAT_DTYPES))}.",
-            )
+    _check_header(file)
     try:
-        layers = read_lora(file, shapes, max_rank=max_rank, dtype=torch.float32)
+        layers = read_lora(file, shapes, max_rank=max_rank, dtype=torch.float32).layers
     except AdapterLoadFailed as error:
         raise _refusal(file, error) from None
     modules = {_starred(module) for module in layers}
@@ -136,9 +129,9 @@ def _denoiser(folder: pathlib.Path) -> Transformer:
         raise ModelLoadFailed(f"{file} describes no denoiser: {error}.") from None
 
 
-def _header(file: pathlib.Path) -> WeightHeader:
+def _check_header(file: pathlib.Path) -> None:
     try:
-        return read_header(file, AdapterLoadFailed)
+        read_header(file, AdapterLoadFailed)
     except AdapterLoadFailed as error:
         plain = any(phrase in error.message for phrase in NOT_SAFETENSORS)
         fault = Fault.NOT_SAFETENSORS if plain else Fault.BAD_HEADER
@@ -146,8 +139,8 @@ def _header(file: pathlib.Path) -> WeightHeader:
 
 
 def _refusal(file: pathlib.Path, error: AdapterLoadFailed) -> FetchFailed:
-    found = (fault for phrase, fault in PHRASES if phrase in error.message)
-    return failed(next(found, Fault.UNKNOWN_KEYS), _without(file.parent, error.message))
+    fault = FAULTS.get(error.details.get("fault"), Fault.UNKNOWN_KEYS)
+    return failed(fault, _without(file.parent, error.message))
 
 
 def _without(folder: pathlib.Path, message: str) -> str:

@@ -28,7 +28,8 @@ def test_an_adapters_metadata_is_no_regular_expression(tmp_path: pathlib.Path) -
     hostile = tmp_path / "hostile.safetensors"
     save_file(tensors, hostile, {"format": "pt", "lora_adapter_metadata": json.dumps(config)})
     wanted, found = (
-        read_lora(path, shapes, max_rank=64, dtype=torch.float32) for path in (plain, hostile)
+        read_lora(path, shapes, max_rank=64, dtype=torch.float32).layers
+        for path in (plain, hostile)
     )
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name].up, found[name].up) for name in wanted)

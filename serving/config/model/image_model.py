@@ -63,7 +63,12 @@ class Licence(Spec):
 class AdapterPolicy(Spec):
     """Which LoRA adapters a model takes."""
 
-    max_rank: int = Field(64, ge=1, le=1024, description="Highest LoRA rank that is loaded.")
+    max_rank: int = Field(
+        256,
+        ge=1,
+        le=1024,
+        description="Highest LoRA rank that is loaded; of LoKr and LoHa the rank as a LoRA.",
+    )
     memory_budget: Quantity = Field(
         "8Gi",
         description="Device memory of all loaded adapters of one replica together, in bytes. An "

@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, NotFound
-from calotype.serving.engine.lora.lora_file import LoraLayer, linear_shapes, read_lora
+from calotype.serving.engine.lora.coverage import Coverage
+from calotype.serving.engine.lora.dora import with_gains
+from calotype.serving.engine.lora.lora_file import MAX_RANK, linear_shapes, read_lora
 from calotype.serving.engine.lora.lora_layers import Adapter, LoraLayers
+from calotype.serving.engine.lora.low_rank import LoraLayer
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class _Loaded:
 
     adapter: Adapter
     host: dict[str, LoraLayer] | None
+    coverage: Coverage
 
 
 @dataclass(slots=True)
@@ -54,11 +58,16 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlace:
-    """Where an adapter is: ``tier`` is "device", "cpu" or "disk"."""
+    """Where an adapter is: ``tier`` is "device", "cpu" or "disk".
+
+    Attributes:
+        coverage: how much of the model it changes; None before it was loaded.
+    """
 
     tier: str
     bytes: int
     digest: str
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +100,12 @@ class AdapterStore:
         self,
         denoiser: torch.nn.Module,
         *,
-        max_rank: int = 64,
+        max_rank: int = MAX_RANK,
         budget_bytes: int | None = None,
         cpu_budget_bytes: int | None = None,
     ) -> None:
         self.layers = LoraLayers(denoiser)
+        self._denoiser = denoiser
         self._shapes = linear_shapes(denoiser)
         parameter = next(denoiser.parameters())
         self._device = parameter.device
@@ -258,12 +268,21 @@ class AdapterStore:
             if loaded.adapter.layers is None:
                 loaded.adapter.layers = _moved(loaded.host, self._device)
             return loaded
-        host = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
-        digest = _digest(path)
+        file = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
+        logger.info("the adapter %s (%s) changes %s", name, file.layout, file.coverage)
+        host, digest = with_gains(file.layers, self._weight), _digest(path)
         if loaded is not None and loaded.adapter.digest == digest:
             loaded.adapter.layers, loaded.host = _moved(host, self._device), host
             return loaded
-        return _Loaded(Adapter(name, _moved(host, self._device), str(path), digest), host)
+        adapter = Adapter(name, _moved(host, self._device), str(path), digest)
+        return _Loaded(adapter, host, file.coverage)
+
+    def _weight(self, module: str) -> torch.Tensor:
+        weight = self._denoiser.get_submodule(module).weight
+        assert isinstance(weight, torch.nn.Parameter)
+        # A magnitude is applied to what serves, also where torchao has made it eight bits.
+        plain = type(weight.data) is torch.Tensor
+        return weight.data if plain else weight.data.dequantize()
 
     def _arrived(self, job: _Job, state: str, loaded: _Loaded | None) -> None:
         entry = self._wanted(job)
@@ -336,7 +355,7 @@ def _place(loaded: _Loaded | None) -> AdapterPlace:
         return AdapterPlace("disk", 0, "")
     on_device, on_cpu = loaded.adapter.layers is not None, loaded.host is not None
     tier = "device" if on_device else "cpu" if on_cpu else "disk"
-    return AdapterPlace(tier, loaded.adapter.size, loaded.adapter.digest)
+    return AdapterPlace(tier, loaded.adapter.size, loaded.adapter.digest, loaded.coverage)
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -345,12 +364,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _moved(layers: dict[str, LoraLayer], device: torch.device) -> dict[str, LoraLayer]:
-    return {
-        name: LoraLayer(
-            layer.down.to(device, non_blocking=True), layer.up.to(device, non_blocking=True)
-        )
-        for name, layer in layers.items()
-    }
+    return {name: layer.to(device) for name, layer in layers.items()}
 
 
 def _revision(path: pathlib.Path) -> object:

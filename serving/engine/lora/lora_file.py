@@ -1,52 +1,50 @@
-"""A LoRA file, checked against the denoiser before one of its tensors is read.
+"""An adapter file, checked against the denoiser before one of its tensors is read.
 
-The spellings of different trainers are `lora_keys`. Called by `adapters.AdapterStore`.
+The spellings of trainers are `key_layouts`, sizes and scales `layer_plan`; here the weights become
+`LoraLayer`s under diffusers' names. Called by `adapter_store.AdapterStore`.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed
-from calotype.serving.core.json_object import JsonObject
-from calotype.serving.engine.lora.key_layouts import (
-    ALPHA,
-    UnknownKeys,
-    refuse_other_kinds,
-    to_diffusers,
-    without_guidance,
-)
-from calotype.serving.engine.model.weight_files import (
-    FLOAT_DTYPES,
-    WeightHeader,
-    read_header,
-    read_tensors,
-)
+from calotype.serving.engine.lora.adapter_base import guess_base
+from calotype.serving.engine.lora.adapter_fault import AdapterFault, refused
+from calotype.serving.engine.lora.coverage import Coverage, coverage
+from calotype.serving.engine.lora.key_layouts import Kind, Layout, read_keys
+from calotype.serving.engine.lora.layer_names import GUIDANCE
+from calotype.serving.engine.lora.layer_plan import LayerPlan, plan_layers
+from calotype.serving.engine.lora.loha import loha_factors
+from calotype.serving.engine.lora.lokr import lokr_factors
+from calotype.serving.engine.lora.low_rank import EXACT, LoraLayer, Magnitude
+from calotype.serving.engine.model.weight_files import read_tensors
+from calotype.serving.engine.sizing.weight_header import WeightHeader, read_header
 
-_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
+MAX_RANK = 256
+"""Highest rank where nobody says another one."""
+WHERE_MAX_RANK = "spec.adapters.maxRank of the ImageModel"
 
 LinearShapes = Mapping[str, tuple[int, int]]
 """Module name of the denoiser to (out_features, in_features)."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoraLayer:
-    """What an adapter adds to one linear layer: ``up @ down``, any alpha already in ``up``.
+class LoraFile:
+    """An adapter as its file has it.
 
     Attributes:
-        down: A, [rank, in_features].
-        up: B times alpha / rank, [out_features, rank].
+        layers: module of the denoiser -> what it adds there, on the CPU.
+        coverage: how much of the model that is.
     """
 
-    down: torch.Tensor
-    up: torch.Tensor
+    layers: dict[str, LoraLayer]
+    coverage: Coverage
+    layout: Layout
 
 
 def linear_shapes(denoiser: torch.nn.Module) -> dict[str, tuple[int, int]]:
@@ -60,168 +58,149 @@ def linear_shapes(denoiser: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 def read_lora(
     path: pathlib.Path, shapes: LinearShapes, *, max_rank: int, dtype: torch.dtype
-) -> dict[str, LoraLayer]:
-    """Reads a checked LoRA file: module name to its layer, on the CPU.
+) -> LoraFile:
+    """Reads a checked adapter file.
 
     Raises:
         AdapterLoadFailed: the file is pickled, truncated, of another model, of a rank above
             ``max_rank``, incomplete, or holds numbers that are not finite; one sentence naming
-            the file and the fault.
+            the file, the key and what to do. ``details["fault"]`` is an `AdapterFault`.
     """
     header = read_header(path, AdapterLoadFailed)
-    _check_header(header, shapes, max_rank)
-    tensors = dict(read_tensors(header, set(header.tensors), torch.device("cpu")))
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise _failed(path, f"{name} holds NaN or infinity")
-    converted = _convert(path, tensors, shapes)
-    scales = _scales(header, converted)
-    pairs = _pairs(path, converted)
-    _check_layers(path, pairs, shapes, max_rank)
+    keys = read_keys(header)
+    plans = plan_layers(header, keys)
+    for plan in plans:
+        _check_plan(path, plan, shapes, max_rank)
     layers: dict[str, LoraLayer] = {}
-    for module, (down, up) in pairs.items():
-        # Contiguous copies: the file's memory map must not outlive an adapter that is replaced.
-        layers[module] = LoraLayer(
-            down.to(dtype, copy=True).contiguous(),
-            (up.float() * scales.get(module, 1.0)).to(dtype).contiguous(),
+    for plan, parts in read_layers(header, plans, max_rank):
+        for module, layer in parts.items():
+            if module in shapes:
+                # Contiguous copies: the file's memory map must not outlive a replaced adapter.
+                layers[module] = layer.to(torch.device("cpu"), dtype)
+            elif bool(layer.up.any()) and bool(layer.down.any()):
+                raise _other_model(path, plan, f"the denoiser has no linear layer {module!r}")
+    return LoraFile(layers, coverage(layers, shapes), keys.layout)
+
+
+def read_layers(
+    header: WeightHeader, plans: list[LayerPlan], max_rank: int
+) -> Iterator[tuple[LayerPlan, dict[str, LoraLayer]]]:
+    """The layers of a file one after the other, each as its parts in diffusers' naming, float32.
+
+    Raises:
+        AdapterLoadFailed: a number is not finite, or a product has more than ``max_rank`` ranks.
+    """
+    names = {key for plan in plans for factor, key in plan.layer.keys.items() if factor != "alpha"}
+    stored = dict(read_tensors(header, names, torch.device("cpu")))
+    for plan in plans:
+        tensors: dict[str, torch.Tensor] = {}
+        for factor, key in plan.layer.keys.items():
+            if factor == "alpha":
+                continue
+            tensors[factor] = stored.pop(key).to(torch.float32, copy=True)
+            if not bool(torch.isfinite(tensors[factor]).all()):
+                raise refused(
+                    header.path,
+                    AdapterFault.BAD_WEIGHTS,
+                    f"{key} holds NaN or infinity; use an earlier checkpoint of its training",
+                    key,
+                )
+        yield plan, _parts(plan, *_factors(header.path, plan, tensors, max_rank), tensors)
+
+
+def _factors(
+    path: pathlib.Path, plan: LayerPlan, tensors: Mapping[str, torch.Tensor], max_rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(up, down) of the whole layer, its scale in ``up``."""
+    if plan.layer.kind is Kind.LORA:
+        return tensors["up"] * plan.scale, tensors["down"]
+    make = lokr_factors if plan.layer.kind is Kind.LOKR else loha_factors
+    found = make(tensors, max_rank)
+    if found.loss > EXACT:
+        key = next(iter(plan.layer.keys.values()))
+        raise refused(
+            path,
+            AdapterFault.RANK_TOO_HIGH,
+            f"as a LoRA, {plan.layer.name} ({key!r}) needs rank {found.rank_needed}, and its first "
+            f"{max_rank} leave out {found.loss:.2%} of what it changes. Exact or not at all: "
+            f"allow the rank ({WHERE_MAX_RANK}), or train it with a smaller one",
+            key,
         )
-    return layers
+    return found.up * plan.scale, found.down
 
 
-def _check_header(header: WeightHeader, shapes: LinearShapes, max_rank: int) -> None:
-    path = header.path
-    if not header.tensors:
-        raise _failed(path, "it holds no tensors")
-    for name, info in header.tensors.items():
-        if info.dtype not in FLOAT_DTYPES:
-            raise _failed(path, f"{name} is of type {info.dtype}, not a floating-point type")
-    try:
-        refuse_other_kinds(header.tensors)
-    except UnknownKeys as fault:
-        raise _failed(path, str(fault)) from fault
-    # One number seen as a whole tensor: the converters may look at values, so meta tensors fail.
-    one = torch.ones(())
-    ghosts = {name: one.expand(info.shape) for name, info in header.tensors.items()}
-    _check_layers(path, _pairs(path, _convert(path, ghosts, shapes)), shapes, max_rank)
-
-
-def _check_layers(
-    path: pathlib.Path,
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    shapes: LinearShapes,
-    max_rank: int,
-) -> None:
-    for module, (down, up) in pairs.items():
-        if module not in shapes:
-            raise _failed(
-                path, f"it was made for another model: the denoiser has no linear layer {module!r}"
-            )
-        rows, columns = shapes[module]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise _failed(
-                path,
-                f"its factors for {module} do not fit together: "
-                f"lora_A is {list(down.shape)}, lora_B is {list(up.shape)}",
-            )
-        if (up.shape[0], down.shape[1]) != (rows, columns):
-            raise _failed(
-                path,
-                f"it was made for another model: for {module} it has {up.shape[0]}x"
-                f"{down.shape[1]}, but the denoiser's layer is {rows}x{columns}",
-            )
-        rank = down.shape[0]
-        if not 1 <= rank <= max_rank:
-            raise _failed(
-                path, f"its rank is {rank} at {module}, but the highest allowed is {max_rank}"
-            )
-
-
-def _convert(
-    path: pathlib.Path, tensors: Mapping[str, torch.Tensor], shapes: LinearShapes
-) -> dict[str, torch.Tensor]:
-    try:
-        return without_guidance(to_diffusers(tensors), shapes)
-    except UnknownKeys as fault:
-        raise _failed(path, str(fault)) from fault
-
-
-def _pairs(
-    path: pathlib.Path, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    alphas: list[str] = []
-    for name, tensor in tensors.items():
-        found = _FACTOR.match(name)
-        if found is not None:
-            factors.setdefault(found[1], {})[found[2]] = tensor
-        elif (alpha := ALPHA.match(name)) is not None:
-            alphas.append(alpha[1])
-            if tensor.numel() != 1:
-                raise _failed(path, f"{name} must be one number")
-        else:
-            raise _failed(path, f"it holds the unknown key {name!r}")
-    if not factors:
-        raise _failed(path, "it holds no lora_A and lora_B weights")
-    for module, found_factors in factors.items():
-        for letter in "AB":
-            if letter not in found_factors:
-                raise _failed(path, f"{module}.lora_{letter}.weight is missing")
-    for module in alphas:
-        if module not in factors:
-            raise _failed(path, f"{module}.alpha belongs to no weights")
-    return {module: (pair["A"], pair["B"]) for module, pair in factors.items()}
-
-
-def _scales(header: WeightHeader, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """alpha / rank of each module that has an alpha: from its own key, or PEFT's metadata."""
-    scales: dict[str, float] = {}
-    config = _peft_config(header)
-    for name, tensor in tensors.items():
-        found = _FACTOR.match(name)
-        if found is None or found[2] != "A":
-            continue
-        module, rank = found[1], int(tensor.shape[0])
-        alpha: float | None = None
-        if f"{module}.alpha" in tensors:
-            alpha = float(tensors[f"{module}.alpha"])
-        elif "lora_alpha" in config:
-            alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-        if alpha is not None:
-            root = config.get("use_rslora") is True
-            scales[module] = alpha / (rank**0.5 if root else rank)
-    return scales
-
-
-def _peft_config(header: WeightHeader) -> JsonObject:
-    """PEFT's LoraConfig as diffusers' save_lora_weights writes it into the file's metadata."""
-    raw = header.metadata.get("lora_adapter_metadata")
-    if raw is None:
-        return {}
-    try:
-        content = json.loads(raw)
-        found = {
-            str(key).removeprefix("transformer."): value
-            for key, value in content.items()
-            if str(key).startswith("transformer.")
-        }
-        if "lora_alpha" in found:
-            float(found["lora_alpha"])
-    except (ValueError, TypeError, AttributeError) as fault:
-        raise _failed(header.path, f"its lora_adapter_metadata is damaged ({fault})") from fault
-    if found.get("use_dora"):
-        raise _failed(header.path, "it is a DoRA adapter, which is not supported")
+def _parts(
+    plan: LayerPlan, up: torch.Tensor, down: torch.Tensor, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, LoraLayer]:
+    """The layer as one of diffusers' layers for each of its equal parts."""
+    modules, target = plan.layer.target.modules, plan.layer.target
+    values = tensors.get("magnitude")
+    values = None if values is None else values.flatten()
+    if target.halves_swapped:
+        up = up.roll(len(up) // 2, 0)
+        if values is not None and plan.per_row:
+            values = values.roll(len(values) // 2, 0)
+    ups, downs = list(up.chunk(len(modules))), [down] * len(modules)
+    if len(modules) > 1 and (ranks := _own_ranks(ups, len(down))):
+        ups = [up[:, span].contiguous() for up, span in zip(ups, ranks, strict=True)]
+        downs = [down[span] for span in ranks]
+    found: dict[str, LoraLayer] = {}
+    for place, module in enumerate(modules):
+        magnitude = None
+        if values is not None and plan.per_row is not None:
+            own = values.chunk(len(modules))[place] if plan.per_row else values
+            magnitude = Magnitude(own, plan.per_row, modules)
+        found[module] = LoraLayer(downs[place], ups[place].contiguous(), magnitude)
     return found
 
 
-def _by_pattern(pattern: object, module: str, default: Any) -> Any:
-    # PEFT reads a key as a regular expression over the end of a module's name, and writes plain
-    # names. A stranger's file is read as plain names alone.
-    if isinstance(pattern, dict):
-        for key, value in pattern.items():
-            if module == key or module.endswith(f".{key}"):
-                return value
-    return default
+def _own_ranks(ups: list[torch.Tensor], rank: int) -> list[slice] | None:
+    """Where each part's ranks are, if each uses an equal share of them and no other."""
+    share, rest = divmod(rank, len(ups))
+    if rest:
+        return None
+    spans = [slice(i * share, (i + 1) * share) for i in range(len(ups))]
+    for up, span in zip(ups, spans, strict=True):
+        if bool(up[:, : span.start].any()) or bool(up[:, span.stop :].any()):
+            return None
+    return spans
 
 
-def _failed(path: pathlib.Path, fault: str) -> AdapterLoadFailed:
-    return AdapterLoadFailed(f"{path} cannot be used as an adapter: {fault}.", param=str(path))
+def _check_plan(path: pathlib.Path, plan: LayerPlan, shapes: LinearShapes, max_rank: int) -> None:
+    modules = plan.layer.target.modules
+    for module in modules:
+        if module not in shapes:
+            # Some trainers always write these; whether they do anything is seen in the weights.
+            if module.startswith(GUIDANCE):
+                continue
+            raise _other_model(path, plan, f"the denoiser has no linear layer {module!r}")
+        rows, columns = shapes[module]
+        if (plan.rows // len(modules), plan.columns) != (rows, columns):
+            raise _other_model(
+                path,
+                plan,
+                f"for {module} it has {plan.rows // len(modules)}x{plan.columns}, but the "
+                f"denoiser's layer is {rows}x{columns}",
+            )
+    key = next(iter(plan.layer.keys.values()))
+    if plan.rank < 1 or (plan.layer.kind is Kind.LORA and plan.rank > max_rank):
+        raise refused(
+            path,
+            AdapterFault.RANK_TOO_HIGH,
+            f"its rank is {plan.rank} at {plan.layer.name} ({key!r}), but the highest allowed is "
+            f"{max_rank}: raise {WHERE_MAX_RANK}, or resize the adapter",
+            key,
+        )
+
+
+def _other_model(path: pathlib.Path, plan: LayerPlan, why: str) -> AdapterLoadFailed:
+    key = next(iter(plan.layer.keys.values()))
+    base = guess_base([plan])
+    known = "" if base is None else f" (its width is that of {base})"
+    return refused(
+        path,
+        AdapterFault.WRONG_BASE,
+        f"it was made for another model{known}: {why} (key {key!r}). Use it with the model that "
+        "it was trained on",
+        key,
+    )

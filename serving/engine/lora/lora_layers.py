@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from calotype.serving.engine.lora.lora_file import LoraLayer
+from calotype.serving.engine.lora.low_rank import Gain, LoraLayer
 from calotype.serving.engine.model.row_linear import by_row
 
 _PLANS_KEPT = 64
@@ -50,8 +50,9 @@ class Adapter:
 
 
 def lora_bytes(layers: dict[str, LoraLayer]) -> int:
-    """Bytes of an adapter's factors."""
-    return sum(t.numel() * t.element_size() for la in layers.values() for t in (la.down, la.up))
+    """Bytes of an adapter's factors and gains."""
+    gains = sum(la.gain.values.nbytes for la in layers.values() if la.gain is not None)
+    return gains + sum(t.nbytes for la in layers.values() for t in (la.down, la.up))
 
 
 Stack = tuple[tuple[Adapter, float], ...]
@@ -66,11 +67,13 @@ class _Joined:
         down: [in_features, ranks of all adapters].
         up: [ranks, out_features].
         owner: [ranks], the place of the adapter that each rank belongs to.
+        gains: of the DoRAs among them, each with the place of its adapter.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     owner: torch.Tensor
+    gains: tuple[tuple[int, Gain], ...] = ()
 
     def down_of(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.down
@@ -103,6 +106,10 @@ class _Plan:
     scales: torch.Tensor
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def scale(self, place: int, dimensions: int) -> torch.Tensor:
+        """Of one adapter, [rows, 1, ...]."""
+        return self.scales[:, place].reshape(-1, *(1,) * (dimensions - 1))
+
     def weight(self, name: str, layer: _Joined) -> torch.Tensor:
         found = self.weights.get(name)
         if found is None:
@@ -120,6 +127,21 @@ def _filled(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
     if not missing:
         return layer.down, layer.up
     return functional.pad(layer.down, (0, 0, 0, missing)), functional.pad(layer.up, (0, missing))
+
+
+def _gained(
+    module: torch.nn.Linear, gain: Gain, given: torch.Tensor, output: torch.Tensor
+) -> torch.Tensor:
+    """What DoRA adds besides its factors: see `dora`.
+
+    Args:
+        given: the rows' input of the layer, and ``output`` what the layer alone makes of it.
+    """
+    if gain.per_row:
+        own = output if module.bias is None else output - module.bias
+        return (own * gain.values).to(output.dtype)
+    turned = (given * gain.values).to(given.dtype)
+    return by_row(lambda x: functional.linear(x, module.weight), turned)
 
 
 class LoraLayers:
@@ -221,6 +243,7 @@ class LoraLayers:
                 (downs[0] if len(here) == 1 else torch.cat(downs)).t(),
                 (ups[0] if len(here) == 1 else torch.cat(ups, dim=1)).t(),
                 torch.tensor(owner).to(downs[0].device, non_blocking=True),
+                tuple((i, la.gain) for i, la in here if la.gain is not None),
             )
             layers[name] = joined
             if len(here) > 1 or downs[0] is not here[0][1].down:
@@ -231,7 +254,7 @@ class LoraLayers:
 
     def _hook(self, name: str) -> Any:
         def add(
-            _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+            module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
         ) -> torch.Tensor | None:
             plan = self._active
             layer = None if plan is None else plan.bank.layers.get(name)
@@ -243,6 +266,9 @@ class LoraLayers:
                 weights = weights.unsqueeze(1)
             small = by_row(layer.down_of, given.to(layer.down.dtype))
             added = by_row(layer.up_of, small * weights)
+            for place, gain in layer.gains:
+                own = output if plan.rows is None else output.index_select(0, plan.rows)
+                added = added + plan.scale(place, own.ndim) * _gained(module, gain, given, own)
             if plan.rows is None:
                 return output + added.to(output.dtype)
             # index_add leaves the rows that have no adapter exactly as they are.

@@ -24,19 +24,18 @@ from calotype.serving.engine.model.text_encoder import TextEncoder
 from calotype.serving.engine.model.text_model import TextModel
 from calotype.serving.engine.model.tokenizer import load_tokenizer
 from calotype.serving.engine.model.transformer import Transformer
-from calotype.serving.engine.model.weight_files import (
-    WeightHeader,
-    find_weight_headers,
-    fingerprint,
-    read_tensors,
-    unfilled,
-)
+from calotype.serving.engine.model.weight_files import read_tensors, unfilled
 from calotype.serving.engine.sizing.configs import (
     AutoencoderConfig,
     TextModelConfig,
     TransformerConfig,
 )
 from calotype.serving.engine.sizing.settings import ModelSettings, read_json, read_settings
+from calotype.serving.engine.sizing.weight_header import (
+    WeightHeader,
+    find_weight_headers,
+    fingerprint,
+)
 
 Part = Literal["text_encoder", "denoiser", "vae"]
 Precision = Literal["float32", "bfloat16", "int8"]

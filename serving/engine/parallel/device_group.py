@@ -81,7 +81,7 @@ class DeviceGroup:
         device: str = "cpu",
         precision: Precision = "float32",
         torch_threads: int | None = None,
-        max_rank: int = 64,
+        max_rank: int = 256,
         adapter_bytes: int | None = None,
         on_lost: Callable[[str], None] = lambda reason: None,
     ) -> None:

@@ -151,7 +151,7 @@ def empty_file(good, bad):
 
 
 def foreign_module(good, bad):
-    write(bad, good | {k.replace("to_q", "to_x"): v for k, v in good.items() if "to_q" in k})
+    write(bad, good | {k.replace(".to_q.", ".to_x."): v for k, v in good.items() if ".to_q." in k})
 
 
 def foreign_size(good, bad):
@@ -167,11 +167,8 @@ def unknown_key(good, bad):
 
 
 def rank_too_high(good, bad):
-    write(
-        bad,
-        good
-        | {f"{Q}.lora_A.weight": torch.zeros(65, 64), f"{Q}.lora_B.weight": torch.zeros(64, 65)},
-    )
+    factors = {"lora_A": torch.zeros(257, 64), "lora_B": torch.zeros(64, 257)}
+    write(bad, good | {f"{Q}.{name}.weight": factor for name, factor in factors.items()})
 
 
 def not_a_number(good, bad):
@@ -180,12 +177,52 @@ def not_a_number(good, bad):
     write(bad, good | {f"{Q}.lora_A.weight": weight})
 
 
+def infinite_eighth(good, bad):
+    weight = torch.full_like(good[f"{Q}.lora_A.weight"], float("inf")).to(torch.float8_e5m2)
+    write(bad, good | {f"{Q}.lora_A.weight": weight})
+
+
+def infinite_alpha(good, bad):
+    write(bad, good | {f"{Q}.alpha": torch.tensor(float("inf"))})
+
+
+def no_alpha(good, bad):
+    write(bad, good | {f"{Q}.alpha": torch.tensor(0)})
+
+
+def many_alphas(good, bad):
+    write(bad, good | {f"{Q}.alpha": torch.ones(2)})
+
+
 def whole_numbers(good, bad):
     write(bad, {k: v.to(torch.int8) for k, v in good.items()})
 
 
 def dora(good, bad):
-    write(bad, good | {f"{Q}.lora_magnitude_vector": torch.zeros(64)})
+    write(bad, good | {f"{Q}.lora_magnitude_vector": torch.zeros(63)})
+
+
+def dora_without_magnitudes(good, bad):
+    metadata = {"lora_adapter_metadata": '{"transformer.use_dora": true}'}
+    save_file({k: v.clone() for k, v in good.items()}, str(bad), metadata)
+
+
+def twice(good, bad):
+    write(bad, good | {f"{Q}.lora_down.weight": torch.zeros(4, 64)})
+
+
+def twice_in_other_words(good, bad):
+    joint = "diffusion_model.double_blocks.0.img_attn.qkv"
+    factors = {"lora_A": torch.zeros(4, 64), "lora_B": torch.zeros(192, 4)}
+    write(bad, good | {f"{joint}.{name}.weight": factor for name, factor in factors.items()})
+
+
+def two_kinds(good, bad):
+    write(bad, good | {f"{Q}.lokr_w1": torch.zeros(4, 4)})
+
+
+def flux_1(good, bad):
+    write(bad, {"lora_unet_double_blocks_0_img_mod_lin.lora_down.weight": torch.zeros(4, 64)})
 
 
 def missing(good, bad):
@@ -193,21 +230,30 @@ def missing(good, bad):
 
 
 FAULTS = {
-    without_b: "to_q.lora_B.weight is missing",
-    without_a: "to_q.lora_A.weight is missing",
+    without_b: r"attn.to_q has .*lora_A.weight', but its lora_B \(lora_up\) is missing",
+    without_a: r"attn.to_q has .*lora_B.weight', but its lora_A \(lora_down\) is missing",
     truncated: "truncated",
     pickled: "pickled file",
     old_pickle: "pickled file",
     text: "not a safetensors file",
     empty_file: "not a safetensors file",
-    foreign_module: "another model: the denoiser has no linear layer",
+    foreign_module: "another model: FLUX.2 has no linear layer 'transformer_blocks.0.attn.to_x'",
+    flux_1: "another model, FLUX.1, as 'lora_unet_double_blocks_0_img_mod_lin.lora_down",
     foreign_size: "another model: for transformer_blocks.0.attn.to_q it has 128x64.* 64x64",
     unfitting_factors: "do not fit together",
-    unknown_key: "unknown key 'guide.weight'",
-    rank_too_high: "its rank is 65 .* highest allowed is 64",
-    not_a_number: "NaN",
+    unknown_key: "unknown key 'transformer.guide.weight'",
+    rank_too_high: "its rank is 257 at .*to_q.* highest allowed is 256: raise spec.ad",
+    not_a_number: "to_q.lora_A.weight holds NaN",
+    infinite_eighth: "to_q.lora_A.weight holds NaN or infinity",
+    infinite_alpha: "alpha of .*to_q.* is NaN or infinity",
+    no_alpha: "alpha of .*to_q.* is 0, which changes nothing",
+    many_alphas: "to_q.alpha must be one number",
     whole_numbers: "type I8",
-    dora: "DoRA",
+    dora: r"lora_magnitude_vector is \[63\]; the magnitudes of a 64x64 layer are \[64\]",
+    dora_without_magnitudes: "says that it is a DoRA adapter, but it holds no magnitudes",
+    twice: "lora_A.weight'.* are the same weights of .*to_q; keep one",
+    twice_in_other_words: "both change transformer_blocks.0.attn.to_q; keep one",
+    two_kinds: "of another kind than the layer's other weights",
     missing: "is missing",
     lambda good, bad: write(bad, {}): "no tensors",
 }

@@ -12,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from calotype.serving.core.errors import AdapterLoadFailed
 from calotype.serving.core.request import AdapterRef
 from calotype.serving.engine.lora.adapter_store import AdapterStore
+from calotype.serving.engine.lora.lora_file import read_lora
 from calotype.serving.engine.model.components import load_components
+from calotype.serving.engine.sizing.configs import TransformerConfig
+from calotype.serving.engine.sizing.linear_layers import linear_layers
+from calotype.serving.engine.sizing.model_sizes import KNOWN_MODELS
 from calotype.serving.testing.models import save_random_lora, save_tiny_flux2
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -173,8 +177,8 @@ def test_spellings_that_diffusers_does_not_read(
     store.layers.remove()
 
 
-def test_guidance_layers_are_left_out_for_a_model_that_takes_none(
-    tmp_path, lora_file, new_engine, make_request, caplog
+def test_guidance_layers_that_do_nothing_are_left_out_for_a_model_that_takes_none(
+    tmp_path, lora_file, new_engine, make_request
 ):
     model = load_components(save_tiny_flux2(tmp_path / "klein", klein=True))
     tensors = load_file(str(lora_file))
@@ -183,9 +187,83 @@ def test_guidance_layers_are_left_out_for_a_model_that_takes_none(
         path = write(tmp_path / f"{name}.safetensors", form(tensors))
         engine.adapters.load(name, path, wait=WAIT)
         engine.add(make_request(name, adapters=(AdapterRef(name),)))
-    assert "2 keys are left out, such as time_guidance_embed.guidance_embedder" in caplog.text
     drawn = engine.run()
     assert np.array_equal(drawn.image("fal"), drawn.image("bfl"))
+    trained = {key: value + 1 for key, value in fal(tensors).items()}
+    path = write(tmp_path / "trained.safetensors", trained)
+    with pytest.raises(AdapterLoadFailed, match="no linear layer 'time_guidance_embed"):
+        engine.adapters.load("trained", path, wait=WAIT)
+
+
+def test_the_last_modulation_is_turned_as_the_models_own_converter_turns_it(
+    model_folder, tmp_path, load_oracle, draw_with, new_engine, make_request
+):
+    """Compared with a model into which the adapter was merged under Black Forest Labs' names."""
+    from diffusers.loaders.single_file_utils import (
+        convert_flux2_transformer_checkpoint_to_diffusers,
+    )
+
+    pipeline, layer = load_oracle(model_folder), "final_layer.adaLN_modulation.1"
+    generator = torch.Generator().manual_seed(1)
+    down, up = (torch.randn(s, generator=generator) * 0.3 for s in ((4, 64), (128, 4)))
+    state = pipeline.transformer.state_dict()
+    scale, shift = state["norm_out.linear.weight"].chunk(2)
+    merged = {f"{layer}.weight": torch.cat([shift, scale]) + up @ down}
+    converted = convert_flux2_transformer_checkpoint_to_diffusers(merged)
+    pipeline.transformer.load_state_dict(state | converted)
+    factors = {f"diffusion_model.{layer}.lora_A.weight": down}
+    path = write(
+        tmp_path / "a.safetensors", factors | {f"diffusion_model.{layer}.lora_B.weight": up}
+    )
+    engine = new_engine()
+    engine.adapters.load("a", path, wait=WAIT)
+    engine.add(make_request(adapters=(AdapterRef("a"),)))
+    engine.add(make_request("plain"))
+    drawn = engine.run()
+    engine.adapters.layers.remove()
+    np.testing.assert_allclose(drawn.image("r"), draw_with(pipeline), **CLOSE)
+    assert np.abs(drawn.image("r") - drawn.image("plain")).max() > 1e-3
+
+
+def test_a_dora_of_peft_is_applied_as_peft_applies_it(
+    model_folder, lora_file, tmp_path, load_oracle, draw_with, new_engine, make_request
+):
+    tensors = load_file(str(lora_file))
+    generator = torch.Generator().manual_seed(1)
+    magnitudes = {
+        f"{key.removesuffix('.lora_B.weight')}.lora_magnitude_vector": 0.5
+        + torch.rand(len(value), generator=generator)
+        for key, value in tensors.items()
+        if key.endswith("lora_B.weight")
+    }
+    path = write(tmp_path / "dora.safetensors", tensors | magnitudes)
+    pipeline = load_oracle(model_folder)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=path.name, adapter_name="dora")
+    engine = new_engine()
+    engine.adapters.load("dora", path, wait=WAIT)
+    engine.add(make_request(adapters=(AdapterRef("dora"),)))
+    engine.add(make_request("plain"))
+    drawn = engine.run()
+    engine.adapters.layers.remove()
+    np.testing.assert_allclose(drawn.image("r"), draw_with(pipeline), **CLOSE)
+    assert np.abs(drawn.image("r") - drawn.image("plain")).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("flux-2-klein-4b", "3072x3072.*6144x6144"), ("flux-2-klein-9b", "4096x4096.*6144x6144")],
+)
+def test_an_adapter_of_klein_on_dev_names_both_widths(tmp_path, name, known):
+    config = TransformerConfig.from_json(KNOWN_MODELS[name].denoiser)
+    dev = linear_layers(TransformerConfig())
+    tensors = {}
+    rows, columns = linear_layers(config)["transformer_blocks.0.attn.to_q"]
+    tensors[f"{Q}.lora_A.weight"] = torch.zeros(2, columns)
+    tensors[f"{Q}.lora_B.weight"] = torch.zeros(rows, 2)
+    path = write(tmp_path / "klein.safetensors", tensors)
+    with pytest.raises(AdapterLoadFailed, match=f"another model .*{name}.*{known}") as caught:
+        read_lora(path, dev, max_rank=256, dtype=torch.float32)
+    assert caught.value.details == {"fault": "wrong_base", "key": f"{Q}.lora_A.weight"}
 
 
 def one_more(form, **keys):
@@ -201,20 +279,24 @@ def one_more(form, **keys):
     [
         (
             one_more(bfl, diffusion_model__double_blocks__0__img_x__lora_A__weight=(4, 64)),
-            "unknown key 'double_blocks.0.img_x.lora_A.weight'",
+            "no linear layer 'double_blocks.0.img_x' .key 'diffusion_model.double_blocks.0.img_x.",
         ),
         (
             one_more(kohya, lora_unet_double_blocks_0_img_x__lora_down__weight=(4, 64)),
-            "unknown key 'lora_unet_double_blocks_0_img_x.lora_down.weight'",
+            "no linear layer 'double_blocks_0_img_x' .key 'lora_unet_double_blocks_0_img_x.lora_do",
         ),
         (
             one_more(bfl, diffusion_model__double_blocks__0__img_mlp__0__alpha=(1,)),
             "img_mlp.0.alpha belongs to no weights",
         ),
-        (one_more(bfl, diffusion_model__x__lokr_w1=(2, 2)), "it is a LoKr adapter"),
-        (one_more(bfl, diffusion_model__x__hada_w1_a=(2, 2)), "it is a LoHa adapter"),
+        (one_more(bfl, diffusion_model__img_in__lokr_w1=(2, 2)), "its lokr_w2_a is missing"),
+        (one_more(bfl, diffusion_model__img_in__hada_w1_a=(2, 2)), "its hada_w1_b is missing"),
+        (one_more(bfl, diffusion_model__img_in__lokr_t2=(2, 2)), "an adapter of convolutions"),
+        (one_more(bfl, diffusion_model__img_in__oft_blocks=(2, 2)), "it is an OFT adapter"),
+        (one_more(bfl, diffusion_model__img_in__diff=(64, 64)), "holds whole weights"),
+        (one_more(bfl, diffusion_model__img_in__lora_B__bias=(64,)), "changes biases"),
         (one_more(bfl, lora_te1_text_model__lora_A__weight=(2, 2)), "of the text encoder"),
-        (one_more(kohya, lora_unet_single_blocks_1_linear2__dora_scale=(2,)), "a DoRA adapter"),
+        (one_more(kohya, lora_unet_single_blocks_1_linear2__dora_scale=(2,)), "magnitudes"),
         (
             one_more(bfl, diffusion_model__double_blocks__7__img_attn__proj__lora_A__weight=(4, 64),
                      diffusion_model__double_blocks__7__img_attn__proj__lora_B__weight=(64, 4)),
