@@ -1,7 +1,4 @@
-"""Pictures that a request brings: as multipart files, data URLs, addresses, or uploaded files.
-
-Whatever they claim to be, their first bytes decide what they are.
-"""
+"""Pictures that a request brings: as multipart files, data URLs, addresses, or uploaded files."""
 
 from __future__ import annotations
 
@@ -9,16 +6,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import io
 import tempfile
-import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from PIL import Image, ImageOps
 
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images.decode import count_pixels
@@ -29,40 +21,21 @@ from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.request import MAX_REFERENCES, ImageSize
 from calotype.serving.database.blob_refs import JOB_INPUT
+from calotype.serving.images.uploaded import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Upload,
+    check_image,
+    read_mask,
+)
 from calotype.serving.jobs.records import FileRecord
 from calotype.serving.webhooks.safe_http import fetch
 
-MAX_FILE_BYTES = 50 * 1024 * 1024
-MAX_PIXELS = 50_000_000
-_MAX_WEBP_PIXELS = 25_000_000
-"""Its decoder has the picture in memory three times."""
 _BYTES_PER_PIXEL = 7
-_STRIP_ROWS = 64
 _SPOOLED_BYTES = 1024 * 1024
 """What is fetched from elsewhere comes slowly: beyond this it waits on the disk."""
-_KINDS = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "MPO": "jpeg"}
-"""Cameras put a thumbnail behind a JPEG, which is then called MPO."""
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "La", "RGBa", "RGBX")
-_PNG_DEPTH_AT = 24
-"""Where a PNG file says how many bits a channel has."""
 _BARE_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")
 """How PNG, JPEG and WebP files begin in base64: clients leave out the head of a data URL."""
-_ORIENTATION, _LYING = 0x0112, range(5, 9)
-"""The EXIF entry that tells how a camera was held, and its values for a turned picture."""
-_OPAQUE_BELOW = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A picture that was read and looks sound."""
-
-    data: bytes
-    kind: str
-    """``png``, ``jpeg`` or ``webp``."""
-    width: int
-    """As it is seen: turned as its EXIF data says."""
-    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,90 +124,6 @@ async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str)
         pixels = 0
     async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
         return await asyncio.to_thread(check_image, data, param)
-
-
-def check_image(data: bytes, param: str) -> Upload:
-    """Reads the head of a picture.
-
-    Raises:
-        InvalidRequest: empty, too large, no png, jpeg or webp, more than `MAX_PIXELS`, animated, or
-            not of 8 bits of grey or RGB.
-    """
-    if not data:
-        raise InvalidRequest(f"{param} is empty.", code="empty_image_file", param=param)
-    if len(data) > MAX_FILE_BYTES:
-        raise InvalidRequest(
-            f"{param} has {len(data):,} bytes; at most {MAX_FILE_BYTES:,} are possible.",
-            code="image_file_too_large",
-            param=param,
-        )
-    unreadable = InvalidRequest(
-        f"{param} is no readable png or jpeg picture of at most {MAX_PIXELS:,} pixels, nor a "
-        f"webp picture of at most {_MAX_WEBP_PIXELS:,}.",
-        code="invalid_image",
-        param=param,
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                kind, (width, height) = _KINDS[str(image.format)], image.size
-                if width * height > (_MAX_WEBP_PIXELS if kind == "webp" else MAX_PIXELS):
-                    raise unreadable
-                _check_kind(image, data, param)
-                image.load()
-                if image.getexif().get(_ORIENTATION) in _LYING:
-                    width, height = height, width
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
-        raise unreadable from None
-    return Upload(data, kind, width, height)
-
-
-def _check_kind(image: Image.Image, data: bytes, param: str) -> None:
-    """Raises InvalidRequest for sound files that no model can be shown."""
-    wrong = ""
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        wrong = "is animated; send one frame of it"
-    elif (image.format == "PNG" and data[_PNG_DEPTH_AT] > 8) or image.mode[0] in "IF":
-        wrong = "has 16 bits per channel; convert it to 8 bits"
-    elif image.mode not in _MODES:
-        wrong = f"is a {image.mode} picture; convert it to RGB"
-    if wrong:
-        raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
-
-
-def read_mask(mask: Upload) -> bytes:
-    """OpenAI's mask, where transparent means "draw anew", as a grey PNG: white = anew.
-
-    Raises:
-        InvalidRequest: it marks nothing.
-    """
-    with Image.open(io.BytesIO(mask.data)) as picture:
-        picture.load()
-        orientation = picture.getexif().get(_ORIENTATION)
-        marked = np.empty((picture.height, picture.width), np.uint8)
-        for top in range(0, picture.height, _STRIP_ROWS):
-            bottom = min(picture.height, top + _STRIP_ROWS)
-            strip = picture.crop((0, top, picture.width, bottom))
-            if picture.has_transparency_data:
-                alpha = np.asarray(strip.convert("RGBA").getchannel("A"))
-                marked[top:bottom] = (alpha < _OPAQUE_BELOW) * np.uint8(255)
-            else:
-                grey = np.asarray(strip.convert("L"))
-                marked[top:bottom] = (grey >= _OPAQUE_BELOW) * np.uint8(255)
-    if not marked.any():
-        raise InvalidRequest(
-            "mask marks nothing: make the region that shall be drawn anew transparent.",
-            code="invalid_image",
-            param="mask",
-        )
-    seen = Image.fromarray(marked, "L")
-    if orientation is not None:
-        seen.getexif()[_ORIENTATION] = orientation
-        ImageOps.exif_transpose(seen, in_place=True)
-    file = io.BytesIO()
-    seen.save(file, "PNG", exif=b"")
-    return file.getvalue()
 
 
 def input_seconds(gateway: Gateway) -> float:

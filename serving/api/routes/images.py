@@ -47,7 +47,7 @@ def form_body(schema: type[EditBody]) -> dict[str, object]:
         "image": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "png, jpeg or webp; also image[] and image[0].",
+            "description": "png, jpeg, webp, avif, gif, bmp or tiff; also image[] and image[0].",
         },
         "mask": {"type": "string", "format": "binary", "description": "Transparent = draw anew."},
     }

@@ -255,8 +255,8 @@ BAD_FILES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 400, "empty_image_file"),
     ("no picture", b"hello" * 100, 400, "invalid_image"),
     ("half a picture", sample("red", (256, 256))[:120], 400, "invalid_image"),
-    ("a gif", sample(kind="GIF"), 400, "invalid_image"),
-    ("a bmp", sample(kind="BMP"), 400, "invalid_image"),
+    ("half a gif", sample(kind="GIF")[:20], 400, "invalid_image"),
+    ("half a bmp", sample(kind="BMP")[:60], 400, "invalid_image"),
     ("a bomb", sample("red", (9000, 9000)), 400, "invalid_image"),
     ("an svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "invalid_image"),
 ]
