@@ -27,6 +27,9 @@ from calotype.serving.database.review.image_index import ImageIndex
 from calotype.serving.database.review.reviewer_audit import ReviewerAudit
 from calotype.serving.database.review.takedowns import Takedowns
 from calotype.serving.database.schema.upgrade import upgrade_database
+from calotype.serving.database.training.adapter_origins import AdapterOrigins
+from calotype.serving.database.training.datasets import Datasets
+from calotype.serving.database.training.revocations import Revocations
 from calotype.serving.database.webhooks import Webhooks
 
 PATIENCE_SECONDS = 60.0
@@ -60,6 +63,9 @@ class Database:
         self.audit_heads = AuditHeads(engine, clock)
         self.image_index = ImageIndex(engine, clock)
         self.takedowns = Takedowns(engine, clock)
+        self.datasets = Datasets(engine, clock)
+        self.origins = AdapterOrigins(engine, clock)
+        self.revocations = Revocations(engine, clock)
         self.retention = Retention(engine, clock)
 
     @classmethod

@@ -29,8 +29,9 @@ from calotype.serving.database.review.picture_places import (
 )
 from calotype.serving.database.review.takedown_order import check_order
 from calotype.serving.database.schema.tables import assets, jobs
+from calotype.serving.database.training.adapter_origins import is_quarantined, note_draws
 from calotype.serving.database.webhooks import announce
-from calotype.serving.jobs.endings import Ending, source_gone_ending
+from calotype.serving.jobs.endings import Ending, rights_revoked_ending, source_gone_ending
 from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.moderation_record import ModerationRecord
@@ -60,7 +61,8 @@ class Jobs(Repository):
             one.
 
         Raises:
-            QuotaExceeded, PermissionDenied: see `quotas.reserve`; there is no job then.
+            QuotaExceeded, PermissionDenied: see `quotas.reserve` and `note_draws`; there is no
+                job then.
             Overloaded: the queue is full, and the team has its share of it; likewise.
         """
         now = self.clock.time()
@@ -79,6 +81,7 @@ class Jobs(Repository):
                     check_queue(connection, new, bound)
                 connection.execute(jobs.insert().values(**values, reserved_day=day))
                 note_sources(connection, new)
+                note_draws(connection, new)
                 return _one(connection, new.id), rate
         except IntegrityError as error:
             first = self.find_idempotent(new.idempotency) if new.idempotency else None
@@ -282,6 +285,11 @@ class Jobs(Repository):
                 left = [row.blob_key for row in ending.stored]
                 discard(connection, [*left, *(row.blob_key for row in ending.held)])
                 ending = replace(source_gone_ending(), fence=ending.fence, metrics=ending.metrics)
+            elif drawn and is_quarantined(connection, job_id):
+                left = [row.blob_key for row in ending.stored]
+                discard(connection, [*left, *(row.blob_key for row in ending.held)])
+                gone = rights_revoked_ending()
+                ending = replace(gone, fence=ending.fence, metrics=ending.metrics)
             values |= ending.columns()
             status, fence = ending.status, ending.fence
             if not self._compare_and_set(connection, job_id, status, fence, values):

@@ -18,6 +18,7 @@ from calotype.serving.database.schema.tables import (
     webhook_attempts,
     webhook_deliveries,
 )
+from calotype.serving.database.schema.training_tables import adapter_draws
 from calotype.serving.jobs.lifecycle import OPEN, TERMINAL
 from calotype.serving.jobs.records import JobRecord
 
@@ -83,6 +84,7 @@ class Retention(Repository):
                 release_ref(connection, list(gone.scalars()), self.clock.time())
             connection.execute(delete(refusals).where(refusals.c.job_id.in_(ids)))
             connection.execute(delete(picture_places).where(picture_places.c.holder.in_(ids)))
+            connection.execute(delete(adapter_draws).where(adapter_draws.c.job_id.in_(ids)))
             told = select(webhook_deliveries.c.id).where(webhook_deliveries.c.job_id.in_(ids))
             attempts = webhook_attempts.c.delivery_id.in_(told)
             connection.execute(delete(webhook_attempts).where(attempts))

@@ -11,6 +11,7 @@ from calotype.serving.core.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
+    PermissionDenied,
 )
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import ImageSize
@@ -85,6 +86,17 @@ def source_gone_ending() -> Ending:
         "A picture that the request is drawn from was taken down; nothing is drawn from it.",
         code="picture_taken_down",
         param="image",
+    )
+    return Ending("failed", error=error)
+
+
+def rights_revoked_ending() -> Ending:
+    """Somebody took back the consent to learn from a picture that an adapter learnt from."""
+    error = PermissionDenied(
+        "An adapter of the request learnt from a picture whose rights were revoked; nothing is "
+        "drawn with it.",
+        code="rights_revoked",
+        param="loras",
     )
     return Ending("failed", error=error)
 

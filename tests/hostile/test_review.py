@@ -24,7 +24,7 @@ from calotype.serving.core.protocols import SafetyStage
 from calotype.serving.core.request import GenerationRequest, ImageSize, Preview, SamplingParams
 from calotype.serving.database.connection import reading
 from calotype.serving.database.review import cases as review_cases
-from calotype.serving.database.schema.review_tables import metadata
+from calotype.serving.database.schema.training_tables import metadata
 from calotype.serving.deployments.local import InProcessSafety
 from calotype.serving.jobs.lease import Lease
 from calotype.serving.jobs.options import JobOptions

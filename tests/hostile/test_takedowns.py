@@ -23,7 +23,7 @@ from calotype.serving.core.errors import Conflict, StorageFailed
 from calotype.serving.database.connection import reading
 from calotype.serving.database.review import cases as review_cases
 from calotype.serving.database.review import takedowns
-from calotype.serving.database.schema.review_tables import metadata
+from calotype.serving.database.schema.training_tables import metadata
 from calotype.serving.images.encode import encode_image
 from calotype.serving.images.sealing import seal
 from calotype.serving.jobs.endings import drawn_ending

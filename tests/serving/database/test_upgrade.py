@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 
 from calotype.serving.database.connection import create_database_engine
 from calotype.serving.database.database import Database
-from calotype.serving.database.schema.review_tables import metadata
+from calotype.serving.database.schema.training_tables import metadata
 from calotype.serving.database.schema.upgrade import (
     alembic_config,
     downgrade_database,

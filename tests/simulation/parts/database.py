@@ -17,7 +17,7 @@ from sqlalchemy.pool import StaticPool
 
 from calotype.serving.database import connection as production
 from calotype.serving.database.schema import upgrade
-from calotype.serving.database.schema.review_tables import metadata
+from calotype.serving.database.schema.training_tables import metadata
 
 Strike = Callable[[str, sqlite3.Connection | None], None]
 """Called at ``begin``, ``before commit`` and ``after commit``; raises what goes wrong there."""

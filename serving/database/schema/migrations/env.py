@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from calotype.serving.database.schema.review_tables import metadata
+from calotype.serving.database.schema.training_tables import metadata
 
 
 def run() -> None:

@@ -1,0 +1,68 @@
+"""The tables of training: data sets, where adapters come from, and consent that was taken back."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, String, Table, Text
+
+from calotype.serving.database.schema.review_tables import metadata
+
+__all__ = ["adapter_draws", "adapter_origins", "datasets", "metadata", "revocations"]
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.id"), nullable=False),
+    Column("name", String(255), nullable=False),
+    # The archive, a row of `files`.
+    Column("file_id", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    # What was asked of it: resolution, trigger, rights ...
+    Column("settings", JSON(none_as_null=True), nullable=False),
+    Column("status", String(16), nullable=False),
+    # `DatasetReport.to_payload`, when it was checked.
+    Column("report", JSON(none_as_null=True)),
+    # `CalotypeError.to_payload`, where it could not even be read.
+    Column("error", JSON(none_as_null=True)),
+    Column("created", Float, nullable=False),
+    Column("checked", Float),
+    # The gateway that checks it, until then.
+    Column("claimed_until", Float),
+    Index("ix_datasets_team_id_created", "team_id", "created"),
+    Index("ix_datasets_status", "status"),
+)
+
+# One row for each picture that an adapter learnt from.
+adapter_origins = Table(
+    "adapter_origins",
+    metadata,
+    # As recipes name it, for example sha256:...
+    Column("adapter_digest", String(255), primary_key=True),
+    # Of the picture's file.
+    Column("picture_sha256", String(64), primary_key=True, index=True),
+    # `config.rights.Rights`; NULL = none was recorded.
+    Column("rights", JSON(none_as_null=True)),
+    Column("name", String(255), nullable=False),
+    # Of all that was learnt: `DatasetReport.digest`.
+    Column("dataset_digest", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+# Which jobs are drawn with which adapters: written when a job is made, from its recipe.
+adapter_draws = Table(
+    "adapter_draws",
+    metadata,
+    Column("adapter_digest", String(255), primary_key=True),
+    Column("job_id", String(64), primary_key=True, index=True),
+)
+
+# Pictures whose consent was taken back. What was learnt and drawn from them follows by the tables
+# above, so that one row quarantines all of it at once, also what is drawn just now.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("picture_sha256", String(64), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+)
