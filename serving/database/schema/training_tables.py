@@ -6,7 +6,14 @@ from sqlalchemy import JSON, Column, Float, ForeignKey, Index, String, Table, Te
 
 from calotype.serving.database.schema.review_tables import metadata
 
-__all__ = ["adapter_draws", "adapter_origins", "datasets", "metadata", "revocations"]
+__all__ = [
+    "adapter_draws",
+    "adapter_origins",
+    "datasets",
+    "metadata",
+    "revocations",
+    "trained_adapters",
+]
 
 datasets = Table(
     "datasets",
@@ -32,20 +39,29 @@ datasets = Table(
     Index("ix_datasets_status", "status"),
 )
 
+# Adapters whose origins are known.
+trained_adapters = Table(
+    "trained_adapters",
+    metadata,
+    # As recipes name it, for example sha256:...
+    Column("digest", String(255), primary_key=True),
+    Column("name", String(255), nullable=False),
+    # Of all that was learnt: `DatasetReport.digest`.
+    Column("dataset_digest", String(64), nullable=False),
+    # The command that trained it; NULL = not told.
+    Column("command", Text),
+    Column("created", Float, nullable=False),
+)
+
 # One row for each picture that an adapter learnt from.
 adapter_origins = Table(
     "adapter_origins",
     metadata,
-    # As recipes name it, for example sha256:...
-    Column("adapter_digest", String(255), primary_key=True),
+    Column("adapter_digest", String(255), ForeignKey("trained_adapters.digest"), primary_key=True),
     # Of the picture's file.
     Column("picture_sha256", String(64), primary_key=True, index=True),
     # `config.rights.Rights`; NULL = none was recorded.
     Column("rights", JSON(none_as_null=True)),
-    Column("name", String(255), nullable=False),
-    # Of all that was learnt: `DatasetReport.digest`.
-    Column("dataset_digest", String(64), nullable=False),
-    Column("created", Float, nullable=False),
 )
 
 # Which jobs are drawn with which adapters: written when a job is made, from its recipe.

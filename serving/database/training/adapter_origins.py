@@ -7,7 +7,7 @@ a job that ends in the same moment too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, select
@@ -16,13 +16,14 @@ from calotype.serving.core.errors import PermissionDenied
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.blob_refs import FILE
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository, upsert
+from calotype.serving.database.repository import Repository, column_values, upsert
 from calotype.serving.database.schema.review_tables import picture_places
 from calotype.serving.database.schema.tables import assets, jobs
 from calotype.serving.database.schema.training_tables import (
     adapter_draws,
     adapter_origins,
     revocations,
+    trained_adapters,
 )
 from calotype.serving.jobs.lifecycle import OPEN
 from calotype.serving.jobs.records import NewJob
@@ -32,16 +33,26 @@ _LONGEST_DIGEST = 255
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """An adapter whose origins are known: a row of ``trained_adapters``."""
+
+    digest: str
+    """As recipes name it."""
+    name: str
+    """When it was recorded."""
+    dataset_digest: str
+    command: str | None
+    """That trained it; None = not told."""
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
 class OriginRecord:
     """A picture that an adapter learnt from: a row of ``adapter_origins``."""
 
     adapter_digest: str
     picture_sha256: str
     rights: JsonObject | None
-    name: str
-    """The adapter's, when it was recorded."""
-    dataset_digest: str
-    created: float
 
 
 def note_draws(connection: Connection, job: NewJob) -> None:
@@ -102,22 +113,29 @@ class AdapterOrigins(Repository):
         adapter_digest: str,
         name: str,
         dataset_digest: str,
-        pictures: Sequence[tuple[str, JsonObject | None]],
+        pictures: Iterable[tuple[str, JsonObject | None]],
+        command: str | None = None,
     ) -> None:
         """Notes what an adapter learnt from; again is no error.
 
         Args:
             adapter_digest: as recipes name it.
             pictures: the sha256 of each file, and its rights.
+            command: that trained it.
         """
-        now = self.clock.time()
+        digest = adapter_digest[:_LONGEST_DIGEST]
+        trained = TrainedAdapter(digest, name, dataset_digest, command, self.clock.time())
         with writing(self.engine, durable=True) as connection:
+            upsert(connection, trained_adapters, column_values(trained), ["digest"])
             for sha256, rights in sorted(pictures, key=lambda one: one[0]):
-                row = OriginRecord(
-                    adapter_digest[:_LONGEST_DIGEST], sha256, rights, name, dataset_digest, now
-                )
-                values = {field: getattr(row, field) for field in row.__dataclass_fields__}
-                upsert(connection, adapter_origins, values, ["adapter_digest", "picture_sha256"])
+                row = column_values(OriginRecord(digest, sha256, rights))
+                upsert(connection, adapter_origins, row, ["adapter_digest", "picture_sha256"])
+
+    def get_adapter(self, adapter_digest: str) -> TrainedAdapter | None:
+        query = select(trained_adapters).where(trained_adapters.c.digest == adapter_digest)
+        with reading(self.engine) as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else TrainedAdapter(**row)
 
     def origins_of(self, adapter_digest: str) -> list[OriginRecord]:
         """By the pictures' sha256."""
@@ -125,13 +143,6 @@ class AdapterOrigins(Repository):
         with reading(self.engine) as connection:
             rows = connection.execute(query.order_by(adapter_origins.c.picture_sha256)).mappings()
             return [OriginRecord(**row) for row in rows]
-
-    def is_known(self, adapter_digest: str) -> bool:
-        """Whether any picture behind it is recorded."""
-        query = select(adapter_origins.c.picture_sha256)
-        query = query.where(adapter_origins.c.adapter_digest == adapter_digest).limit(1)
-        with reading(self.engine) as connection:
-            return connection.execute(query).first() is not None
 
     def quarantined_job(self, job_id: str) -> bool:
         """Whether nobody may see what the job drew."""

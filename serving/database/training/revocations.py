@@ -20,6 +20,7 @@ from calotype.serving.database.schema.training_tables import (
     adapter_draws,
     adapter_origins,
     revocations,
+    trained_adapters,
 )
 from calotype.serving.jobs.lifecycle import OPEN
 
@@ -44,6 +45,8 @@ class AffectedAdapter:
     digest: str
     name: str
     dataset_digest: str
+    command: str | None
+    """That trained it."""
     rights: JsonObject | None
     """By which it was learnt from."""
     pictures: int
@@ -106,9 +109,14 @@ class Revocations(Repository):
 
 
 def _affected(connection: Connection, picture_sha256: str) -> Affected:
-    query = select(adapter_origins).where(adapter_origins.c.picture_sha256 == picture_sha256)
-    rows = connection.execute(query.order_by(adapter_origins.c.created)).mappings().all()
-    digests = [row["adapter_digest"] for row in rows]
+    query = (
+        select(trained_adapters, adapter_origins.c.rights)
+        .join(adapter_origins, adapter_origins.c.adapter_digest == trained_adapters.c.digest)
+        .where(adapter_origins.c.picture_sha256 == picture_sha256)
+        .order_by(trained_adapters.c.created, trained_adapters.c.digest)
+    )
+    rows = connection.execute(query).mappings().all()
+    digests = [row["digest"] for row in rows]
     counted = select(adapter_origins.c.adapter_digest, func.count()).where(
         adapter_origins.c.adapter_digest.in_(digests)
     )
@@ -123,11 +131,12 @@ def _affected(connection: Connection, picture_sha256: str) -> Affected:
     return Affected(
         tuple(
             AffectedAdapter(
-                row["adapter_digest"],
+                row["digest"],
                 row["name"],
                 row["dataset_digest"],
+                row["command"],
                 row["rights"],
-                counts[row["adapter_digest"]],
+                counts[row["digest"]],
             )
             for row in rows
         ),

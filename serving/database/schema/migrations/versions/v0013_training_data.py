@@ -32,13 +32,23 @@ def upgrade() -> None:
     op.create_index("ix_datasets_team_id_created", "datasets", ["team_id", "created"])
     op.create_index("ix_datasets_status", "datasets", ["status"])
     op.create_table(
-        "adapter_origins",
-        sa.Column("adapter_digest", sa.String(255), primary_key=True),
-        sa.Column("picture_sha256", sa.String(64), primary_key=True),
-        sa.Column("rights", sa.JSON()),
+        "trained_adapters",
+        sa.Column("digest", sa.String(255), primary_key=True),
         sa.Column("name", sa.String(255), nullable=False),
         sa.Column("dataset_digest", sa.String(64), nullable=False),
+        sa.Column("command", sa.Text()),
         sa.Column("created", sa.Float(), nullable=False),
+    )
+    op.create_table(
+        "adapter_origins",
+        sa.Column(
+            "adapter_digest",
+            sa.String(255),
+            sa.ForeignKey("trained_adapters.digest"),
+            primary_key=True,
+        ),
+        sa.Column("picture_sha256", sa.String(64), primary_key=True),
+        sa.Column("rights", sa.JSON()),
     )
     op.create_index("ix_adapter_origins_picture_sha256", "adapter_origins", ["picture_sha256"])
     op.create_table(
@@ -58,7 +68,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for name in ("revocations", "adapter_draws", "adapter_origins", "datasets"):
+    for name in ("revocations", "adapter_draws", "adapter_origins", "trained_adapters", "datasets"):
         op.drop_table(name)
 
 
