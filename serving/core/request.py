@@ -81,6 +81,26 @@ def same_proportions(image: ImageSize, size: ImageSize) -> bool:
     return abs(image.width * size.height / (image.height * size.width) - 1) <= allowed
 
 
+REFERENCE_MIN_SIDE = 64
+REFERENCE_MAX_ASPECT = 8
+
+
+def check_reference(size: ImageSize, param: str) -> None:
+    """Raises InvalidRequest for an image that is too small or too narrow to be looked at."""
+    if min(size.width, size.height) < REFERENCE_MIN_SIDE:
+        raise InvalidRequest(
+            f"{param} is {size}; each side of a picture to look at must be at least "
+            f"{REFERENCE_MIN_SIDE} pixels.",
+            param=param,
+        )
+    if max(size.width, size.height) > REFERENCE_MAX_ASPECT * min(size.width, size.height):
+        raise InvalidRequest(
+            f"{param} is {size}; the long side of a picture to look at may be at most "
+            f"{REFERENCE_MAX_ASPECT} times the short one.",
+            param=param,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A LoRA adapter by name, and how strongly it is applied (0 = not at all)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
 # OpenAI's names of other generations for the same thing.
 _QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
+
+_LORA = re.compile(r"<lora:([^:<>]{1,80})(?::(\d{1,3}(?:\.\d{1,3})?))?>")
 
 _STYLE_WORDS = {
     "vivid": "vivid colours, dramatic light",
@@ -145,10 +149,23 @@ def plan_generation(
         output={"format": body.output_format, "compression": body.output_compression},
     )
     given_input = _input(body, request, request_id) | level_parameters(body)
-    if chosen.warning is not None:
-        given_input["warnings"] = [chosen.warning]
+    warnings = [*filter(None, (chosen.warning, _lora_in_prompt(body.prompt)))]
+    if warnings:
+        given_input["warnings"] = warnings
     return PlannedGeneration(
         model, request, given_input, recipe | level_parameters(body), requested_level(body)
+    )
+
+
+def _lora_in_prompt(prompt: str) -> str | None:
+    """What to write instead of the web UIs' way to name an adapter, which is only words here."""
+    found = _LORA.search(prompt)
+    if found is None:
+        return None
+    entry = {"id": found[1], "scale": float(found[2] or 1)}
+    return (
+        f"The prompt holds {found[0]!r}, which names no adapter here; leave it out and give "
+        f"loras: [{json.dumps(entry)}]."
     )
 
 

@@ -14,6 +14,7 @@ from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
 from calotype.serving.config import ImageModel
 from calotype.serving.config.model.sampling import PATCH
+from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.request import ImageSize, Margins, same_proportions
 
 
@@ -46,6 +47,12 @@ def choose_size(
         rendered = spec.rendered_size(size)
         if image is None or same_proportions(image, size):
             return ChosenSize(size, rendered)
+        if margins is not None:
+            raise InvalidRequest(
+                f"{param} is {size}, but the image with its margins is {image}; leave {param} out, "
+                "or ask for one of the same proportions.",
+                param=param,
+            )
         return ChosenSize(
             size,
             rendered,

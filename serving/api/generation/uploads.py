@@ -19,7 +19,7 @@ from calotype.serving.api.http.multipart import Form, FormFile
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.core.request import MAX_REFERENCES, ImageSize
+from calotype.serving.core.request import MAX_REFERENCES, ImageSize, check_reference
 from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.images.uploaded import (
     MAX_FILE_BYTES,
@@ -187,6 +187,8 @@ async def keep_images(
     for source in sources.images:
         async with source.open() as data:
             found = await checked_image(gateway, team_id, data, source.param)
+            if kept or not starts:
+                check_reference(ImageSize(found.width, found.height), source.param)
             key = await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
             kept.append((key, ImageSize(found.width, found.height)))
             del data, found

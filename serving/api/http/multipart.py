@@ -132,6 +132,13 @@ def _gather(plain: list[tuple[str, str]]) -> JsonObject:
     rows: dict[str, dict[int, JsonObject]] = {}
     objects: dict[str, JsonObject] = {}
     for name, value in plain:
+        if _FILE.fullmatch(name) and not value.isprintable():
+            raise InvalidRequest(
+                f"The part '{name}' has no filename, so that it is no file; give it one, as "
+                f"`curl -F {name}=@picture.png` does.",
+                code="invalid_multipart",
+                param=name,
+            )
         if "\0" in name or "\0" in value:
             raise InvalidRequest("The body contains a NUL character.", code="invalid_multipart")
         indexed, column = _INDEXED.fullmatch(name), _COLUMN.fullmatch(name)

@@ -22,6 +22,7 @@ from calotype.serving.core.request import (
     GenerationRequest,
     ImageSize,
     Margins,
+    check_reference,
     same_proportions,
 )
 
@@ -37,8 +38,6 @@ MAX_FILE_BYTES = 64 * 1024**2
 MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _REFERENCE_PIXELS = 1024 * 1024
-_REFERENCE_MIN_SIDE = 64
-_REFERENCE_MAX_ASPECT = 8
 _PNG_DEPTH_AT = 24
 """Where a PNG file says how many bits a channel has."""
 
@@ -120,6 +119,12 @@ def _read_start(
     height, width = start.shape[:2]
     if (width, height) == (size.width, size.height):
         return start, redraw, True
+    if request.expand is not None and not same_proportions(ImageSize(width, height), size):
+        raise InvalidRequest(
+            f"image is {width}x{height} with its margins, but size is {size}; leave size out, or "
+            "ask for one of the same proportions.",
+            param="image",
+        )
     box = _kept_part(ImageSize(width, height), request.size)
     wanted = (size.width, size.height)
     picture = Image.fromarray(start).resize(wanted, Image.Resampling.LANCZOS, box)
@@ -188,18 +193,7 @@ def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
     """
     image = Image.fromarray(pixels)
     width, height = image.size
-    if min(width, height) < _REFERENCE_MIN_SIDE:
-        raise InvalidRequest(
-            f"{param} is {width}x{height}; each side of a reference must be at least "
-            f"{_REFERENCE_MIN_SIDE} pixels.",
-            param=param,
-        )
-    if max(width, height) > _REFERENCE_MAX_ASPECT * min(width, height):
-        raise InvalidRequest(
-            f"{param} is {width}x{height}; the long side of a reference may be at most "
-            f"{_REFERENCE_MAX_ASPECT} times the short one.",
-            param=param,
-        )
+    check_reference(ImageSize(width, height), param)
     if width * height > _REFERENCE_PIXELS:
         scale = math.sqrt(_REFERENCE_PIXELS / (width * height))
         width, height = int(width * scale), int(height * scale)

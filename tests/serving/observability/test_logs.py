@@ -48,6 +48,29 @@ def test_a_line_is_one_json_object_with_the_trace_of_its_request(capsys: Written
     assert "trace_id" not in lines[1]
 
 
+def test_a_warning_that_comes_every_half_second_is_written_once_a_minute(
+    capsys: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up_logs("json")
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr("time.time_ns", lambda: int(now * 1e9))
+    for _ in range(300):
+        logging.getLogger("some.place").warning("%s is away", "the store")
+        logging.getLogger("some.place").info("a look")
+        now += 0.5
+    logging.getLogger("some.place").warning("%s is away", "the database")
+    told = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert told.count("a look") == 300
+    away = [message for message in told if "away" in message]
+    assert away == [
+        "the store is away",
+        "the store is away (119 times more since the last line)",
+        "the store is away (119 times more since the last line)",
+        "the database is away",
+    ]
+
+
 def test_an_exception_is_part_of_its_line(capsys: Written) -> None:
     set_up_logs("json")
     try:

@@ -76,3 +76,11 @@ def test_a_picture_too_narrow_for_any_model_is_named(able: Any) -> None:
     files = {"image": plain_file(size=(2000, 70)), "mask": half_mask((2000, 70))}
     answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=files)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+
+
+def test_margins_and_a_size_that_contradict_each_other_are_refused(able: Any) -> None:
+    fields = {"prompt": "a cat", "expand[right]": "64", "size": "64x64"}
+    files = {"image": plain_file(), "mask": half_mask()}
+    answer = able.http().post(EDITS, data=fields, files=files)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "size")
+    assert "128x64" in answer.json()["error"]["message"]

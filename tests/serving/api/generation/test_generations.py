@@ -217,3 +217,19 @@ async def test_the_asynchronous_client_works_too(shared_service: Any) -> None:
     ) as client:
         answer = await client.images.generate(prompt="a dog", n=2)
     assert len(answer.data or []) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "entry"),
+    [
+        ("a fox <lora:stripes:0.8>", '{"id": "stripes", "scale": 0.8}'),
+        ("<lora:my style> a fox", '{"id": "my style", "scale": 1.0}'),
+    ],
+)
+def test_an_adapter_named_in_the_prompt_is_explained(
+    shared_service: Any, prompt: str, entry: str
+) -> None:
+    answer = shared_service.sdk().images.generate(prompt=prompt)
+    (warning,) = answer.warnings
+    assert entry in warning
+    assert "warnings" not in shared_service.sdk().images.generate(prompt="a <b> fox").model_extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -141,6 +142,36 @@ def test_what_is_drawn_over_a_picture_has_its_size(able: Any) -> None:
         answer = edit(able, image, fields, mask=mask)
         assert answer.status_code == 200, answer.text
         assert asked(able)["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [((40, 90), "at least 64 pixels"), ((700, 70), "8 times the short one")]
+)
+def test_a_picture_that_no_model_can_look_at_is_named_as_it_was_sent(
+    able: Any, size: tuple[int, int], says: str
+) -> None:
+    good, bad = file_of(plain(96, 64)), file_of(plain(*size))
+    sent = [("image[]", good), ("image[]", bad)]
+    answer = able.http().post(EDITS, data={"prompt": "a cat"}, files=sent)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "image[1]" and says in error["message"]
+    url = "data:image/png;base64," + base64.b64encode(bad).decode()
+    named = able.http().post(
+        "/v1/images/generations", json={"prompt": "a cat", "reference_images": [url]}
+    )
+    assert named.json()["error"]["param"] == "reference_images[0]"
+
+
+def test_a_file_part_without_a_filename_is_explained(able: Any) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+    body = head + file_of(plain()) + b"\r\n--x--\r\n"
+    answer = able.http().post(
+        EDITS, content=body, headers={"content-type": "multipart/form-data; boundary=x"}
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "image")
+    assert "no filename" in error["message"] and "-F image=@" in error["message"]
 
 
 def test_a_picture_is_continued_beyond_its_edges(able: Any) -> None:

@@ -241,7 +241,6 @@ P = {"p": png(scene(64, 64)), "m": png(mask_of(64, 64, (0, 0, 32, 64)))}
         ({"image": "p", "expand": Margins(-8, 24)}, "expand", "0 or more"),
         ({"image": "p", "expand": Margins(10**6, 10**6)}, "expand", "smaller margins"),
         ({"image": "p", "expand": Margins(right=64)}, "image", "128x64 with its margins, but"),
-        ({"image": "p", "size": (96, 64)}, "image", "is 64x64, but size is 96x64"),
     ],
     ids=str,
 )

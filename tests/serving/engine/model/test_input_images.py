@@ -11,8 +11,14 @@ import pytest
 from PIL import Image
 
 from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.request import GenerationRequest, ImageSize, SamplingParams
 from calotype.serving.engine.model import input_images
-from calotype.serving.engine.model.input_images import read_image, read_mask
+from calotype.serving.engine.model.input_images import (
+    read_image,
+    read_inputs,
+    read_mask,
+    restore_outside,
+)
 
 
 def corner(width=40, height=30):
@@ -164,3 +170,43 @@ def test_bad_masks_are_refused(mask, message):
     with pytest.raises(InvalidRequest, match=message) as caught:
         read_mask(saved(mask), START)
     assert caught.value.param == "mask"
+
+
+def edit_request(size, rendered):
+    return GenerationRequest(
+        id="e",
+        prompt="a cat",
+        size=ImageSize(*size),
+        rendered_size=ImageSize(*rendered),
+        sampling=SamplingParams(1, 1.0),
+        seed=0,
+        image="image",
+        mask="mask",
+    )
+
+
+def halves(width, height):
+    """Left half red, right half blue, and a mask of the left half."""
+    image = Image.new("RGB", (width, height), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, width // 2, height))
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, (0, 0, width // 2, height))
+    return {"image": saved(image), "mask": saved(mask)}
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "rendered"),
+    [((150, 100), (150, 100), (144, 96)), ((300, 100), (128, 128), (128, 128))],
+)
+def test_an_image_and_its_mask_are_fitted_alike(image, size, rendered):
+    request, files = edit_request(size, rendered), halves(*image)
+    found = read_inputs(request, files, 16)
+    assert found.start.shape == (rendered[1], rendered[0], 3) and not found.exact
+    assert found.redraw.shape == found.start.shape[:2]
+    # What is marked is the red half, in both; a pixel at the edge may be mixed.
+    red = found.start[:, :, 0] > found.start[:, :, 2]
+    assert (red != found.redraw).mean() < 0.02
+    drawn = np.zeros((size[1], size[0], 3), np.uint8)
+    back = restore_outside(request, files, drawn)
+    assert (back[:, size[0] // 2 + 2 :] == (0, 0, 255)).all(), "what is not marked is as it was"
+    assert (back[:, : size[0] // 2 - 2] == 0).all()
