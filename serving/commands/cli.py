@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from calotype.serving.commands.adapters import adapters
 from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.commands.dataset import dataset
 from calotype.serving.commands.fetch import fetch
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(serve, generate, plan, profile),
+    *(serve, generate, plan, profile, adapters),
     *(jobs, keys, moderate, moderation, provenance),
     *(dataset, gateway, model_app, fetch),
 ):

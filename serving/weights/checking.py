@@ -14,7 +14,8 @@ import torch
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
 from calotype.serving.engine.lora.adapter_fault import AdapterFault
-from calotype.serving.engine.lora.lora_file import LinearShapes, linear_shapes, read_lora
+from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
+from calotype.serving.engine.lora.model_fit import LinearShapes
 from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.model.weight_files import unfilled
 from calotype.serving.engine.sizing.configs import TransformerConfig

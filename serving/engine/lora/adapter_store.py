@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, NotFound
-from calotype.serving.engine.lora.coverage import Coverage
 from calotype.serving.engine.lora.dora import with_gains
-from calotype.serving.engine.lora.lora_file import MAX_RANK, linear_shapes, read_lora
+from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
 from calotype.serving.engine.lora.lora_layers import Adapter, LoraLayers
 from calotype.serving.engine.lora.low_rank import LoraLayer
+from calotype.serving.engine.lora.model_fit import MAX_RANK, Coverage
 
 logger = logging.getLogger(__name__)
 

@@ -115,6 +115,11 @@ class LayerKeys:
     kind: Kind
     keys: Mapping[str, str]
 
+    @property
+    def first_key(self) -> str:
+        """The key that messages name."""
+        return next(iter(self.keys.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterKeys:
@@ -282,7 +287,7 @@ _SPELT = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)"}
 def _check_once(header: WeightHeader, layers: tuple[LayerKeys, ...]) -> None:
     seen: dict[str, str] = {}
     for layer in layers:
-        key = next(iter(layer.keys.values()))
+        key = layer.first_key
         for module in layer.target.modules:
             if module in seen:
                 raise refused(

@@ -75,7 +75,7 @@ def _plan(
                 key,
             )
     shapes = {factor: header.tensors[key].shape for factor, key in layer.keys.items()}
-    first = next(iter(layer.keys.values()))
+    first = layer.first_key
     try:
         rows, columns, rank = _SIZES[layer.kind](shapes)
     except ValueError as fault:

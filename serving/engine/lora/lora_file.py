@@ -13,24 +13,22 @@ from dataclasses import dataclass
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed
-from calotype.serving.engine.lora.adapter_base import guess_base
 from calotype.serving.engine.lora.adapter_fault import AdapterFault, refused
-from calotype.serving.engine.lora.coverage import Coverage, coverage
 from calotype.serving.engine.lora.key_layouts import Kind, Layout, read_keys
-from calotype.serving.engine.lora.layer_names import GUIDANCE
 from calotype.serving.engine.lora.layer_plan import LayerPlan, plan_layers
 from calotype.serving.engine.lora.loha import loha_factors
 from calotype.serving.engine.lora.lokr import lokr_factors
 from calotype.serving.engine.lora.low_rank import EXACT, LoraLayer, Magnitude
+from calotype.serving.engine.lora.model_fit import (
+    WHERE_MAX_RANK,
+    Coverage,
+    LinearShapes,
+    check_fit,
+    coverage,
+    other_model,
+)
 from calotype.serving.engine.model.weight_files import read_tensors
 from calotype.serving.engine.sizing.weight_header import WeightHeader, read_header
-
-MAX_RANK = 256
-"""Highest rank where nobody says another one."""
-WHERE_MAX_RANK = "spec.adapters.maxRank of the ImageModel"
-
-LinearShapes = Mapping[str, tuple[int, int]]
-"""Module name of the denoiser to (out_features, in_features)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def read_lora(
     keys = read_keys(header)
     plans = plan_layers(header, keys)
     for plan in plans:
-        _check_plan(path, plan, shapes, max_rank)
+        check_fit(path, plan, shapes, max_rank)
     layers: dict[str, LoraLayer] = {}
     for plan, parts in read_layers(header, plans, max_rank):
         for module, layer in parts.items():
@@ -78,7 +76,7 @@ def read_lora(
                 # Contiguous copies: the file's memory map must not outlive a replaced adapter.
                 layers[module] = layer.to(torch.device("cpu"), dtype)
             elif bool(layer.up.any()) and bool(layer.down.any()):
-                raise _other_model(path, plan, f"the denoiser has no linear layer {module!r}")
+                raise other_model(path, plan, f"the denoiser has no linear layer {module!r}")
     return LoraFile(layers, coverage(layers, shapes), keys.layout)
 
 
@@ -117,7 +115,7 @@ def _factors(
     make = lokr_factors if plan.layer.kind is Kind.LOKR else loha_factors
     found = make(tensors, max_rank)
     if found.loss > EXACT:
-        key = next(iter(plan.layer.keys.values()))
+        key = plan.layer.first_key
         raise refused(
             path,
             AdapterFault.RANK_TOO_HIGH,
@@ -164,43 +162,3 @@ def _own_ranks(ups: list[torch.Tensor], rank: int) -> list[slice] | None:
         if bool(up[:, : span.start].any()) or bool(up[:, span.stop :].any()):
             return None
     return spans
-
-
-def _check_plan(path: pathlib.Path, plan: LayerPlan, shapes: LinearShapes, max_rank: int) -> None:
-    modules = plan.layer.target.modules
-    for module in modules:
-        if module not in shapes:
-            # Some trainers always write these; whether they do anything is seen in the weights.
-            if module.startswith(GUIDANCE):
-                continue
-            raise _other_model(path, plan, f"the denoiser has no linear layer {module!r}")
-        rows, columns = shapes[module]
-        if (plan.rows // len(modules), plan.columns) != (rows, columns):
-            raise _other_model(
-                path,
-                plan,
-                f"for {module} it has {plan.rows // len(modules)}x{plan.columns}, but the "
-                f"denoiser's layer is {rows}x{columns}",
-            )
-    key = next(iter(plan.layer.keys.values()))
-    if plan.rank < 1 or (plan.layer.kind is Kind.LORA and plan.rank > max_rank):
-        raise refused(
-            path,
-            AdapterFault.RANK_TOO_HIGH,
-            f"its rank is {plan.rank} at {plan.layer.name} ({key!r}), but the highest allowed is "
-            f"{max_rank}: raise {WHERE_MAX_RANK}, or resize the adapter",
-            key,
-        )
-
-
-def _other_model(path: pathlib.Path, plan: LayerPlan, why: str) -> AdapterLoadFailed:
-    key = next(iter(plan.layer.keys.values()))
-    base = guess_base([plan])
-    known = "" if base is None else f" (its width is that of {base})"
-    return refused(
-        path,
-        AdapterFault.WRONG_BASE,
-        f"it was made for another model{known}: {why} (key {key!r}). Use it with the model that "
-        "it was trained on",
-        key,
-    )

@@ -28,6 +28,21 @@ def read_tensors(
                 yield name, file.get_tensor(name)
 
 
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+"""What safetensors calls torch's types."""
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor of the CPU as `engine.sizing.weight_writer` takes it, without a copy."""
+    data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
 class _NoInitialisation(TorchFunctionMode):
     """Leaves out torch.nn.init: random numbers on the meta device are lost, but drawing them makes
     torch import its compiler and sympy, which takes seconds and 200 MB.

@@ -23,7 +23,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 _SAMPLES, _SAMPLE_BYTES = 64, 16 * 1024
 
-_ITEM_BYTES = {
+ITEM_BYTES = {
     "F64": 8,
     "F32": 4,
     "F16": 2,
@@ -53,6 +53,11 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     begin: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +119,11 @@ def read_number(header: WeightHeader, name: str) -> float | None:
     An alpha may be of any type, whole numbers among them.
     """
     info = header.tensors[name]
-    items = 1
-    for n in info.shape:
-        items *= n
-    if items != 1 or info.dtype not in _NUMBERS:
+    if math.prod(info.shape) != 1 or info.dtype not in _NUMBERS:
         return None
     with header.path.open("rb") as file:
         file.seek(header.size + info.begin)
-        return _NUMBERS[info.dtype](file.read(_ITEM_BYTES[info.dtype]))
+        return _NUMBERS[info.dtype](file.read(ITEM_BYTES[info.dtype]))
 
 
 def _packed(form: str) -> Callable[[bytes], float]:
@@ -176,7 +178,7 @@ def _tensor_table(content: JsonObject) -> tuple[int, dict[str, TensorInfo]]:
         items = 1
         for n in shape:
             items *= n
-        if dtype in _ITEM_BYTES and end - begin != items * _ITEM_BYTES[dtype]:
+        if dtype in ITEM_BYTES and end - begin != items * ITEM_BYTES[dtype]:
             raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {dtype}")
         spans.append((begin, end))
         tensors[name] = TensorInfo(dtype, shape, begin)

@@ -25,6 +25,8 @@ def heavy():
 watched, data_dir = json.loads(sys.argv[1]), sys.argv[2]
 assert CliRunner().invoke(cli, ["--help"]).exit_code == 0
 found = {"--help": heavy()}
+from calotype.serving.weights.sources import BUILT_IN
+adapter = str(BUILT_IN / "stripes.safetensors")
 taken = socket.create_server(("127.0.0.1", 0))
 port = str(taken.getsockname()[1])
 for words, ends in (
@@ -33,6 +35,7 @@ for words, ends in (
     (["moderate", "a red circle"], True),
     (["moderation", "review", "--help"], True),
     (["fetch", "--help"], True),
+    (["adapters", "inspect", adapter, "--model", "shapes"], True),
     (["dataset", "check", data_dir], False),
     (["keys", "--data-dir", data_dir, "list"], True),
     (["serve", "-f", data_dir + "/nowhere.yaml", "--data-dir", data_dir], False),
