@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFilter, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFilter, ImageSequence, UnidentifiedImageError
 
 from calotype.moderation.errors import ImageError
+from calotype.moderation.images.containers import check_container, upright
 
 MAX_PIXELS = 50_000_000
 """Of all frames together."""
 MAX_FRAMES = 8
 """Frames are not sampled: unsafe content could be in the one left out."""
 MAX_PROFILE_BYTES = 4 * 2**20
-_ORIENTATION = 0x0112
-"""The EXIF entry that tells how a camera was held."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What browsers show, and TIFF. Pillow knows others; for one of them it starts a program."""
 
@@ -81,6 +80,7 @@ def iter_views(
 
 def count_pixels(data: bytes, name: str = "the picture") -> int:
     """Of its first frame, by its head alone. Raises ImageError: it is no picture."""
+    check_container(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,6 +100,7 @@ def blur(pixels: Pixels) -> Pixels:
 
 def _decoded(data: bytes, name: str, max_pixels: int) -> Iterator[Pixels]:
     pixels = 0
+    check_container(data, name)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         for number, frame in enumerate(ImageSequence.Iterator(image)):
             if number == MAX_FRAMES:
@@ -111,12 +112,7 @@ def _decoded(data: bytes, name: str, max_pixels: int) -> Iterator[Pixels]:
                     f"{name} has {frame.width}x{frame.height} pixels{frames}; "
                     f"at most {max_pixels:,} can be checked."
                 )
-            yield from _views(_upright(frame))
-
-
-def _upright(frame: Image.Image) -> Image.Image:
-    """The frame as its EXIF data turns it; a copy only where it is turned."""
-    return ImageOps.exif_transpose(frame) if frame.getexif().get(_ORIENTATION, 1) != 1 else frame
+            yield from _views(upright(frame, name))
 
 
 def _views(frame: Image.Image) -> Iterator[Pixels]:

@@ -50,8 +50,8 @@ def embed_recipe(data: bytes, recipe: Mapping[str, object]) -> bytes:
 def extract_recipe(data: bytes) -> JsonObject | None:
     """The recipe in an image file; None when there is none that can be read."""
     try:
-        text = next(_texts(data), None)
-        found = None if text is None else json.loads(text)
+        text = next(_texts(data), b"")
+        found = json.loads(text) if 0 < len(text) <= MAX_BYTES else None
     except (ValueError, struct.error, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -10,8 +10,15 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
+from calotype.moderation.errors import ImageError
+from calotype.moderation.images.containers import (
+    ORIENTATION,
+    check_container,
+    orientation,
+    turned,
+)
 from calotype.moderation.images.decode import FORMATS
 from calotype.serving.core.errors import InvalidRequest
 
@@ -27,8 +34,8 @@ _MAX_PROFILE_BYTES = 4 * 2**20
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 _PNG_DEPTH_AT = 24
 """Where a PNG file says how many bits a channel has."""
-_ORIENTATION, _LYING = 0x0112, range(5, 9)
-"""The EXIF entry that tells how a camera was held, and its values for a turned picture."""
+_LYING = range(5, 9)
+"""How a camera was held that took a picture which lies on its side."""
 _OPAQUE_BELOW = 128
 
 
@@ -66,8 +73,9 @@ def check_image(data: bytes, param: str) -> Upload:
         param=param,
     )
     try:
+        check_container(data, param)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded just below
+            warnings.simplefilter("ignore")  # what decoders say of damage, they raise too
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 kind = _KINDS.get(str(image.format))
                 most = MAX_PIXELS if kind in ("png", "jpeg") else _MAX_OTHER_PIXELS
@@ -76,12 +84,15 @@ def check_image(data: bytes, param: str) -> Upload:
                 _check_kind(image, data, param)
                 image.load()
                 width, height = image.size  # a TIFF turns itself
-                if image.getexif().get(_ORIENTATION) in _LYING:
+                held = orientation(image, param)
+                if held in _LYING:
                     width, height = height, width
                 if kind is None or image.mode == "CMYK":
-                    return Upload(_as_png(image), "png", width, height)
+                    return Upload(_as_png(image, held), "png", width, height)
     except InvalidRequest:
         raise
+    except ImageError as error:
+        raise InvalidRequest(str(error), code="invalid_image", param=param) from None
     # Decoders raise whatever damaged data leads them to: EOFError, struct.error, KeyError ...
     except Exception:
         if data[4:12] in _HEIC:
@@ -107,20 +118,19 @@ def _check_kind(image: Image.Image, data: bytes, param: str) -> None:
         raise InvalidRequest(f"{param} {wrong}.", code="invalid_image", param=param)
 
 
-def _as_png(image: Image.Image) -> bytes:
-    """What the model's own readers know: RGB, CMYK by its profile, upright or turned as before."""
-    exif = image.getexif()
+def _as_png(image: Image.Image, held: int) -> bytes:
+    """What the model's own readers know: RGB, CMYK by its profile, turned as it was."""
     if image.mode == "CMYK":
         image = _from_cmyk(image)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    turned = Image.Exif()
-    if _ORIENTATION in exif:
-        turned[_ORIENTATION] = exif[_ORIENTATION]
+    exif = Image.Exif()
+    if held != 1:
+        exif[ORIENTATION] = held
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1, exif=turned, icc_profile=None)
+    image.save(file, "PNG", compress_level=1, exif=exif, icc_profile=None)
     return file.getvalue()
 
 
@@ -146,7 +156,7 @@ def read_mask(mask: Upload) -> bytes:
     """
     with Image.open(io.BytesIO(mask.data)) as picture:
         picture.load()
-        orientation = picture.getexif().get(_ORIENTATION)
+        held = orientation(picture, "mask")
         marked = np.empty((picture.height, picture.width), np.uint8)
         for top in range(0, picture.height, _STRIP_ROWS):
             bottom = min(picture.height, top + _STRIP_ROWS)
@@ -164,9 +174,6 @@ def read_mask(mask: Upload) -> bytes:
             param="mask",
         )
     seen = Image.fromarray(marked, "L")
-    if orientation is not None:
-        seen.getexif()[_ORIENTATION] = orientation
-        ImageOps.exif_transpose(seen, in_place=True)
     file = io.BytesIO()
-    seen.save(file, "PNG", exif=b"")
+    turned(seen, held).save(file, "PNG")
     return file.getvalue()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,11 @@ from calotype.serving.core.json_object import JsonObject
 VERSION = 1
 MAX_BYTES = 60_000
 """Of a recipe in a file: a JPEG comment holds no more."""
+
+MOST_CHANGES = 100
+_LEVELS = 3
+"""Of names in a recipe that are told apart: ``adapters[0].scale``."""
+_NAME_CHARS = 64
 
 # Of `GenerationRequest.to_payload`: what says who draws and when, but not what.
 _NOT_THE_IMAGE = frozenset(
@@ -114,14 +120,14 @@ def image_recipe(recipe: JsonObject, index: int, with_prompt: bool) -> JsonObjec
 def changes(given: Mapping[str, object], made: Mapping[str, object]) -> list[JsonObject]:
     """What is not as a recipe says: ``{"field", "was", "is"}`` by name, such as ``model.digest``.
 
-    A field that this version does not know is a change to None.
+    A field that this version does not know is a change to None. At most `MOST_CHANGES`.
     """
     before, after = _flat(given), _flat(made)
     names = sorted((set(before) | set(after)) - {"recipe_hash"})
+    different = (name for name in names if before.get(name) != after.get(name))
     return [
         {"field": name, "was": before.get(name), "is": after.get(name)}
-        for name in names
-        if before.get(name) != after.get(name)
+        for name in itertools.islice(different, MOST_CHANGES)
     ]
 
 
@@ -178,11 +184,12 @@ def engine_build() -> str:
     return f"{importlib.metadata.version('calotype')}+{digest.hexdigest()[:12]}"
 
 
-def _flat(value: Any, name: str = "") -> JsonObject:
-    if isinstance(value, Mapping):
-        parts = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
+def _flat(value: Any, name: str = "", level: int = 0) -> JsonObject:
+    if isinstance(value, Mapping) and level < _LEVELS:
+        cut = ((str(key)[:_NAME_CHARS], item) for key, item in value.items())
+        parts = [(f"{name}.{key}" if name else key, item) for key, item in cut]
+    elif isinstance(value, list) and level < _LEVELS:
         parts = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
     else:
         return {name: value}
-    return {key: leaf for where, item in parts for key, leaf in _flat(item, where).items()}
+    return {k: leaf for where, item in parts for k, leaf in _flat(item, where, level + 1).items()}

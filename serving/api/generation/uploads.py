@@ -119,9 +119,9 @@ async def open_source(
 async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str) -> Upload:
     """`check_image` when there is memory for its pixels, beside the event loop."""
     try:
-        pixels = count_pixels(data)
+        pixels = await asyncio.to_thread(count_pixels, data, param)
     except ImageError:
-        pixels = 0
+        pixels = 0  # `check_image` says what is wrong
     async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
         return await asyncio.to_thread(check_image, data, param)
 

@@ -16,7 +16,7 @@ from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 
-_PARSED_AT_ONCE = 64 * 1024
+PARSED_AT_ONCE = 64 * 1024
 """Bytes of a body that are parsed on the event loop; a longer one would delay other requests."""
 _MOST_VALUES = 100_000
 """Python builds an object for each: a second and 100 MB for a million of them. Commas count."""
@@ -52,7 +52,7 @@ async def read_json(request: Request, max_bytes: int, seconds: float = 60.0) -> 
     """
     _check_content_type(request)
     raw = await read_body(request, max_bytes, seconds)
-    if len(raw) <= _PARSED_AT_ONCE:
+    if len(raw) <= PARSED_AT_ONCE:
         return parse_object(raw)
     return await asyncio.to_thread(parse_object, raw)
 

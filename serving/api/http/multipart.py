@@ -5,6 +5,7 @@ Fields stay strings; `schemas.parse` with ``form=True`` reads them as what the s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Collection
@@ -16,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from calotype.serving.api.http.body import limited_stream, parse_object
+from calotype.serving.api.http.body import PARSED_AT_ONCE, limited_stream, parse_object
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 
@@ -118,7 +119,9 @@ async def read_form(request: Request, max_bytes: int, seconds: float) -> Form:
                 plain.append((name, value))
     finally:
         await form.close()
-    return Form(_gather(plain), files)
+    if sum(len(value) for _, value in plain) <= PARSED_AT_ONCE:
+        return Form(_gather(plain), files)
+    return Form(await asyncio.to_thread(_gather, plain), files)
 
 
 def is_multipart(request: Request) -> bool:

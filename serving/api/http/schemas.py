@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from calotype.serving.api.http.foreign_names import hint, value_hint
 from calotype.serving.config.model.acceleration import MOST_REUSE
@@ -16,15 +25,41 @@ from calotype.serving.jobs.events import EventType
 
 B = TypeVar("B", bound=BaseModel)
 
+MOST_NAMES = 100
+"""In one object of a body."""
+
 ALIASES = {"guidance": "guidance_scale", "image_loras": "loras", "scheduler": "sampler"}
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
 _Text = Annotated[str, Field(max_length=512)]
+
+
+def _few(given: object, most: int) -> object:
+    if isinstance(given, dict) and len(given) > most:
+        raise PydanticCustomError(
+            "too_long", "There should be at most {most} names", {"most": most}
+        )
+    return given
+
+
+_Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], _Text],
+    BeforeValidator(lambda given: _few(given, 16)),
+]
 
 
 class Body(BaseModel):
     """Strict: no unknown names, no ``"2"`` for 2, no infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bound(cls, given: object) -> object:
+        """Pydantic makes an error of each unknown name: half a second for a body full of them."""
+        return _few(given, MOST_NAMES)
 
 
 class LoRA(Body):
@@ -80,10 +115,12 @@ class GenerationBody(Body):
     steps: int | None = Field(None, ge=1, description="Denoise steps; wins over quality.")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Distilled guidance.")
     sampler: str | None = Field(None, max_length=64, description="Default: the model's.")
-    loras: list[LoRA] = Field(default_factory=list, description="Adapters and their strengths.")
+    loras: list[LoRA] = Field(
+        default_factory=list, max_length=64, description="Adapters and their strengths."
+    )
     width: int | None = Field(None, ge=1, description="With height: wins over size.")
     height: int | None = Field(None, ge=1, description="With width: wins over size.")
-    metadata: dict[Annotated[str, Field(max_length=64)], _Text] = Field(
+    metadata: _Metadata = Field(
         default_factory=dict, max_length=16, description="Comes back with the job."
     )
     priority: Literal["low", "normal", "high"] = Field("normal", description="Inside the team.")
@@ -181,9 +218,7 @@ class JobBody(Body):
     priority: Literal["low", "normal", "high"] = "normal"
     deadline_seconds: float | None = Field(None, gt=0, le=86_400)
     expires_after_seconds: float | None = Field(None, ge=60, le=30 * 86_400)
-    metadata: dict[Annotated[str, Field(max_length=64)], _Text] = Field(
-        default_factory=dict, max_length=16
-    )
+    metadata: _Metadata = Field(default_factory=dict, max_length=16)
     webhook: WebhookBody | None = None
 
 
@@ -321,10 +356,11 @@ def _refusal(
             param=param,
         )
     wrong_type = kind.endswith(("_type", "_parsing")) or kind == "int_from_float"
-    shown = repr(fault["input"])
+    shown = _SHORT.repr(fault["input"])  # not all of a long list is put into words
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    where = f"'{param}'" if param else "the body"
     return InvalidRequest(
-        f"Invalid {'type' if wrong_type else 'value'} for '{param}': "
+        f"Invalid {'type' if wrong_type else 'value'} for {where}: "
         f"{fault['msg'][0].lower()}{fault['msg'][1:]}; got {shown}.{value_hint(fault['input'])}",
         code="invalid_type" if wrong_type else "invalid_value",
         param=param,

@@ -94,7 +94,7 @@ async def _checked(gateway: Gateway, key: KeyRecord, raw: JsonObject) -> JsonObj
     budget = _Budget()
     for where, url in given.pictures:
         data = _picture(url, where)
-        pixels = budget.pixels_of(data, where)
+        pixels = await asyncio.to_thread(budget.pixels_of, data, where)
         async with gateway.memory.pixels.reserve(key.team_id, pixels * _BYTES_PER_PIXEL):
             views = iter_views(data, where, budget.left())
             del data

@@ -126,7 +126,7 @@ async def _take_down(request: Request, key: KeyRecord) -> TakedownAnswer:
     data = await _image(gateway, body)
     keys = await asyncio.to_thread(marking_keys, gateway)
     try:
-        size = count_pixels(data) * _BYTES_PER_PIXEL
+        size = await asyncio.to_thread(count_pixels, data) * _BYTES_PER_PIXEL
         async with gateway.memory.pixels.reserve(key.team_id, size):
             looked_for = await asyncio.to_thread(fingerprint, data, keys)
     except ImageError as error:

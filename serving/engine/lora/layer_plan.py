@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype.serving.core.errors import AdapterLoadFailed
 from calotype.serving.core.json_object import JsonObject
@@ -169,7 +168,7 @@ def _alpha(header: WeightHeader, layer: LayerKeys, config: JsonObject) -> float 
             raise refused(header.path, AdapterFault.BAD_WEIGHTS, f"{key} must be one number", key)
     elif "lora_alpha" in config and layer.kind is Kind.LORA:
         key = "lora_adapter_metadata"
-        named = _by_pattern(config.get("alpha_pattern"), layer.target.modules[0])
+        named = _by_ending(config["alpha_pattern"], layer.target.modules[0])
         alpha = float(config["lora_alpha"] if named is None else named)
     else:
         return None
@@ -211,7 +210,7 @@ def _uses_roots(header: WeightHeader, config: JsonObject) -> bool:
     try:
         arguments = json.loads(header.metadata.get("ss_network_args", "{}"))
         return str(arguments.get("rs_lora", arguments.get("use_rslora"))).lower() == "true"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -219,7 +218,7 @@ def _peft_config(header: WeightHeader) -> JsonObject:
     """PEFT's LoraConfig as diffusers' save_lora_weights writes it into the file's metadata."""
     raw = header.metadata.get("lora_adapter_metadata")
     if raw is None:
-        return {}
+        return {"alpha_pattern": {}}
     try:
         content = json.loads(raw)
         found = {
@@ -229,7 +228,13 @@ def _peft_config(header: WeightHeader) -> JsonObject:
         }
         if "lora_alpha" in found:
             float(found["lora_alpha"])
-    except (ValueError, TypeError, AttributeError) as fault:
+        # PEFT reads a name as a regular expression over the end of a module's name, and writes
+        # plain names. A stranger's file is read as plain names alone; the first that fits counts.
+        given = found.get("alpha_pattern") or {}
+        found["alpha_pattern"] = {
+            str(name): (place, float(alpha)) for place, (name, alpha) in enumerate(given.items())
+        }
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
         raise _damaged(header, fault) from fault
     return found
 
@@ -243,11 +248,9 @@ def _damaged(header: WeightHeader, fault: Exception) -> AdapterLoadFailed:
     )
 
 
-def _by_pattern(pattern: object, module: str) -> Any:
-    # PEFT reads a key as a regular expression over the end of a module's name, and writes plain
-    # names. A stranger's file is read as plain names alone.
-    if isinstance(pattern, dict):
-        for key, value in pattern.items():
-            if module == key or module.endswith(f".{key}"):
-                return value
-    return None
+def _by_ending(named: Mapping[str, tuple[int, float]], module: str) -> float | None:
+    """The number of the first name that a module's own is or ends with."""
+    parts = module.split(".")
+    endings = (".".join(parts[start:]) for start in range(len(parts)))
+    found = min((named[ending] for ending in endings if ending in named), default=None)
+    return None if found is None else found[1]
