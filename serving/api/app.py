@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -97,14 +99,15 @@ def create_app(
                 yield
             await gateway.waits.close()
 
-    app = FastAPI(
-        title="calotype",
-        description="Image generation behind the API of OpenAI's SDKs.",
-        lifespan=run,
-        docs_url=None if operations_apart else "/docs",
-        redoc_url=None if operations_apart else "/redoc",
-        openapi_url=None if operations_apart else "/openapi.json",
-    )
+    described: dict[str, Any] = {
+        "title": "calotype",
+        "description": "Image generation behind the API of OpenAI's SDKs.",
+        "lifespan": run,
+    }
+    if operations_apart:
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **described)
+    else:
+        app = FastAPIOffline(**described)  # its pages need nothing of the internet
     app.state.gateway = gateway
     for module in ROUTES:
         if not (operations_apart and module is ops):
@@ -132,7 +135,7 @@ def _resources() -> set[str]:
 
 def create_operations_app(gateway_app: FastAPI) -> FastAPI:
     """What operators and their machines ask of a gateway without a key, for a port of its own."""
-    app = FastAPI(title="calotype operations")
+    app = FastAPIOffline(title="calotype operations")
     app.state.gateway = gateway_app.state.gateway
     app.include_router(ops.router)
     app.openapi = gateway_app.openapi  # type: ignore[method-assign]  # /docs are the gateway's

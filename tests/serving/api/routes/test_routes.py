@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -340,4 +341,14 @@ def test_the_description_of_the_api_is_served(shared_service: Any) -> None:
     paths = shared_service.http().get("/openapi.json").json()["paths"]
     body = paths["/v1/images/generations"]["post"]["requestBody"]
     assert "prompt" in body["content"]["application/json"]["schema"]["properties"]
-    assert shared_service.http().get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_pages_about_the_api_ask_no_other_host(shared_service: Any, page: str) -> None:
+    with shared_service.http() as client:
+        told = client.get(page)
+        named = re.findall(r"""(?:src|href)=["']([^"']+)""", told.text)
+        assert told.status_code == 200 and named
+        for address in named:
+            assert address.startswith("/"), address
+            assert client.get(address).status_code == 200
