@@ -10,9 +10,10 @@ import sys
 
 import click
 
-from calotype.serving.commands.adapters import adapters
 from calotype.serving.commands.cluster import gateway, model_app
-from calotype.serving.commands.dataset import dataset
+from calotype.serving.commands.customisation.adapters import adapters
+from calotype.serving.commands.customisation.dataset import dataset
+from calotype.serving.commands.customisation.train import train
 from calotype.serving.commands.fetch import fetch
 from calotype.serving.commands.generate import generate
 from calotype.serving.commands.jobs import jobs
@@ -35,7 +36,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(serve, generate, plan, profile, adapters),
+    *(serve, generate, train, adapters, plan, profile),
     *(jobs, keys, moderate, moderation, provenance),
     *(dataset, gateway, model_app, fetch),
 ):

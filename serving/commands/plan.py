@@ -1,4 +1,4 @@
-"""`calotype plan`: what a model needs of a GPU's memory."""
+"""`calotype plan`: what a model, or a training on it, needs of a GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,43 @@ import click
     "--text-encoder", type=click.Choice(["same", "separate"]),
     help="On the denoiser's GPU, or on one of its own.",
 )  # fmt: skip
-def plan(model: str, gpu: str, precision: str | None, size: str, text_encoder: str | None) -> None:
-    """Print what a model needs of a GPU's memory.
+@click.option(
+    "--train", type=click.Choice(["lora"]),
+    help="Plan a training instead: memory, time and price of each preset.",
+)  # fmt: skip
+@click.option(
+    "--preset", type=click.Choice(["fast", "balanced", "quality"]), help="One preset of --train."
+)
+@click.option("--rank", type=int, default=16, show_default=True, help="LoRA rank of --train.")
+@click.option(
+    "--price-per-hour", "hourly", type=click.FloatRange(0), help="Of the GPU in USD, for --train."
+)
+def plan(
+    model: str,
+    gpu: str,
+    precision: str | None,
+    size: str,
+    text_encoder: str | None,
+    train: str | None,
+    preset: Any,
+    rank: int,
+    hourly: float | None,
+) -> None:
+    """Print what a model needs of a GPU's memory, or what a training on it takes.
 
     What cannot fit is refused with a sentence that says what would.
     """
+    if train is not None:
+        from calotype.serving.engine.sizing.training_plan import PRESETS, plan_lines, plan_training
+
+        wanted: Any = precision  # a name that is none is refused by the plan
+        presets = PRESETS if preset is None else (preset,)
+        found = plan_training(
+            model, gpu, precision=wanted, rank=rank, hourly=hourly, presets=presets
+        )
+        for line in plan_lines(model, found):
+            click.echo(line)
+        return
     from calotype.serving.core.request import ImageSize
     from calotype.serving.engine.sizing.memory_plan import plan_memory
 

@@ -21,6 +21,7 @@
     + NonFiniteLatents           the denoiser produced NaN or infinity
     + GroupLost                  one of several devices that draw together is gone
     + StorageFailed              the disk is full or the database cannot be written
+    + TrainingFailed             a training went wrong: its loss diverged, a checkpoint is damaged
     + ModerationUnavailable      a classifier is missing, failed or too slow: nothing passes
   - Cancelled                    the caller took the request back
 
@@ -161,6 +162,10 @@ class GroupLost(EngineError):
 class StorageFailed(EngineError):
     default_code = "storage_unavailable"
     retryable = True
+
+
+class TrainingFailed(EngineError):
+    default_code = "training_failed"
 
 
 class ModerationUnavailable(EngineError):

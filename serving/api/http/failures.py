@@ -40,6 +40,7 @@ BY_CODE: dict[str, Wire] = {
     "method_not_allowed": Wire(405, _USER),
     "expired": Wire(410, _USER),
     "resolution_too_large": Wire(400, _USER),
+    "insufficient_memory": Wire(400, _USER),
     "case_conflict": Wire(409, _USER, retry=False),
     "queue_full": Wire(429, "requests"),
     "insufficient_quota": Wire(429, "insufficient_quota", retry=False),

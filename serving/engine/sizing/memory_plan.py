@@ -19,7 +19,7 @@ PlanPrecision = Literal["float32", "bfloat16", "int8"]
 
 GB = 1e9
 _PRECISIONS = ("float32", "bfloat16", "int8")
-_RUNTIME_BYTES = 1.5 * GB
+RUNTIME_BYTES = 1.5 * GB
 """CUDA context, cuBLAS workspaces and what the allocator leaves unused: an estimate."""
 
 
@@ -119,6 +119,14 @@ class MemoryPlan:
         return out
 
 
+def find_gpu(name: str) -> Gpu:
+    """A GPU of `GPUS`. Raises InvalidRequest: there is none of this name."""
+    card = GPUS.get(name.lower())
+    if card is None:
+        raise InvalidRequest(f"gpu must be one of {', '.join(GPUS)}; got {name!r}.", param="gpu")
+    return card
+
+
 def plan_memory(
     model: str | pathlib.Path,
     gpu: str,
@@ -140,9 +148,7 @@ def plan_memory(
         InvalidRequest: a name is unknown, the GPU cannot compute in this precision, or the plan
             does not fit; then the sentence says what would.
     """
-    card = GPUS.get(gpu.lower())
-    if card is None:
-        raise InvalidRequest(f"gpu must be one of {', '.join(GPUS)}; got {gpu!r}.", param="gpu")
+    card = find_gpu(gpu)
     if max_pixels < 256:
         raise InvalidRequest(f"max_pixels must be at least 256; got {max_pixels}.")
     if text_encoder not in (None, "same", "separate"):
@@ -214,11 +220,11 @@ def _plan(
         _weights("denoiser", here, sizes.denoiser, precision),
         _weights("VAE", here, sizes.vae, precision),
         PlanItem("activations, 1 picture", here, activations),
-        PlanItem("runtime", here, _RUNTIME_BYTES),
+        PlanItem("runtime", here, RUNTIME_BYTES),
         _weights("text encoder", there, sizes.text_encoder, precision),
     ]
     if place == "separate":
-        items.append(PlanItem("runtime", there, _RUNTIME_BYTES))
+        items.append(PlanItem("runtime", there, RUNTIME_BYTES))
     return MemoryPlan(sizes.name, card, precision, place, max_pixels, tuple(items))
 
 

@@ -41,6 +41,8 @@ class ModelSizes:
     vae_channels: tuple[int, int]
     text_tokens: int
     pixels_per_token: int
+    double_blocks: int
+    single_blocks: int
 
     def denoiser_activations(self, pixels: int, precision: str) -> float:
         """Bytes of one image in the denoiser."""
@@ -242,4 +244,6 @@ def _count_parts(
         vae_channels=(channels[0], channels[min(1, len(channels) - 1)]),
         text_tokens=text_tokens,
         pixels_per_token=2 * vae.pixels_per_latent,
+        double_blocks=denoiser.num_layers,
+        single_blocks=denoiser.num_single_layers,
     )
