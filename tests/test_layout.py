@@ -16,7 +16,7 @@ import pytest
 ROOT = house.ROOT
 STDLIB = pathlib.Path(subprocess.__file__).resolve().parent
 LONGEST_FILE = 400
-MOST_ENTRIES, MOST_ROOMS_OF_SERVING = 15, 20
+MOST_ENTRIES, MOST_ROOMS_OF_SERVING = 15, 21
 MOST_UNTYPED = 150
 """Places where JSON of others, whose fields we do not know, passes through."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "types", "misc"}

@@ -46,6 +46,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
+    name: str
     mask: NDArray[np.bool_]
     half_width: float
     half_height: float
@@ -66,6 +67,7 @@ def outlines() -> tuple[Outline, ...]:
         middle = ((cols[0] + cols[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2)
         found.append(
             Outline(
+                shape,
                 _raster(box),
                 box.shape[1] / n * 1.3,
                 box.shape[0] / n * 1.3,
@@ -83,16 +85,50 @@ def _raster(box: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return raster
 
 
-def look(image: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:
+def learn_outline(name: str, images: Iterable[NDArray[np.uint8]]) -> Outline:
+    """The outline that the largest thing of most images has.
+
+    Its middle counts as the middle of its box, its longer half as `signed_distance` shapes have it.
+
+    Args:
+        images: uint8 [height, width, 3], each a flat shape on a flat ground.
+
+    Raises:
+        ValueError: no image shows a thing.
+    """
+    boxes = []
+    for image in images:
+        a = image.astype(np.float32)
+        nearest, pure, distances = _palette(a)
+        ground = int(np.bincount(nearest[pure], minlength=len(PALETTE)).argmax())
+        labels, count = ndimage.label(distances[:, :, ground] > PURE)
+        if not count:
+            continue
+        part = labels == int(np.bincount(labels[labels > 0]).argmax())
+        color = int(np.bincount(nearest[part & pure], minlength=len(PALETTE)).argmax())
+        if color != ground:
+            boxes.append(_box(_outlined(a, part, color, ground))[0])
+    if not boxes:
+        raise ValueError("no image shows a flat shape on a flat ground")
+    height, width = (float(np.median([box.shape[axis] for box in boxes])) for axis in (0, 1))
+    mask = np.mean([_raster(box) for box in boxes], axis=0) > 0.5
+    half = 0.95 / max(height, width)
+    return Outline(name, mask, half * width, half * height, (0.0, 0.0))
+
+
+def look(
+    image: NDArray[np.uint8], more: Sequence[Outline] = ()
+) -> tuple[str | None, list[Seen], float]:
     """Background (None if it is not one colour), things from large to small, pixels of debris.
 
     Args:
         image: uint8 [height, width, 3].
+        more: outlines beside the eight.
     """
+    known = (*outlines(), *more)
     a = image.astype(np.float32)
     unit = min(a.shape[:2]) / NATIVE
-    distances = np.sqrt(((a[:, :, None, :] - PALETTE) ** 2).sum(-1))
-    nearest, pure = distances.argmin(-1), distances.min(-1) < PURE
+    nearest, pure, distances = _palette(a)
     edge = np.ones(nearest.shape, bool)
     edge[2:-2, 2:-2] = False
     counts = np.bincount(nearest[edge & pure], minlength=len(PALETTE))
@@ -106,8 +142,34 @@ def look(image: NDArray[np.uint8]) -> tuple[str | None, list[Seen], float]:
         if area < 60 * unit * unit:
             debris += area
             continue
-        seen.append(_identify(a, part, nearest, pure, ground, area, unit))
+        seen.append(_identify(a, part, nearest, pure, ground, area, unit, known))
     return background, sorted(seen, key=lambda s: -s.area), debris / (unit * unit)
+
+
+def _palette(
+    a: NDArray[np.float32],
+) -> tuple[NDArray[np.int_], NDArray[np.bool_], NDArray[np.float32]]:
+    """Of each pixel the nearest palette colour, whether it is that one, and the distance to all."""
+    distances = np.sqrt(((a[:, :, None, :] - PALETTE) ** 2).sum(-1))
+    return distances.argmin(-1), distances.min(-1) < PURE, distances
+
+
+def _outlined(
+    a: NDArray[np.float32], part: NDArray[np.bool_], color: int, ground: int
+) -> NDArray[np.bool_]:
+    """The thing of a part: its outline lies where the image is halfway between ground and thing."""
+    line = PALETTE[color] - PALETTE[ground]
+    mask: NDArray[np.bool_] = ndimage.binary_dilation(part) & (
+        ((a - PALETTE[ground]) @ line) / (line @ line) > 0.5
+    )
+    return mask
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float, float]:
+    """What a mask has in its bounding box, and the row and column of the box's middle."""
+    rows, cols = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+    box = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    return box, (rows[0] + rows[-1] + 1) / 2, (cols[0] + cols[-1] + 1) / 2
 
 
 def _identify(
@@ -118,6 +180,7 @@ def _identify(
     ground: int,
     area: int,
     unit: float,
+    known: Sequence[Outline],
 ) -> Seen:
     unknown = Seen(None, None, None, None, area, (0.0, 0.0))
     core = ndimage.binary_erosion(part)
@@ -129,32 +192,29 @@ def _identify(
     colors = np.bincount(nearest[clear], minlength=len(PALETTE))
     color = int(colors.argmax())
     purity = colors[color] / max(1, core.sum())
-    # The outline lies where the image is halfway between ground and thing.
-    line = PALETTE[color] - PALETTE[ground]
-    mask = ndimage.binary_dilation(part) & (((a - PALETTE[ground]) @ line) / (line @ line) > 0.5)
+    mask = _outlined(a, part, color, ground)
     if mask.sum() < 40 * unit * unit:
         return unknown
-    rows, cols = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
-    box = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    box, rows, cols = _box(mask)
     height, width = box.shape
     raster = _raster(box)
     scores = []
-    for outline in outlines():
+    for outline in known:
         overlap = (raster & outline.mask).sum() / (raster | outline.mask).sum()
         aspect = (width / height) / (outline.half_width / outline.half_height)
         scores.append(overlap * (1.0 if min(aspect, 1 / aspect) > 0.75 else 0.5))
     best = int(np.argmax(scores))
-    fit = outlines()[best]
+    fit = known[best]
     radius = 0.5 * (width / 2 / fit.half_width + height / 2 / fit.half_height)
-    cx = (cols[0] + cols[-1] + 1) / 2 - fit.center[0] * radius
-    cy = (rows[0] + rows[-1] + 1) / 2 - fit.center[1] * radius
+    cx = cols - fit.center[0] * radius
+    cy = rows - fit.center[1] * radius
     third = tuple(
         0 if abs(at / side - 0.5) <= 14 / NATIVE else (-1 if at < side / 2 else 1)
         for at, side in ((cx, a.shape[1]), (cy, a.shape[0]))
     )
     native = radius / unit
     return Seen(
-        shape=SHAPES[best] if scores[best] >= 0.75 and purity > 0.7 else None,
+        shape=fit.name if scores[best] >= 0.75 and purity > 0.7 else None,
         color=COLOR_NAMES[color],
         position=next(name for name, where in POSITIONS.items() if where == third),
         size="small" if native < 19.6 else "medium" if native < 28.6 else "large",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from calotype.serving.commands.customisation.acceptance import accept
 from calotype.serving.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ _FILE = click.Path(path_type=pathlib.Path, dir_okay=False)
 
 @click.group()
 def adapters() -> None:
-    """Look at LoRA, DoRA, LoKr and LoHa files, and write them for other tools."""
+    """Look at LoRA, DoRA, LoKr and LoHa files, write them for other tools, and accept them."""
+
+
+adapters.add_command(accept)
 
 
 @adapters.command()

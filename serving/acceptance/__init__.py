@@ -1,0 +1,1 @@
+"""The gate: a new adapter or model revision serves only after its acceptance set."""
