@@ -109,7 +109,7 @@ def model_digest(model: ImageModel) -> str:
 
     A file that is changed in place changes it.
     """
-    noted = _annotation(model)
+    noted = resolved_digest(model)
     if noted is not None:
         return noted
     source = model.spec.source
@@ -126,7 +126,7 @@ def adapter_digest(adapter: LoRAAdapter) -> str:
     """Like `model_digest`; the manifest's own ``sha256`` if it states one."""
     if adapter.spec.sha256 is not None:
         return f"sha256:{adapter.spec.sha256}"
-    noted = _annotation(adapter)
+    noted = resolved_digest(adapter)
     if noted is not None:
         return noted
     source = adapter.spec.source
@@ -139,7 +139,8 @@ def adapter_digest(adapter: LoRAAdapter) -> str:
     return "unknown"
 
 
-def _annotation(resource: ImageModel | LoRAAdapter) -> str | None:
+def resolved_digest(resource: ImageModel | LoRAAdapter) -> str | None:
+    """The digest that whoever fetched the weights noted in the manifest."""
     noted = (resource.metadata.model_extra or {}).get("annotations")
     found = noted.get(ANNOTATION) if isinstance(noted, dict) else None
     return str(found) if found else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection
 from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Depends
+from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
+from calotype.serving.api.generation.recipes import model_digest, resolved_digest
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.state.catalog import is_open
 from calotype.serving.api.state.gateway import Gateway, gateway_of
@@ -48,6 +51,19 @@ class StatusObject(TypedDict):
     message: str
 
 
+class WeightsObject(TypedDict):
+    """Where a model's weights come from."""
+
+    source: str
+    """The field of `spec.source`: ``builtIn``, ``huggingFace``, ``s3`` ..."""
+    name: str | None
+    """Of a package or a public repository; addresses and paths of the installation are not told."""
+    digest: str | None
+    """Of the files that are served, where it was resolved; or the repository's commit."""
+    pinned: bool
+    """The same weights tomorrow: no branch, and no folder that may change."""
+
+
 class ModelObject(TypedDict):
     """OpenAI's model object, and what may be asked of the model."""
 
@@ -59,6 +75,9 @@ class ModelObject(TypedDict):
     adapters: list[AdapterObject]
     defaults: JsonObject
     limits: JsonObject
+    weights: WeightsObject
+    shutdown_date: str | None
+    """When a provider ends it; own weights have no such day."""
     status: NotRequired[StatusObject]
 
 
@@ -69,6 +88,7 @@ class ModelList(TypedDict):
 
 # OpenAI's clients want a creation time; a manifest has none, so it is the format's own.
 _CREATED = 1_764_028_800
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> ModelObject:
@@ -90,6 +110,23 @@ def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> M
         ],
         "defaults": spec.defaults.model_dump(),
         "limits": spec.limits.model_dump(),
+        "weights": _weights(model),
+        "shutdown_date": None,
+    }
+
+
+def _weights(model: ImageModel) -> WeightsObject:
+    source = model.spec.source
+    kind = next(n for n in type(source).model_fields if getattr(source, n) is not None)
+    hub, built_in = source.hugging_face, source.built_in
+    digest = model_digest(model) if built_in is not None else resolved_digest(model)
+    if digest is None and hub is not None and _COMMIT.fullmatch(hub.revision):
+        digest = hub.revision
+    return {
+        "source": to_camel(kind),
+        "name": built_in.name if built_in else hub.repo if hub else None,
+        "digest": digest,
+        "pinned": digest is not None,
     }
 
 

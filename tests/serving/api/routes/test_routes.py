@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL, ImageModel
+from calotype.serving.config.sources import ModelSource
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.testing.in_memory import decision
 
@@ -33,6 +35,31 @@ def data_url(image: Image.Image, kind: str = "PNG") -> str:
 
 
 # -- models ------------------------------------------------------------------------------------
+
+
+def test_a_model_says_where_its_weights_come_from(
+    start_service: Callable[..., Any], quick: Callable[..., Any]
+) -> None:
+    service = start_service(settings=quick())
+    own = service.http().get("/v1/models/shapes").json()
+    assert own["weights"]["source"] == "builtIn" and own["weights"]["name"] == "shapes"
+    assert own["weights"]["digest"].startswith("sha256:") and own["weights"]["pinned"]
+    assert own["shutdown_date"] is None
+    repo = "black-forest-labs/FLUX.2-dev"
+    for source, weights in (
+        ({"hugging_face": {"repo": repo}}, ("huggingFace", repo, None, False)),
+        (
+            {"hugging_face": {"repo": repo, "revision": "a" * 40}},
+            ("huggingFace", repo, "a" * 40, True),
+        ),
+        ({"path": "/srv/secret/flux"}, ("path", None, None, False)),
+        ({"s3": {"uri": "s3://secret/flux/"}}, ("s3", None, None, False)),
+    ):
+        spec = BUILT_IN_MODEL.spec.model_copy(update={"source": ModelSource(**source)})
+        service.catalog.replace([BUILT_IN_MODEL.model_copy(update={"spec": spec})], [])
+        told = service.http().get("/v1/models/shapes")
+        assert tuple(told.json()["weights"].values()) == weights
+        assert "secret" not in told.text
 
 
 def test_models_are_listed_and_found_by_alias(shared_service: Any) -> None:
