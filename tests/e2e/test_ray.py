@@ -64,7 +64,7 @@ def test_the_gateway_outlives_ray(service: Any, program: str) -> None:
     service.wait_for(lambda: job(service, begun)["status"] == "running", "a job is being drawn")
     process_of(service, program).kill()
     killed = time.monotonic()
-    service.wait_for(lambda: readyz(service).status_code == 503, "it is noticed", 10)
+    service.wait_for(lambda: readyz(service).status_code == 503, "it is noticed")
     away = readyz(service)
     assert away.json()["reason"] and int(away.headers["retry-after"]) >= 1
     refused = generate(service, deadline_seconds=0.5)

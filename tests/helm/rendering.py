@@ -157,7 +157,7 @@ class Chart:
             words,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             env={name: str(self.scratch) for name in folders} | {"KUBECONFIG": "/dev/null"},
         )
         if done.returncode:

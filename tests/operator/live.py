@@ -16,7 +16,7 @@ from .world import AnyWorld
 
 T = TypeVar("T")
 
-PATIENCE = 60.0
+PATIENCE = 600.0
 """Seconds; a reconcile that fails five times in a row is tried again half a minute later."""
 
 

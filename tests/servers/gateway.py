@@ -89,7 +89,7 @@ class Service:
 
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
-        client = httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=NO_TLS)
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=600, verify=NO_TLS)
         self.clients.append(client)
         return client
 
@@ -108,7 +108,7 @@ class Service:
 
     def fetch(self, url: str) -> httpx.Response:
         """A GET without a key, as whoever knows the address sends it."""
-        return httpx.get(url, verify=NO_TLS, timeout=60)
+        return httpx.get(url, verify=NO_TLS, timeout=600)
 
     def jobs(self) -> list[JobRecord]:
         team = self.database.teams.ensure_team("default")

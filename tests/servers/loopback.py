@@ -28,10 +28,10 @@ def served(app: Any, port: int = 0) -> Iterator[str]:
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    assert started.wait(20), "the server did not start"
+    assert started.wait(600), "the server did not start"
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(600)
         listener.close()

@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from calotype.serving.database.schema.training_tables import metadata
 
-START_SECONDS = 60.0
+START_SECONDS = 600.0
 _UNPRIVILEGED = ("postgres", "nobody")
 _SETTINGS = {
     "listen_addresses": "",
@@ -172,7 +172,7 @@ class PostgresServer:
             [str(self._binaries / program), *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             **self._as_user(),
         )

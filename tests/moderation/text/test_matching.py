@@ -119,7 +119,7 @@ def test_names_are_marked_in_every_spelling_and_refused_where_the_owner_says(
     for own, verdict in (({}, Verdict.FLAG), ({"block": 0.9}, Verdict.BLOCK)):
         spec = {"version": 1, "extends": "default", "categories": {category: {"text": own}}}
         rules = PromptRules(Policy.from_spec("house", spec))
-        found = rules.check(text, [], time.monotonic() + 60).findings
+        found = rules.check(text, [], time.monotonic() + 600).findings
         assert {(f.category, f.verdict) for f in found} == {(category, verdict)}, text
 
 
@@ -145,7 +145,7 @@ def test_nobody_who_exists_is_undressed(text: str) -> None:
     own = {"category": "public_figure", "action": "flag", "terms": ["Zorblina"]}
     spec = {"version": 1, "extends": "default", "categories": {"sexual": {}}, "terms": [own]}
     rules = PromptRules(Policy.from_spec("house", spec))
-    checked = rules.check(text, [], time.monotonic() + 60)
+    checked = rules.check(text, [], time.monotonic() + 600)
     assert "real_person_intimate" in {
         f.category for f in checked.findings if f.verdict is Verdict.BLOCK
     }

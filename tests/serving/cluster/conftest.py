@@ -258,7 +258,7 @@ class House:
 
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=600)
 
     def get(self, path: str, key: str | None = None) -> httpx.Response:
         with self.http(key) as client:
@@ -273,7 +273,7 @@ class House:
             return client.post("/v1/jobs", json={"input": {"prompt": "a fox", **body}})
 
     def wait_for(self, holds: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not holds():
             assert time.monotonic() < deadline, f"never came true: {what}; {self.said}"
             time.sleep(0.02)

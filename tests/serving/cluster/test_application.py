@@ -82,7 +82,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(tmp_path: pathlib.Path) -> No
         env={**os.environ, "RAY_TMPDIR": str(folder), "CALOTYPE_API_KEY": "ct_live_" + "a" * 43},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert ended.returncode == 2
     assert "Ray could not be started" in ended.stderr

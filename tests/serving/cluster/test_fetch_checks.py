@@ -171,7 +171,7 @@ def test_the_command_reports_as_the_operator_reads(order: Orders, tmp_path: path
         done = subprocess.run(
             [sys.executable, "-m", "calotype.serving", "fetch", "adapter",
              "--config", str(tmp_path / "fetch.json"), "--result", str(tmp_path / "result")],
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert json.loads(done.stdout) == json.loads((tmp_path / "result").read_text())
         return done.returncode, json.loads(done.stdout)

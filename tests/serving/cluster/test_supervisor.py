@@ -211,7 +211,7 @@ async def test_a_start_that_takes_too_long_is_ended_and_tried_again(begin: Begin
     scene = begin(start_seconds=0.05, pauses=(1.0,))
     await settle()
     first = scene.child
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(600):
         while not first.killed:
             await asyncio.sleep(0.01)
     await settle()
@@ -282,7 +282,7 @@ async def test_it_ends_with_its_child_and_also_in_a_pause(begin: Begin) -> None:
             scene.child.die()
             await settle()
         scene.supervisor.end()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(600):
             await scene.running
         assert scene.child.killed and scene.child.ended is not dead
 

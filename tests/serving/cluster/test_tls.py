@@ -53,11 +53,11 @@ def test_the_server_speaks_https_with_its_certificate(files: TlsFiles, authority
         )
         serving.start()
         trust = ssl.create_default_context(cafile=authority)
-        with httpx.Client(verify=trust, trust_env=False, timeout=20) as client:
+        with httpx.Client(verify=trust, trust_env=False, timeout=600) as client:
             answer = client.get(f"https://localhost:{port}/healthz")
         assert answer.json() == {"status": "ok"}
         server.should_exit = True
-        serving.join(20)
+        serving.join(600)
 
 
 def test_a_certificate_that_cannot_be_used_is_told_at_the_start(
@@ -174,7 +174,7 @@ async def _ask_as_a_service(port: int, authority: str) -> None:
     """By the name of a Service, which one certificate for all of a namespace covers."""
     trust = ssl.create_default_context(cafile=authority)
     for name, believed in (("model-shapes.art.svc", True), ("model-shapes.lab.svc", False)):
-        async with httpx.AsyncClient(verify=trust, trust_env=False, timeout=20) as client:
+        async with httpx.AsyncClient(verify=trust, trust_env=False, timeout=600) as client:
             request = client.build_request(
                 "GET", f"https://localhost:{port}{HEALTH}", extensions={"sni_hostname": name}
             )

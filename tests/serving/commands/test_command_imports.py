@@ -54,7 +54,7 @@ def test_commands_that_draw_nothing_import_no_torch_and_no_ray(tmp_path: pathlib
         [sys.executable, "-c", RUN, json.dumps(watched), str(tmp_path / "data")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

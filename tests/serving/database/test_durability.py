@@ -46,7 +46,7 @@ class Disk:
     def fsync(self, handle: int) -> None:
         file = pathlib.Path(os.readlink(f"/proc/self/fd/{handle}"))
         if file.name == "calotype.db-wal":
-            assert self.open.wait(60)
+            assert self.open.wait(600)
             self.flushes += 1
             if self.broken:
                 raise OSError(errno.EIO, "Input/output error")
@@ -96,7 +96,7 @@ def test_many_at_once_share_a_flush_and_nobody_is_told_before_it(
     assert told == []
     disk.open.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert len(set(told)) == 8
     assert disk.flushes <= 3, "one that had begun, and one for all who came meanwhile"
 

@@ -104,7 +104,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(
     writer.start()
     assert file_database.jobs.count_jobs() == {}, "reading goes on meanwhile"
     other.execute("COMMIT")
-    writer.join(10)
+    writer.join(600)
     other.close()
     assert made[0].status == "queued"
 

@@ -111,6 +111,6 @@ def test_three_processes_that_start_at_once_all_find_the_tables(
         )
         for _ in range(3)
     ]
-    answers = [process.communicate(timeout=240) for process in started]
+    answers = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0] * 3, answers
     assert len({out for out, _ in answers}) == 1

@@ -198,7 +198,7 @@ async def house(
             transport=httpx.ASGITransport(app),
             base_url="http://test",
             headers={"authorization": f"Bearer {database.api_keys.create(team=team)[0]}"},
-            timeout=120,
+            timeout=600,
         )
     async with backend.running():
         yield House(clients, blobs, database, deciding, on_trial, stage.shadows, log)

@@ -92,7 +92,7 @@ async def house(model: pathlib.Path, tmp_path: pathlib.Path) -> AsyncIterator[Ho
     async with (
         backend.running(),
         httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test", headers=headers, timeout=60
+            transport=httpx.ASGITransport(app), base_url="http://test", headers=headers, timeout=600
         ) as client,
     ):
         yield House(client, blobs, safety, database)
@@ -173,7 +173,7 @@ async def test_a_full_disk_is_a_typed_answer_and_costs_the_job_only_time(house: 
     assert error["code"] == "storage_unavailable"
     assert [job.id for job in house.open_jobs()] == [error["job_id"]]
     house.blobs.failure = None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(600):
         while house.open_jobs():
             await asyncio.sleep(0.05)
     job = house.database.jobs.get_job(error["job_id"])

@@ -47,7 +47,7 @@ async def test_a_blocked_prompt_is_never_leased(
     safety.prompt = lambda text: decision("input", blocked=["sexual", "hate"])
     job = add_job()
     await dispatcher.submit(job.id)
-    await dispatcher.wait(job.id, 10)
+    await dispatcher.wait(job.id, 600)
     payload = error(database, job)
     assert payload["class"] == "ContentBlocked"
     assert payload["code"] == "moderation_blocked"
@@ -128,7 +128,7 @@ async def test_a_fault_that_no_repetition_cures_ends_the_job_at_once(
     safety.prompt = prompt
     job = add_job()
     await dispatcher.submit(job.id)
-    await dispatcher.wait(job.id, 10)
+    await dispatcher.wait(job.id, 600)
     assert error(database, job)["class"] == "ModerationUnavailable"
 
 

@@ -307,7 +307,7 @@ def test_adds_and_aborts_from_other_threads_end_every_request_once(components, m
     for thread in askers:
         thread.join()
     stop.set()
-    driver.join(60)
+    driver.join(600)
     assert not driver.is_alive()
     ends = [e.request_id for e in events if isinstance(e, Finished | Failed)]
     assert sorted(ends) == sorted(f"{who}-{i}" for who in range(3) for i in range(15))

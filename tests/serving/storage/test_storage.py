@@ -67,7 +67,7 @@ def gs_endpoint() -> Iterator[str]:
     assert httpx.put(f"http://{endpoint}/drawings").status_code == 200
     yield endpoint
     server.shutdown()
-    serving.join(20)
+    serving.join(600)
     server.server_close()
 
 

@@ -120,7 +120,7 @@ async def test_every_fault_is_told_and_nothing_else_is_disturbed(
             transport=httpx.ASGITransport(app),
             base_url="http://gateway",
             headers={"authorization": f"Bearer {key}"},
-            timeout=120,
+            timeout=600,
         ) as client,
     ):
 

@@ -114,7 +114,7 @@ def adapter(file: pathlib.Path, name: str = "shoe", **spec: Any) -> LoRAAdapter:
 async def state(replica: GeneratorReplica, holds: Callable[[GeneratorState], Any]) -> Any:
     """What ``holds`` finds in the replica's state, as soon as it finds something."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(600):
             while not (found := holds(replica.state())):
                 await asyncio.sleep(0.02)
             return found

@@ -37,7 +37,7 @@ def start(service: Any, data: bytes) -> Any:
 
 
 def until_over(service: Any, batch_id: str) -> Any:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while True:
         batch = service.sdk().batches.retrieve(batch_id)
         if batch.status in ("completed", "failed", "cancelled", "expired"):
@@ -125,7 +125,7 @@ def test_the_lines_of_a_batch_become_pictures_and_errors(service: Any) -> None:
 def test_a_canceled_batch_keeps_the_answers_that_it_has(service: Any) -> None:
     service.backend.pause()
     batch = start(service, lines(*({"prompt": "a dog"} for _ in range(40))))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 600
     while not [job for job in service.jobs() if job.batch_id]:
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -98,7 +98,7 @@ def _install(folder: pathlib.Path, install: Callable[[pathlib.Path], None]) -> N
 
 
 def _run(*command: str, folder: pathlib.Path = FOLDER) -> None:
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     if run.returncode != 0 and any(sign in run.stderr for sign in UNREACHABLE):
         pytest.skip(f"the package registry cannot be reached: {run.stderr.strip()[-200:]}")
     assert run.returncode == 0, run.stderr
@@ -110,7 +110,7 @@ def _outcome(command: list[Any], **environment: str) -> Any:
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, **environment},
     )
     assert run.returncode == 0, run.stderr[-3000:]

@@ -194,7 +194,7 @@ def test_a_body_that_is_too_large_is_a_413(shared_service: Any, chunked: bool) -
         f"POST {GENERATIONS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {shared_service.key}\r\n"
         f"content-type: application/json\r\n{length}\r\n\r\n"
     )
-    with socket.create_connection((where.hostname or "", where.port or 0), timeout=30) as raw:
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=600) as raw:
         raw.sendall(head.encode())
         if chunked:
             chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"

@@ -62,7 +62,7 @@ def checked(
 def sent(service: Any, path: str, body: Any) -> Any:
     # Escaped, as JSON has it: a lone surrogate cannot be written otherwise.
     return service.http().post(
-        path, content=json.dumps(body), headers={"content-type": "application/json"}, timeout=120
+        path, content=json.dumps(body), headers={"content-type": "application/json"}, timeout=600
     )
 
 

@@ -238,7 +238,7 @@ def in_a_fresh_process(code):
         capture_output=True,
         text=True,
         check=True,
-        timeout=240,
+        timeout=600,
     )
     return done.stdout.splitlines()
 
