@@ -25,6 +25,7 @@ def chart_limit() -> int:
     return int(text[:-2]) * UNITS[text[-2:]]
 
 
+@pytest.mark.slow
 def test_every_route_stays_within_the_charts_limit(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, str(HERE / "memory_child.py"), str(tmp_path), str(chart_limit())]
     paths = [str(HERE.parents[1]), *(path for path in sys.path if path)]

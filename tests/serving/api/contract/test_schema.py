@@ -30,6 +30,5 @@ def test_no_request_makes_a_server_error(contract: Any, tmp_path: pathlib.Path) 
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     sent = re.search(r"(\d+) generated", run.stdout)
-    print(run.stdout)
     assert sent is not None and int(sent[1]) > 200, run.stdout[-3000:]
     assert contract.http().get("/healthz").status_code == 200
