@@ -15,8 +15,9 @@ which the chart routes to pods of models alone. The other end is `remote_job_sto
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from calotype.moderation.records.heads import Head
-from calotype.serving.api.http.body import read_body, read_json
+from calotype.serving.api.http.body import limited_stream, read_json
 from calotype.serving.api.http.failures import wire
+from calotype.serving.api.http.stored import file_response, from_loop
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.core.errors import (
     CalotypeError,
@@ -38,7 +40,7 @@ from calotype.serving.core.errors import (
 )
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.payloads import known_fields
-from calotype.serving.core.protocols import BlobStore
+from calotype.serving.core.protocols import BlobStore, OpenBlob
 from calotype.serving.core.request import GenerationRequest
 from calotype.serving.database.database import Database
 from calotype.serving.jobs.endings import Ending
@@ -59,7 +61,7 @@ MAX_BLOB_BYTES = 128 * 1024 * 1024
 """Of a checkpoint of a large batch; pictures are smaller."""
 BLOB_SECONDS = 60.0
 BLOBS_AT_ONCE = 2
-"""Of one model; they are held in memory on their way."""
+"""Written by one model; some MiB of each are held in memory on their way."""
 
 
 def build_job_store_api(
@@ -102,12 +104,14 @@ class JobStoreApi:
         model = self._model(request)
         pictures = ModelPictures(self._database, self._blobs, model)
         key = check_key(request.path_params["key"])
+        if request.method == "GET":
+            found = await asyncio.to_thread(pictures.open, key)
+            return file_response(found, "application/octet-stream")
         async with self._rooms.setdefault(model, asyncio.Semaphore(BLOBS_AT_ONCE)):
-            if request.method == "GET":
-                return Response(await asyncio.to_thread(pictures.get, key))
             if request.method == "PUT":
-                data = await read_body(request, MAX_BLOB_BYTES, BLOB_SECONDS)
-                await asyncio.to_thread(pictures.put, key, bytes(data))
+                stream = limited_stream(request, MAX_BLOB_BYTES, BLOB_SECONDS)
+                parts = from_loop(stream, asyncio.get_running_loop())
+                await asyncio.to_thread(pictures.put_parts, key, parts)
             else:
                 await asyncio.to_thread(pictures.delete, key)
         return Response(status_code=204)
@@ -290,13 +294,13 @@ class ModelPictures:
     def __init__(self, database: Database, blobs: BlobStore, model: str) -> None:
         self._database, self._blobs, self._model = database, blobs, model
 
-    def get(self, key: str) -> bytes:
+    def open(self, key: str) -> OpenBlob:
         for job in self._running(key):
             if key.startswith(_checkpoints(job)) or key in _drawn_from(job):
-                return self._blobs.get(key)
+                return self._blobs.open(key)
         raise NotFound(f"There is no stored file {key[:80]!r}.")
 
-    def put(self, key: str, data: bytes) -> None:
+    def put_parts(self, key: str, parts: Iterator[bytes]) -> None:
         """
         Raises:
             PermissionDenied: no job of the model is being drawn for the team.
@@ -307,12 +311,12 @@ class ModelPictures:
             raise PermissionDenied("No job of this model is being drawn for that team.")
         if not any(key.startswith(_checkpoints(job)) for job in running):
             try:
-                if self._blobs.get(key) != data:
+                if _digest(self._blobs.open(key).parts) != _digest(parts):
                     raise Conflict(f"Another file is stored as {key[:80]!r}.", code="conflict")
                 return  # written before by a call whose answer was lost
             except NotFound:
                 pass
-        self._blobs.put(key, data)
+        self._blobs.put_parts(key, parts)
 
     def delete(self, key: str) -> None:
         """Nothing is deleted that a row names; the sweeper takes what is garbage."""
@@ -336,6 +340,13 @@ def _shown(job: JobRecord | None) -> JsonObject | None:
 def _checkpoints(job: JobRecord) -> str:
     """How the keys of a job's checkpoints begin."""
     return f"{job.team_id}/checkpoints/{job.id}-"
+
+
+def _digest(parts: Iterator[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _drawn_from(job: JobRecord) -> set[str]:

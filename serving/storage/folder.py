@@ -57,10 +57,14 @@ class FolderBlobStore:
     def open(self, key: str) -> OpenBlob:
         with self._reading(key):
             file = self._path(key).open("rb")
-            return OpenBlob(os.fstat(file.fileno()).st_size, self._parts(key, file))
+            parts = self._parts(key, file)
+            next(parts)  # begun, so that closing it closes the file
+            return OpenBlob(os.fstat(file.fileno()).st_size, parts)
 
     def _parts(self, key: str, file: BinaryIO) -> Generator[bytes]:
+        """An empty part, then those of the file."""
         with file, self._reading(key):
+            yield b""
             while part := file.read(PART_BYTES):
                 yield part
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import httpx
 
@@ -39,39 +40,58 @@ class GatewayBlobStore:
         self._client.close()
 
     def put(self, key: str, data: bytes) -> None:
-        self._ask("PUT", key, data)
+        self._ask("PUT", key, data).close()
 
     def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
-        self.put(key, b"".join(parts))
+        self._ask("PUT", key, iter(parts)).close()
 
     def get(self, key: str) -> bytes:
-        return self._ask("GET", key)
+        return b"".join(self.open(key).parts)
 
     def open(self, key: str) -> OpenBlob:
-        """Whole in memory: a model app reads pictures, and no files of batches."""
-        data = self.get(key)
-        starts = range(0, len(data), PART_BYTES)
-        return OpenBlob(len(data), (data[start : start + PART_BYTES] for start in starts))
+        answer = self._ask("GET", key)
+        parts = _parts_of(answer)
+        next(parts)  # begun, so that closing it closes the answer
+        return OpenBlob(int(answer.headers["content-length"]), parts)
 
     def delete(self, key: str) -> None:
-        self._ask("DELETE", key)
+        self._ask("DELETE", key).close()
 
     def entries(self, prefix: str = "") -> Iterator[tuple[str, float]]:
         """Nothing: cleaning up is for the gateways."""
         return iter(())
 
-    def _ask(self, method: str, key: str, data: bytes | None = None) -> bytes:
+    def _ask(
+        self, method: str, key: str, content: bytes | Iterator[bytes] | None = None
+    ) -> httpx.Response:
+        """The answer, whose body was not read."""
+        request = self._client.build_request(method, f"/{check_key(key)}", content=content)
         try:
-            answer = self._client.request(method, f"/{check_key(key)}", content=data)
+            answer = self._client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise StorageFailed(
-                f"No gateway answers for the pictures of this model: {error}.", retry_after=10
-            ) from error
+            raise _away(error) from error
         if answer.is_success:
-            return answer.content
+            return answer
+        answer.close()
         if answer.status_code == 404:
             raise NotFound(f"There is no stored file {key!r}.")
         raise StorageFailed(
             f"The gateway refuses {method} of {key!r}: status {answer.status_code}.",
             retry_after=10,
         )
+
+
+def _parts_of(answer: httpx.Response) -> Generator[bytes]:
+    """An empty part, then those of the body."""
+    with contextlib.closing(answer):
+        yield b""
+        try:
+            yield from answer.iter_bytes(PART_BYTES)
+        except httpx.HTTPError as error:
+            raise _away(error) from error
+
+
+def _away(error: httpx.HTTPError) -> StorageFailed:
+    return StorageFailed(
+        f"No gateway answers for the pictures of this model: {error}.", retry_after=10
+    )

@@ -6,15 +6,14 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
+from hostile.internal_port import INTERNAL, OURS, THEIRS, House, refused, token
 from servers.loopback import served
 from sqlalchemy import update
-from tests.operator import manifests
 from tests.operator.pure.parts import model, owner, settings, training
 
 from calotype.operator.kube.objects import Manifest
@@ -23,12 +22,9 @@ from calotype.operator.manifests.model_secret import build_model_secret, model_s
 from calotype.operator.manifests.pods import Volumes
 from calotype.operator.settings import ResourceProfile
 from calotype.serving import dispatch
-from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.cluster.job_store_api import build_job_store_api
 from calotype.serving.cluster.remote_job_store import RemoteJobStore
-from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import (
-    NotFound,
     PermissionDenied,
     StorageFailed,
     Unauthenticated,
@@ -39,73 +35,13 @@ from calotype.serving.database.schema.tables import teams
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.endings import Ending
-from calotype.serving.jobs.records import AssetRecord, Checkpoint, NewJob, PreviewRecord, new_id
+from calotype.serving.jobs.records import AssetRecord, Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult, ImageResult, JobOutput
-from calotype.serving.storage.gateway import GatewayBlobStore
-from calotype.serving.testing.in_memory import ManualClock, MemoryBlobStore, ScriptedSafety
+from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety
 from calotype.serving.wire.model_token import ModelIdentity, make_model_token
 from calotype.serving.wire.team_owners import TEAMS_PATH, TeamOwners, operator_token
 
 DISPATCH = pathlib.Path(dispatch.__file__).parent
-INTERNAL = "the-internal-token-of-the-release"
-OURS, THEIRS = ModelIdentity("calotype", "shapes"), ModelIdentity("shop", "flux")
-
-
-def token(of: ModelIdentity) -> str:
-    return make_model_token(INTERNAL, of)
-
-
-class House:
-    """The gateways' internal port over a database with jobs of two models."""
-
-    def __init__(self, file: pathlib.Path) -> None:
-        self.database = Database.connect(f"sqlite:///{file}", ManualClock())
-        self._opened: list[RemoteJobStore | GatewayBlobStore] = []
-        self.blobs = MemoryBlobStore()
-        models = [manifests.model("shapes"), manifests.model("flux", "shop")]
-        self.catalog = Catalog([ImageModel.model_validate(found) for found in models])
-        self.team = self.database.teams.ensure_team("shoes").id
-        self.url = ""
-
-    def job(self, model: str, **request: Any) -> str:
-        job_id = new_id("job")
-        drawn = {
-            "id": job_id,
-            "prompt": "a dog",
-            "size": "128x128",
-            "rendered_size": "128x128",
-            "steps": 20,
-            "guidance_scale": 3.0,
-            "sampler": "flow-euler",
-            "loras": [],
-            "n": 1,
-            "seed": 7,
-            **request,
-        }
-        webhook = {"url": "https://example.com", "secret": "whsec"}
-        new = NewJob(job_id, self.team, model, {}, drawn, webhook=webhook)
-        self.database.jobs.create_job(new)
-        return job_id
-
-    def running(self, model: str, **request: Any) -> str:
-        job_id = self.job(model, **request)
-        self.database.jobs.start_job(job_id, "r1", 1e12)
-        return job_id
-
-    def store(self, of: ModelIdentity = OURS) -> RemoteJobStore:
-        found = RemoteJobStore(self.url, token(of))
-        self._opened.append(found)
-        return found
-
-    def pictures(self, of: ModelIdentity = OURS) -> GatewayBlobStore:
-        found = GatewayBlobStore(self.url, token(of))
-        self._opened.append(found)
-        return found
-
-    def close(self) -> None:
-        for client in self._opened:
-            client.close()
-        self.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +136,6 @@ def test_a_job_is_shown_without_what_only_gateways_need(house: House, ours: Remo
         connection.execute(update(teams).values(webhook_secret="whsec"))
     team = ours.teams.get_team(house.team)
     assert team is not None and team.webhook_secret is None
-
-
-def refused(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except (NotFound, StorageFailed):
-        return True
-    return False
 
 
 def test_pictures_are_read_where_a_running_job_is_drawn_from_them(house: House) -> None:

@@ -1,4 +1,4 @@
-"""Stored files in answers, written as they are read: none is ever whole in memory."""
+"""Stored files in answers and requests, written as they are read: none is ever whole in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 
 from starlette.responses import Response, StreamingResponse
 
-from calotype.serving.core.protocols import BlobStore, OpenBlob
+from calotype.serving.core.protocols import PART_BYTES, BlobStore, OpenBlob
 
 
 class StoredPictures:
@@ -92,3 +92,18 @@ async def in_threads(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
         close = getattr(parts, "close", None)
         if close is not None:
             await asyncio.to_thread(close)
+
+
+def from_loop(stream: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+    """What comes to an event loop, for a thread beside it, in parts of about `PART_BYTES`."""
+
+    async def gathered() -> bytes:
+        part = bytearray()
+        async for chunk in stream:
+            part += chunk
+            if len(part) >= PART_BYTES:
+                break
+        return bytes(part)
+
+    while part := asyncio.run_coroutine_threadsafe(gathered(), loop).result():
+        yield part
