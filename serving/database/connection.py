@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -31,6 +31,7 @@ from calotype.serving.core.errors import InvalidRequest, StorageFailed
 from calotype.serving.database.write_ahead import WriteAheadLog
 
 BUSY_SECONDS = 10.0
+_PREPARED = "prepared_statements"
 _TURNS: weakref.WeakKeyDictionary[Engine, threading.Lock] = weakref.WeakKeyDictionary()
 """Writers of one process to one SQLite file take turns. SQLite itself lets those that wait sleep
 and look again, up to a tenth of a second at a time: threads of a busy gateway would starve."""
@@ -51,7 +52,7 @@ def create_database_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True)
+            return _create_server_engine(parsed)
         engine = create_engine(
             parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
         )
@@ -62,6 +63,41 @@ def create_database_engine(url: str) -> Engine:
         _LOGS[engine] = WriteAheadLog(pathlib.Path(str(parsed.database)))
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _create_server_engine(url: URL) -> Engine:
+    """For PostgreSQL. ``prepared_statements=false`` in the URL suits PgBouncer's transaction mode,
+    where the next transaction may find another session, without what was prepared in the last.
+
+    Raises:
+        InvalidRequest: an option of the URL is not known.
+    """
+    options: dict[str, Any] = {}
+    if _PREPARED in url.query:
+        wanted = url.query[_PREPARED]
+        if wanted not in ("true", "false"):
+            raise InvalidRequest(
+                f"The database URL's {_PREPARED} must be true or false, not {wanted!r}."
+            )
+        url = url.difference_update_query([_PREPARED])
+        if wanted == "false":
+            options["prepare_threshold"] = None
+    engine = create_engine(url, pool_pre_ping=True, connect_args=options)
+    if engine.driver == "psycopg":
+        import psycopg
+        import psycopg.conninfo
+
+        try:
+            psycopg.conninfo.make_conninfo(
+                "",
+                **{name: str(value) for name, value in url.query.items() if isinstance(value, str)},
+            )
+        except psycopg.ProgrammingError as error:
+            raise InvalidRequest(
+                f"The database URL has an option that PostgreSQL does not know: {error}. Those of "
+                f"libpq are possible, such as sslmode, and {_PREPARED}."
+            ) from None
     return engine
 
 

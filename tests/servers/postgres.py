@@ -25,7 +25,9 @@ from sqlalchemy.pool import NullPool
 
 from calotype.serving.database.schema.training_tables import metadata
 
+PACKAGES = ("postgresql", "pgbouncer")
 START_SECONDS = 600.0
+_POOL_PORT = 6432
 _UNPRIVILEGED = ("postgres", "nobody")
 _SETTINGS = {
     "listen_addresses": "",
@@ -62,7 +64,7 @@ def install_in_ci() -> None:
     if os.environ.get("CI") != "true" or os.geteuid() != 0 or apt is None:
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "postgresql"]):
+    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", *PACKAGES]):
         subprocess.run(
             [apt, "-y", *command], env=environment, capture_output=True, timeout=300, check=False
         )
@@ -125,7 +127,7 @@ class PostgresServer:
                 stderr=log,
                 **self._as_user(),
             )
-        self._wait_until_it_answers()
+        _wait_until_it_answers(self.url(), self._process, self._folder / "log")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT ends all sessions and shuts down; SIGQUIT leaves at once, as a crash would."""
@@ -153,19 +155,27 @@ class PostgresServer:
             connection.execute(text(f"CREATE DATABASE {name}"))
         return name
 
-    def _wait_until_it_answers(self) -> None:
-        engine = create_engine(self.url(), poolclass=NullPool)
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                with engine.connect():
-                    return
-            except OperationalError:
-                dead = self._process is None or self._process.poll() is not None
-                if dead or time.monotonic() > end:
-                    log = (self._folder / "log").read_text(errors="replace")
-                    raise RuntimeError(f"PostgreSQL did not start:\n{log}") from None
-                time.sleep(0.05)
+    @contextlib.contextmanager
+    def behind_pgbouncer(self, program: str, database: str) -> Iterator[str]:
+        """The address of a database through PgBouncer, which hands out a session a transaction."""
+        config = self._folder / "pgbouncer.ini"
+        config.write_text(
+            f"[databases]\n* = host={self._folder} user=calotype\n[pgbouncer]\n"
+            f"unix_socket_dir = {self._folder}\nlisten_port = {_POOL_PORT}\nlisten_addr =\n"
+            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
+        )
+        config.chmod(0o644)
+        with (self._folder / "pgbouncer.log").open("ab") as log:
+            process = subprocess.Popen(
+                [program, str(config)], stdout=log, stderr=log, **self._as_user()
+            )
+        url = f"{self.url(database)}&port={_POOL_PORT}"
+        try:
+            _wait_until_it_answers(url, process, self._folder / "pgbouncer.log")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
 
     def _run(self, program: str, *arguments: str) -> None:
         run = subprocess.run(
@@ -185,6 +195,20 @@ class PostgresServer:
             entry = pwd.getpwnam(self._user)
             options |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         return options
+
+
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: pathlib.Path) -> None:
+    engine = create_engine(url, poolclass=NullPool)
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with engine.connect():
+                return
+        except OperationalError:
+            if process.poll() is not None or time.monotonic() > end:
+                told = log.read_text(errors="replace")
+                raise RuntimeError(f"PostgreSQL did not start:\n{told}") from None
+            time.sleep(0.05)
 
 
 def _unprivileged_user() -> str:
