@@ -120,8 +120,8 @@ class ChildProcess:
 
     async def kill(self) -> None:
         stdin = self._process.stdin
-        if stdin is not None:
-            stdin.close()
+        if stdin is not None and not stdin.is_closing():
+            stdin.transport.abort()  # one that hangs reads nothing of what is left for it
             with contextlib.suppress(OSError):
                 await stdin.wait_closed()
         self._pipe.close()

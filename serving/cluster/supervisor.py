@@ -12,7 +12,7 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from calotype.serving.cluster.child_process import Child, ChildProcess
@@ -28,6 +28,8 @@ START_SECONDS = 240.0
 LAUNCHING = "Starting Ray"
 EXPECTED_SECONDS = 60.0
 """What a start is told to take before one was measured."""
+STOOD_STILL_SECONDS, CATCH_UP_SECONDS = 1.0, 10.0
+"""A limit that is noticed so late says that this process did not run; how long it then listens."""
 HOPELESS = 5
 """After so many failures in a row the kubelet shall try a new pod."""
 
@@ -36,6 +38,8 @@ HOPELESS = 5
 class RestartPolicy:
     start_seconds: float = START_SECONDS
     """What Ray's own start may take; then it is ended and tried again."""
+    silent_seconds: float = 120.0
+    """Once Ray runs: saying nothing for so long, it hangs, and is ended and tried again."""
     first_tries: int = 3
     """Attempts until it has served once."""
     pauses: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -191,25 +195,24 @@ class Supervisor:
         child.order(self._order)
         if self._ending.is_set():
             child.end()
-        reason, final = "", False
+        reason, final, started = "", False, False
+        reports, clock = child.reports(), asyncio.get_running_loop().time
+        end = clock() + self._policy.start_seconds
         try:
-            async with asyncio.timeout(self._policy.start_seconds) as limit:
-                async for report in child.reports():
-                    if report.kind == "started":
-                        limit.reschedule(None)
-                    elif report.kind == "serving":
-                        self._usual_seconds = max(1.0, self._clock() - launched)
-                        await self._set_serving(True)
-                    elif report.kind == "failed":
-                        reason, final = report.text, report.final
-                        await self._set_serving(False)
-                    else:
-                        await self._hear(report)
+            while (report := await _next(reports, end)) is not None:
+                started = started or report.kind == "started"
+                if started:
+                    end = clock() + self._policy.silent_seconds
+                if report.kind == "serving":
+                    self._usual_seconds = max(1.0, self._clock() - launched)
+                    await self._set_serving(True)
+                elif report.kind == "failed":
+                    reason, final = report.text, report.final
+                    await self._set_serving(False)
+                else:
+                    await self._hear(report)
         except TimeoutError:
-            reason = (
-                f"Ray did not start within {self._policy.start_seconds:g} s; "
-                "--ray-start-seconds allows it more."
-            )
+            reason = reason or self._overdue(started)
         finally:
             self._child = None
             await self._set_serving(False)  # before the rest of it is gone: callers wait
@@ -217,12 +220,21 @@ class Supervisor:
             status = await child.wait()
         return reason or _ended(status), final
 
+    def _overdue(self, started: bool) -> str:
+        if started:
+            silent = self._policy.silent_seconds
+            return f"The process that holds Ray hangs: it has said nothing for {silent:g} s."
+        return (
+            f"Ray did not start within {self._policy.start_seconds:g} s; "
+            "--ray-start-seconds allows it more."
+        )
+
     async def _hear(self, report: HostReport) -> None:
         if report.kind == "stage":
             self._begin(report.text)
         elif report.kind == "said":
             self._say(report.text)
-        else:
+        elif report.kind in ("applied", "refused"):
             await self._note(report)
 
     async def _note(self, report: HostReport) -> None:
@@ -279,6 +291,31 @@ class Supervisor:
         if self._served or not self._failures:
             return ""
         return f", attempt {self._failures + 1} of {self._policy.first_tries}"
+
+
+async def _next(reports: AsyncIterator[HostReport], end: float) -> HostReport | None:
+    """What a child says next; None when it is gone.
+
+    Args:
+        end: by the loop's clock.
+
+    Raises:
+        TimeoutError: it says nothing until then. Where it was this process that stood still, what
+            came meanwhile is read first.
+    """
+    clock = asyncio.get_running_loop().time
+    waiting = asyncio.ensure_future(anext(reports, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=max(0.0, end - clock()))
+            if done:
+                return waiting.result()
+            if clock() - end < STOOD_STILL_SECONDS:
+                raise TimeoutError
+            end = clock() + CATCH_UP_SECONDS
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
 
 def _ended(status: int) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calotype.serving.core.json_object import JsonObject
 
+ALIVE_SECONDS = 2.0
 _LINE = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -31,10 +32,11 @@ class HostReport(BaseModel):
 
     model_config = _LINE
 
-    kind: Literal["stage", "started", "serving", "applied", "refused", "said", "failed"]
-    """``stage``: what it does now. ``started``: Ray runs. ``serving``: it answers on its socket.
-    ``applied``: the order of that number runs. ``refused``: it cannot run. ``said``: a sentence for
-    whoever reads the log. ``failed``: why it ends."""
+    kind: Literal["stage", "started", "alive", "serving", "applied", "refused", "said", "failed"]
+    """``stage``: what it does now. ``started``: Ray runs. ``alive``: every `ALIVE_SECONDS` from
+    then on. ``serving``: it answers on its socket. ``applied``: the order of that number runs.
+    ``refused``: it cannot run. ``said``: a sentence for whoever reads the log. ``failed``: why it
+    ends."""
     text: str = ""
     number: int = 0
     final: bool = Field(False, description="A failure that another try would only repeat.")

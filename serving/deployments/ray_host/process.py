@@ -25,7 +25,7 @@ from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.core.tls import TlsFiles, tls_files
 from calotype.serving.deployments.ray_host.environment import prepare_ray
 from calotype.serving.observability.logs import set_up_logs
-from calotype.serving.wire.ray_host import HostOrder, HostReport
+from calotype.serving.wire.ray_host import ALIVE_SECONDS, HostOrder, HostReport
 
 REFUSED, LOST = 2, 3
 """Exit statuses: what it said cannot be done; Ray is lost."""
@@ -133,7 +133,7 @@ class Host:
         loop.add_signal_handler(signal.SIGTERM, self._begin_to_stop)
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         threading.Thread(target=self._read_orders, args=(loop, orders), daemon=True).start()
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.gather(self._watch(), self._say_alive())
         try:
             self._reports.tell("stage", "Starting Ray Serve")
             await asyncio.to_thread(_start_serve)
@@ -215,6 +215,12 @@ class Host:
         # Ray reports the end of its own processes as errors: nobody who reads this asked.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             await asyncio.to_thread(shut_down)
+
+    async def _say_alive(self) -> None:
+        """From the event loop that carries out orders: while it hangs nothing is said."""
+        while True:
+            self._reports.tell("alive")
+            await asyncio.sleep(ALIVE_SECONDS)
 
     async def _watch(self) -> None:
         """Ends this process when Ray's head or its raylet has: nothing here works without them,

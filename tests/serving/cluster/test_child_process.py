@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from calotype.serving.cluster import remote_backend
 from calotype.serving.cluster.child_process import ChildProcess, session_members
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.stand_in import StandIn
+from calotype.serving.cluster.supervisor import RestartPolicy, Supervisor
 from calotype.serving.core.errors import Overloaded
 from calotype.serving.database.database import Database
 from calotype.serving.wire.model_status import ModelAppStatus
@@ -235,3 +237,41 @@ async def test_garbage_is_no_harm(stand_in: tuple[StandIn, socket.socket, list[b
     async with httpx.AsyncClient() as client:
         answer = await client.get(f"http://127.0.0.1:{port}/x")
     assert json.loads(answer.content)["error"]["code"] == "model_not_ready"
+
+
+HOST = """
+import json, os, sys, time
+reports = os.fdopen(int(sys.argv[-1]), "wb", buffering=0)
+for kind in ("started", "serving", *["alive"] * 100_000):
+    reports.write(json.dumps({"kind": kind}).encode() + b"\\n")
+    time.sleep(0.05)
+"""
+
+
+async def test_a_child_that_hangs_is_killed_and_followed_by_another() -> None:
+    children: list[ChildProcess] = []
+    said: list[str] = []
+
+    async def launch() -> ChildProcess:
+        with socket.socket() as listener:
+            command = [sys.executable, "-c", HOST]
+            children.append(await ChildProcess.start(command, listener, dict(os.environ)))
+        return children[-1]
+
+    policy = RestartPolicy(silent_seconds=5, pauses=(0.1,))
+    supervisor = Supervisor(launch, "token", said.append, policy)
+    turns: asyncio.Queue[bool] = asyncio.Queue()
+    supervisor.on_change = turns.put
+    running = asyncio.create_task(supervisor.run())
+    try:
+        async with asyncio.timeout(240):
+            assert [await turns.get() for _ in range(2)] == [False, True]
+            supervisor.want([{"name": "large", "text": "x" * 1_000_000}])
+            os.kill(children[0].pid, signal.SIGSTOP)
+            assert [await turns.get() for _ in range(2)] == [False, True]
+            assert await children[0].wait() == -signal.SIGKILL
+        assert len(children) == 2, "a child that says that it lives is left alone"
+        assert any("hangs: it has said nothing for 5 s" in sentence for sentence in said)
+    finally:
+        await supervisor.kill()
+        await running
