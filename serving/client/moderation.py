@@ -78,6 +78,27 @@ class Takedown:
         return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What a consent that was taken back quarantines."""
+
+    id: str
+    """sha256 of the picture's file."""
+    dry_run: bool
+    adapters: list[JsonObject]
+    """``digest name dataset_digest rights pictures retrain``."""
+    asset_ids: list[str]
+    """Pictures that were drawn with them; at most a thousand."""
+    asset_count: int
+    job_count: int
+    ended_jobs: int
+    """That were still being drawn."""
+
+    @classmethod
+    def of(cls, raw: JsonObject) -> Revocation:
+        return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
+
+
 class Reviewer(Client):
     """A `Client` that also appeals, reports and reviews.
 
@@ -149,6 +170,33 @@ class Reviewer(Client):
     def lift_takedown(self, takedown_id: str) -> None:
         """Lets a picture come again; what was deleted stays so."""
         self._json(Call("DELETE", f"/v1/moderation/takedowns/{quote(takedown_id, safe='')}"))
+
+    def revoke_rights(
+        self, picture_sha256: str, reason: str, *, dry_run: bool = False
+    ) -> Revocation:
+        """Takes back the consent to learn from a picture: quarantines what was learnt and drawn.
+
+        Args:
+            picture_sha256: of the picture's file.
+            dry_run: only say what it would quarantine.
+        """
+        body = {"picture_sha256": picture_sha256, "reason": reason, "dry_run": dry_run}
+        return Revocation.of(self._json(Call("POST", "/v1/rights/revocations", body)))
+
+    def revocations(self) -> list[JsonObject]:
+        """Pictures that may not be learnt from any more, the oldest first."""
+        found: list[JsonObject] = self._json(Call("GET", "/v1/rights/revocations"))["data"]
+        return found
+
+    def restore_rights(self, picture_sha256: str) -> None:
+        """Consent was given again: adapters and pictures are served as before."""
+        path = f"/v1/rights/revocations/{quote(picture_sha256, safe='')}"
+        self._json(Call("DELETE", path))
+
+    def record_origins(self, adapter: JsonObject) -> JsonObject:
+        """Notes what an adapter learnt from: ``digest name dataset_digest command pictures``."""
+        found: JsonObject = self._json(Call("POST", "/v1/rights/adapters", adapter))
+        return found
 
     def image(self, case_id: str, *, reveal: bool = False) -> bytes:
         """The picture of a case: a blurred PNG, or with ``reveal`` the stored file.

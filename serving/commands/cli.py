@@ -13,6 +13,7 @@ import click
 from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.commands.customisation.adapters import adapters
 from calotype.serving.commands.customisation.dataset import dataset
+from calotype.serving.commands.customisation.rights import rights
 from calotype.serving.commands.customisation.train import train
 from calotype.serving.commands.fetch import fetch
 from calotype.serving.commands.generate import generate
@@ -38,7 +39,7 @@ def cli() -> None:
 for _command in (
     *(serve, generate, train, adapters, plan, profile),
     *(jobs, keys, moderate, moderation, provenance),
-    *(dataset, gateway, model_app, fetch),
+    *(dataset, rights, gateway, model_app, fetch),
 ):
     cli.add_command(_command)
 

@@ -32,6 +32,8 @@ _REFERRING = (assets, files, checkpoints, previews, held_images)
 _PAGE = 200
 JOB_INPUT = "job_input"
 """Purpose of a file that came with a request; it is not listed."""
+BATCH_OUTPUT = "batch_output"
+"""Purpose of a file with the answers of a batch, pictures among them."""
 FILE = "file"
 """Kind of a place of pictures that is a file: the output of a batch."""
 AT_ONCE = 0.0

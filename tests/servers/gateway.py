@@ -41,6 +41,7 @@ QUICK: dict[str, Any] = {
     "watch_seconds": 0.02,
     "webhook_seconds": 0.05,
     "batch_seconds": 0.05,
+    "dataset_seconds": 0.05,
     "forecast_seconds": 0.0,
     "outage_patience_seconds": 0.0,
 }

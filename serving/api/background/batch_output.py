@@ -16,6 +16,7 @@ from calotype.serving.api.http.stored import StoredPictures
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError, Cancelled, StorageFailed
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.database.blob_refs import BATCH_OUTPUT
 from calotype.serving.jobs.records import BatchLine, BatchRecord
 
 KEPT_SECONDS = 30 * 86_400.0
@@ -54,7 +55,7 @@ class BatchOutput:
             self._batch.team_id,
             _joined(first, lines),
             "jsonl",
-            purpose="batch_output",
+            purpose=BATCH_OUTPUT,
             filename=f"{self._batch.id}_{name}.jsonl",
             content_type="application/jsonl",
             expires=self._gateway.database.clock.time() + KEPT_SECONDS,

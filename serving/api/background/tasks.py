@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 
 from calotype.serving.api.background.batch_runner import BatchRunner
+from calotype.serving.api.background.dataset_checker import DatasetChecker
 from calotype.serving.api.background.head_signer import HeadSigner, head_key
 from calotype.serving.api.http.job_object import JobObject, describe_job
 from calotype.serving.api.http.signing import content_url
@@ -20,6 +21,7 @@ from calotype.serving.api.review.stored_images import index_stored, marking_keys
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import StorageFailed
 from calotype.serving.core.protocols import ListedBlobStore
+from calotype.serving.jobs.endings import rights_revoked_ending
 from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
 from calotype.serving.observability.loops import Loop
@@ -56,6 +58,9 @@ async def background_tasks(gateway: Gateway) -> AsyncIterator[None]:
         loops.start(Loop("webhooks", partial(sender.work, settings.webhook_seconds)))
     if settings.batch_seconds is not None:
         loops.start(Loop("batches", partial(BatchRunner(gateway).work, settings.batch_seconds)))
+    if settings.dataset_seconds is not None:
+        checker = DatasetChecker(gateway)
+        loops.start(Loop("datasets", partial(checker.work, settings.dataset_seconds)))
     if settings.sweep_seconds is not None:
         loops.start(Loop("sweeper", partial(Sweeper(gateway).work, settings.sweep_seconds)))
     if settings.audit_seconds is not None:
@@ -134,10 +139,12 @@ class Sweeper:
             await asyncio.to_thread(self.note_orphans, now)
 
     async def _finish_takedowns(self, now: float) -> None:
-        """Ends jobs that are drawn from what was taken down, and compares what was stored since."""
+        """Ends jobs of what was taken down or revoked, and compares what was stored since."""
         gateway, takedowns = self._gateway, self._database.takedowns
         forbidden = await asyncio.to_thread(takedowns.forbidden_jobs)
         await asyncio.to_thread(end_jobs, gateway, forbidden)
+        revoked = await asyncio.to_thread(self._database.origins.quarantined_open_jobs)
+        await asyncio.to_thread(end_jobs, gateway, revoked, rights_revoked_ending())
         if not await asyncio.to_thread(takedowns.unsettled):
             return
         if not await asyncio.to_thread(index_stored, gateway, marking_keys(gateway)):

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from calotype.serving.api.generation.access import check_open, scope_for
 from calotype.serving.api.generation.fallback import find_fallback
 from calotype.serving.api.generation.giving_up import refuse_in_vain
+from calotype.serving.api.generation.origins import note_origins
 from calotype.serving.api.generation.planning import PlannedGeneration, plan_generation
 from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import GenerationBody
@@ -168,6 +169,8 @@ async def create_or_join(
         )
         pause = max(1.0, forecast.backlog_seconds / 10) if estimate is not None else 10.0
         bound = QueueBound(gateway.settings.max_queue, min(_LONGEST_PAUSE, pause))
+        if used:
+            await asyncio.to_thread(note_origins, gateway, plan.model.name, used)
         job, rate = await asyncio.to_thread(gateway.database.jobs.admit_job, new, bound)
     except (QuotaExceeded, Overloaded) as error:
         metrics.LIMITED.labels(error.code).inc()

@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
+from calotype.serving.api.http.failures import quarantined
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import NotFound
-from calotype.serving.database.blob_refs import JOB_INPUT
+from calotype.serving.database.blob_refs import BATCH_OUTPUT, JOB_INPUT
 from calotype.serving.jobs.records import FileRecord, new_id
 from calotype.serving.storage import new_key, stream_key
 
@@ -20,6 +21,10 @@ async def find_file(gateway: Gateway, file_id: str, team_id: str) -> FileRecord:
     file = await asyncio.to_thread(gateway.database.files.get_file, file_id, team_id)
     if file is None:
         raise NotFound(f"There is no file '{file_id[:80]}'.")
+    origins = gateway.database.origins
+    held = file.purpose == BATCH_OUTPUT
+    if held and await asyncio.to_thread(origins.quarantined_file, file_id):
+        raise quarantined(f"A picture in the file '{file_id}'")
     if file.expires is not None and file.expires <= gateway.database.clock.time():
         raise NotFound(f"The file '{file_id}' has expired.", code="expired")
     return file

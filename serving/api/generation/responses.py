@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.serving.api.generation.access import level_warning
+from calotype.serving.api.http.failures import quarantined
 from calotype.serving.api.http.job_object import SHOWN_HELD, SHOWN_METRICS, shown, usage_of
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.http.stored import StoredPictures, json_response
@@ -60,6 +61,9 @@ def shown_images(gateway: Gateway, job: JobRecord) -> list[JsonObject]:
         CalotypeError: see `drawn_images`.
     """
     images = drawn_images(job)
+    with_adapters = (job.recipe or {}).get("adapters")
+    if with_adapters and gateway.database.origins.quarantined_job(job.id):
+        raise quarantined(f"The job '{job.id}'")
     names = [image["asset_id"] for image in images]
     there = gateway.database.files.existing_assets(names)
     shown = [image for image in images if image["asset_id"] in there]

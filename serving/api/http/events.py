@@ -85,6 +85,8 @@ def _look(gateway: Gateway, job_id: str) -> tuple[JobRecord, list[PreviewRecord]
         raise NotFound(f"There is no job '{job_id}'.")
     # A job that was not asked for previews has none, and costs no second look.
     shown = job.request.get("preview_every") and job.status in ("running", "succeeded")
+    if shown and (job.recipe or {}).get("adapters"):
+        shown = not gateway.database.origins.quarantined_job(job_id)
     return job, gateway.database.intermediates.list_previews(job_id) if shown else []
 
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 
 from calotype.moderation.policy.refusals import held_message, preferred_language, refusal_message
 from calotype.serving.core import errors
-from calotype.serving.core.errors import CalotypeError
+from calotype.serving.core.errors import CalotypeError, NotFound
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.refusals import HELD_FOR_REVIEW
 
@@ -41,6 +41,8 @@ BY_CODE: dict[str, Wire] = {
     "expired": Wire(410, _USER),
     "resolution_too_large": Wire(400, _USER),
     "insufficient_memory": Wire(400, _USER),
+    "rights_revoked": Wire(403, "permission_error", retry=False),
+    "picture_quarantined": Wire(451, _USER, retry=False),
     "case_conflict": Wire(409, _USER, retry=False),
     "queue_full": Wire(429, "requests"),
     "insufficient_quota": Wire(429, "insufficient_quota", retry=False),
@@ -88,6 +90,15 @@ def wire(error: CalotypeError) -> Wire:
     if error.code in BY_CODE:
         return BY_CODE[error.code]
     return next(BY_CLASS[cls] for cls in type(error).__mro__ if cls in BY_CLASS)
+
+
+def quarantined(what: str) -> NotFound:
+    """Of pictures that were drawn with an adapter whose pictures' rights were revoked."""
+    return NotFound(
+        f"{what} was drawn with an adapter that learnt from a picture whose rights were revoked; "
+        "it is not shown.",
+        code="picture_quarantined",
+    )
 
 
 def error_object(error: CalotypeError) -> JsonObject:

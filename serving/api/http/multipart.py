@@ -40,6 +40,7 @@ _JSON_FIELDS = (
     "reference_images",
     "recipe",
     "expand",
+    "rights",
 )
 
 
@@ -71,6 +72,10 @@ class Form:
         if len(found) > 1:
             raise InvalidRequest(f"There is more than one part '{name}'.", param=name)
         return found[0] if found else None
+
+    def all_files(self, name: str) -> list[FormFile]:
+        """The parts of that name, also written ``name[]``, in order."""
+        return [part for part in self.files if part.name in (name, f"{name}[]")]
 
     def check_files(self, known: Collection[str]) -> None:
         """Raises InvalidRequest for a file of another name: it would be ignored silently."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import CalotypeError
 from calotype.serving.database.review.removals import Removal
-from calotype.serving.jobs.endings import source_gone_ending
+from calotype.serving.jobs.endings import Ending, source_gone_ending
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,14 @@ def delete_blobs(gateway: Gateway, keys: Iterable[str]) -> list[str]:
     return gone
 
 
-def end_jobs(gateway: Gateway, job_ids: Iterable[str]) -> None:
-    """Ends jobs that are drawn from what was taken down; generators hear it with a heartbeat."""
+def end_jobs(gateway: Gateway, job_ids: Iterable[str], ending: Ending | None = None) -> None:
+    """Ends jobs that must not be drawn any more; generators hear it with a heartbeat.
+
+    Args:
+        ending: why; None = they are drawn from what was taken down.
+    """
     for job_id in job_ids:
         try:
-            gateway.database.jobs.finish_job(job_id, source_gone_ending())
+            gateway.database.jobs.finish_job(job_id, ending or source_gone_ending())
         except CalotypeError as error:
             log.warning("job %s is ended later: %s", job_id, error)

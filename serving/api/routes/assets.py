@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
+from calotype.serving.api.http.failures import quarantined
 from calotype.serving.api.http.pages import Deleted
 from calotype.serving.api.http.signing import content_url, signature_fits
 from calotype.serving.api.http.stored import file_response
@@ -43,6 +44,8 @@ async def _find(gateway: Gateway, asset_id: str, team_id: str | None) -> AssetRe
     asset = await asyncio.to_thread(gateway.database.files.get_asset, asset_id, team_id)
     if asset is None:
         raise NotFound(f"There is no asset '{asset_id[:80]}'.")
+    if await asyncio.to_thread(gateway.database.origins.quarantined_job, asset.job_id):
+        raise quarantined(f"The asset '{asset_id}'")
     if asset.expires is not None and asset.expires <= gateway.database.clock.time():
         raise NotFound(f"The asset '{asset_id}' has expired.", code="expired")
     return asset

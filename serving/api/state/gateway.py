@@ -46,6 +46,8 @@ class Gateway:
     """How fast each team may ask."""
     memory: WorkingMemory
     """Room for what is large."""
+    noted_origins: set[str] = field(default_factory=set)
+    """Digests of adapters of which the database knows what they learnt from."""
     loops: Loops = field(default_factory=Loops)
     """What it does between requests."""
     refresh: Refresh = nothing_new

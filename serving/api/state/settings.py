@@ -147,6 +147,9 @@ class GatewaySettings(BaseModel):
     batch_seconds: float | None = Field(
         1.0, gt=0, description="Pause between looks at batches; None = never here."
     )
+    dataset_seconds: float | None = Field(
+        1.0, gt=0, description="Pause between looks for data sets to check; None = never here."
+    )
     audit_seconds: float | None = Field(
         10.0, gt=0, description="Pause between signatures of audit logs; None = never here."
     )

@@ -93,6 +93,12 @@ class Datasets(Repository):
             )
         return DatasetRecord(**row)
 
+    def release_claim(self, dataset_id: str) -> None:
+        """It could not be checked for now: somebody else may try."""
+        with writing(self.engine) as connection:
+            mine = update(datasets).where(datasets.c.id == dataset_id)
+            connection.execute(mine.values(claimed_until=None))
+
     def finish_check(self, dataset_id: str, found: JsonObject | CalotypeError) -> None:
         """Notes the report (`DatasetReport.to_payload`), or why nothing could be read."""
         if isinstance(found, CalotypeError):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from calotype.serving.core.errors import ModelLoadFailed
 from calotype.serving.training.dataset.captions import Captioner
-from calotype.serving.training.dataset.pictures import Pixels
+from calotype.serving.training.dataset.images.pictures import Pixels
 
 ASKED = "Describe this picture in one sentence of at most 40 words, for somebody who will draw it."
 _MOST_TOKENS = 96

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from calotype.serving.training.dataset.pictures import Pixels
+from calotype.serving.training.dataset.images.pictures import Pixels
 
 PLACEHOLDER = "[trigger]"
 """In a caption it stands for the trigger word, as ai-toolkit's and Replicate's trainers read it."""

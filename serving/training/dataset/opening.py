@@ -5,8 +5,8 @@ from __future__ import annotations
 import pathlib
 
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.training.dataset.archives import ArchiveSource
-from calotype.serving.training.dataset.bucket import BucketSource
+from calotype.serving.training.dataset.places.archives import ArchiveSource
+from calotype.serving.training.dataset.places.bucket import BucketSource
 from calotype.serving.training.dataset.sources import FolderSource, Limits, Source
 
 _STORE = "s3://"

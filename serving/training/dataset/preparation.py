@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from calotype.serving.config.rights import Rights
 from calotype.serving.core.errors import DatasetRefused, InvalidRequest
 from calotype.serving.training.dataset import verdicts
-from calotype.serving.training.dataset.buckets import PATCH, Bucket, Placed, fill, place
 from calotype.serving.training.dataset.captions import Captioner, CaptionSource, Wording
 from calotype.serving.training.dataset.descriptions import Descriptions, describe, is_picture
-from calotype.serving.training.dataset.duplicates import Seen, look
-from calotype.serving.training.dataset.pictures import decode, pixels_of
+from calotype.serving.training.dataset.images.buckets import PATCH, Bucket, Placed, fill, place
+from calotype.serving.training.dataset.images.duplicates import Seen, look
+from calotype.serving.training.dataset.images.pictures import decode, pixels_of
 from calotype.serving.training.dataset.report import (
     DatasetReport,
     Duplicate,

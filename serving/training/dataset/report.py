@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from calotype.serving.config.rights import Rights
 from calotype.serving.core.errors import DatasetRefused
 from calotype.serving.core.json_object import JsonObject
-from calotype.serving.training.dataset.buckets import Bucket
 from calotype.serving.training.dataset.captions import CaptionSource
+from calotype.serving.training.dataset.images.buckets import Bucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from PIL import Image
 
-from calotype.moderation.decision import Decision
 from calotype.serving.core.errors import DatasetRefused, ModerationUnavailable
-from calotype.serving.training.dataset.pictures import Pixels, pixels_of
+from calotype.serving.training.dataset.images.pictures import Pixels, pixels_of
 
 _CHECKED_PIXELS = 4096 * 4096
 """Larger pictures are checked at this size, which is more than is learnt of any."""
 
 
+class Verdict(Protocol):
+    """A decision, of `calotype.moderation.decision` or as a service carries it."""
+
+    @property
+    def blocked(self) -> bool: ...
+
+    @property
+    def unavailable(self) -> bool: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+    @property
+    def categories(self) -> Sequence[str]: ...
+
+
 class Screen(Protocol):
-    """The part of `calotype.moderation.moderator.Moderator` that is needed here."""
+    """The safety stage: `calotype.moderation.moderator.Moderator`, or that of a service."""
 
-    def check_prompt(self, text: str) -> Decision: ...
+    def check_prompt(self, text: str) -> Verdict: ...
 
-    def check_image(self, pixels: Pixels, *, prompt: str = "") -> Decision: ...
+    def check_image(self, pixels: Pixels, *, prompt: str = "") -> Verdict: ...
 
 
 class Screening:
     """Asks the safety stage; each caption once."""
 
     def __init__(self, screen: Screen) -> None:
-        self._screen, self._captions = screen, dict[str, Decision]()
+        self._screen, self._captions = screen, dict[str, Verdict]()
 
     def check(self, file: str, image: Image.Image, caption: str) -> None:
         """Raises DatasetRefused ``content_refused``; ModerationUnavailable: nothing is known."""
@@ -47,16 +63,16 @@ def _reduced(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.BOX)
 
 
-def _passed(decision: Decision, file: str, field: str | None, what: str) -> None:
+def _passed(decision: Verdict, file: str, field: str | None, what: str) -> None:
     if decision.unavailable:
         raise ModerationUnavailable(
             f"{file} could not be checked by the safety stage: {decision.reason} No picture is "
             "learnt from unchecked.",
             param=file,
         )
-    if decision.served:
+    if not decision.blocked:
         return
-    categories = [category.value for category in decision.categories]
+    categories = [str(category) for category in decision.categories]
     raise DatasetRefused(
         f"{file}: {what} was refused by the safety stage ({', '.join(categories)}); take the "
         "picture out of the set.",

@@ -1,7 +1,7 @@
 """Where the files of a data set lie. Nothing of a source is trusted: not names, sizes or links.
 
 A source lists its files and reads one of them at a time, at most as many bytes as `Limits` allow.
-Archives are in `archives`, prefixes of an object store in `bucket`.
+Archives and prefixes of an object store are in `places`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from PIL import Image, ImageCms
 from samples.training_pictures import encoded, photo
 
 from calotype.serving.core.errors import DatasetRefused
-from calotype.serving.training.dataset.buckets import buckets, place
-from calotype.serving.training.dataset.pictures import decode
+from calotype.serving.training.dataset.images.buckets import buckets, place
+from calotype.serving.training.dataset.images.pictures import decode
 
 PIXELS = 64_000_000
 

@@ -60,10 +60,16 @@ class _Archive(Protocol):
 
 
 class ArchiveSource:
-    """A zip or tar file."""
+    """A zip or tar file.
 
-    def __init__(self, path: pathlib.Path, limits: Limits | None = None) -> None:
-        self.name, self._path, self._limits = path.name, path, limits or Limits()
+    Args:
+        name: what errors and the report call it; None = as the file is called.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, limits: Limits | None = None, *, name: str | None = None
+    ) -> None:
+        self.name, self._path, self._limits = name or path.name, path, limits or Limits()
         self._stack = ExitStack()
         try:
             self._size = path.stat().st_size

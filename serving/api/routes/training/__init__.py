@@ -1,0 +1,1 @@
+"""Routes of training: data sets, and the rights to learn from pictures."""

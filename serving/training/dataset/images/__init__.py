@@ -1,0 +1,1 @@
+"""One picture: decoded, cropped to a bucket, compared with others."""

@@ -1,0 +1,1 @@
+"""Places beside folders that a data set lies in: archives, buckets."""
