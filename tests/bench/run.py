@@ -24,7 +24,9 @@ def main() -> int:
     wanted = sys.argv[1:] or BENCHES
     out = ROOT / "out" / "bench.json"
     out.parent.mkdir(exist_ok=True)
-    results: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
+    # A whole run starts anew, so that no row of a measure stays that is not made any more.
+    known = sys.argv[1:] and out.exists()
+    results: dict[str, dict[str, Any]] = json.loads(out.read_text()) if known else {}
     for name in wanted:
         found = load(name).measure()
         print_table(name, found)
