@@ -15,6 +15,9 @@ from calotype.serving.config import Quotas
 SETTINGS_FILE = pathlib.Path("/etc/calotype/operator.yaml")
 NAMESPACE_VARIABLE = "CALOTYPE_OPERATOR_NAMESPACE"
 ALL_NAMESPACES = "*"
+CA_DIR = "/etc/calotype-ca"
+CLUSTER_HOSTS = ("localhost", "127.0.0.1", ".svc", ".cluster.local")
+"""Reached without a proxy."""
 
 
 class SettingsError(Exception):
@@ -60,6 +63,37 @@ class ModelsTls(Part):
     ca_file: str = Field(
         "/etc/calotype-tls/ca.crt", description="Where the operator itself has the key ca.crt."
     )
+
+
+class Egress(Part):
+    """How pods of models, fetch Jobs and trainings reach the world outside the cluster."""
+
+    hf_endpoint: str | None = Field(
+        None, description="Address of a Hugging Face mirror. Default: https://huggingface.co."
+    )
+    https_proxy: str | None = Field(None, description="Proxy for https, such as http://proxy:3128.")
+    http_proxy: str | None = Field(None, description="Proxy for plain http.")
+    no_proxy: list[str] = Field(
+        default_factory=list,
+        description="Hosts, domains and networks without proxy, beside the cluster's own services.",
+    )
+    ca_config_map: str | None = Field(
+        None,
+        description="ConfigMap with the key ca.crt, by this name in the namespace of each model: "
+        "every authority that is believed, those of the system included.",
+    )
+
+    def variables(self) -> dict[str, str]:
+        """As environment variables that httpx, huggingface_hub and OpenSSL read."""
+        proxied = self.https_proxy or self.http_proxy
+        found = {
+            "HF_ENDPOINT": self.hf_endpoint,
+            "HTTPS_PROXY": self.https_proxy,
+            "HTTP_PROXY": self.http_proxy,
+            "NO_PROXY": ",".join([*CLUSTER_HOSTS, *self.no_proxy]) if proxied else None,
+            "SSL_CERT_FILE": f"{CA_DIR}/ca.crt" if self.ca_config_map else None,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 Quantities = dict[str, str | int | float]
@@ -153,6 +187,9 @@ class OperatorSettings(Part):
         None,
         description="PersistentVolumeClaim of audit logs, by this name in the namespace of each "
         "model; None = they lie in /var/lib/calotype.",
+    )
+    egress: Egress = Field(
+        default_factory=Egress, description="Mirror, proxies and authorities of pods of models."
     )
     redis: Redis | None = None
     resource_profiles: dict[str, ResourceProfile] = Field(default_factory=dict)

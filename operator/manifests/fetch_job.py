@@ -24,6 +24,7 @@ from calotype.operator.manifests.pods import (
     Volumes,
     base_pod,
     container_security,
+    egress,
     from_secret,
     mounts,
     pod_volumes,
@@ -83,6 +84,7 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
     environment = [
         {"name": "CALOTYPE_DATA_DIR", "value": DATA_DIR},
         {"name": "HOME", "value": "/tmp"},
+        *egress(settings),
     ]
     if task.secret:
         keys = CREDENTIAL_KEYS.get(task.order.source_type, ())

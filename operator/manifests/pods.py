@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from calotype.operator.kube.objects import Manifest
 from calotype.operator.manifests.model_secret import MARKS, TOKEN, model_secret_name
-from calotype.operator.settings import OperatorSettings, ResourceProfile
+from calotype.operator.settings import CA_DIR, OperatorSettings, ResourceProfile
 from calotype.serving.wire.ray_env import RAY_CALLS
 
 DATA_DIR = "/var/lib/calotype"
@@ -48,6 +48,8 @@ class Volumes:
     """Whether the pod has a moderator."""
     marks: bool = False
     """Whether the pod marks pictures, or knows marks."""
+    authorities: str | None = None
+    """The ConfigMap of authorities that the pod believes, at /etc/calotype-ca."""
 
     @property
     def keeps_weights(self) -> bool:
@@ -86,8 +88,14 @@ def environment(settings: OperatorSettings, threads: int = 1) -> list[Manifest]:
         {"name": "TOKENIZERS_PARALLELISM", "value": "false"},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *({"name": name, "value": value} for name, value in RAY_CALLS.items()),
+        *egress(settings),
     ]
     return found
+
+
+def egress(settings: OperatorSettings) -> list[Manifest]:
+    """How a container reaches the world outside the cluster."""
+    return [{"name": n, "value": v} for n, v in settings.egress.variables().items()]
 
 
 def access(settings: OperatorSettings, model: str) -> list[Manifest]:
@@ -138,6 +146,8 @@ def mounts(volumes: Volumes) -> list[Manifest]:
         found.append({"name": "adapter-source", "mountPath": ADAPTER_SOURCE_DIR, "readOnly": True})
     if volumes.tls:
         found.append({"name": "tls", "mountPath": TLS_DIR, "readOnly": True})
+    if volumes.authorities:
+        found.append({"name": "authorities", "mountPath": CA_DIR, "readOnly": True})
     return found
 
 
@@ -156,6 +166,8 @@ def pod_volumes(volumes: Volumes) -> list[Manifest]:
             found.append({"name": name, "persistentVolumeClaim": reference})
     if volumes.tls:
         found.append({"name": "tls", "secret": {"secretName": volumes.tls}})
+    if volumes.authorities:
+        found.append({"name": "authorities", "configMap": {"name": volumes.authorities}})
     return found
 
 

@@ -49,6 +49,7 @@ def training_volumes(training: LoRATraining, settings: OperatorSettings) -> Volu
     return Volumes(
         data=settings.data_claim if in_release else None,
         source=data.claim_name if data is not None else None,
+        authorities=settings.egress.ca_config_map,
     )
 
 

@@ -45,6 +45,7 @@ def volumes_of(model: ImageModel, settings: OperatorSettings) -> Volumes:
         data=settings.data_claim if in_release else None,
         cache=claim_name(model.name) if model.spec.cache is not None else None,
         source=claim.claim_name if claim is not None else None,
+        authorities=settings.egress.ca_config_map,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calotype.operator.api.conditions import (
     Condition,
     Fact,
@@ -166,12 +168,7 @@ async def _fetch(
     if waiting is not None or model_obj is None:
         return waiting, None
     claim = adapter.spec.source.persistent_volume_claim
-    seen = Volumes(
-        volumes.data,
-        volumes.cache,
-        volumes.source,
-        claim.claim_name if claim is not None else None,
-    )
+    seen = replace(volumes, adapter_source=claim.claim_name if claim is not None else None)
     manifest = model_manifest(model, base.ready)
 
     def task(attempt: int) -> FetchTask:
