@@ -16,7 +16,7 @@ from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
-BENCHES = ("engine", "engine_cache", "service", "gateway", "operator", "moderation")
+BENCHES = ("engine", "engine_cache", "training", "service", "gateway", "operator", "moderation")
 BEGIN, END = "<!-- begin: written by make bench -->", "<!-- end -->"
 
 

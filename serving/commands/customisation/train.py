@@ -176,6 +176,7 @@ class _Progress:
     def __init__(self) -> None:
         self._bar: Any = None
         self._label = ""
+        self._left: TrainingEvent | None = None
 
     def __enter__(self) -> _Progress:
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -80,9 +80,34 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Turns neighbouring pairs of channels of [n, tokens, heads, head width] by their angles."""
     cosine, sine = (table[None, :, None, :] for table in rotary)
+    if x.requires_grad:
+        turned: torch.Tensor = _Rotation.apply(x, cosine, sine)
+        return turned
     real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    return (x.float() * cosine + turned.float() * sine).to(x.dtype)
+    across = torch.stack([-imaginary, real], dim=-1).flatten(3)
+    return (x.float() * cosine + across.float() * sine).to(x.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """`rotate` for training: one complex product forward, and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+    ) -> torch.Tensor:
+        turn = torch.complex(cosine[..., ::2], sine[..., ::2])
+        ctx.save_for_backward(turn)
+        return _turned(x, turn)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (turn,) = ctx.saved_tensors
+        return _turned(gradients[0], turn.conj().resolve_conj()), None, None
+
+
+def _turned(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(3).to(x.dtype)
 
 
 def _in_heads(x: torch.Tensor, head: int) -> torch.Tensor:
@@ -197,8 +222,9 @@ class _JointAttention(nn.Module):
             rotate(torch.cat([text_key, key], dim=1), rotary),
             torch.cat([text_value, value], dim=1),
         ).flatten(2)
-        length = text.shape[1]
-        return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
+        # Split and not sliced: the gradient of slices is filled up with zeros one by one.
+        of_text, of_image = out.split([text.shape[1], image.shape[1]], dim=1)
+        return self.to_out[0](of_image), self.to_add_out(of_text)
 
 
 class _ParallelAttention(nn.Module):
@@ -215,7 +241,8 @@ class _ParallelAttention(nn.Module):
         self.to_out = nn.Linear(width + hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        attended, gated = self.to_qkv_mlp_proj(x).tensor_split([3 * self._width], dim=-1)
+        whole = self.to_qkv_mlp_proj(x)
+        attended, gated = whole.split([3 * self._width, whole.shape[-1] - 3 * self._width], dim=-1)
         query, key, value = (_in_heads(part, self._head) for part in attended.chunk(3, dim=-1))
         query, key = rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary)
         seen = self.attend(query, key, value).flatten(2)

@@ -251,7 +251,7 @@ def _refusal(
     for other in cards:
         for preset in (*presets, *PRESETS):
             for precision in (*choices, "int8"):
-                plan = _plan(sizes, other, preset, precision, rank, None, 0)  # type: ignore[arg-type]
+                plan = _plan(sizes, other, preset, precision, rank, None, 0)
                 if plan.fits:
                     parts = [f"on the {other.name}"] if other is not card else []
                     parts += [f"with preset {preset}"] if preset != needed.preset else []

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,12 +39,6 @@ class Picture(Protocol):
 
     @property
     def caption(self) -> str: ...
-
-
-class PictureSet(Protocol):
-    """The pictures at one resolution; read anew for every iteration."""
-
-    def __iter__(self) -> Iterable[Picture]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +134,7 @@ def cache_key(*parts: object) -> str:
 def write_cache(
     path: pathlib.Path,
     components: Components,
-    sets: dict[int, Iterable[Picture]],
+    sets: Mapping[int, Iterable[Picture]],
     class_captions: Sequence[Callable[[str], str]],
     prompts: Sequence[str],
     on_picture: Callable[[], None],

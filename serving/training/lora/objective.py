@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from calotype.serving.engine.execution.forward import Forward, rotary_tables
 from calotype.serving.engine.model.transformer import Rotary, Transformer
 from calotype.serving.engine.scheduling.scheduler import Bucket
-from calotype.serving.training.lora.factors import LoraFactors
+from calotype.serving.training.lora.factors import LoraFactors, NormGradients
 
 _ALL = slice(None)
 
@@ -78,6 +78,7 @@ class Objective:
     ) -> None:
         self._model, self._factors = model, factors
         self._forward = Forward(model)
+        self._norms = NormGradients(model)
         self._guidance, self._lean, self._recompute = guidance, lean, recompute
         self._device = factors.vector.device
         self._dtype = model.x_embedder.weight.dtype
@@ -143,7 +144,7 @@ class Objective:
             return
         blocks = [*self._model.transformer_blocks, *self._model.single_transformer_blocks]
         for block in blocks:
-            block.forward = functools.partial(  # type: ignore[method-assign]
+            block.forward = functools.partial(
                 checkpoint, functools.partial(self._again, block), use_reentrant=False
             )
         try:

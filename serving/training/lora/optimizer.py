@@ -67,10 +67,10 @@ class Optimizer:
 
 
 def _adam(vector: torch.nn.Parameter, recipe: Recipe) -> torch.optim.Optimizer:
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if vector.device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None:
         small: torch.optim.Optimizer = importlib.import_module("bitsandbytes").optim.AdamW8bit(
-            [vector], betas=(0.9, 0.999), **options
+            [vector], lr=rate, betas=(0.9, 0.999), weight_decay=decay
         )
         return small
-    return torch.optim.AdamW([vector], betas=(0.9, 0.999), fused=True, **options)
+    return torch.optim.AdamW([vector], lr=rate, betas=(0.9, 0.999), weight_decay=decay, fused=True)

@@ -27,6 +27,7 @@ from calotype.serving.training.lora.recipe import Recipe
 from calotype.serving.training.lora.reporting import EventLog
 from calotype.serving.training.lora.targets import find_targets
 from calotype.serving.training.lora.workers import Workers
+from calotype.serving.wire.training_progress import EventType
 
 _WINDOW = 100
 """Steps over which the loss that is told is averaged, and compared."""
@@ -128,6 +129,7 @@ class Trainer:
             return self._averaged()
         finally:
             self._factors.remove()
+            self._objective.close()
 
     def _averaged(self) -> Factors:
         with self._factors.holding(self._optimizer.average):
@@ -221,7 +223,7 @@ class Trainer:
         self._saved = self._step
         self._tell("checkpoint_saved", file=f"checkpoints/{path.name}")
 
-    def _tell(self, type_: str, **fields: object) -> None:
+    def _tell(self, type_: EventType, **fields: object) -> None:
         if not self._workers.first:
             return
         left = self._recipe.steps - self._step
