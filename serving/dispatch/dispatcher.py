@@ -152,9 +152,9 @@ class Dispatcher:
     # -- the generators' side ------------------------------------------------------------------
 
     async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[Lease]:
-        """Up to ``limit`` jobs for ``replica``; waits up to ``wait_seconds`` for the first."""
+        """Up to ``limit`` jobs; waits ``wait_seconds`` or `longest_poll` for the first."""
         try:
-            async with asyncio.timeout(wait_seconds):
+            async with asyncio.timeout(min(wait_seconds, self.policy.longest_poll)):
                 while not len(self._queue):
                     self._work.clear()
                     await self._work.wait()

@@ -31,3 +31,9 @@ class DispatchPolicy:
     storage_delays: Sequence[float] = (0.1, 0.5, 2.0)
     """Pauses between attempts at a database that cannot be read or written."""
     check_retries: CheckRetries = field(default_factory=CheckRetries)
+
+    @property
+    def longest_poll(self) -> float:
+        """Seconds that a replica may wait for work: less than a lease lasts, or one that died while
+        it waited would be given the same job once more when its lease has ended."""
+        return self.lease_seconds * 5 / 6

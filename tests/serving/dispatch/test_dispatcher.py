@@ -327,3 +327,10 @@ async def test_the_backlog_is_predicted_from_what_was_measured(
     lease = await take(dispatcher)
     await dispatcher.heartbeat("r1", {pair.id: LeaseProgress(lease.fence, 10, 20)})
     assert dispatcher.backlog_seconds() == pytest.approx(0.5)
+
+
+async def test_nobody_waits_for_work_for_as_long_as_a_lease_lasts(dispatcher: Dispatcher) -> None:
+    dispatcher.policy = DispatchPolicy(lease_seconds=0.3)
+    assert dispatcher.policy.longest_poll < dispatcher.policy.lease_seconds
+    async with asyncio.timeout(60):
+        assert await dispatcher.lease("r1", 1, 10_000) == []
