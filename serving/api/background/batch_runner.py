@@ -152,7 +152,8 @@ class BatchRunner:
 
     async def _start(self, batch: BatchRecord, line: BatchLine) -> str:
         gateway, settings = self._gateway, self._gateway.settings
-        # A key that is revoked in the middle of its batch draws nothing more.
+        # A key that is revoked in the middle of its batch draws nothing more. One that was rotated
+        # is another key of the same team by now, whose batch it is.
         if await asyncio.to_thread(self._database.api_keys.is_revoked, batch.api_key_id):
             raise Unauthenticated("The API key that made this batch was revoked.")
         wanted, recipe = expand_recipe(line.body)

@@ -226,13 +226,15 @@ class ApiKeys(Repository):
     def declare_keys(self, team: str, digests: Sequence[str], scopes: Sequence[str]) -> None:
         """Makes the declared keys of a team exactly these (sha256 hex of the whole key).
 
-        Keys that were made by `create` are not touched.
+        One that another takes the place of was rotated, and work that was accepted by it goes on;
+        the keys of a team that has none any more are revoked. Keys that were made by `create` are
+        not touched.
         """
         team_id, now = self._teams.ensure_team(team).id, self.clock.time()
         known = {key.digest: key for key in self.list_keys(team_id) if key.declared}
         for digest in digests:
             if digest in known:
-                self._set_revoked(known[digest], None)
+                self._restore(known[digest])
                 continue
             key = KeyRecord(
                 id=new_id("key"),
@@ -246,12 +248,18 @@ class ApiKeys(Repository):
             )
             self.add_key(key)
         for digest, key in known.items():
-            if digest not in digests:
-                self._set_revoked(key, now)
+            if digest in digests:
+                continue
+            if not digests:
+                self.revoke_key(key.id)
+            elif key.expires is None or key.expires > now:
+                self.expire_key(key.id, now)
 
-    def _set_revoked(self, key: KeyRecord, moment: float | None) -> None:
-        if (key.revoked is None) != (moment is None):
+    def _restore(self, key: KeyRecord) -> None:
+        if key.revoked is not None or key.expires is not None:
             with writing(self.engine) as connection:
                 connection.execute(
-                    update(api_keys).where(api_keys.c.id == key.id).values(revoked=moment)
+                    update(api_keys)
+                    .where(api_keys.c.id == key.id)
+                    .values(revoked=None, expires=None)
                 )

@@ -15,6 +15,7 @@ from samples.images import same_pixels
 
 from calotype.serving.api.background.batch_runner import BatchRunner
 from calotype.serving.api.state.settings import GatewaySettings
+from calotype.serving.database.accounts.api_keys import TEAM_SCOPES, key_digest
 
 
 def lines(*bodies: Any, url: str = "/v1/images/generations") -> bytes:
@@ -25,8 +26,8 @@ def lines(*bodies: Any, url: str = "/v1/images/generations") -> bytes:
     return b"\n".join(json.dumps(line).encode() for line in found)
 
 
-def start(service: Any, data: bytes) -> Any:
-    sdk = service.sdk()
+def start(service: Any, data: bytes, *key: str) -> Any:
+    sdk = service.sdk(*key)
     file = sdk.files.create(file=("in.jsonl", data), purpose="batch")
     return sdk.batches.create(
         input_file_id=file.id,
@@ -184,6 +185,31 @@ def test_a_pictures_bytes_in_a_batch_are_a_picture(service: Any) -> None:
     [line] = read(service, over.output_file_id).values()
     data = base64.b64decode(line["response"]["body"]["data"][0]["b64_json"])
     assert data[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["by-command", "by-configuration"])
+def test_a_batch_goes_on_when_its_key_is_rotated(start_service: Any, declared: bool) -> None:
+    service = start_service(settings=GatewaySettings(hangup_grace=0, batch_seconds=None))
+    keys = service.database.api_keys
+    old, new = "sk-old-key-of-the-team", "sk-new-key-of-the-team"
+    if declared:
+        keys.declare_keys("painters", [key_digest(old)], TEAM_SCOPES)
+    else:
+        old, made = keys.create(team="painters")
+    batch = start(service, lines({"prompt": "a fox"}, {"prompt": "a hare"}), old)
+    if declared:
+        keys.declare_keys("painters", [key_digest(new)], TEAM_SCOPES)
+    else:
+        new, _ = keys.rotate(made.id, overlap_seconds=0)
+    with pytest.raises(openai.AuthenticationError, match="rotated"):
+        service.sdk(old).batches.retrieve(batch.id)
+    asyncio.run(BatchRunner(service.gateway()).work_once())
+    found = service.sdk(new).batches.retrieve(batch.id)
+    assert (found.status, found.request_counts.failed) == ("in_progress", 0)
+    if declared:
+        keys.declare_keys("painters", [], TEAM_SCOPES)
+        with pytest.raises(openai.AuthenticationError, match="revoked"):
+            service.sdk(new).batches.retrieve(batch.id)
 
 
 def test_a_revoked_key_draws_nothing_more_of_its_batch(start_service: Any) -> None:
