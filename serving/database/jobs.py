@@ -5,11 +5,12 @@ Synchronous and thread-safe: asynchronous callers use ``asyncio.to_thread``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import Connection, Select, Update, bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from calotype.serving.core.errors import InvalidRequest
@@ -37,6 +38,22 @@ from calotype.serving.jobs.lifecycle import Status, sources
 from calotype.serving.jobs.moderation_record import ModerationRecord
 from calotype.serving.jobs.outage import Outage
 from calotype.serving.jobs.records import JobRecord, NewJob
+
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_BY_ID = select(jobs).where(jobs.c.id == bindparam("job"))
+_OF_TEAM = _BY_ID.where(jobs.c.team_id == bindparam("team"))
+_IDEMPOTENT = select(jobs).where(jobs.c.idempotency == bindparam("found"))
+_OPEN = select(jobs).where(jobs.c.status == bindparam("state"))
+_EXPIRED = select(jobs).where(
+    jobs.c.status == "running", jobs.c.lease_expires <= bindparam("moment")
+)
+_CHANGE = update(jobs).where(jobs.c.id == bindparam("job"))
+_RENEW = _CHANGE.where(
+    jobs.c.status == "running",
+    jobs.c.fence == bindparam("lease"),
+    jobs.c.lease_replica == bindparam("replica"),
+)
+_INSERT, _INSERT_ASSET = jobs.insert(), assets.insert()
 
 
 class Jobs(Repository):
@@ -79,7 +96,7 @@ class Jobs(Repository):
                 rate, day = reserve(connection, new, now)
                 if bound is not None:
                     check_queue(connection, new, bound)
-                connection.execute(jobs.insert().values(**values, reserved_day=day))
+                connection.execute(_INSERT, values | {"reserved_day": day})
                 note_sources(connection, new)
                 note_draws(connection, new)
                 return _one(connection, new.id), rate
@@ -92,18 +109,15 @@ class Jobs(Repository):
 
     def get_job(self, job_id: str, team_id: str | None = None) -> JobRecord | None:
         """The job, or None when there is none or it is another team's."""
-        query = select(jobs).where(jobs.c.id == job_id)
-        if team_id is not None:
-            query = query.where(jobs.c.team_id == team_id)
-        return self._first(query)
+        return self._first(_BY_ID if team_id is None else _OF_TEAM, job=job_id, team=team_id)
 
     def find_idempotent(self, idempotency: str) -> JobRecord | None:
-        return self._first(select(jobs).where(jobs.c.idempotency == idempotency))
+        return self._first(_IDEMPOTENT, found=idempotency)
 
     def forget_idempotency(self, job_id: str) -> None:
         """Frees the key of a job whose 24 hours are over."""
         with writing(self.engine) as connection:
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(idempotency=None))
+            connection.execute(_CHANGE, {"job": job_id, "idempotency": None})
 
     def find_same_body(
         self, api_key_id: str, body_sha256: str, created_after: float
@@ -143,27 +157,18 @@ class Jobs(Repository):
 
     def open_jobs(self, model: str | None, status: Status) -> list[JobRecord]:
         """Every job of one state, oldest first: what a starting dispatcher reads."""
-        query = select(jobs).where(jobs.c.status == status)
-        if model is not None:
-            query = query.where(jobs.c.model == model)
-        return self._all(query.order_by(jobs.c.created, jobs.c.id))
+        return self._all(_open_jobs(model is not None), state=status, of_model=model)
 
     def expired_leases(self, model: str | None, now: float) -> list[JobRecord]:
         """Running jobs whose lease is over, as far as the database was told."""
-        query = select(jobs).where(jobs.c.status == "running", jobs.c.lease_expires <= now)
-        if model is not None:
-            query = query.where(jobs.c.model == model)
-        return self._all(query)
+        return self._all(_expired_leases(model is not None), moment=now, of_model=model)
 
     def queued_job_ids(self, model: str | None, made_after: float | None = None) -> list[str]:
         """Oldest first."""
-        query = select(jobs.c.id).where(jobs.c.status == "queued")
-        if made_after is not None:
-            query = query.where(jobs.c.created >= made_after)
-        if model is not None:
-            query = query.where(jobs.c.model == model)
+        query = _queued_ids(model is not None, made_after is not None)
         with reading(self.engine) as connection:
-            return list(connection.execute(query.order_by(jobs.c.created, jobs.c.id)).scalars())
+            found = connection.execute(query, {"of_model": model, "since": made_after})
+            return list(found.scalars())
 
     def count_jobs(self) -> dict[tuple[str, str], int]:
         """(model, status) -> how many."""
@@ -187,15 +192,13 @@ class Jobs(Repository):
         """queued -> running under a new fence; None when the job is not queued any more."""
         now = self.clock.time()
         values = {
-            "fence": jobs.c.fence + 1,
-            "attempts": jobs.c.attempts + 1,
+            "now": now,
             "step": 0,
-            "started": func.coalesce(jobs.c.started, now),
             "lease_replica": replica,
             "lease_expires": lease_expires,
         }
         with writing(self.engine) as connection:
-            if not self._compare_and_set(connection, job_id, "running", None, values):
+            if not _moved(connection, _start(), job_id, "running", None, values):
                 return None
             job = _one(connection, job_id)
             if job.fence == 1:
@@ -214,17 +217,14 @@ class Jobs(Repository):
         Args:
             outage: what it waits for now.
         """
-        values: ColumnValues = {
-            "fence": jobs.c.fence + 1,
-            "step": 0,
-            "lease_replica": None,
-            "lease_expires": None,
-        }
-        if not count_attempt:
-            values["attempts"] = jobs.c.attempts - 1
+        values: ColumnValues = {"step": 0, "lease_replica": None, "lease_expires": None}
         if outage is not None:
             values["outage"] = outage.to_payload()
-        return self._change(job_id, "queued", fence, values)
+        with writing(self.engine) as connection:
+            statement = _requeue(count_attempt)
+            if not _moved(connection, statement, job_id, "queued", fence, values):
+                return None
+            return _one(connection, job_id)
 
     def postpone_job(self, job_id: str, outage: Outage) -> None:
         """Notes what a queued job waits for."""
@@ -242,27 +242,18 @@ class Jobs(Repository):
         with writing(self.engine) as connection:
             for job_id, reached in progress.items():
                 measured = {"gpu_seconds": reached.gpu_seconds} if reached.gpu_seconds else {}
-                connection.execute(
-                    update(jobs)
-                    .where(
-                        jobs.c.id == job_id,
-                        jobs.c.status == "running",
-                        jobs.c.fence == reached.fence,
-                        jobs.c.lease_replica == replica,
-                    )
-                    .values(
-                        step=reached.step,
-                        steps=reached.steps,
-                        lease_expires=lease_expires,
-                        **measured,
-                    )
-                )
+                lease = {"job": job_id, "lease": reached.fence, "replica": replica}
+                values = {
+                    "step": reached.step,
+                    "steps": reached.steps,
+                    "lease_expires": lease_expires,
+                }
+                connection.execute(_RENEW, lease | values | measured)
 
     def record_moderation(self, job_id: str, moderation: ModerationRecord) -> None:
         with writing(self.engine) as connection:
-            connection.execute(
-                update(jobs).where(jobs.c.id == job_id).values(moderation=moderation.to_payload())
-            )
+            values = {"job": job_id, "moderation": moderation.to_payload()}
+            connection.execute(_CHANGE, values)
 
     def finish_job(self, job_id: str, ending: Ending) -> JobRecord | None:
         """Ends the job in one durable transaction; None when it was over before.
@@ -292,10 +283,11 @@ class Jobs(Repository):
                 ending = replace(gone, fence=ending.fence, metrics=ending.metrics)
             values |= ending.columns()
             status, fence = ending.status, ending.fence
-            if not self._compare_and_set(connection, job_id, status, fence, values):
+            statement = _transition(status, fence is not None)
+            if not _moved(connection, statement, job_id, status, fence, values):
                 return None
             for asset in ending.stored:
-                connection.execute(assets.insert().values(column_values(asset)))
+                connection.execute(_INSERT_ASSET, column_values(asset))
             add_ref(connection, [asset.blob_key for asset in ending.stored])
             add_held(connection, ending.held, held_reasons(ending.moderation), now)
             job = _one(connection, job_id)
@@ -310,39 +302,71 @@ class Jobs(Repository):
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _change(
-        self, job_id: str, status: Status, fence: int | None, values: ColumnValues
-    ) -> JobRecord | None:
-        with writing(self.engine) as connection:
-            if not self._compare_and_set(connection, job_id, status, fence, values):
-                return None
-            return _one(connection, job_id)
-
-    @staticmethod
-    def _compare_and_set(
-        connection: Connection,
-        job_id: str,
-        status: Status,
-        fence: int | None,
-        values: ColumnValues,
-    ) -> bool:
-        statement = update(jobs).where(
-            jobs.c.id == job_id, jobs.c.status.in_(sorted(sources(status)))
-        )
-        if fence is not None:
-            statement = statement.where(jobs.c.status == "running", jobs.c.fence == fence)
-        return connection.execute(statement.values(status=status, **values)).rowcount == 1
-
-    def _first(self, query: Select[Any]) -> JobRecord | None:
+    def _first(self, query: Select[Any], **values: object) -> JobRecord | None:
         with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(query, values).mappings().first()
         return None if row is None else JobRecord(**row)
 
-    def _all(self, query: Select[Any]) -> list[JobRecord]:
+    def _all(self, query: Select[Any], **values: object) -> list[JobRecord]:
         with reading(self.engine) as connection:
-            return [JobRecord(**row) for row in connection.execute(query).mappings()]
+            return [JobRecord(**row) for row in connection.execute(query, values).mappings()]
 
 
 def _one(connection: Connection, job_id: str) -> JobRecord:
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
-    return JobRecord(**row)
+    return JobRecord(**connection.execute(_BY_ID, {"job": job_id}).mappings().one())
+
+
+def _moved(
+    connection: Connection,
+    statement: Update,
+    job_id: str,
+    status: Status,
+    fence: int | None,
+    values: ColumnValues,
+) -> bool:
+    """Runs a compare-and-set; whether the job was in a state from which it leads on."""
+    named = {"job": job_id, "status": status, "lease": fence}
+    return connection.execute(statement, named | values).rowcount == 1
+
+
+@functools.cache
+def _transition(status: Status, fenced: bool) -> Update:
+    statement = _CHANGE.where(jobs.c.status.in_(sorted(sources(status))))
+    if fenced:
+        statement = statement.where(jobs.c.status == "running", jobs.c.fence == bindparam("lease"))
+    return statement
+
+
+@functools.cache
+def _start() -> Update:
+    started = func.coalesce(jobs.c.started, bindparam("now", type_=jobs.c.started.type))
+    statement = _transition("running", False)
+    return statement.values(fence=jobs.c.fence + 1, attempts=jobs.c.attempts + 1, started=started)
+
+
+@functools.cache
+def _requeue(count_attempt: bool) -> Update:
+    statement = _transition("queued", True).values(fence=jobs.c.fence + 1)
+    return statement if count_attempt else statement.values(attempts=jobs.c.attempts - 1)
+
+
+@functools.cache
+def _open_jobs(of_model: bool) -> Select[Any]:
+    return _of_model(_OPEN, of_model).order_by(jobs.c.created, jobs.c.id)
+
+
+@functools.cache
+def _expired_leases(of_model: bool) -> Select[Any]:
+    return _of_model(_EXPIRED, of_model)
+
+
+@functools.cache
+def _queued_ids(of_model: bool, since: bool) -> Select[Any]:
+    query = _of_model(select(jobs.c.id).where(jobs.c.status == "queued"), of_model)
+    if since:
+        query = query.where(jobs.c.created >= bindparam("since"))
+    return query.order_by(jobs.c.created, jobs.c.id)
+
+
+def _of_model(query: Select[Any], wanted: bool) -> Select[Any]:
+    return query.where(jobs.c.model == bindparam("of_model")) if wanted else query
