@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.connection import reading, writing
@@ -15,6 +15,31 @@ from calotype.serving.jobs.records import BatchLine, BatchRecord
 
 WORKING = ("in_progress", "cancelling")
 """States in which a batch needs somebody to work on it."""
+
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_BATCH = select(batches).where(batches.c.id == bindparam("batch"))
+_FREE = (
+    select(batches)
+    .where(
+        batches.c.status.in_(WORKING),
+        or_(batches.c.claimed_until.is_(None), batches.c.claimed_until <= bindparam("now")),
+    )
+    .order_by(batches.c.claimed_until.is_not(None), batches.c.claimed_until)
+    .limit(1)
+)
+_CLAIM = _FREE.with_for_update(skip_locked=True)
+_CHANGE = update(batches).where(batches.c.id == bindparam("batch"))
+_STATUS_CODE = batch_lines.c.answer["status_code"].as_integer()
+_COUNTS = (
+    select(
+        batch_lines.c.batch_id,
+        func.count(),
+        func.count().filter(batch_lines.c.answer.is_not(None), _STATUS_CODE == 200),
+        func.count().filter(batch_lines.c.answer.is_not(None), _STATUS_CODE != 200),
+    )
+    .where(batch_lines.c.batch_id.in_(bindparam("wanted", expanding=True)))
+    .group_by(batch_lines.c.batch_id)
+)
 
 
 class Batches(Repository):
@@ -30,12 +55,9 @@ class Batches(Repository):
 
     def get_batch(self, batch_id: str, team_id: str | None = None) -> BatchRecord:
         """Raises NotFound when the team has no such batch."""
-        query = select(batches).where(batches.c.id == batch_id)
-        if team_id is not None:
-            query = query.where(batches.c.team_id == team_id)
         with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None:
+            row = connection.execute(_BATCH, {"batch": batch_id}).mappings().first()
+        if row is None or team_id not in (None, row["team_id"]):
             raise NotFound(f"There is no batch '{batch_id[:80]}'.")
         return BatchRecord(**row)
 
@@ -68,50 +90,27 @@ class Batches(Repository):
     def claim_batch(self, claim_seconds: float) -> BatchRecord | None:
         """Takes one batch that needs work; nobody else gets it for so long."""
         now = self.clock.time()
-        free = or_(batches.c.claimed_until.is_(None), batches.c.claimed_until <= now)
-        query = (
-            select(batches)
-            .where(batches.c.status.in_(WORKING), free)
-            .order_by(batches.c.claimed_until.is_not(None), batches.c.claimed_until)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
+        if not self.finds(_FREE, {"now": now}):
+            return None
         with writing(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_CLAIM, {"now": now}).mappings().first()
             if row is None:
                 return None
-            connection.execute(
-                update(batches)
-                .where(batches.c.id == row["id"])
-                .values(claimed_until=now + claim_seconds)
-            )
+            values = {"batch": row["id"], "claimed_until": now + claim_seconds}
+            connection.execute(_CHANGE, values)
         return BatchRecord(**row)
 
     def rest_batch(self, batch_id: str, seconds: float) -> None:
         """Nothing to do for it for a moment."""
         with writing(self.engine) as connection:
-            connection.execute(
-                update(batches)
-                .where(batches.c.id == batch_id)
-                .values(claimed_until=self.clock.time() + seconds)
-            )
+            values = {"batch": batch_id, "claimed_until": self.clock.time() + seconds}
+            connection.execute(_CHANGE, values)
 
     def batch_counts(self, batch_ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """batch id -> (lines, answered well, answered with an error)."""
-        lines = batch_lines.c
-        status = lines.answer["status_code"].as_integer()
-        query = (
-            select(
-                lines.batch_id,
-                func.count(),
-                func.count().filter(lines.answer.is_not(None), status == 200),
-                func.count().filter(lines.answer.is_not(None), status != 200),
-            )
-            .where(lines.batch_id.in_(list(batch_ids)))
-            .group_by(lines.batch_id)
-        )
         with reading(self.engine) as connection:
-            return {row[0]: (row[1], row[2], row[3]) for row in connection.execute(query)}
+            rows = connection.execute(_COUNTS, {"wanted": list(batch_ids)})
+            return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
     def unanswered_lines(
         self, batch_id: str, *, started: bool, limit: int, bodies: bool = False

@@ -11,7 +11,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from calotype.serving.core.errors import Conflict, NotFound, QuotaExceeded
@@ -40,11 +53,34 @@ AT_ONCE = 0.0
 """Since when blobs are garbage that needs no grace period."""
 
 
+def _named(table: Any) -> Any:
+    return select(literal(1)).where(table.c.blob_key == bindparam("key"))
+
+
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_REFERENCE = union_all(*map(_named, _REFERRING)).limit(1)
+_NO_GARBAGE = delete(blob_garbage).where(
+    blob_garbage.c.blob_key.in_(bindparam("keys", expanding=True))
+)
+_GARBAGE = (
+    select(blob_garbage.c.blob_key)
+    .where(
+        blob_garbage.c.since <= bindparam("moment"),
+        blob_garbage.c.blob_key.not_in(bindparam("besides", expanding=True)),
+    )
+    .order_by(blob_garbage.c.since)
+    .limit(bindparam("most"))
+)
+_ASSET = select(assets).where(assets.c.id == bindparam("asset"))
+_ASSET_OF_TEAM = _ASSET.where(assets.c.team_id == bindparam("team"))
+_FILE = select(files).where(files.c.id == bindparam("file"), files.c.team_id == bindparam("team"))
+
+
 def add_ref(connection: Connection, keys: Iterable[str]) -> None:
     """A new row refers to these blobs: they are no garbage any more."""
     wanted = list(keys)
     if wanted:
-        connection.execute(delete(blob_garbage).where(blob_garbage.c.blob_key.in_(wanted)))
+        connection.execute(_NO_GARBAGE, {"keys": wanted})
 
 
 def release_ref(connection: Connection, keys: Iterable[str], now: float) -> None:
@@ -66,6 +102,10 @@ def discard(connection: Connection, keys: Iterable[str]) -> list[str]:
     return gone
 
 
+def _some(table: Any, *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
+    return select(table.c.id).where(*conditions).limit(bindparam("most"))
+
+
 def not_in_files() -> ColumnElement[bool]:
     """Of an asset: no file holds its bytes, as the output of a batch does."""
     same = and_(picture_places.c.sha256 == assets.c.sha256, picture_places.c.kind == FILE)
@@ -73,10 +113,12 @@ def not_in_files() -> ColumnElement[bool]:
 
 
 def is_referenced(connection: Connection, key: str) -> bool:
-    return any(
-        connection.execute(select(table.c.blob_key).where(table.c.blob_key == key).limit(1)).first()
-        for table in _REFERRING
-    )
+    return connection.execute(_REFERENCE, {"key": key}).first() is not None
+
+
+_OVER_ASSETS = _some(assets, assets.c.expires <= bindparam("moment"), not_in_files())
+_OVER_FILES = _some(files, files.c.expires <= bindparam("moment"))
+_OF_FILE = _some(files, files.c.id == bindparam("file"), files.c.team_id == bindparam("team"))
 
 
 class BlobRefs(Repository):
@@ -90,11 +132,9 @@ class BlobRefs(Repository):
     # -- assets --------------------------------------------------------------------------------
 
     def get_asset(self, asset_id: str, team_id: str | None = None) -> AssetRecord | None:
-        query = select(assets).where(assets.c.id == asset_id)
-        if team_id is not None:
-            query = query.where(assets.c.team_id == team_id)
+        query = _ASSET if team_id is None else _ASSET_OF_TEAM
         with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(query, {"asset": asset_id, "team": team_id}).mappings().first()
         return None if row is None else AssetRecord(**row)
 
     def delete_asset(self, asset_id: str, team_id: str) -> bool:
@@ -133,8 +173,7 @@ class BlobRefs(Repository):
 
         Those that a file holds are kept with it, so that a takedown finds both by what they show.
         """
-        over = and_(assets.c.expires <= self.clock.time(), not_in_files())
-        return self._forget(assets, over, limit)
+        return self._forget(assets, _OVER_ASSETS, limit, moment=self.clock.time())
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -191,9 +230,8 @@ class BlobRefs(Repository):
         return file
 
     def get_file(self, file_id: str, team_id: str) -> FileRecord | None:
-        query = select(files).where(files.c.id == file_id, files.c.team_id == team_id)
         with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_FILE, {"file": file_id, "team": team_id}).mappings().first()
         return None if row is None else FileRecord(**row)
 
     def find_same(self, team_id: str, sha256: str) -> FileRecord | None:
@@ -223,12 +261,11 @@ class BlobRefs(Repository):
 
     def delete_file(self, file_id: str, team_id: str) -> None:
         """Raises NotFound when the team has no such file."""
-        mine = and_(files.c.id == file_id, files.c.team_id == team_id)
-        if not self._forget(files, mine):
+        if not self._forget(files, _OF_FILE, file=file_id, team=team_id):
             raise NotFound(f"There is no file '{file_id[:80]}'.")
 
     def expire_files(self, limit: int = _PAGE) -> int:
-        return self._forget(files, files.c.expires <= self.clock.time(), limit)
+        return self._forget(files, _OVER_FILES, limit, moment=self.clock.time())
 
     # -- garbage -------------------------------------------------------------------------------
 
@@ -240,17 +277,11 @@ class BlobRefs(Repository):
         Args:
             besides: keys that are left out.
         """
-        query = (
-            select(blob_garbage.c.blob_key)
-            .where(
-                blob_garbage.c.since <= noted_before,
-                blob_garbage.c.blob_key.not_in(sorted(besides)),
-            )
-            .order_by(blob_garbage.c.since)
-            .limit(limit)
-        )
+        wanted = {"moment": noted_before, "besides": sorted(besides), "most": limit}
+        if not self.finds(_GARBAGE, wanted):
+            return []
         with writing(self.engine) as connection:
-            keys = list(connection.execute(query).scalars())
+            keys = list(connection.execute(_GARBAGE, wanted).scalars())
             named = [key for key in keys if is_referenced(connection, key)]
             add_ref(connection, named)
         return [key for key in keys if key not in named]
@@ -267,13 +298,16 @@ class BlobRefs(Repository):
             known = set(connection.execute(noted).scalars())
             return [key for key in keys if key not in known and not is_referenced(connection, key)]
 
-    def _forget(self, table: Any, condition: Any, limit: int = _PAGE) -> int:
+    def _forget(
+        self, table: Any, query: Select[tuple[str]], limit: int = _PAGE, **values: object
+    ) -> int:
+        wanted = values | {"most": limit}
+        if not self.finds(query, wanted):
+            return 0
         with writing(self.engine) as connection:
-            query = select(table.c.id, table.c.blob_key).where(condition).limit(limit)
-            rows = connection.execute(query).all()
-            if not rows:
+            ids = list(connection.execute(query, wanted).scalars())
+            if not ids:
                 return 0
-            ids = [row.id for row in rows]
             # Two sweepers may see the same rows; only who removes them lets their blobs go.
             gone = connection.execute(
                 delete(table).where(table.c.id.in_(ids)).returning(table.c.blob_key)

@@ -10,13 +10,42 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from calotype.serving.database.blob_refs import add_ref, release_ref
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.schema.tables import checkpoints, jobs, previews
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
+
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_GONE_CHECKPOINT = (
+    delete(checkpoints)
+    .where(checkpoints.c.job_id == bindparam("job"))
+    .returning(checkpoints.c.blob_key)
+)
+_GONE_PREVIEWS = (
+    delete(previews)
+    .where(
+        previews.c.job_id == bindparam("job"),
+        previews.c.image_index.not_in(bindparam("shown", expanding=True)),
+    )
+    .returning(previews.c.blob_key)
+)
+_PREVIEWS = (
+    select(previews)
+    .where(previews.c.job_id == bindparam("job"))
+    .order_by(previews.c.partial_index, previews.c.image_index)
+)
+_CHECKPOINT = select(checkpoints).where(checkpoints.c.job_id == bindparam("job"))
+_DRAWN = select(func.count()).where(previews.c.job_id == jobs.c.id).scalar_subquery()
+_WATCHED = select(jobs.c.id, jobs.c.status, jobs.c.fence, jobs.c.step, _DRAWN).where(
+    jobs.c.id.in_(bindparam("watched", expanding=True))
+)
+# An update, not a select: it takes the row's lock, so that no new lease comes in between.
+_HOLD = update(jobs).where(
+    jobs.c.id == bindparam("job"), jobs.c.status == "running", jobs.c.fence == bindparam("lease")
+)
 
 
 def clear_intermediates(
@@ -30,13 +59,9 @@ def clear_intermediates(
     Args:
         shown: the images that clients see as they were drawn.
     """
-    for of_job in (
-        delete(checkpoints).where(checkpoints.c.job_id == job_id).returning(checkpoints.c.blob_key),
-        delete(previews)
-        .where(previews.c.job_id == job_id, previews.c.image_index.not_in(sorted(shown)))
-        .returning(previews.c.blob_key),
-    ):
-        release_ref(connection, list(connection.execute(of_job).scalars()), now)
+    of_job = {"job": job_id, "shown": sorted(shown)}
+    for gone in (_GONE_CHECKPOINT, _GONE_PREVIEWS):
+        release_ref(connection, list(connection.execute(gone, of_job).scalars()), now)
 
 
 class Intermediates(Repository):
@@ -47,11 +72,7 @@ class Intermediates(Repository):
         with writing(self.engine) as connection:
             if not _holds(connection, checkpoint.job_id, checkpoint.fence):
                 return False
-            gone = connection.execute(
-                delete(checkpoints)
-                .where(checkpoints.c.job_id == checkpoint.job_id)
-                .returning(checkpoints.c.blob_key)
-            )
+            gone = connection.execute(_GONE_CHECKPOINT, {"job": checkpoint.job_id})
             old = [key for key in gone.scalars() if key != checkpoint.blob_key]
             connection.execute(checkpoints.insert().values(column_values(checkpoint)))
             add_ref(connection, [checkpoint.blob_key])
@@ -60,18 +81,13 @@ class Intermediates(Repository):
 
     def get_checkpoint(self, job_id: str) -> Checkpoint | None:
         with reading(self.engine) as connection:
-            query = select(checkpoints).where(checkpoints.c.job_id == job_id)
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_CHECKPOINT, {"job": job_id}).mappings().first()
         return None if row is None else Checkpoint(**row)
 
     def drop_checkpoint(self, job_id: str) -> None:
         """The checkpoint cannot be read: the job starts from the beginning."""
         with writing(self.engine) as connection:
-            gone = connection.execute(
-                delete(checkpoints)
-                .where(checkpoints.c.job_id == job_id)
-                .returning(checkpoints.c.blob_key)
-            )
+            gone = connection.execute(_GONE_CHECKPOINT, {"job": job_id})
             release_ref(connection, list(gone.scalars()), self.clock.time())
 
     def add_preview(self, preview: PreviewRecord) -> bool:
@@ -98,28 +114,17 @@ class Intermediates(Repository):
 
     def list_previews(self, job_id: str) -> list[PreviewRecord]:
         """Of a job that is open or succeeded, in the order in which they were drawn."""
-        query = (
-            select(previews)
-            .where(previews.c.job_id == job_id)
-            .order_by(previews.c.partial_index, previews.c.image_index)
-        )
         with reading(self.engine) as connection:
-            return [PreviewRecord(**row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(_PREVIEWS, {"job": job_id}).mappings()
+            return [PreviewRecord(**row) for row in rows]
 
     def watch_jobs(self, job_ids: Sequence[str]) -> Mapping[str, tuple[Any, ...]]:
         """job id -> (status, fence, step, previews): tells cheaply whether anything changed."""
-        drawn = select(func.count()).where(previews.c.job_id == jobs.c.id).scalar_subquery()
-        query = select(jobs.c.id, jobs.c.status, jobs.c.fence, jobs.c.step, drawn)
         with reading(self.engine) as connection:
-            found = connection.execute(query.where(jobs.c.id.in_(list(job_ids))))
+            found = connection.execute(_WATCHED, {"watched": list(job_ids)})
             return {row[0]: tuple(row[1:]) for row in found}
 
 
 def _holds(connection: Connection, job_id: str, fence: int) -> bool:
-    # An update, not a select: it takes the row's lock, so that no new lease comes in between.
-    found = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.status == "running", jobs.c.fence == fence)
-        .values(fence=fence)
-    )
+    found = connection.execute(_HOLD, {"job": job_id, "lease": fence, "fence": fence})
     return found.rowcount == 1

@@ -31,6 +31,15 @@ class Repository:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine, self.clock = engine, clock
 
+    def finds(self, query: Select[Any], values: ColumnValues) -> bool:
+        """Whether a query has any row.
+
+        Asked by whoever looks now and then for work that there mostly is none of: a write
+        transaction, for which others wait, is begun only where there is.
+        """
+        with reading(self.engine) as connection:
+            return connection.execute(query, values).first() is not None
+
     def page(
         self,
         query: Select[Any],

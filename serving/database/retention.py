@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, delete, or_, select, text, update
+from sqlalchemy import bindparam, delete, or_, select, text, update
 
 from calotype.serving.database.blob_refs import not_in_files, release_ref
 from calotype.serving.database.connection import reading, writing
@@ -25,6 +25,42 @@ from calotype.serving.jobs.records import JobRecord
 _PAGE = 200
 _EMPTY_REQUEST = ("rendered_size", "size", "steps", "n")
 
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_OVER = (
+    select(jobs)
+    .where(
+        jobs.c.expires <= bindparam("now"),
+        jobs.c.purged.is_(None),
+        jobs.c.status.in_(sorted(TERMINAL)),
+    )
+    .limit(bindparam("most"))
+)
+# While a file holds one of its pictures, that one is still to be found.
+_FORGOTTEN = (
+    select(jobs.c.id)
+    .where(
+        jobs.c.purged <= bindparam("moment"),
+        ~select(assets.c.job_id).where(assets.c.job_id == jobs.c.id).exists(),
+    )
+    .limit(bindparam("most"))
+)
+_ENDED_BATCHES = (
+    select(batches.c.id)
+    .where(
+        batches.c.status.not_in(("in_progress", "cancelling")),
+        batches.c.deadline <= bindparam("moment"),
+    )
+    .limit(bindparam("most"))
+)
+_LATE = (
+    select(jobs.c.id)
+    .where(
+        jobs.c.status.in_(sorted(OPEN)),
+        or_(jobs.c.deadline <= bindparam("moment"), jobs.c.expires <= bindparam("moment")),
+    )
+    .limit(bindparam("most"))
+)
+
 
 class Retention(Repository):
     """Removes what expired."""
@@ -35,11 +71,11 @@ class Retention(Repository):
         What is left says that there was such a job (410), until `forget_jobs`.
         """
         now = self.clock.time()
-        over = and_(
-            jobs.c.expires <= now, jobs.c.purged.is_(None), jobs.c.status.in_(sorted(TERMINAL))
-        )
+        wanted = {"now": now, "most": limit}
+        if not self.finds(_OVER, wanted):
+            return 0
         with writing(self.engine) as connection:
-            found = connection.execute(select(jobs).where(over).limit(limit)).mappings()
+            found = connection.execute(_OVER, wanted).mappings()
             ended = [JobRecord(**row) for row in found]
             for job in ended:
                 connection.execute(
@@ -70,11 +106,11 @@ class Retention(Repository):
 
     def forget_jobs(self, purged_before: float, limit: int = _PAGE) -> int:
         """Removes the last trace of jobs that were purged so long ago; their usage stays."""
+        wanted = {"moment": purged_before, "most": limit}
+        if not self.finds(_FORGOTTEN, wanted):
+            return 0
         with writing(self.engine) as connection:
-            # While a file holds one of its pictures, that one is still to be found.
-            kept = select(assets.c.job_id).where(assets.c.job_id == jobs.c.id).exists()
-            query = select(jobs.c.id).where(jobs.c.purged <= purged_before, ~kept).limit(limit)
-            ids = list(connection.execute(query).scalars())
+            ids = list(connection.execute(_FORGOTTEN, wanted).scalars())
             if not ids:
                 return 0
             for table in (checkpoints, previews):
@@ -96,10 +132,11 @@ class Retention(Repository):
 
     def forget_batches(self, ended_before: float, limit: int = _PAGE) -> int:
         """Removes batches whose window ended so long ago; their files expire by themselves."""
+        wanted = {"moment": ended_before, "most": limit}
+        if not self.finds(_ENDED_BATCHES, wanted):
+            return 0
         with writing(self.engine) as connection:
-            done = batches.c.status.not_in(("in_progress", "cancelling"))
-            query = select(batches.c.id).where(done, batches.c.deadline <= ended_before)
-            ids = list(connection.execute(query.limit(limit)).scalars())
+            ids = list(connection.execute(_ENDED_BATCHES, wanted).scalars())
             if ids:
                 connection.execute(delete(batch_lines).where(batch_lines.c.batch_id.in_(ids)))
                 connection.execute(delete(batches).where(batches.c.id.in_(ids)))
@@ -107,7 +144,6 @@ class Retention(Repository):
 
     def overdue_jobs(self, deadline_before: float, limit: int = _PAGE) -> list[str]:
         """Open jobs past their deadline: their dispatcher is away, or was never there."""
-        late = or_(jobs.c.deadline <= deadline_before, jobs.c.expires <= deadline_before)
-        query = select(jobs.c.id).where(jobs.c.status.in_(sorted(OPEN)), late).limit(limit)
         with reading(self.engine) as connection:
-            return list(connection.execute(query).scalars())
+            wanted = {"moment": deadline_before, "most": limit}
+            return list(connection.execute(_LATE, wanted).scalars())

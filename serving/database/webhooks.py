@@ -6,16 +6,17 @@ deliveries, and one that dies leaves them to the next.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.database.accounts.service_secrets import make_webhook_secret
 from calotype.serving.database.connection import reading, writing
-from calotype.serving.database.repository import Repository
+from calotype.serving.database.repository import Repository, column_values
 from calotype.serving.database.schema.tables import (
     webhook_attempts,
     webhook_deliveries,
@@ -33,6 +34,32 @@ from calotype.serving.jobs.records import (
 ROTATION_SECONDS = 24 * 3600.0
 """After a rotation both secrets sign for so long."""
 
+_DELIVERY = webhook_deliveries.c
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_WANTED = select(webhook_endpoints).where(
+    webhook_endpoints.c.team_id == bindparam("team"), webhook_endpoints.c.disabled.is_(None)
+)
+_ENDPOINT = select(webhook_endpoints).where(
+    webhook_endpoints.c.id == bindparam("endpoint"),
+    webhook_endpoints.c.team_id == bindparam("team"),
+)
+_NEXT_DUE = (
+    select(_DELIVERY.due).where(_DELIVERY.status == "pending").order_by(_DELIVERY.due).limit(1)
+)
+_CLAIM = (
+    select(webhook_deliveries)
+    .where(
+        _DELIVERY.id.in_(bindparam("found", expanding=True)),
+        _DELIVERY.status == "pending",
+        _DELIVERY.due <= bindparam("now"),
+    )
+    .with_for_update(skip_locked=True)
+)
+_CHANGE = update(webhook_deliveries).where(_DELIVERY.id == bindparam("delivery"))
+# Not one that was given up or sent again meanwhile.
+_ATTEMPTED = _CHANGE.where(_DELIVERY.status == "pending", _DELIVERY.attempts == bindparam("number"))
+_INSERT, _INSERT_ATTEMPT = webhook_deliveries.insert(), webhook_attempts.insert()
+
 
 def announce(connection: Connection, job: JobRecord, now: float, event: str = "") -> None:
     """Notes that whoever wants to know must be told of the job's new state, or of ``event``."""
@@ -41,11 +68,7 @@ def announce(connection: Connection, job: JobRecord, now: float, event: str = ""
     wanted: list[tuple[str | None, str]] = []
     if job.webhook is not None and event in (job.webhook.get("events") or TERMINAL_EVENTS):
         wanted.append((None, str(job.webhook["url"])))
-    endpoints = connection.execute(
-        select(webhook_endpoints).where(
-            webhook_endpoints.c.team_id == job.team_id, webhook_endpoints.c.disabled.is_(None)
-        )
-    )
+    endpoints = connection.execute(_WANTED, {"team": job.team_id})
     wanted += [
         (row["id"], row["url"]) for row in endpoints.mappings() if event in row["event_types"]
     ]
@@ -74,18 +97,15 @@ class Webhooks(Repository):
             created=now,
             updated=now,
         )
-        values = {field: getattr(endpoint, field) for field in endpoint.__dataclass_fields__}
         with writing(self.engine, durable=True) as connection:
-            connection.execute(webhook_endpoints.insert().values(values))
+            connection.execute(webhook_endpoints.insert().values(column_values(endpoint)))
         return endpoint
 
     def get_endpoint(self, endpoint_id: str, team_id: str) -> EndpointRecord:
         """Raises NotFound when the team has no such endpoint."""
-        query = select(webhook_endpoints).where(
-            webhook_endpoints.c.id == endpoint_id, webhook_endpoints.c.team_id == team_id
-        )
+        named = {"endpoint": endpoint_id, "team": team_id}
         with reading(self.engine) as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_ENDPOINT, named).mappings().first()
         if row is None:
             raise NotFound(f"There is no webhook endpoint '{endpoint_id[:80]}'.")
         return EndpointRecord(**row)
@@ -187,87 +207,43 @@ class Webhooks(Repository):
             busy_teams: teams that get none.
         """
         now = self.clock.time()
-        table = webhook_deliveries.c
         # Mostly nothing is due, and whoever asks that must not lock out those who write.
-        any_due = select(table.id).where(table.status == "pending", table.due <= now).limit(1)
         with reading(self.engine) as connection:
-            if connection.execute(any_due).first() is None:
-                return []
-        receiver = func.coalesce(table.endpoint_id, table.url)
-        nth = func.row_number().over(partition_by=receiver, order_by=(table.due, table.id))
-        due = (
-            select(table.id, table.team_id, table.due, nth.label("nth"))
-            .where(
-                table.status == "pending",
-                table.due <= now,
-                table.team_id.not_in(list(busy_teams)),
-                receiver.not_in(list(left_alone)),
-            )
-            .subquery()
-        )
-        place = func.row_number().over(partition_by=due.c.team_id, order_by=(due.c.due, due.c.id))
-        fair = select(due.c.id, due.c.due, place.label("place"))
-        if per_receiver is not None:
-            fair = fair.where(due.c.nth <= per_receiver)
-        ranked = fair.subquery()
-        first = select(ranked.c.id)
-        if per_team is not None:
-            first = first.where(ranked.c.place <= per_team)
-        first = first.order_by(ranked.c.place, ranked.c.due).limit(limit)
+            due = connection.execute(_NEXT_DUE).scalar_one_or_none()
+        if due is None or due > now:
+            return []
+        bounds = {"per_receiver": per_receiver, "per_team": per_team, "most": limit}
+        besides = {"teams": list(busy_teams), "receivers": list(left_alone)}
         with writing(self.engine) as connection:
-            ids = list(connection.execute(first).scalars())
-            query = select(webhook_deliveries).where(
-                table.id.in_(ids), table.status == "pending", table.due <= now
-            )
-            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings()
+            first = _first_due(per_receiver is not None, per_team is not None)
+            ids = list(connection.execute(first, {"now": now} | bounds | besides).scalars())
+            rows = connection.execute(_CLAIM, {"found": ids, "now": now}).mappings()
             there = {row["id"]: DeliveryRecord(**row) for row in rows}
             found = [there[name] for name in ids if name in there and wanted(there[name])]
             for delivery in found:
-                connection.execute(
-                    update(webhook_deliveries)
-                    .where(table.id == delivery.id)
-                    .values(attempts=delivery.attempts + 1, due=now + claim_seconds)
-                )
+                values = {"attempts": delivery.attempts + 1, "due": now + claim_seconds}
+                connection.execute(_CHANGE, {"delivery": delivery.id} | values)
         return [replace(delivery, attempts=delivery.attempts + 1) for delivery in found]
 
     def seconds_to_next_delivery(self) -> float | None:
         """Until something is due; None when nothing is on its way."""
-        query = (
-            select(webhook_deliveries.c.due)
-            .where(webhook_deliveries.c.status == "pending")
-            .order_by(webhook_deliveries.c.due)
-            .limit(1)
-        )
         with reading(self.engine) as connection:
-            due = connection.execute(query).scalar_one_or_none()
+            due = connection.execute(_NEXT_DUE).scalar_one_or_none()
         return None if due is None else max(0.0, due - self.clock.time())
 
     def write_body(self, delivery_id: str, body: str) -> None:
         with writing(self.engine) as connection:
-            connection.execute(
-                update(webhook_deliveries)
-                .where(webhook_deliveries.c.id == delivery_id)
-                .values(body=body)
-            )
+            connection.execute(_CHANGE, {"delivery": delivery_id, "body": body})
 
     def record_attempt(
         self, delivery: DeliveryRecord, attempt: AttemptRecord, status: str, due: float | None
     ) -> None:
         """Notes how an attempt went, and when the next one is due (``pending``)."""
         over = None if status == "pending" else self.clock.time()
-        values = {field: getattr(attempt, field) for field in attempt.__dataclass_fields__}
+        mine = {"delivery": delivery.id, "number": delivery.attempts}
         with writing(self.engine) as connection:
-            connection.execute(webhook_attempts.insert().values(values))
-            connection.execute(
-                update(webhook_deliveries)
-                .where(
-                    webhook_deliveries.c.id == delivery.id,
-                    # Not one that was given up or sent again meanwhile.
-                    webhook_deliveries.c.status == "pending",
-                    webhook_deliveries.c.attempts == delivery.attempts,
-                )
-                .values(status=status, due=due, completed=over)
-            )
+            connection.execute(_INSERT_ATTEMPT, column_values(attempt))
+            connection.execute(_ATTEMPTED, mine | {"status": status, "due": due, "completed": over})
 
     def get_delivery(self, delivery_id: str, team_id: str) -> DeliveryRecord:
         """Raises NotFound when the team has no such delivery."""
@@ -340,22 +316,47 @@ def _add(
     body: str | None = None,
 ) -> str:
     delivery_id = new_id("msg")
-    connection.execute(
-        webhook_deliveries.insert().values(
-            id=delivery_id,
-            team_id=team_id,
-            endpoint_id=endpoint_id,
-            job_id=job_id,
-            event_type=event,
-            url=url,
-            body=body,
-            status="pending",
-            attempts=0,
-            due=now,
-            created=now,
-        )
-    )
+    values = {
+        "id": delivery_id,
+        "team_id": team_id,
+        "endpoint_id": endpoint_id,
+        "job_id": job_id,
+        "event_type": event,
+        "url": url,
+        "body": body,
+        "status": "pending",
+        "attempts": 0,
+        "due": now,
+        "created": now,
+    }
+    connection.execute(_INSERT, values)
     return delivery_id
+
+
+@functools.cache
+def _first_due(of_receiver: bool, of_team: bool) -> Select[tuple[str]]:
+    """See `Webhooks.claim_deliveries`."""
+    receiver = func.coalesce(_DELIVERY.endpoint_id, _DELIVERY.url)
+    nth = func.row_number().over(partition_by=receiver, order_by=(_DELIVERY.due, _DELIVERY.id))
+    due = (
+        select(_DELIVERY.id, _DELIVERY.team_id, _DELIVERY.due, nth.label("nth"))
+        .where(
+            _DELIVERY.status == "pending",
+            _DELIVERY.due <= bindparam("now"),
+            _DELIVERY.team_id.not_in(bindparam("teams", expanding=True)),
+            receiver.not_in(bindparam("receivers", expanding=True)),
+        )
+        .subquery()
+    )
+    place = func.row_number().over(partition_by=due.c.team_id, order_by=(due.c.due, due.c.id))
+    fair = select(due.c.id, due.c.due, place.label("place"))
+    if of_receiver:
+        fair = fair.where(due.c.nth <= bindparam("per_receiver"))
+    ranked = fair.subquery()
+    first = select(ranked.c.id)
+    if of_team:
+        first = first.where(ranked.c.place <= bindparam("per_team"))
+    return first.order_by(ranked.c.place, ranked.c.due).limit(bindparam("most"))
 
 
 def _give_up(connection: Connection, endpoint_id: str, now: float) -> None:

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from calotype.serving.core.errors import Overloaded
 from calotype.serving.database.schema.tables import jobs, teams
 from calotype.serving.jobs.lifecycle import OPEN
 from calotype.serving.jobs.records import NewJob
+
+_OPEN_BY_TEAM = (
+    select(jobs.c.team_id, teams.c.weight, func.count())
+    .join_from(jobs, teams, teams.c.id == jobs.c.team_id)
+    .where(jobs.c.status.in_(sorted(OPEN)), jobs.c.model == bindparam("of_model"))
+    .group_by(jobs.c.team_id, teams.c.weight)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +35,8 @@ class QueueBound:
 
 def check_queue(connection: Connection, new: NewJob, bound: QueueBound) -> None:
     """Raises Overloaded where the queue of the model has no room for this team's job."""
-    query = (
-        select(jobs.c.team_id, teams.c.weight, func.count())
-        .join_from(jobs, teams, teams.c.id == jobs.c.team_id)
-        .where(jobs.c.status.in_(sorted(OPEN)), jobs.c.model == new.model)
-        .group_by(jobs.c.team_id, teams.c.weight)
-    )
-    found = {team: (weight, count) for team, weight, count in connection.execute(query)}
+    rows = connection.execute(_OPEN_BY_TEAM, {"of_model": new.model})
+    found = {team: (weight, count) for team, weight, count in rows}
     total = sum(count for _, count in found.values())
     if total < bound.jobs or new.team_id not in found:
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from calotype.serving.core.errors import PermissionDenied, QuotaExceeded
@@ -20,6 +20,7 @@ from calotype.serving.database.schema.tables import jobs, team_days, teams
 from calotype.serving.jobs.records import JobRecord, NewJob, TeamRecord
 
 _LONGEST_WAIT = 60.0
+_LOCKED_TEAM = select(teams).where(teams.c.id == bindparam("team")).with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,7 @@ def _check_spending(connection: Connection, team: TeamRecord, new: NewJob, day: 
 
 def locked_team(connection: Connection, team_id: str) -> TeamRecord:
     """The team, which nobody else changes until the transaction ends."""
-    query = select(teams).where(teams.c.id == team_id).with_for_update()
-    return TeamRecord(**connection.execute(query).mappings().one())
+    return TeamRecord(**connection.execute(_LOCKED_TEAM, {"team": team_id}).mappings().one())
 
 
 def take_token(connection: Connection, team: TeamRecord, now: float) -> RateState | None:

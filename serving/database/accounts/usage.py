@@ -14,6 +14,7 @@ from calotype.serving.database.repository import Repository
 from calotype.serving.database.schema.tables import teams, usage_records
 from calotype.serving.jobs.records import JobRecord
 
+_INSERT = usage_records.insert()
 GROUPS = ("team", "model", "adapter", "day", "key")
 _COLUMNS: Mapping[str, Column[Any]] = {
     "team": teams.c.name,
@@ -46,25 +47,24 @@ def record_usage(connection: Connection, job: JobRecord) -> None:
     megapixels = float((job.metrics or {}).get("megapixels", 0.0)) * images / asked
     usage, seconds = job.usage or {}, used_seconds(job)
     kept = None if job.promised is None or job.status == "canceled" else now <= job.promised
-    connection.execute(
-        usage_records.insert().values(
-            job_id=job.id,
-            team_id=job.team_id,
-            api_key_id=job.api_key_id,
-            model=job.model,
-            adapters=",".join(names)[:512],
-            time=now,
-            day=day_of(now),
-            status=job.status,
-            images=images,
-            megapixels=megapixels,
-            gpu_seconds=seconds,
-            cost=seconds * job.price,
-            input_tokens=int(usage.get("input_tokens", 0)),
-            output_tokens=int(usage.get("output_tokens", 0)),
-            promise_kept=kept,
-        )
-    )
+    values = {
+        "job_id": job.id,
+        "team_id": job.team_id,
+        "api_key_id": job.api_key_id,
+        "model": job.model,
+        "adapters": ",".join(names)[:512],
+        "time": now,
+        "day": day_of(now),
+        "status": job.status,
+        "images": images,
+        "megapixels": megapixels,
+        "gpu_seconds": seconds,
+        "cost": seconds * job.price,
+        "input_tokens": int(usage.get("input_tokens", 0)),
+        "output_tokens": int(usage.get("output_tokens", 0)),
+        "promise_kept": kept,
+    }
+    connection.execute(_INSERT, values)
 
 
 def _asked(job: JobRecord) -> tuple[int, list[str]]:

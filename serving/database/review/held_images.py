@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from calotype.serving.core.errors import NotFound
 from calotype.serving.core.protocols import Clock
@@ -25,6 +25,9 @@ from calotype.serving.jobs.records import HeldRecord, JobRecord
 HELD_SECONDS = 14 * 86_400.0
 """What nobody decides on for so long is rejected."""
 _PAGE = 200
+_LATE = (
+    select(held_images).where(held_images.c.expires <= bindparam("now")).limit(bindparam("most"))
+)
 
 
 def add_held(
@@ -127,9 +130,11 @@ class HeldImages(Repository):
     def expire_held(self, limit: int = _PAGE) -> int:
         """Rejects what nobody has decided on in time; how many there were."""
         now = self.clock.time()
-        query = select(held_images).where(held_images.c.expires <= now).limit(limit)
+        wanted = {"now": now, "most": limit}
+        if not self.finds(_LATE, wanted):
+            return 0
         with writing(self.engine) as connection:
-            late = [HeldRecord(**row) for row in connection.execute(query).mappings()]
+            late = [HeldRecord(**row) for row in connection.execute(_LATE, wanted).mappings()]
             for held in late:
                 drop_held(connection, held.asset_id, "Nobody decided in time.", now)
                 details = {"verdict": "rejected"}

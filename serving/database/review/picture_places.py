@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from calotype.serving.database.schema.review_tables import picture_places
 from calotype.serving.database.schema.tables import previews
@@ -18,6 +18,17 @@ from calotype.serving.jobs.result import ImageResult
 
 PREVIEW, DRAWN_FROM, FORBIDDEN = "preview", "drawn_from", "forbidden"
 """Kinds of places whose holder is a job; forbidden: drawn from what was taken down."""
+
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_SOURCES = (
+    select(picture_places.c.kind)
+    .where(
+        picture_places.c.holder == bindparam("job"),
+        picture_places.c.kind.in_((DRAWN_FROM, FORBIDDEN)),
+    )
+    .with_for_update()
+)
+_SHOWN = select(previews.c.image_index).where(previews.c.job_id == bindparam("job")).distinct()
 
 
 def note_sources(connection: Connection, job: NewJob) -> None:
@@ -29,16 +40,12 @@ def note_sources(connection: Connection, job: NewJob) -> None:
 def is_forbidden(connection: Connection, job_id: str) -> bool:
     """Whether a picture that the job is drawn from was taken down; none is until the transaction
     ends."""
-    query = select(picture_places.c.kind).where(
-        picture_places.c.holder == job_id, picture_places.c.kind.in_((DRAWN_FROM, FORBIDDEN))
-    )
-    return FORBIDDEN in connection.execute(query.with_for_update()).scalars().all()
+    return FORBIDDEN in connection.execute(_SOURCES, {"job": job_id}).scalars().all()
 
 
 def note_previews(connection: Connection, job_id: str, images: Iterable[ImageResult]) -> None:
     """Pictures of a job have previews, which show nearly the same."""
-    query = select(previews.c.image_index).where(previews.c.job_id == job_id).distinct()
-    shown = set(connection.execute(query).scalars())
+    shown = set(connection.execute(_SHOWN, {"job": job_id}).scalars())
     places = ((i.sha256, PREVIEW, job_id, i.index) for i in images if i.index in shown)
     _note(connection, places)
 

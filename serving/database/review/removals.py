@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, or_, select, update
 
 from calotype.serving.database.blob_refs import FILE, discard
 from calotype.serving.database.review.held_images import drop_held
@@ -28,6 +28,13 @@ from calotype.serving.database.schema.tables import (
 from calotype.serving.jobs.lifecycle import OPEN
 
 _PAGE = 500
+_FORBIDDEN = (
+    select(jobs.c.id)
+    .join(picture_places, picture_places.c.holder == jobs.c.id)
+    .where(picture_places.c.kind == FORBIDDEN, jobs.c.status.in_(sorted(OPEN)))
+    .distinct()
+    .limit(bindparam("most"))
+)
 
 
 @dataclass(slots=True)
@@ -161,9 +168,4 @@ def _pages(values: Collection[str]) -> Iterator[list[str]]:
 
 def forbidden_jobs(connection: Connection, limit: int = _PAGE) -> list[str]:
     """Open jobs that are drawn from what was taken down."""
-    query = (
-        select(jobs.c.id)
-        .join(picture_places, picture_places.c.holder == jobs.c.id)
-        .where(picture_places.c.kind == FORBIDDEN, jobs.c.status.in_(sorted(OPEN)))
-    )
-    return list(connection.execute(query.distinct().limit(limit)).scalars())
+    return list(connection.execute(_FORBIDDEN, {"most": limit}).scalars())

@@ -59,6 +59,12 @@ class TakedownOrder:
     """Of the bytes of files that it is."""
 
 
+# Built once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_LISTED = select(taken_down).order_by(taken_down.c.created, taken_down.c.id)
+_UNSETTLED = select(taken_down.c.id).where(taken_down.c.settled.is_(None)).limit(1)
+_COUNT = select(func.count()).select_from(taken_down)
+
+
 class _OnlyTried(Exception):
     """Takes back a transaction."""
 
@@ -126,15 +132,12 @@ class Takedowns(Repository):
 
     def list_takedowns(self) -> list[TakedownRecord]:
         """The oldest first."""
-        query = select(taken_down).order_by(taken_down.c.created, taken_down.c.id)
         with reading(self.engine) as connection:
-            return [TakedownRecord(**row) for row in connection.execute(query).mappings()]
+            return [TakedownRecord(**row) for row in connection.execute(_LISTED).mappings()]
 
     def unsettled(self) -> bool:
         """Whether newly stored images must still be compared with what was taken down."""
-        query = select(taken_down.c.id).where(taken_down.c.settled.is_(None)).limit(1)
-        with reading(self.engine) as connection:
-            return connection.execute(query).first() is not None
+        return self.finds(_UNSETTLED, {})
 
     def settle(self) -> None:
         """All stored images were compared: takedowns of long ago are complete."""
@@ -169,9 +172,8 @@ class Takedowns(Repository):
 
     def stamp(self) -> tuple[int, int]:
         """How many there are and the newest one's number: changes whenever the list does."""
-        query = select(func.count()).select_from(taken_down)
         with reading(self.engine) as connection:
-            return int(connection.execute(query).scalar_one()), newest_takedown(connection)
+            return int(connection.execute(_COUNT).scalar_one()), newest_takedown(connection)
 
 
 class TakenDown:
