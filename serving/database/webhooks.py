@@ -43,8 +43,16 @@ _ENDPOINT = select(webhook_endpoints).where(
     webhook_endpoints.c.id == bindparam("endpoint"),
     webhook_endpoints.c.team_id == bindparam("team"),
 )
+_RECEIVER = func.coalesce(_DELIVERY.endpoint_id, _DELIVERY.url)
 _NEXT_DUE = (
-    select(_DELIVERY.due).where(_DELIVERY.status == "pending").order_by(_DELIVERY.due).limit(1)
+    select(_DELIVERY.due)
+    .where(
+        _DELIVERY.status == "pending",
+        _DELIVERY.team_id.not_in(bindparam("teams", expanding=True)),
+        _RECEIVER.not_in(bindparam("receivers", expanding=True)),
+    )
+    .order_by(_DELIVERY.due)
+    .limit(1)
 )
 _CLAIM = (
     select(webhook_deliveries)
@@ -208,9 +216,7 @@ class Webhooks(Repository):
         """
         now = self.clock.time()
         # Mostly nothing is due, and whoever asks that must not lock out those who write.
-        with reading(self.engine) as connection:
-            due = connection.execute(_NEXT_DUE).scalar_one_or_none()
-        if due is None or due > now:
+        if self.seconds_to_next_delivery(left_alone, busy_teams) != 0.0:
             return []
         bounds = {"per_receiver": per_receiver, "per_team": per_team, "most": limit}
         besides = {"teams": list(busy_teams), "receivers": list(left_alone)}
@@ -225,10 +231,17 @@ class Webhooks(Repository):
                 connection.execute(_CHANGE, {"delivery": delivery.id} | values)
         return [replace(delivery, attempts=delivery.attempts + 1) for delivery in found]
 
-    def seconds_to_next_delivery(self) -> float | None:
-        """Until something is due; None when nothing is on its way."""
+    def seconds_to_next_delivery(
+        self, left_alone: Sequence[str] = (), busy_teams: Sequence[str] = ()
+    ) -> float | None:
+        """Until something is due; None when nothing is on its way.
+
+        Args:
+            left_alone, busy_teams: whose deliveries do not count; see `claim_deliveries`.
+        """
+        besides = {"teams": list(busy_teams), "receivers": list(left_alone)}
         with reading(self.engine) as connection:
-            due = connection.execute(_NEXT_DUE).scalar_one_or_none()
+            due = connection.execute(_NEXT_DUE, besides).scalar_one_or_none()
         return None if due is None else max(0.0, due - self.clock.time())
 
     def write_body(self, delivery_id: str, body: str) -> None:
@@ -336,15 +349,14 @@ def _add(
 @functools.cache
 def _first_due(of_receiver: bool, of_team: bool) -> Select[tuple[str]]:
     """See `Webhooks.claim_deliveries`."""
-    receiver = func.coalesce(_DELIVERY.endpoint_id, _DELIVERY.url)
-    nth = func.row_number().over(partition_by=receiver, order_by=(_DELIVERY.due, _DELIVERY.id))
+    nth = func.row_number().over(partition_by=_RECEIVER, order_by=(_DELIVERY.due, _DELIVERY.id))
     due = (
         select(_DELIVERY.id, _DELIVERY.team_id, _DELIVERY.due, nth.label("nth"))
         .where(
             _DELIVERY.status == "pending",
             _DELIVERY.due <= bindparam("now"),
             _DELIVERY.team_id.not_in(bindparam("teams", expanding=True)),
-            receiver.not_in(bindparam("receivers", expanding=True)),
+            _RECEIVER.not_in(bindparam("receivers", expanding=True)),
         )
         .subquery()
     )

@@ -98,7 +98,9 @@ class WebhookSender:
         if self._running:
             await asyncio.wait(self._running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             return 0.0
-        due = await asyncio.to_thread(self._database.webhooks.seconds_to_next_delivery)
+        # What is due for a receiver that is left alone does not count: it would keep this busy.
+        webhooks, left_alone = self._database.webhooks, self._receivers.left_alone()
+        due = await asyncio.to_thread(webhooks.seconds_to_next_delivery, left_alone)
         return pause if due is None else min(pause, max(0.05, due))
 
     async def close(self) -> None:

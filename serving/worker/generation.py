@@ -359,7 +359,8 @@ class GenerationWorker:
             if not early:
                 for job_id in self._running:
                     self._engine.engine.checkpoint(job_id)
-            await self._tell_progress(list(self._running.values()))
+            if self._running:
+                await self._tell_progress(list(self._running.values()))
 
     async def _tell_progress(self, leases: Sequence[_Running]) -> None:
         progress = {

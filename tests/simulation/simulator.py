@@ -35,7 +35,7 @@ from calotype.serving.dispatch.estimator import Estimator
 from calotype.serving.images import encode
 from calotype.serving.jobs.events import TERMINAL_EVENTS
 from calotype.serving.jobs.records import KeyRecord
-from calotype.serving.webhooks import safe_http
+from calotype.serving.webhooks import safe_http, sender
 
 EPOCH = 1_800_000_000.0
 KINDS = (*("plain",) * 6, *("delete",) * 2, *("references",) * 2, *("review",) * 2)
@@ -44,6 +44,10 @@ FAULTS_UNTIL = 14.0
 """Seconds of a run in which things begin to go wrong."""
 LONGEST = 2400.0
 """Seconds of virtual time that a run may take."""
+RETRY_DELAYS = (5.0, *(12.0,) * 8)
+"""Of webhooks: days of waiting show nothing that these do not."""
+RUNS_PER_COLLECTION = 25
+"""Of what runs left in cycles."""
 SETTLE = 50.0
 """Seconds for which sweeps go on after everybody has gone, where there is something to sweep."""
 
@@ -73,6 +77,7 @@ class Simulator:
 
     def __init__(self) -> None:
         self._world: World | None = None
+        self._runs = 0
         self._rng = random.Random(0)
         self._stack = contextlib.ExitStack()
         self.database = simulated_database()
@@ -87,9 +92,11 @@ class Simulator:
         self._keys = self._prepared()
         gc.collect()
         gc.freeze()
+        gc.disable()  # a run lasts shorter than it takes to look through what it made
         return self
 
     def __exit__(self, *exc: object) -> None:
+        gc.enable()
         gc.unfreeze()
         gc.collect()  # what killed processes left complains unheard
         self._stack.close()
@@ -133,6 +140,9 @@ class Simulator:
             self.database.quiet()
             world.loop.close()
             self._world = None
+            self._runs += 1
+            if self._runs % RUNS_PER_COLLECTION == 0:
+                gc.collect()
         return Run(seed, kind, plan, broken, trace, world.loop.steps)
 
     def _play(self, world: World, scenario: Scenario) -> None:
@@ -163,6 +173,7 @@ class Simulator:
         # Forecasts change nothing that is checked here, and are a tenth of all transactions.
         yield Estimator, "changed_forecast", lambda estimator, pause: None
         yield safe_http, "_exchange", self._exchange
+        yield sender, "RETRY_DELAYS", RETRY_DELAYS
         yield from _everywhere(encode.encode_image, picture_file)
         yield from _everywhere(encode.given_images, given_pixels)
         yield from _everywhere(encode.blur, self._blur)
