@@ -68,7 +68,8 @@ async def call(
     pause = 0.2
     while True:
         try:
-            return await asyncio.wait_for(_awaited(make()), limit)
+            async with asyncio.timeout(limit):
+                return await make()
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, CalotypeError):
@@ -83,10 +84,6 @@ async def call(
             log.warning("%s: %s; trying again", what, type(error).__name__)
         await asyncio.sleep(pause)
         pause = min(2.0, pause * 1.6)
-
-
-async def _awaited(response: Any) -> Any:
-    return await response
 
 
 class RemoteLeases:

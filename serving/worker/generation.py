@@ -353,7 +353,8 @@ class GenerationWorker:
         # A dead engine's leases shall run out.
         while self._engine.alive:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_soon.wait(), self._beat)
+                async with asyncio.timeout(self._beat):
+                    await self._beat_soon.wait()
             early = self._beat_soon.is_set()
             self._beat_soon.clear()
             if not early:

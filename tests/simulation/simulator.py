@@ -48,7 +48,7 @@ RETRY_DELAYS = (5.0, *(12.0,) * 8)
 """Of webhooks: days of waiting show nothing that these do not."""
 RUNS_PER_COLLECTION = 25
 """Of what runs left in cycles."""
-SETTLE = 50.0
+SETTLE = 40.0
 """Seconds for which sweeps go on after everybody has gone, where there is something to sweep."""
 
 
@@ -123,7 +123,7 @@ class Simulator:
             generators=rng.choice((1, 2)),
             batches=kind == "batch",
             takedowns=kind in ("takedown", "batch"),
-            sweeps={"delete": 12.0, "takedown": 45.0, "batch": 45.0}.get(kind),
+            sweeps={"delete": 20.0, "takedown": 30.0, "batch": 30.0}.get(kind),
         )
         world.armed_by_results = kind in ("plain", "references", "batch")
         self._world = world

@@ -43,8 +43,8 @@ _POLICY = DispatchPolicy(
     lease_seconds=12.0,
     max_outage_seconds=240.0,
     sweep_seconds=4.0,
-    rescan_seconds=20.0,
-    poll_seconds=20.0,
+    rescan_seconds=30.0,
+    poll_seconds=30.0,
     check_retries=_CHECKS,
 )
 BEAT_SECONDS = 4.0
@@ -106,7 +106,7 @@ class World:
             asset_seconds=50_000.0,
             url_seconds=100_000,
             forecast_seconds=5.0,
-            watch_seconds=2.0,
+            watch_seconds=3.0,
             sweep_seconds=sweeps or (300.0 if rng.random() < 0.2 else None),
             garbage_seconds=5.0,
             webhook_seconds=60.0,
@@ -172,7 +172,7 @@ class World:
         if fault.what.startswith("kill"):
             self.kill(process, fault.seconds)
             raise Killed
-        raise failed() if stage == "begin" else failed().orig
+        raise failed()
 
     def calm(self) -> None:
         """Nothing goes wrong any more."""
