@@ -50,26 +50,49 @@ class Fault:
     seconds: float = 0.0
     """How long it lasts; of a kill, until the process is started again."""
     armed: bool = False
-    """Crossings are counted from `Faults.arm` on, not from the beginning."""
+    """Crossings are counted from `Faults.arm` on, and only those of what it names."""
 
     def __str__(self) -> str:
         where = f"{self.boundary} {self.at:.0f}" if self.boundary else f"{self.at:.1f} s"
         return f"{self.what} at {where}{' when armed' * self.armed} for {self.seconds:.1f} s"
 
 
-def plan_faults(rng: random.Random, count: int, span: float) -> list[Fault]:
-    """``count`` faults; those of moments are within the first ``span`` seconds."""
-    return [_crossing(rng) if rng.random() < 0.55 else _moment(rng, span) for _ in range(count)]
+def plan_faults(rng: random.Random, count: int, span: float, armed: float = 0.5) -> list[Fault]:
+    """Args:
+    count: of faults.
+    span: seconds within which those of moments come.
+    armed: share of those at crossings that wait for `Faults.arm`.
+    """
+    if count > 1 and rng.random() < 0.1:
+        return _outage_with_death(rng, span)
+    return [
+        _crossing(rng, armed) if rng.random() < 0.3 + armed / 2 else _moment(rng, span)
+        for _ in range(count)
+    ]
 
 
-def _crossing(rng: random.Random) -> Fault:
+def _outage_with_death(rng: random.Random, span: float) -> list[Fault]:
+    """A part is away, so that leases are given back again and again; then their holder dies."""
+    part, begun = rng.choice(("encoder", "moderator", "blobs")), span / 2 * rng.random()
+    away = rng.choice((10.0, 45.0, 100.0))
+    death = begun + away + rng.choice((-5.0, 2.0, 8.0)) + 4 * rng.random()
+    return [
+        Fault(f"{part} away", at=round(begun, 2), seconds=away),
+        Fault("kill generator", at=round(death, 2), seconds=rng.choice((0.5, 6.0, 15.0))),
+    ]
+
+
+def _crossing(rng: random.Random, share_armed: float) -> Fault:
     boundary = rng.choice(sorted(BOUNDARIES))
     kinds, crossings = BOUNDARIES[boundary]
     what = rng.choice(kinds)
     seconds = rng.choice((0.2, 1.0, 4.0, 9.0))
     if what == "very slow":
         seconds = rng.choice((15.0, 40.0))
-    armed = rng.random() < 0.5
+    armed = rng.random() < share_armed
+    if armed and rng.random() < 0.4:
+        boundary = rng.choice(("begin", "commit"))
+        what = rng.choice(BOUNDARIES[boundary][0])
     share = min(crossings, _SOON) if armed else crossings
     return Fault(what, boundary, 1 + int(share * rng.random() ** 1.5), seconds, armed)
 
@@ -99,22 +122,30 @@ class Faults:
             for fault in self.plan
             if fault.boundary and not fault.armed
         }
-        self._unarmed = [fault for fault in self.plan if fault.armed]
         self._counts = dict.fromkeys(BOUNDARIES, 0)
+        self._unarmed = [fault for fault in self.plan if fault.armed]
+        self._armed: dict[tuple[str, int], Fault] = {}
+        self._armed_for = ""
+        self._armed_counts = dict.fromkeys(BOUNDARIES, 0)
 
-    def cross(self, boundary: str) -> Fault | None:
-        """The fault of this crossing, if it has one."""
+    def cross(self, boundary: str, process: str) -> Fault | None:
+        """The fault of this crossing by a process, if it has one."""
         self._counts[boundary] = number = self._counts[boundary] + 1
-        return self._waiting.pop((boundary, number), None) if self._waiting else None
+        found = self._waiting.pop((boundary, number), None) if self._waiting else None
+        if self._armed and process.startswith(self._armed_for):
+            self._armed_counts[boundary] = number = self._armed_counts[boundary] + 1
+            found = self._armed.pop((boundary, number), None) or found
+        return found
 
-    def arm(self) -> None:
-        """What this run is about begins now; heard once."""
-        for fault in self._unarmed:
-            number = self._counts[fault.boundary] + int(fault.at)
-            self._waiting[fault.boundary, number] = fault
-        self._unarmed.clear()
+    def arm(self, processes: str = "") -> None:
+        """What this run is about begins now, in processes whose name begins so; heard once."""
+        if self._unarmed:
+            self._armed = {(fault.boundary, int(fault.at)): fault for fault in self._unarmed}
+            self._armed_for = processes
+            self._unarmed.clear()
 
     def stop(self) -> None:
         """Nothing goes wrong any more."""
         self._unarmed.clear()
         self._waiting.clear()
+        self._armed.clear()

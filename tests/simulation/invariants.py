@@ -29,6 +29,7 @@ def broken_promises(world: World, scenario: Scenario) -> list[str]:
     return [
         *_endings(world, scenario, jobs, changes),
         *_failures(world, scenario, jobs),
+        *_attempts(world, jobs, changes),
         *_fences(world, jobs, changes),
         *_pictures(world, jobs),
         *_charges(world, jobs, changes),
@@ -99,10 +100,22 @@ def _failures(world: World, scenario: Scenario, jobs: dict[str, Any]) -> Iterato
             if job["completed"] < job["deadline"] - 1 and waited < REQUEST_SECONDS:
                 yield f"{job_id} ended {job['deadline'] - job['completed']:.0f} s before its time"
         elif error.details.get("reason") == "worker_died":
-            if len(deadly) < 2:
-                yield f"{job_id} was given up as poison after {len(deadly)} deaths"
+            if job["attempts"] < 2 or not deadly:
+                yield f"{job_id} was given up as poison after {job['attempts']} attempts"
         else:
             yield f"{job_id} failed: {error.code}: {error.message}"
+
+
+def _attempts(world: World, jobs: dict[str, Any], changes: list[Any]) -> Iterator[str]:
+    """A lease that its generator gave back, because a part was away, counts as no attempt."""
+    begun = Counter(
+        c["job_id"] for c in changes if (c["before"], c["after"]) == ("queued", "running")
+    )
+    given_back = Counter(job_id for job_id, _ in set(world.given_back))
+    for job_id, job in jobs.items():
+        most = begun[job_id] - given_back[job_id]
+        if job["attempts"] > most:
+            yield f"{job_id} counts {job['attempts']} attempts, and had {most}"
 
 
 def _fences(world: World, jobs: dict[str, Any], changes: list[Any]) -> Iterator[str]:
@@ -231,6 +244,8 @@ def _approved(world: World, scenario: Scenario, digest: str) -> bool:
 def _taken_down(world: World, scenario: Scenario) -> Iterator[str]:
     """Nothing is served after its takedown, which is done whole or not at all."""
     for taken in scenario.taken:
+        for text in taken.refused:
+            yield f"{taken.asset_id} could not be taken down: {text}"
         if taken.acknowledged is not None:
             for shown in scenario.artist.shown:
                 if shown.time > taken.acknowledged and shown.digest in taken.digests:

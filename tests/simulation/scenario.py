@@ -76,6 +76,8 @@ class Taken:
     digests: set[str]
     acknowledged: float | None = None
     """When the administrator was told that it is gone."""
+    refused: list[str] = field(default_factory=list)
+    """Answers that say that it cannot be taken down."""
 
 
 class Scenario:
@@ -166,7 +168,7 @@ class Scenario:
         await self._look_at(job)
         asset_ids = [image["asset_id"] for image in job["output"]["images"]]
         if wish.delete and asset_ids:
-            self.world.faults.arm()
+            self.world.faults.arm("gateway")
             await self._insist(assets.delete_asset, "/v1/assets/x", {}, asset_id=asset_ids[0])
             await asyncio.sleep(60 * self.rng.random())
         if self.kind == "takedown" and asset_ids and not self.taken:
@@ -290,8 +292,8 @@ class Scenario:
         taken = Taken(asset_id, digests)
         self.taken.append(taken)
         body = {"asset_id": asset_id, "category": "violence", "reason": "It must not exist."}
-        self.world.faults.arm()
-        for attempt in range(self.rng.choice((1, 1, 12))):
+        self.world.faults.arm("gateway")
+        for _ in range(self.rng.choice((1, 1, 12))):
             try:
                 found = await self.reviewer.call(
                     takedowns.take_down, "/v1/moderation/takedowns", body
@@ -301,8 +303,10 @@ class Scenario:
             if found is not None and found.status == 200 and found.json["id"]:
                 taken.acknowledged = self.world.loop.time()
                 break
-            if found is not None and found.status == 404 and attempt:
-                break  # done by an attempt whose answer was lost
+            if found is not None and found.status == 404:
+                break  # done by an attempt whose answer was lost, or deleted meanwhile
+            if found is not None and found.status != 200 and not found.again:
+                taken.refused.append(found.body.decode())
             await asyncio.sleep(3.0)
         if job is not None:
             await self._look_at(job)
@@ -323,7 +327,7 @@ class Scenario:
             verdict = self.rng.choice(("approved", "approved", "rejected"))
             if verdict == "approved":
                 self.approved.setdefault(case["asset_id"], self.world.loop.time())
-            self.world.faults.arm()
+            self.world.faults.arm("gateway")
             await self._as_reviewer(
                 cases.decide_case,
                 f"/v1/moderation/cases/{case['id']}/decide",

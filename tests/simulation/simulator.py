@@ -40,6 +40,9 @@ from calotype.serving.webhooks import safe_http, sender
 EPOCH = 1_800_000_000.0
 KINDS = (*("plain",) * 6, *("delete",) * 2, *("references",) * 2, *("review",) * 2)
 KINDS += (*("takedown",) * 3, "batch")
+ARMED = 0.75
+"""Share of faults that wait for the takedown, the deletion or the decision that a run is about."""
+LAG = 2.5
 FAULTS_UNTIL = 14.0
 """Seconds of a run in which things begin to go wrong."""
 LONGEST = 2400.0
@@ -112,8 +115,9 @@ class Simulator:
         self._rng = random.Random(f"chance {seed}")
         random.seed(seed)
         kind = rng.choice(KINDS)
-        count = rng.choice((0, 1, 1, 2, 2, 3)) if faults is None else faults
-        plan = plan_faults(rng, count, FAULTS_UNTIL)
+        acts = kind in ("takedown", "delete", "review")
+        count = rng.choice((acts, 1, 1, 2, 2, 3)) if faults is None else faults
+        plan = plan_faults(rng, int(count), FAULTS_UNTIL, ARMED if acts else 0.5)
         self.database.reset(None)
         world = World(
             rng,
@@ -124,6 +128,8 @@ class Simulator:
             batches=kind == "batch",
             takedowns=kind in ("takedown", "batch"),
             sweeps={"delete": 20.0, "takedown": 30.0, "batch": 30.0}.get(kind),
+            # A picture that is drawn again when it is deleted: slow writers meet the sweeper.
+            lag=LAG if kind == "delete" and rng.random() < 0.6 else 0.0,
         )
         world.armed_by_results = kind in ("plain", "references", "batch")
         self._world = world
@@ -178,6 +184,7 @@ class Simulator:
         yield from _everywhere(encode.given_images, given_pixels)
         yield from _everywhere(encode.blur, self._blur)
         yield from _everywhere(takedowns.fingerprint, _fingerprint)
+        yield from _everywhere(takedowns.count_pixels, lambda data: 16)
         yield from _everywhere(_marking_keys(), lambda gateway: None)
 
     async def _exchange(self, *arguments: Any) -> Any:

@@ -60,6 +60,7 @@ class World:
     batches: gateways work on batches.
     takedowns: the moderator knows what was taken down.
     sweeps: seconds between sweeps, where something is deleted; None = they come seldom or never.
+    lag: seconds that each blocking call of a generator takes, and each call of it, at most.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class World:
         batches: bool,
         takedowns: bool,
         sweeps: float | None,
+        lag: float,
     ) -> None:
         self.rng = rng
         self.faults = Faults(plan)
+        self.lag = lag
         self.loop = SimulatedLoop(rng, self._slow_call)
         self.database = database
         self.engine = database.engine
@@ -87,6 +90,8 @@ class World:
         """By deployment."""
         self.gateways: dict[str, tuple[Process, Gateway]] = {}
         """By name."""
+        self.given_back: list[tuple[str, int]] = []
+        """Job and fence of each lease that its generator gave back for a passing fault."""
         self.completed: list[tuple[str, int]] = []
         """Job and fence of each result that the dispatcher took."""
         self.trace: list[str] = []
@@ -159,9 +164,9 @@ class World:
         if stage == "begin":
             if self.away("database"):
                 raise failed()
-            fault = self.faults.cross("begin")
+            fault = self.faults.cross("begin", process.name)
         elif stage == "before commit":
-            fault = self.faults.cross("commit")
+            fault = self.faults.cross("commit", process.name)
             if fault is not None and fault.what.endswith("after"):
                 self._after_commit, fault = fault, None
         else:
@@ -202,10 +207,12 @@ class World:
         return not self.database.rows(open_jobs) and not self.database.rows(waiting)
 
     def _slow_call(self) -> float:
-        fault = self.faults.cross("thread")
+        process = CURRENT.get()
+        name = "" if process is None else process.name
+        fault = self.faults.cross("thread", name)
         if fault is None:
-            return 0.0
-        self.note(f"a call of {CURRENT.get()} waits {fault.seconds:.1f} s")
+            return self.lag * self.rng.random() if name.startswith("generator") else 0.0
+        self.note(f"a call of {name} waits {fault.seconds:.1f} s")
         return fault.seconds
 
     def _strike_moment(self, fault: Fault) -> None:

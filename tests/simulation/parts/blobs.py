@@ -40,11 +40,12 @@ class SimulatedBlobs(MemoryBlobStore):
         self._after(fault)
 
     def _before(self, key: str) -> Fault | None:
-        if CURRENT.get() is None:
+        process = CURRENT.get()
+        if process is None:
             return None
         if self._world.away("blobs"):
             raise StorageFailed("The object store does not answer.", retry_after=2)
-        fault = self._world.faults.cross("blob")
+        fault = self._world.faults.cross("blob", process.name)
         if fault is not None:
             self._world.note(f"{fault.what} at {key} in {CURRENT.get()}")
             if fault.what.endswith("before"):

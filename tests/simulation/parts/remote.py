@@ -18,6 +18,7 @@ from calotype.serving.core.json_object import JsonObject
 from calotype.serving.deployments.backend import RayBackend
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.jobs.lease import LeaseProgress
+from calotype.serving.jobs.outage import part_at_fault
 from calotype.serving.jobs.records import Checkpoint, PreviewRecord
 from calotype.serving.jobs.result import GenerationResult
 from calotype.serving.wire.model_status import ModelAppStatus
@@ -49,7 +50,9 @@ class _Method:
     async def _call(self, arguments: Sequence[Any]) -> Any:
         world, caller = self._world, CURRENT.get()
         found = world.servers.get(self._deployment)
-        fault = world.faults.cross("rpc")
+        fault = world.faults.cross("rpc", str(caller))
+        if world.lag and caller is not None and caller.name.startswith("generator"):
+            await asyncio.sleep(world.lag * world.rng.random())
         if fault is not None:
             world.note(f"{fault.what}: {caller} calls {self._deployment}.{self._method}")
             if fault.what == "kill callee" and found is not None:
@@ -122,7 +125,7 @@ class DispatcherServer:
 
     async def complete(self, job_id: str, fence: int, result: JsonObject) -> bool:
         if self._world.armed_by_results:
-            self._world.faults.arm()
+            self._world.faults.arm("dispatcher")
         done = await self._core.complete(job_id, fence, GenerationResult.from_payload(result))
         self._world.note(f"complete({job_id}, {fence}) = {done}")
         if done:
@@ -130,8 +133,11 @@ class DispatcherServer:
         return done
 
     async def fail(self, job_id: str, fence: int, error: JsonObject) -> bool:
-        done = await self._core.fail(job_id, fence, error_from_payload(error))
+        found = error_from_payload(error)
+        done = await self._core.fail(job_id, fence, found)
         self._world.note(f"fail({job_id}, {fence}, {error.get('code')}) = {done}")
+        if done and part_at_fault(found) is not None:
+            self._world.given_back.append((job_id, fence))
         return done
 
     async def release(self, job_id: str, fence: int) -> bool:
