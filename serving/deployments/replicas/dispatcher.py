@@ -32,25 +32,13 @@ FORGET_SECONDS = 15.0
 DRAIN_POLL_SECONDS = 0.2
 
 
-class DispatcherDeployment:
-    """Thin: every method is that of `Dispatcher`, with payloads instead of objects."""
+class DispatcherCalls:
+    """Every method is that of `Dispatcher`, with payloads instead of objects."""
 
-    async def __init__(  # type: ignore[misc]
-        self, database_url: str, model: str, moderator: DeploymentHandle
-    ) -> None:
-        set_up_logs()
-        self._model = model
-        self._reports: dict[str, tuple[float, ReplicaReport]] = {}
+    def __init__(self, core: Dispatcher) -> None:
+        self._core = core
         self._leasing: set[asyncio.Task[list[Lease]]] = set()
         self._draining = False
-        self._core = Dispatcher(
-            await asyncio.to_thread(open_job_store, database_url),
-            RemoteSafety(moderator),
-            SystemClock(),
-            DispatchPolicy(lease_seconds=LEASE_SECONDS),
-            model=model,
-        )
-        await self._core.start()
 
     async def submit(self, job_id: str) -> None:
         await self._core.submit(job_id)
@@ -113,6 +101,27 @@ class DispatcherDeployment:
 
     async def preview(self, preview: JsonObject) -> bool:
         return await self._core.preview(PreviewRecord.from_payload(preview))
+
+
+class DispatcherDeployment(DispatcherCalls):
+    """The dispatcher of one model, and what its generators and text encoders say of themselves."""
+
+    async def __init__(  # type: ignore[misc]
+        self, database_url: str, model: str, moderator: DeploymentHandle
+    ) -> None:
+        set_up_logs()
+        self._model = model
+        self._reports: dict[str, tuple[float, ReplicaReport]] = {}
+        super().__init__(
+            Dispatcher(
+                await asyncio.to_thread(open_job_store, database_url),
+                RemoteSafety(moderator),
+                SystemClock(),
+                DispatchPolicy(lease_seconds=LEASE_SECONDS),
+                model=model,
+            )
+        )
+        await self._core.start()
 
     async def report(self, state: ReplicaReport) -> float:
         """Takes a generator's or text encoder's state; answers with the backlog in seconds."""

@@ -7,7 +7,7 @@ dead replica is what Ray raises.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -16,11 +16,9 @@ from simulation.loop import CURRENT, Process, SimulatedLoop, answer
 from calotype.serving.core.errors import CalotypeError, error_from_payload
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.deployments.backend import RayBackend
+from calotype.serving.deployments.replicas.dispatcher import DispatcherCalls
 from calotype.serving.dispatch.dispatcher import Dispatcher
-from calotype.serving.jobs.lease import LeaseProgress
 from calotype.serving.jobs.outage import part_at_fault
-from calotype.serving.jobs.records import Checkpoint, PreviewRecord
-from calotype.serving.jobs.result import GenerationResult
 from calotype.serving.wire.model_status import ModelAppStatus
 
 if TYPE_CHECKING:
@@ -98,59 +96,34 @@ async def _serve(
     loop.call_soon(answer, future, found, error, context=loop.nobody)
 
 
-class DispatcherServer:
-    """`deployments.replicas.dispatcher.DispatcherDeployment` without Ray and reports."""
+class DispatcherServer(DispatcherCalls):
+    """The calls of `DispatcherDeployment`, noted."""
 
     def __init__(self, core: Dispatcher, world: World) -> None:
-        self._core, self._world = core, world
-
-    async def submit(self, job_id: str) -> None:
-        await self._core.submit(job_id)
-
-    async def wait(self, job_id: str, wait_seconds: float) -> None:
-        await self._core.wait(job_id, wait_seconds)
-
-    async def cancel(self, job_id: str) -> bool:
-        return await self._core.cancel(job_id)
+        super().__init__(core)
+        self._world = world
 
     async def lease(self, replica: str, limit: int, wait_seconds: float) -> list[JsonObject]:
-        found = await self._core.lease(replica, limit, wait_seconds)
+        found = await super().lease(replica, limit, wait_seconds)
         for lease in found:
-            self._world.note(f"{replica} leases {lease.job_id} under {lease.fence}")
-        return [lease.to_payload() for lease in found]
-
-    async def heartbeat(self, replica: str, progress: Mapping[str, JsonObject]) -> list[str]:
-        reached = {job_id: LeaseProgress.from_payload(at) for job_id, at in progress.items()}
-        return await self._core.heartbeat(replica, reached)
+            self._world.note(f"{replica} leases {lease['job_id']} under {lease['fence']}")
+        return found
 
     async def complete(self, job_id: str, fence: int, result: JsonObject) -> bool:
         if self._world.armed_by_results:
             self._world.faults.arm("dispatcher")
-        done = await self._core.complete(job_id, fence, GenerationResult.from_payload(result))
+        done = await super().complete(job_id, fence, result)
         self._world.note(f"complete({job_id}, {fence}) = {done}")
         if done:
             self._world.completed.append((job_id, fence))
         return done
 
     async def fail(self, job_id: str, fence: int, error: JsonObject) -> bool:
-        found = error_from_payload(error)
-        done = await self._core.fail(job_id, fence, found)
+        done = await super().fail(job_id, fence, error)
         self._world.note(f"fail({job_id}, {fence}, {error.get('code')}) = {done}")
-        if done and part_at_fault(found) is not None:
+        if done and part_at_fault(error_from_payload(error)) is not None:
             self._world.given_back.append((job_id, fence))
         return done
-
-    async def release(self, job_id: str, fence: int) -> bool:
-        return await self._core.release(job_id, fence)
-
-    async def checkpoint(self, checkpoint: JsonObject) -> bool:
-        return await self._core.checkpoint(Checkpoint.from_payload(checkpoint))
-
-    async def drop_checkpoint(self, job_id: str, fence: int) -> bool:
-        return await self._core.drop_checkpoint(job_id, fence)
-
-    async def preview(self, preview: JsonObject) -> bool:
-        return await self._core.preview(PreviewRecord.from_payload(preview))
 
     async def status(self) -> JsonObject:
         return ModelAppStatus(name="shapes", ready=True, replicas=1).payload()
