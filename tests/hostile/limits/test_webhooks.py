@@ -134,3 +134,17 @@ async def test_a_receiver_that_fails_again_and_again_is_left_alone_for_a_while(
     clock.advance(61)
     await sender.send_due()
     assert pending(database, "a") == 0, "the others come when it is well"
+
+
+async def test_what_waits_for_a_receiver_that_is_left_alone_keeps_nobody_busy(
+    database: Database, internet: Internet
+) -> None:
+    add_events(database, "a", "failing.example", 60)
+    sender = WebhookSender(database, OutboundPolicy(), lambda job: {})
+    await sender.send_due()
+    assert pending(database, "a") == 60
+    assert await sender.work(20.0) == 20.0, "nothing that may be sent is due"
+    add_events(database, "b", "well.example", 1)
+    assert await sender.work(20.0) == 0.0
+    assert pending(database, "b") == 0
+    await sender.close()

@@ -164,3 +164,22 @@ def test_jobs_that_wait_are_counted_by_what_is_away(database: Database, add_job:
     assert database.jobs.count_waiting() == {("shapes", "text_encoder"): 2}
     found = database.jobs.get_job(running.id)
     assert found is not None and Outage.of(found) == outage
+
+
+def test_who_looks_for_work_in_vain_waits_for_no_writer(tmp_path: pathlib.Path) -> None:
+    database = Database.open(sqlite_url(tmp_path))
+    busy = sqlite3.connect(tmp_path / "calotype.db", isolation_level=None)
+    busy.execute("BEGIN IMMEDIATE")
+    try:
+        files, retention, now = database.files, database.retention, database.clock.time()
+        assert retention.purge_jobs() == 0
+        assert retention.forget_jobs(now) == 0
+        assert retention.forget_batches(now) == 0
+        assert files.expire_assets() == files.expire_files() == 0
+        assert files.garbage(now) == []
+        assert database.held_images.expire_held() == 0
+        assert database.batches.claim_batch(30.0) is None
+        assert database.webhooks.claim_deliveries(8, 30.0) == []
+    finally:
+        busy.close()
+        database.close()
