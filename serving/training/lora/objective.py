@@ -83,6 +83,10 @@ class Objective:
         self._device = factors.vector.device
         self._dtype = model.x_embedder.weight.dtype
 
+    def close(self) -> None:
+        """Gives the model its own norms back."""
+        self._norms.remove()
+
     def loss(self, batch: Batch, generator: torch.Generator, part: slice = _ALL) -> torch.Tensor:
         """Mean squared error of the velocity.
 
