@@ -1,15 +1,17 @@
 """What commands share: of those that speak with a running service its address, a key and its
-refusals; of those that start Ray how long that may take."""
+refusals; of those that start Ray how long that may take; how they were typed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from calotype.serving.client import Reviewer
@@ -87,6 +89,29 @@ def refusals() -> Iterator[None]:
         raise Refused(" ".join(told)) from None
     except ServiceUnreachable as error:
         raise Refused(f"{error} Name the service with --url or CALOTYPE_URL.") from None
+
+
+def typed_command() -> str:
+    """The command that runs, as a line for a shell, with the options that were given."""
+    context = click.get_current_context()
+    words, above = list[str](), context
+    while above.parent is not None:  # the outermost is called by a path, or python -m
+        words.insert(0, str(above.info_name))
+        above = above.parent
+    words.insert(0, "calotype")
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        values = list(value) if isinstance(value, tuple) else [value]
+        if isinstance(parameter, click.Argument):
+            words += [str(one) for one in values]
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append(parameter.opts[-1])
+        else:
+            words += [word for one in values for word in (parameter.opts[-1], str(one))]
+    return shlex.join(words)
 
 
 def write_file(path: pathlib.Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calotype.serving.commands.customisation.dataset import given_rights, rights_options
+from calotype.serving.commands.service_options import typed_command
 from calotype.serving.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -71,14 +72,18 @@ def train() -> None:
 )  # fmt: skip
 @rights_options
 @click.option(
+    "--without", multiple=True, metavar="SHA256",
+    help="Do not learn from this picture: its rights were revoked. May be repeated.",
+)  # fmt: skip
+@click.option(
     "--price-per-hour", "hourly", type=click.FloatRange(0), default=0.0, show_default=True,
     help="Of this machine, in USD; for the price that is shown.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 256), help="Torch threads.")
 def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, ...],
          output: pathlib.Path, work: pathlib.Path | None, preset: Any, prompts: tuple[str, ...],
-         holdout: float, distance: int, hourly: float, threads: int | None,
-         **given: Any) -> None:  # fmt: skip
+         holdout: float, distance: int, without: tuple[str, ...], hourly: float,
+         threads: int | None, **given: Any) -> None:  # fmt: skip
     """Train a LoRA adapter on the pictures of SOURCE.
 
     SOURCE is a folder, a zip or tar archive, or s3://BUCKET/PREFIX/. A run that was stopped or
@@ -117,6 +122,7 @@ def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, .
             holdout=holdout,
             distance=distance,
             rights=rights,
+            without=frozenset(without),
         ),
         recipe,
         trigger,
@@ -124,6 +130,7 @@ def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, .
         folder,
         output,
         prompts,
+        command=typed_command(),
     )
     if threads is not None:
         import torch

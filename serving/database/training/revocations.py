@@ -52,6 +52,16 @@ class AffectedAdapter:
     pictures: int
     """All that it learnt from."""
 
+    def retraining(self, picture_sha256: str) -> str | None:
+        """The command that trains it again without the picture; None = not told.
+
+        In a folder of its own: the old run's checkpoints have seen the picture.
+        """
+        if self.command is None:
+            return None
+        work = f"without-{picture_sha256[:8]}.training"
+        return f"{self.command} --without {picture_sha256} --work {work}"
+
 
 @dataclass(frozen=True, slots=True)
 class Affected:

@@ -100,7 +100,7 @@ class PreparedSet:
         placed = place(image.width, image.height, self._options.resolution)
         pixels = np.ascontiguousarray(pixels_of(fill(image, placed)).transpose(2, 0, 1))
         return Sample(
-            pixels, used.caption, used.bucket, used.sha256, used.file, used.rights, used.held_out
+            pixels, used.caption, placed.bucket, used.sha256, used.file, used.rights, used.held_out
         )
 
     def samples(self, part: Part = "train") -> Iterator[Sample]:

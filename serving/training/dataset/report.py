@@ -14,6 +14,7 @@ from calotype.serving.core.errors import DatasetRefused
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.training.dataset.captions import CaptionSource
 from calotype.serving.training.dataset.images.buckets import Bucket
+from calotype.serving.weights.origins import Origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,17 @@ class DatasetReport:
             for one in sorted(self.used, key=lambda one: one.sha256)
         ]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+    def origins(self, command: str | None = None) -> Origins:
+        """What an adapter that learns from the set writes into its file.
+
+        Args:
+            command: that trains it.
+        """
+        learnt = [one for one in self.used if not one.held_out]
+        return Origins(
+            self.digest, tuple((one.sha256, _rights(one.rights)) for one in learnt), command
+        )
 
     def raise_for_errors(self) -> None:
         """Raises DatasetRefused: the first problem, with all of them in its details."""

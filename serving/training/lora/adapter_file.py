@@ -10,6 +10,7 @@ import torch
 
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.training.lora.cache import write_tensors
+from calotype.serving.weights.origins import Origins
 
 
 def write_adapter(
@@ -19,6 +20,7 @@ def write_adapter(
     rank: int,
     alpha: float,
     described: JsonObject,
+    origins: Origins,
 ) -> None:
     """Writes ``transformer.MODULE.lora_A.weight`` and ``lora_B``, in bfloat16.
 
@@ -26,7 +28,8 @@ def write_adapter(
         alpha: a factor of alpha / rank other than 1 is multiplied into B, so that every reader of
             the file applies it alike.
         described: what the metadata entry ``calotype`` says: base and data digests, trigger,
-            recipe, rights.
+            recipe.
+        origins: the pictures that it learnt from, and by what right.
 
     Raises:
         StorageFailed: it cannot be written.
@@ -48,5 +51,5 @@ def write_adapter(
             sort_keys=True,
         ),
         "calotype": json.dumps(described, sort_keys=True),
-    }
+    } | origins.to_metadata()
     write_tensors(path, tensors, metadata)

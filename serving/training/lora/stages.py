@@ -22,6 +22,7 @@ from calotype.serving.training.dataset.opening import open_source
 from calotype.serving.training.dataset.preparation import Options, PreparedSet, prepare
 from calotype.serving.training.lora.recipe import Recipe
 from calotype.serving.training.lora.reporting import EventLog
+from calotype.serving.weights.origins import Origins
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.worker.model_loader import pick_device
 
@@ -48,6 +49,7 @@ class Run:
         output: the adapter file.
         prompts: that samples are drawn of; empty draws none.
         described: more entries of the result's metadata.
+        command: that began the run, for the result's metadata.
         on_adapter: what follows a finished run: acceptance and promotion.
     """
 
@@ -61,6 +63,7 @@ class Run:
     output: pathlib.Path
     prompts: tuple[str, ...] = ()
     described: JsonObject = field(default_factory=dict)
+    command: str | None = None
     on_adapter: Callable[[pathlib.Path], None] | None = None
 
 
@@ -97,21 +100,15 @@ def train_lora(
             prepared = _validate(run, source, events, screen, on_progress)
             cache = _cache(run, source, prepared, events, on_progress)
         report = prepared.report
-        rights = [
-            {"sha256": one.sha256, "rights": one.rights.model_dump(mode="json", exclude_none=True)}
-            for one in report.used
-            if one.rights is not None and not one.held_out
-        ]
         described: JsonObject = {
             **run.described,
             "model": run.model.name,
             "triggerWord": run.trigger,
             "datasetDigest": report.digest,
-            "pictures": [one.sha256 for one in report.used if not one.held_out],
-            "rights": rights,
             "recipe": run.recipe.to_json(),
         }
-        return _train(run, cache, described, events, price, stopping, workers)
+        origins = report.origins(run.command)
+        return _train(run, cache, described, origins, events, price, stopping, workers)
     except CalotypeError as fault:
         events.tell(
             "failed",
@@ -195,6 +192,7 @@ def _train(
     run: Run,
     cache: pathlib.Path,
     described: JsonObject,
+    origins: Origins,
     events: EventLog,
     price: Price,
     stopping: Callable[[], bool],
@@ -217,6 +215,7 @@ def _train(
             rank=recipe.rank,
             alpha=recipe.alpha,
             described={**described, "steps": step},
+            origins=origins,
         )
 
     checkpoints = Checkpoints(

@@ -200,7 +200,7 @@ def _adapter(one: AffectedAdapter, sha256: str) -> AffectedAdapterObject:
         "dataset_digest": one.dataset_digest,
         "rights": one.rights,
         "pictures": one.pictures,
-        "retrain": None if one.command is None else f"{one.command} --without {sha256}",
+        "retrain": one.retraining(sha256),
     }
 
 

@@ -76,7 +76,7 @@ def test_a_revocation_quarantines_adapters_and_pictures(with_toy: Any, run: Run)
     done = run("revoke", "--picture", PICTURE, "--reason", "asked by mail", "--yes")
     assert done.exit_code == 0, done.output
     assert "1 adapters and 1 pictures are quarantined" in done.output
-    assert f"{COMMAND} --without {PICTURE}" in done.output
+    assert f"{COMMAND} --without {PICTURE} --work without-{PICTURE[:8]}.training" in done.output
 
     gone = service.fetch(url)
     assert gone.status_code == 451

@@ -77,6 +77,23 @@ def test_the_same_pictures_are_held_out_under_other_names(
     assert before == after
 
 
+def test_one_check_serves_several_resolutions(folder: pathlib.Path, screen: Moderator) -> None:
+    found = prepared(folder, screen)
+    halved = dataclasses.replace(SMALL, resolution=64)
+    sample = PreparedSet(open_source(folder), found.report, halved)[0]
+    assert (sample.bucket, sample.image.shape) == ((64, 64), (3, 64, 64))
+
+
+def test_an_adapter_says_what_it_learnt_from(folder: pathlib.Path, screen: Moderator) -> None:
+    report = prepared(folder, screen).report
+    origins = report.origins("calotype train lora pictures")
+    assert {sha256 for sha256, _ in origins.pictures} == {
+        one.sha256 for one in report.used if not one.held_out
+    }
+    assert all(rights == RIGHTS for _, rights in origins.pictures)
+    assert origins.dataset_digest == report.digest
+
+
 def test_exif_turns_a_picture(folder: pathlib.Path, screen: Moderator) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees

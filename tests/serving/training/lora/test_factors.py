@@ -22,6 +22,7 @@ from calotype.serving.training.lora.adapter_file import write_adapter
 from calotype.serving.training.lora.factors import LoraFactors
 from calotype.serving.training.lora.objective import Batch, Objective
 from calotype.serving.training.lora.targets import find_targets
+from calotype.serving.weights.origins import Origins, read_origins
 
 
 def batch(seed: int = 0) -> Batch:
@@ -125,7 +126,10 @@ def test_an_adapter_file_is_read_as_it_was_trained(
     factors = make_trainer(components, tmp_path, recipe).run()
     assert factors is not None
     path = tmp_path / "adapter.safetensors"
-    write_adapter(path, factors, rank=4, alpha=8.0, described={"triggerWord": "zorbl"})
+    origins = Origins("d" * 64, (("a" * 64, {"basis": "own", "holder": "Ada"}),))
+    described = {"triggerWord": "zorbl"}
+    write_adapter(path, factors, rank=4, alpha=8.0, described=described, origins=origins)
+    assert read_origins(path) == origins
     read = read_lora(
         path, linear_shapes(components.denoiser), max_rank=4, dtype=torch.float32
     ).layers
