@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from calotype.serving.core.conditions import ControlRef, ReferenceUse
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 
@@ -189,6 +190,10 @@ class GenerationRequest:
     """Name of the mask: what it marks is drawn anew, the rest of ``image`` stays as it is."""
     references: tuple[str, ...] = ()
     """Names of images that the model looks at, at most `MAX_REFERENCES`."""
+    reference_uses: tuple[ReferenceUse, ...] = ()
+    """How each of them is looked at; empty = as the model was trained."""
+    controls: tuple[ControlRef, ...] = ()
+    """Control maps that the image follows; their hints are summed."""
     strength: float | None = None
     """How far ``image`` is noised, above 0 to 1; None is 1 with a mask or margins, else 0.8."""
     expand: Margins | None = None
@@ -223,6 +228,8 @@ class GenerationRequest:
             "image": self.image,
             "mask": self.mask,
             "references": list(self.references),
+            "reference_uses": [use.to_payload() for use in self.reference_uses],
+            "controls": [control.to_payload() for control in self.controls],
             "strength": self.strength,
             "expand": None if self.expand is None else asdict(self.expand),
             "tenant": self.tenant,
@@ -256,6 +263,8 @@ class GenerationRequest:
             image=payload.get("image"),
             mask=payload.get("mask"),
             references=tuple(payload.get("references", ())),
+            reference_uses=tuple(map(ReferenceUse.from_payload, payload.get("reference_uses", ()))),
+            controls=tuple(map(ControlRef.from_payload, payload.get("controls", ()))),
             strength=payload.get("strength"),
             expand=Margins(**payload["expand"]) if payload.get("expand") else None,
             tenant=payload.get("tenant", ""),

@@ -31,6 +31,7 @@ from calotype.serving.core.request import (
     Preview,
     Progress,
 )
+from calotype.serving.engine.control.control_store import ControlStore
 from calotype.serving.engine.execution.admission import Admission
 from calotype.serving.engine.execution.batch import DenoiseState, steps_done
 from calotype.serving.engine.execution.checkpoint import restore, save
@@ -76,7 +77,7 @@ class Engine:
             None; without any, as many share a step as are allowed.
         memory_bytes: room for images in the making and their steps, besides the weights; None is
             what is free on a CUDA device, and no limit on a CPU.
-        adapters: the LoRA adapters that requests may name; an empty store if None.
+        adapters, controls: what requests may name; empty stores if None.
         torch_threads: threads of torch in this process; None leaves torch's own choice.
         max_steps: most denoise steps of a request.
         preview_side: longest side of a preview in pixels.
@@ -91,6 +92,7 @@ class Engine:
         *,
         max_batch_rows: int = 8,
         adapters: AdapterStore | None = None,
+        controls: ControlStore | None = None,
         torch_threads: int | None = None,
         max_steps: int = 1000,
         profile: Profile | None = None,
@@ -105,15 +107,16 @@ class Engine:
             torch.set_num_threads(torch_threads)
         self.components = components
         self.adapters = adapters or AdapterStore(components.denoiser)
+        self.controls = controls or ControlStore(components.denoiser)
         forward = build_forward(components, self.adapters.layers, compiler, group)
         self.devices = 1 if group is None else group.size
         self._denoiser = Denoiser(components.denoiser, forward, components.device, components.dtype)
         self._decoder = Decoder(components.vae)
         self._delivery = Delivery(self._decoder, preview_side)
         side = self._decoder.pixels_per_token
-        self._conditioner = Conditioner(components.vae, components.dtype, side)
+        conditioner = Conditioner(components.vae, components.dtype, side)
         self._admission = Admission(
-            components, self.adapters, self._conditioner, side, max_steps, self.devices
+            components, (self.adapters, self.controls), conditioner, side, max_steps, self.devices
         )
         self._footprint = Footprint(components, memory_bytes)
         if profile is None and data_folder is not None:

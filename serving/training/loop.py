@@ -35,6 +35,7 @@ class Stage:
         work: folder of checkpoints (``NAME.pt``) and logs (``NAME.jsonl``).
         modules: what is trained; all parameters that require gradients.
         minutes: training time in all; the schedule is a warm-up and one cosine over it.
+        clock: seconds by which training time is told; `time.process_time` on a shared machine.
         lr: peak rate of AdamW.
         muon_lr: peak rate of Muon for ``matrices``; no Muon when 0.
         matrices: which parameters, by name, are matrices of blocks.
@@ -52,6 +53,7 @@ class Stage:
     warmup: int = 100
     seed: int = 0
     save_seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
     done: int = 0
     seconds: float = 0.0
     averages: dict[str, Tensor] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class Stage:
         bar.update(int(self.seconds))
         evaluated = int(evaluations * self._share)
         while not self.finished:
-            started = time.monotonic()
+            started = self.clock()
             rate = self._rate()
             for optimizer, peak in self.optimizers:
                 for group in optimizer.param_groups:
@@ -155,12 +157,12 @@ class Stage:
     def _share_gradients(self, loss: float, started: float) -> float:
         """Averages gradients over the processes; all of them must also agree on the time."""
         if world_size() == 1:
-            self.seconds += time.monotonic() - started
+            self.seconds += self.clock() - started
             return loss
         gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()
         ]
-        clock = torch.tensor([self.seconds + time.monotonic() - started, loss])
+        clock = torch.tensor([self.seconds + self.clock() - started, loss])
         flat = torch.cat([g.flatten() for g in gradients] + [clock])
         dist.all_reduce(flat)
         flat /= world_size()

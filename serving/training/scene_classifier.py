@@ -42,6 +42,7 @@ class Seen:
     size: str | None
     area: int
     center: tuple[float, float]
+    radius: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ def _identify(
         size="small" if native < 19.6 else "medium" if native < 28.6 else "large",
         area=area,
         center=(cx, cy),
+        radius=radius,
     )
 
 

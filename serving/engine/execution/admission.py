@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calotype.serving.core.conditions import acts, check_controls, check_references
 from calotype.serving.core.errors import AdapterLoadFailed, InvalidRequest, NotFound
 from calotype.serving.core.request import MAX_SEED, GenerationRequest, check_sigmas
+from calotype.serving.engine.control.branch import ControlBranch
+from calotype.serving.engine.control.contexts import ControlContexts
+from calotype.serving.engine.control.control_store import ControlStore, unknown
+from calotype.serving.engine.control.hints import Control, Controls
+from calotype.serving.engine.control.preprocessors import read_maps
 from calotype.serving.engine.execution.batch import DenoiseState, Pass, Row
 from calotype.serving.engine.execution.checkpoint import check_adapters
 from calotype.serving.engine.lora.adapter_store import AdapterStore
@@ -45,6 +51,7 @@ class Admission:
     """Checks requests against one model.
 
     Args:
+        stores: the LoRA adapters and the control adapters that requests may name.
         conditioner: what knows how given images become tokens.
         pixels_per_token: side of the square of pixels that one image token stands for.
         max_steps: most denoise steps of a request.
@@ -54,7 +61,7 @@ class Admission:
     def __init__(
         self,
         components: Components,
-        adapters: AdapterStore,
+        stores: tuple[AdapterStore, ControlStore],
         conditioner: Conditioner,
         pixels_per_token: int,
         max_steps: int,
@@ -62,7 +69,8 @@ class Admission:
     ) -> None:
         self._components = components
         self._devices = devices
-        self._adapters = adapters
+        self._adapters, self._controls = stores
+        self._contexts = ControlContexts(conditioner, components.denoiser.config)
         self._conditioner = conditioner
         self._side = pixels_per_token
         self._max_steps = max_steps
@@ -90,10 +98,12 @@ class Admission:
                 param="step_cache",
             )
         self._check_adapters(request)
+        self._check_conditions(request)
         side, size = self._side, request.rendered_size
         grid = TokenGrid(size.height // side, size.width // side)
         two = self._components.settings.needs_two_passes
         inputs = read_inputs(request, files, side)
+        maps = read_maps(request.controls, files, size)
         guidance = plan_guidance(request, needs_two_passes=two)
         encoded = [
             self._embeds(text, given)
@@ -112,7 +122,7 @@ class Admission:
         rows = [_row(request, index, schedule, guidance, encoded) for index in range(request.n)]
         layout = self._conditioner.layout(inputs)
         bucket = Bucket(grid.rows, grid.columns, encoded[0].shape[0], layout)
-        return DenoiseState(request, bucket, grid, rows, schedule.steps, inputs)
+        return DenoiseState(request, bucket, grid, rows, schedule.steps, inputs, maps)
 
     def start(self, state: DenoiseState) -> bool:
         """Gets what a request needs for its first step; False while an adapter is being read.
@@ -133,15 +143,47 @@ class Admission:
                 self.release(state)
                 return False
             state.pinned.append(adapter)
+        controls = self._acquired(state)
+        if controls is None:
+            self.release(state)
+            return False
         check_adapters(state)
         stack = tuple((a, ref.scale) for a, ref in zip(state.pinned, refs, strict=True))
         conditions = Conditions()
         if state.inputs.start is not None or state.inputs.references:
             conditions = self._conditioner.encode(state.inputs)
+            conditions.uses = state.request.reference_uses
             state.inputs = dataclasses.replace(state.inputs, references=())
         for row in state.rows:
-            row.stack, row.conditions = stack, conditions
+            row.stack, row.conditions, row.controls = stack, conditions, controls
         return True
+
+    def _acquired(self, state: DenoiseState) -> Controls | None:
+        """The controls of a request; None while a branch is being read.
+
+        Raises:
+            AdapterLoadFailed: a branch cannot be used.
+        """
+        # One at scale 0, or never on, changes nothing: it is not even read.
+        wanted = [
+            (ref, pixels)
+            for ref, pixels in zip(state.request.controls, state.maps, strict=True)
+            if ref.scale != 0
+            and any(acts(ref.start, ref.end, step, state.steps) for step in range(state.steps))
+        ]
+        branches: list[ControlBranch] = []
+        for ref, _ in wanted:
+            try:
+                branch = self._controls.acquire(ref.name)
+            except AdapterLoadFailed as error:
+                raise _naming(ref.name, error, "controlnets") from error
+            if branch is None:
+                return None
+            branches.append(branch)
+        return tuple(
+            Control(branch, self._contexts.of(pixels), ref.scale, ref.start, ref.end)
+            for branch, (ref, pixels) in zip(branches, wanted, strict=True)
+        )
 
     def release(self, state: DenoiseState) -> None:
         """Gives a request's adapters back."""
@@ -169,6 +211,28 @@ class Admission:
                     f"The scale of {ref.name!r} must be a finite number.", param="loras"
                 )
 
+    def _check_conditions(self, request: GenerationRequest) -> None:
+        check_controls(request.controls)
+        check_references(request.reference_uses)
+        known = self._controls.states() if request.controls else {}
+        for control in request.controls:
+            if control.name not in known:
+                raise unknown(control.name)
+        weighted = any(use.strength != 1 for use in request.reference_uses)
+        if self._devices > 1 and (request.controls or weighted):
+            what = "controlnets" if request.controls else "strength of reference_images"
+            raise InvalidRequest(
+                f"{what} must be left out: {self._devices} devices draw each picture of this "
+                "model, which cannot be done with it.",
+                param="controlnets" if request.controls else "reference_images",
+            )
+        if request.reference_uses and len(request.reference_uses) != len(request.references):
+            raise InvalidRequest(
+                f"reference_uses has {len(request.reference_uses)} entries for "
+                f"{len(request.references)} references; give one for each, or none.",
+                param="reference_images",
+            )
+
     def _embeds(self, prompt: str, given: Embeds | None) -> torch.Tensor:
         if given is None:
             if self._components.text_encoder is None:
@@ -191,10 +255,10 @@ class Admission:
         return embeds.to(self._components.device, self._components.dtype)
 
 
-def _naming(name: str, error: AdapterLoadFailed) -> AdapterLoadFailed:
+def _naming(name: str, error: AdapterLoadFailed, param: str = "loras") -> AdapterLoadFailed:
     """The error as whoever asked may see it: without the path of the file."""
     reason = error.message.replace(error.param or error.message, "its file")
-    return AdapterLoadFailed(f"The adapter {name!r} cannot be used: {reason}", param="loras")
+    return AdapterLoadFailed(f"The adapter {name!r} cannot be used: {reason}", error.code, param)
 
 
 def _row(
@@ -217,6 +281,7 @@ def _row(
         noise,
         passes,
         guidance.true,
+        steps=schedule.steps,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from calotype.serving.core.request import GenerationRequest
+from calotype.serving.engine.control.hints import Controls
 from calotype.serving.engine.lora.lora_layers import Adapter, Stack
 from calotype.serving.engine.model.conditioning import Conditions
 from calotype.serving.engine.model.input_images import InputImages
@@ -50,6 +51,8 @@ class Row:
             requests cost no memory.
         start_noise: what it started from, kept where parts of an image are noised again.
         stack: its adapters; filled in when the request starts.
+        controls: its control maps; likewise.
+        steps: denoise steps of its image.
     """
 
     request_id: str
@@ -63,6 +66,13 @@ class Row:
     latents: torch.Tensor | None = None
     start_noise: torch.Tensor | None = None
     stack: Stack = ()
+    controls: Controls = ()
+    steps: int = 1
+
+    @property
+    def step(self) -> int:
+        """The denoise step that comes next, from 0."""
+        return steps_done(self.sampler, self.steps)
 
     @property
     def finished(self) -> bool:
@@ -77,6 +87,7 @@ class DenoiseState:
         steps: denoise steps that are run, fewer than the request names where it starts from a
             image.
         inputs: the images that the request brought.
+        maps: its control maps, at the size that is drawn.
         images: finished images by index.
         pinned: adapters to release at the end.
         seconds: its share of the time of every batch that it was in.
@@ -93,6 +104,7 @@ class DenoiseState:
     rows: list[Row]
     steps: int
     inputs: InputImages = field(default_factory=InputImages)
+    maps: tuple[Pixels, ...] = ()
     images: dict[int, Pixels] = field(default_factory=dict)
     pinned: list[Adapter] = field(default_factory=list)
     seconds: float = 0.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 
+from calotype.serving.engine.control.hints import Controls
 from calotype.serving.engine.execution.batch import Pass, Row
 from calotype.serving.engine.lora.lora_layers import Stack
+from calotype.serving.engine.model.conditioning import Seen
 from calotype.serving.engine.model.latents import TokenGrid
 from calotype.serving.engine.sampling.samplers import LinearSampler, step_together
 from calotype.serving.engine.sampling.step_cache import StepCache
@@ -30,7 +33,14 @@ class PassRunner(Protocol):
         bucket: Bucket,
         caches: Sequence[StepCache | None],
         stacks: Sequence[Stack],
+        controls: Sequence[Controls] = (),
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
+
+
+class _Extras(TypedDict, total=False):
+    controls: Sequence[Controls]
+    bias: torch.Tensor
 
 
 class Denoiser:
@@ -93,9 +103,41 @@ class Denoiser:
     def _predict(
         self, passes: Sequence[tuple[Row, Pass]], hidden: torch.Tensor, bucket: Bucket
     ) -> torch.Tensor:
-        if bucket.references:
-            seen = [row.conditions.references for row, _ in passes]
-            hidden = torch.cat([hidden, _stacked([s for s in seen if s is not None])], dim=1)
+        """Velocities; passes that look at the same references are run together."""
+        groups: dict[Seen | None, list[int]] = {}
+        for place, (row, _) in enumerate(passes):
+            uses = row.conditions.uses
+            seen = row.conditions.seen(row.step, row.steps) if uses else None
+            groups.setdefault(seen, []).append(place)
+        if len(groups) == 1:
+            return self._run(passes, hidden, bucket, *groups)
+        out = torch.empty_like(hidden)
+        for seen, places in groups.items():
+            at = self._sent(torch.tensor(places))
+            part = self._run([passes[i] for i in places], hidden.index_select(0, at), bucket, seen)
+            out.index_copy_(0, at, part)
+        return out
+
+    def _run(
+        self,
+        passes: Sequence[tuple[Row, Pass]],
+        hidden: torch.Tensor,
+        bucket: Bucket,
+        seen: Seen | None,
+    ) -> torch.Tensor:
+        """Args:
+        seen: the references that these passes look at; None is all.
+        """
+        bias = None
+        if bucket.references and seen != ():
+            given = [r for row, _ in passes if (r := row.conditions.references) is not None]
+            tokens = _stacked(given)
+            if seen is not None:
+                tokens = torch.cat([_reference(tokens, bucket, place) for place, _ in seen], dim=1)
+                bias = self._bias(bucket, seen)
+            hidden = torch.cat([hidden, tokens], dim=1)
+        if seen is not None:
+            bucket = bucket.seeing([place for place, _ in seen])
         times = [row.sampler.timestep for row, _ in passes]
         guidance = None
         if self._guided:
@@ -109,7 +151,30 @@ class Denoiser:
             bucket,
             [one.cache for _, one in passes],
             [row.stack for row, _ in passes],
+            **self._extras(passes, bias),
         )
+
+    def _extras(self, passes: Sequence[tuple[Row, Pass]], bias: torch.Tensor | None) -> _Extras:
+        """What only some requests ask for, and several devices cannot do together."""
+        found: _Extras = {} if bias is None else {"bias": bias}
+        controls = [
+            tuple(c for c in row.controls if c.acts(row.step, row.steps)) for row, _ in passes
+        ]
+        if any(controls):
+            found["controls"] = controls
+        return found
+
+    def _bias(self, bucket: Bucket, seen: Seen) -> torch.Tensor | None:
+        """What is added to the attention on each token; None where all count alike."""
+        if all(strength == 1 for _, strength in seen):
+            return None
+        own = torch.zeros(bucket.text_tokens + bucket.rows * bucket.columns)
+        sizes = [bucket.references[place] for place, _ in seen]
+        parts = [
+            torch.full((rows * columns,), math.log(strength))
+            for (rows, columns), (_, strength) in zip(sizes, seen, strict=True)
+        ]
+        return self._sent(torch.cat([own, *parts]))
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the host on the device, without waiting for the device."""
@@ -150,6 +215,13 @@ class Denoiser:
             if row.start_noise is not None and row.latents is not None:
                 row.latents = row.conditions.kept(row.latents, row.start_noise, row.sampler.sigma)
         return failed
+
+
+def _reference(tokens: torch.Tensor, bucket: Bucket, place: int) -> torch.Tensor:
+    """The tokens of one of all references."""
+    lengths = [rows * columns for rows, columns in bucket.references]
+    begin = sum(lengths[:place])
+    return tokens[:, begin : begin + lengths[place]]
 
 
 def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

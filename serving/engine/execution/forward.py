@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from calotype.serving.engine.control.hints import Controls, Hints, hints_of
 from calotype.serving.engine.lora.lora_layers import LoraLayers, Stack
 from calotype.serving.engine.model.latents import TokenGrid, image_ids, text_ids
 from calotype.serving.engine.model.row_linear import keep_rows_apart
-from calotype.serving.engine.model.transformer import Rotary, Transformer
+from calotype.serving.engine.model.transformer import (
+    Rotary,
+    Transformer,
+    attend,
+    weighted_attend,
+)
 from calotype.serving.engine.sampling.step_cache import StepCache, fitting
 from calotype.serving.engine.scheduling.scheduler import Bucket
 
@@ -53,6 +59,7 @@ class Forward:
                 [torch.compile(block, backend=compiler) for block in self._eager[1]],
             )
         self._layouts: OrderedDict[Bucket, Rotary] = OrderedDict()
+        self._weights: torch.Tensor | None = None
 
     def __call__(
         self,
@@ -63,6 +70,8 @@ class Forward:
         bucket: Bucket,
         caches: Sequence[StepCache | None] = (),
         stacks: Sequence[Stack] = (),
+        controls: Sequence[Controls] = (),
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocities of the images' own tokens, [passes, tokens, channels].
 
@@ -73,10 +82,15 @@ class Forward:
             embeds: [passes, text tokens, joint_attention_dim].
             caches: of each pass; empty if there are none.
             stacks: adapters of each pass; empty if there are none.
+            controls: those of each pass that act at this step; empty if there are none.
+            bias: of each key in attention, [tokens]; None if all count alike.
         """
         rotary = self._rotary(bucket, hidden.device)
         shown = bucket.rows * bucket.columns
-        return self.run(hidden, timestep, guidance, embeds, rotary, shown, caches, stacks)
+        with self._weighted(bias):
+            return self.run(
+                hidden, timestep, guidance, embeds, rotary, shown, caches, stacks, controls
+            )
 
     def run(
         self,
@@ -88,6 +102,7 @@ class Forward:
         shown: int,
         caches: Sequence[StepCache | None] = (),
         stacks: Sequence[Stack] = (),
+        controls: Sequence[Controls] = (),
     ) -> torch.Tensor:
         """The same of any tokens, of which the first ``shown`` are put out."""
         model = self._model
@@ -95,8 +110,8 @@ class Forward:
         with self._applied(stacks, range(len(stacks))):
             scale = None if guidance is None else guidance.to(dtype) * 1000
             time = model.time_guidance_embed(timestep.to(dtype) * 1000, scale)
-            adapted = any(stacks)
-            doubles, singles = self._eager if adapted else self._compiled or self._eager
+            plain = self._weights is None and not any(stacks)
+            doubles, singles = (self._compiled or self._eager) if plain else self._eager
             blocks = _Blocks(
                 doubles,
                 singles,
@@ -106,6 +121,9 @@ class Forward:
                 model.single_stream_modulation(time),
             )
             streams = [model.x_embedder(hidden), model.context_embedder(embeds)]
+            if any(controls):
+                mods = blocks.image_mod, blocks.text_mod
+                blocks.hints = hints_of(controls, *streams, *mods, rotary)
             if any(cache is not None for cache in caches):
                 image = self._through_caches(blocks, streams, caches, stacks)
             else:
@@ -113,6 +131,20 @@ class Forward:
                 image = blocks.rest(streams)
             out: torch.Tensor = model.proj_out(model.norm_out(image[:, :shown], time))
         return out
+
+    @contextlib.contextmanager
+    def _weighted(self, bias: torch.Tensor | None) -> Iterator[None]:
+        """Within, keys count in attention as a bias says."""
+        if bias is None:
+            yield
+            return
+        self._weights = bias
+        self._model.replace_attention(weighted_attend(bias))
+        try:
+            yield
+        finally:
+            self._model.replace_attention(attend)
+            self._weights = None
 
     def _applied(
         self, stacks: Sequence[Stack], passes: Sequence[int]
@@ -163,7 +195,8 @@ class Forward:
 def rotary_tables(model: Transformer, bucket: Bucket, device: torch.device) -> Rotary:
     """Position tables of text tokens, image tokens and reference tokens, in this order."""
     ids = [text_ids(bucket.text_tokens), image_ids(TokenGrid(bucket.rows, bucket.columns))]
-    ids += [image_ids(TokenGrid(*g), 10 + 10 * i) for i, g in enumerate(bucket.references)]
+    times = bucket.times or tuple(10 + 10 * i for i in range(len(bucket.references)))
+    ids += [image_ids(TokenGrid(*g), t) for g, t in zip(bucket.references, times, strict=True)]
     tables = [model.rotary(part.to(device)) for part in ids]
     return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
 
@@ -178,23 +211,25 @@ class _Blocks:
     image_mod: torch.Tensor
     text_mod: torch.Tensor
     joint_mod: torch.Tensor
+    hints: Hints = field(default_factory=Hints)
 
     def only(self, passes: list[int]) -> _Blocks:
         """The same for some of the passes."""
         mods = (self.image_mod[passes], self.text_mod[passes], self.joint_mod[passes])
-        return _Blocks(self.doubles, self.singles, self.rotary, *mods)
+        hints = self.hints.only(passes)
+        return _Blocks(self.doubles, self.singles, self.rotary, *mods, hints)
 
     def first(self, streams: list[torch.Tensor]) -> None:
         """Puts image and text tokens, in this order, through the first block, in place."""
-        self._double(self.doubles[0], streams)
+        self._double(0, streams)
 
     def rest(self, streams: list[torch.Tensor]) -> torch.Tensor:
         """Image tokens after the blocks behind the first one.
 
         Takes the streams out of the list, so that they are freed while the blocks run.
         """
-        for block in self.doubles[1:]:
-            self._double(block, streams)
+        for layer in range(1, len(self.doubles)):
+            self._double(layer, streams)
         length = streams[1].shape[1]
         joint = torch.cat(streams[::-1], dim=1)
         streams.clear()
@@ -202,5 +237,7 @@ class _Blocks:
             joint = block(joint, self.joint_mod, self.rotary)
         return joint[:, length:]
 
-    def _double(self, block: Any, streams: list[torch.Tensor]) -> None:
-        streams[:] = block(*streams, self.image_mod, self.text_mod, self.rotary)
+    def _double(self, layer: int, streams: list[torch.Tensor]) -> None:
+        block = self.doubles[layer]
+        image, text = block(*streams, self.image_mod, self.text_mod, self.rotary)
+        streams[:] = self.hints.add(layer, image), text

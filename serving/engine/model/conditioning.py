@@ -2,14 +2,13 @@
 
 A request's `Conditions` act on the denoise loop at four places, and nowhere else:
 
-* ``references``: tokens behind the image's own, at every evaluation (`denoiser.Denoiser`);
+* ``references``: tokens behind the image's own (`denoiser.Denoiser`), at every evaluation or
+  those that ``uses`` say;
 * `noised`: what the latents are before the first evaluation;
 * `kept`: what the latents are after each step;
 * `Bucket.references`: the token layout, which decides who may share a step.
 
-ControlNet-like conditions join at the first place (a control map is a reference with a role) or in
-`forward.Forward`, whose blocks are called one by one; image-prompt adapters add to
-``Pass.embeds``.
+Control maps are no conditions but branches beside the denoiser (`control.hints`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from calotype.serving.core.conditions import ReferenceUse, acts
 from calotype.serving.engine.model.autoencoder import Autoencoder
 from calotype.serving.engine.model.decoder import TILE_ABOVE_PIXELS
 from calotype.serving.engine.model.input_images import InputImages
@@ -27,6 +27,10 @@ from calotype.serving.engine.model.latents import normalize, pack, patchify
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
+
+
+Seen = tuple[tuple[int, float], ...]
+"""Places of reference images, each with its strength."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +41,21 @@ class Conditions:
         references: [reference tokens, token channels] of all reference images.
         start: latents of the image to start from, [tokens, token channels].
         redraw: [tokens, 1], 1 where the image is drawn anew and 0 where ``start`` stays.
+        uses: how each reference is looked at; empty = all of them, all the time, as trained.
     """
 
     references: torch.Tensor | None = None
     start: torch.Tensor | None = None
     redraw: torch.Tensor | None = None
+    uses: tuple[ReferenceUse, ...] = ()
+
+    def seen(self, step: int, steps: int) -> Seen:
+        """The references that a step looks at."""
+        return tuple(
+            (place, use.strength)
+            for place, use in enumerate(self.uses)
+            if acts(use.start, use.end, step, steps)
+        )
 
     def noised(self, noise: torch.Tensor, sigma: float) -> torch.Tensor:
         """Latents at a noise level: ``start`` under noise, or noise alone."""
@@ -85,9 +99,9 @@ class Conditioner:
         """The conditions of a request. Runs the autoencoder."""
         references = start = redraw = None
         if inputs.references:
-            references = torch.cat([self._tokens(pixels) for pixels in inputs.references])
+            references = torch.cat([self.tokens(pixels) for pixels in inputs.references])
         if inputs.start is not None:
-            start = self._tokens(inputs.start)
+            start = self.tokens(inputs.start)
         if inputs.redraw is not None:
             marked = torch.tensor(inputs.redraw).to(self._device, self._dtype)
             # A token is drawn anew if any of its pixels is: a thin mask must not fall between.
@@ -96,7 +110,7 @@ class Conditioner:
         return Conditions(references, start, redraw)
 
     @torch.inference_mode()
-    def _tokens(self, pixels: Pixels) -> torch.Tensor:
+    def tokens(self, pixels: Pixels) -> torch.Tensor:
         """Packed, normalised latents of an image: [tokens, token channels]."""
         # A copy: arrays from Pillow are read-only, which torch does not like.
         image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0)

@@ -78,7 +78,9 @@ def read_inputs(request: GenerationRequest, files: Mapping[str, bytes], side: in
     references = []
     for place, name in enumerate(request.references):
         param = f"references[{place}]"
-        references.append(fit_reference(read_image(_file(files, name, param), param), side, param))
+        given = read_image(given_file(files, name, param), param)
+        most = request.reference_uses[place].max_pixels if request.reference_uses else None
+        references.append(fit_reference(given, side, param, most))
     start, redraw, exact = _read_start(request, files, request.rendered_size)
     return InputImages(start, redraw, exact, tuple(references))
 
@@ -110,10 +112,10 @@ def _read_start(
             if getattr(request, name) is not None:
                 raise InvalidRequest(f"{name} needs an image to act on; give one.", param=name)
         return None, None, True
-    start = read_image(_file(files, request.image, "image"), "image")
+    start = read_image(given_file(files, request.image, "image"), "image")
     redraw: Region | None = None
     if request.mask is not None:
-        redraw = read_mask(_file(files, request.mask, "mask"), start)
+        redraw = read_mask(given_file(files, request.mask, "mask"), start)
     if request.expand is not None:
         start, redraw = _expanded(start, redraw, request.expand)
     height, width = start.shape[:2]
@@ -183,10 +185,10 @@ def read_mask(data: bytes, start: Pixels) -> Region:
     return marked
 
 
-def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
+def fit_reference(pixels: Pixels, side: int, param: str, max_pixels: int | None = None) -> Pixels:
     """A reference as FLUX.2 looks at it: about one megapixel at most, whole patches, centre cut.
 
-    As ``Flux2Pipeline(image=...)`` prepares it.
+    As ``Flux2Pipeline(image=...)`` prepares it, which has no ``max_pixels`` but one megapixel.
 
     Raises:
         InvalidRequest: it is too small or too narrow.
@@ -194,9 +196,10 @@ def fit_reference(pixels: Pixels, side: int, param: str) -> Pixels:
     image = Image.fromarray(pixels)
     width, height = image.size
     check_reference(ImageSize(width, height), param)
-    if width * height > _REFERENCE_PIXELS:
-        scale = math.sqrt(_REFERENCE_PIXELS / (width * height))
-        width, height = int(width * scale), int(height * scale)
+    most = min(max_pixels or _REFERENCE_PIXELS, _REFERENCE_PIXELS)
+    if width * height > most:
+        scale = math.sqrt(most / (width * height))
+        width, height = max(side, int(width * scale)), max(side, int(height * scale))
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     wide, high = width // side * side, height // side * side
     left, top = (width - wide) // 2, (height - high) // 2
@@ -223,7 +226,8 @@ def _expanded(start: Pixels, redraw: Region | None, margins: Margins) -> tuple[P
     return wide, np.pad(inside, around, constant_values=True)
 
 
-def _file(files: Mapping[str, bytes], name: str, param: str) -> bytes:
+def given_file(files: Mapping[str, bytes], name: str, param: str) -> bytes:
+    """Raises InvalidRequest: the file was not given."""
     data = files.get(name)
     if data is None:
         raise InvalidRequest(f"{param} names {name!r}, which was not given.", param=param)

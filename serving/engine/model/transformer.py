@@ -77,6 +77,18 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
+def weighted_attend(bias: torch.Tensor) -> Attend:
+    """`attend` with a bias on each key, [keys]: log(2) makes it count twice."""
+
+    def attend_with(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        mask = bias.to(query.dtype).expand(*query.shape[:3], -1)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out.transpose(1, 2)
+
+    return attend_with
+
+
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Turns neighbouring pairs of channels of [n, tokens, heads, head width] by their angles."""
     cosine, sine = (table[None, :, None, :] for table in rotary)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from calotype.serving.core.errors import CalotypeError, EngineError, GroupLost, ModelLoadFailed
+from calotype.serving.engine.control.hints import Controls
 from calotype.serving.engine.execution.forward import Forward, rotary_tables
 from calotype.serving.engine.lora.adapter_store import AdapterStore
 from calotype.serving.engine.lora.lora_layers import Adapter, LoraLayers, Stack
@@ -165,8 +166,13 @@ class ParallelForward:
         bucket: Bucket,
         caches: Sequence[StepCache | None] = (),
         stacks: Sequence[Stack] = (),
+        controls: Sequence[Controls] = (),
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocities as `forward.Forward` gives them.
+
+        Requests with controls, or with references of another strength than 1, are refused before
+        (`admission`): their followers would need the branches, too.
 
         Raises:
             EngineError: a follower cannot load an adapter.

@@ -44,7 +44,12 @@ def fitting(caches: Sequence[StepCache | None], first: torch.Tensor) -> list[boo
     Args:
         first: what the first block added now, [passes, image tokens, width].
     """
-    filled = [i for i, cache in enumerate(caches) if cache is not None and cache.first is not None]
+    # Tokens are fewer, and nothing fits, when reference images are no longer looked at.
+    filled = [
+        i
+        for i, c in enumerate(caches)
+        if c is not None and c.first is not None and c.first.shape == first[i].shape
+    ]
     fits = [False] * len(caches)
     if not filled:
         return fits

@@ -16,7 +16,7 @@ in the order of arrival, so that the first is not slowed by the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from calotype.serving.engine.scheduling.fair_share import FairShare
 
@@ -36,12 +36,21 @@ class Bucket:
         columns: columns of image tokens.
         text_tokens: text tokens, padding included.
         references: rows and columns of image tokens of each reference image.
+        times: time positions of the references where some are left out; empty = 10, 20, ...
     """
 
     rows: int
     columns: int
     text_tokens: int
     references: tuple[tuple[int, int], ...] = ()
+    times: tuple[int, ...] = ()
+
+    def seeing(self, places: Sequence[int]) -> Bucket:
+        """The same with some of the references, which keep their time positions."""
+        if len(places) == len(self.references):
+            return self
+        kept = tuple(self.references[place] for place in places)
+        return replace(self, references=kept, times=tuple(10 + 10 * place for place in places))
 
     @property
     def tokens(self) -> int:

@@ -107,7 +107,7 @@ def test_tiles_are_tried_when_memory_runs_out(components, make_request, monkeypa
 def test_large_images_are_decoded_in_tiles():
     vae = load_components(SHAPES, parts=("vae",)).vae
     image = np.asarray(Image.linear_gradient("L").resize((320, 320)).convert("RGB"))
-    latents = Conditioner(vae, torch.float32, 16)._tokens(image).unsqueeze(0)
+    latents = Conditioner(vae, torch.float32, 16).tokens(image).unsqueeze(0)
     grid = TokenGrid(20, 20)
     whole = Decoder(vae).decode_float(latents, grid)
     tiled = Decoder(vae, tile_above=320 * 320 - 1).decode_float(latents, grid)

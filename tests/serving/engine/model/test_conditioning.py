@@ -208,13 +208,13 @@ def test_edits_and_plain_requests_share_steps(engine, new_engine, make_request):
 
 
 def test_an_image_that_cannot_be_encoded_fails_its_request_alone(engine, make_request, monkeypatch):
-    encode = engine._conditioner.encode
+    encode = engine._admission._conditioner.encode
 
     def fail_once(inputs):
-        monkeypatch.setattr(engine._conditioner, "encode", encode)
+        monkeypatch.setattr(engine._admission._conditioner, "encode", encode)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine._conditioner, "encode", fail_once)
+    monkeypatch.setattr(engine._admission._conditioner, "encode", fail_once)
     for name in ("a", "b"):
         engine.add(make_request(name, references=("p",)), files={"p": png(scene(64, 64))})
     drawn = engine.run()

@@ -1,0 +1,1 @@
+"""Control branches: pictures that follow edges, depth, segmentation or pose of a given map."""

@@ -1,0 +1,1 @@
+"""How the embedded model's control branch was made, and how well it obeys."""
