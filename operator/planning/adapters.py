@@ -289,6 +289,7 @@ def adapter_task(
         sha256=pin,
         cache_dir=pathlib.Path(CACHE_DIR),
         max_bytes=most,
+        adapter_type=adapter.spec.type,
         max_rank=limits.max_rank,
         model=ImageModel.model_validate(base),
         volume_dir=pathlib.Path(root) if root is not None else None,
@@ -298,7 +299,9 @@ def adapter_task(
         owner=owner,
         namespace=model.metadata.namespace,
         model=model.name,
-        fingerprint=digest([source, pin, most, limits.max_rank, base["spec"], secret_version]),
+        fingerprint=digest(
+            [source, adapter.spec.type, pin, most, limits.max_rank, base["spec"], secret_version]
+        ),
         attempt=attempt,
         credentials=ref.name if ref is not None else None,
         job_owner=model_owner if crosses else None,

@@ -352,7 +352,8 @@ def _digest(parts: Iterator[bytes]) -> bytes:
 def _drawn_from(job: JobRecord) -> set[str]:
     """The pictures that a job's request names."""
     request = GenerationRequest.from_payload(job.request)
-    names = (request.image, request.mask, *request.references)
+    maps = [control.image for control in request.controls]
+    names = (request.image, request.mask, *request.references, *maps)
     return {name for name in names if name is not None}
 
 

@@ -6,7 +6,7 @@ import pathlib
 
 from calotype.serving.config.base import Metadata, ModelRef
 from calotype.serving.config.files import Manifests
-from calotype.serving.config.lora_adapter import LoRAAdapter, LoRAAdapterSpec
+from calotype.serving.config.lora_adapter import LoRAAdapter, LoRAAdapterSpec, Scale
 from calotype.serving.config.model.image_model import ImageModel, ImageModelSpec
 from calotype.serving.config.model.sampling import Defaults, Enlarge, Preset
 from calotype.serving.config.sources import BuiltInSource, ModelSource, Source
@@ -45,13 +45,27 @@ BUILT_IN_ADAPTER = LoRAAdapter(
 )
 """The example adapter, served beside the built-in model."""
 
+BUILT_IN_CONTROL = LoRAAdapter(
+    metadata=Metadata(name="layout"),
+    spec=LoRAAdapterSpec(
+        model_ref=ModelRef(name="shapes"),
+        type="control",
+        source=Source(built_in=BuiltInSource(name="layout")),
+        scale=Scale(max=2.0),
+    ),
+)
+"""Its control adapter, which follows edges, depth, segmentation and points."""
+
+
+BUILT_IN_ADAPTERS = (BUILT_IN_ADAPTER, BUILT_IN_CONTROL)
+
 
 def with_defaults(found: Manifests) -> Manifests:
-    """What was found; without any model the built-in one, with its example adapter."""
+    """What was found; without any model the built-in one, with its example adapters."""
     if found.models:
         return found
     return found.model_copy(
-        update={"models": [BUILT_IN_MODEL], "adapters": [*found.adapters, BUILT_IN_ADAPTER]}
+        update={"models": [BUILT_IN_MODEL], "adapters": [*found.adapters, *BUILT_IN_ADAPTERS]}
     )
 
 

@@ -1,4 +1,4 @@
-"""LoRAAdapter: a LoRA adapter of one model."""
+"""LoRAAdapter: an adapter of one model, a LoRA or a control branch."""
 
 from __future__ import annotations
 
@@ -66,9 +66,21 @@ class Probe(Spec):
 
 
 class LoRAAdapterSpec(Spec):
-    """A LoRA adapter of one model."""
+    """An adapter of one model."""
 
     rules = (
+        Rule(
+            lambda s: s.type == "lora" or s.probe is None,
+            "self.type == 'lora' || !has(self.probe)",
+            "a control adapter draws nothing without a map, so it has no probe: leave probe out",
+            ".probe",
+        ),
+        Rule(
+            lambda s: s.type == "lora" or (s.scale.min >= 0 and s.scale.max <= 2),
+            "self.type == 'lora' || (self.scale.min >= 0.0 && self.scale.max <= 2.0)",
+            "a control adapter is applied at scales of 0 to 2: give scale.min and scale.max in it",
+            ".scale",
+        ),
         Rule(
             lambda s: (
                 s.sha256 is None
@@ -85,6 +97,11 @@ class LoRAAdapterSpec(Spec):
     model_ref: ModelRef = Field(
         description="The model it was trained on. It cannot be changed once the adapter's file "
         "has been checked."
+    )
+    type: Literal["lora", "control"] = Field(
+        "lora",
+        description="lora: low-rank changes of the model's layers, named in loras. control: a "
+        "branch beside the model that follows a map, named in controlnets.",
     )
     source: Source = Field(description="Where the safetensors file comes from; exactly one field.")
     credentials_secret_ref: SecretRef | None = Field(None, description=CREDENTIALS)
@@ -189,7 +206,7 @@ class LoRAAdapterStatus(Status):
 
 
 class LoRAAdapter(Resource):
-    """A LoRA adapter of one model."""
+    """An adapter of one model, a LoRA or a control branch."""
 
     rules = (name_rule(LONGEST_NAME, "labels hold it"),)
     transitions = (

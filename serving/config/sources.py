@@ -114,7 +114,9 @@ class VolumeSource(Spec):
 class BuiltInSource(Spec):
     """Weights that are part of the package."""
 
-    name: Name = Field(description="shapes (a model), stripes (an adapter).")
+    name: Name = Field(
+        description="shapes (a model), stripes (a LoRA), layout (a control adapter)."
+    )
 
 
 class ProviderSource(Spec):

@@ -21,6 +21,8 @@ PREPROCESSOR_ENTRY_POINTS = "calotype.preprocessors"
 """Entry-point group by which an installed package adds preprocessors."""
 GIVEN = "none"
 """The type of a map that is given as it is; no preprocessor runs."""
+MAP_PREFIX = "map:"
+"""How the names of maps begin that were made for a request."""
 PREPROCESSORS = (GIVEN, "canny")
 """Those of this package."""
 MAP_KINDS = (*PREPROCESSORS, "depth", "pose", "segmentation")
@@ -93,6 +95,14 @@ class ReferenceUse:
     def from_payload(cls, payload: JsonObject) -> ReferenceUse:
         return cls(**{name: payload[name] for name in _REFERENCE_FIELDS if name in payload})
 
+
+USE_OF_ROLE: dict[Role, ReferenceUse] = {
+    "subject": ReferenceUse("subject"),
+    "style": ReferenceUse("style", start=0.3, max_pixels=512 * 512),
+    "composition": ReferenceUse("composition", end=0.5, max_pixels=512 * 512),
+}
+"""What a role means where a request says no more: where things stand is settled in the first steps,
+and how their surfaces look in the later ones. A quarter of a megapixel is enough for both."""
 
 _REFERENCE_FIELDS = ("role", "strength", "start", "end", "max_pixels")
 

@@ -207,6 +207,12 @@ class GenerationRequest:
     checkpoint_every: int = 0
     """Emit a `Checkpoint` every so many steps; 0 = never."""
 
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Of LoRAs and control adapters."""
+        named = [adapter.name for adapter in self.adapters]
+        return (*named, *(control.name for control in self.controls))
+
     def to_payload(self) -> JsonObject:
         return {
             "id": self.id,
@@ -309,6 +315,8 @@ class Finished:
     """Denoiser passes that its images took, skipped ones included."""
     skipped: int = 0
     """Those of them that reused the last step's result (``step_cache``)."""
+    reference_tokens: int = 0
+    """Tokens of its reference images, as the model looked at them."""
 
 
 @dataclass(frozen=True, slots=True)

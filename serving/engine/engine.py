@@ -73,8 +73,7 @@ class Engine:
         components: a model with denoiser and VAE, and its text encoder if `add` shall encode.
         max_batch_rows: denoiser passes that share one step at most.
         profile: how many are worth it on this machine.
-        data_folder: where `calotype profile` may have left one, which counts if ``profile`` is
-            None; without any, as many share a step as are allowed.
+        data_folder: where `calotype profile` may have left one; used if ``profile`` is None.
         memory_bytes: room for images in the making and their steps, besides the weights; None is
             what is free on a CUDA device, and no limit on a CPU.
         adapters, controls: what requests may name; empty stores if None.
@@ -377,7 +376,8 @@ class Engine:
             self._end(state)
             passes = sum(r.sampler.evaluations * len(r.passes) for r in state.rows)
             skipped = sum(cache.used for cache in state.caches)
-            events.append(Finished(request_id, images, state.seconds, passes, skipped))
+            seen = state.bucket.reference_tokens
+            events.append(Finished(request_id, images, state.seconds, passes, skipped, seen))
 
     def _typed(self, error: Exception, state: DenoiseState) -> CalotypeError:
         # A request that fits alone was admitted; what others hold is free when they are done.

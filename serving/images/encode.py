@@ -14,6 +14,7 @@ from PIL import Image
 
 from calotype.moderation.images.decode import blur as blur
 from calotype.moderation.images.decode import decode_image
+from calotype.serving.core.conditions import MAP_PREFIX
 from calotype.serving.core.request import ImageSize
 from calotype.serving.images.provenance import installation_marks
 from calotype.serving.images.recipe_metadata import embed_recipe
@@ -43,13 +44,23 @@ def given_images(
 ) -> list[Pixels]:
     """The images that a request is drawn from, as the safety stage looks at them.
 
+    Control maps are among them, and the pictures that they were made of.
+
     Args:
         side: no side of them is longer; small ones are enough for faces.
 
     Raises:
         ImageError: one of them cannot be read.
     """
-    names = dict.fromkeys((*request.references, *([request.image] if request.image else [])))
+    maps = [name for name in files if name.startswith(MAP_PREFIX)]
+    names = dict.fromkeys(
+        (
+            *request.references,
+            *([request.image] if request.image else []),
+            *(control.image for control in request.controls),
+            *maps,
+        )
+    )
     found = []
     for name in names:
         for view in decode_image(files[name], name):

@@ -20,6 +20,7 @@ from calotype.serving.jobs.moderation_record import HeldEntry, ModerationRecord
 from calotype.serving.jobs.records import AssetRecord, HeldRecord, JobRecord, new_id
 from calotype.serving.jobs.refusals import blocked_error, held_error
 from calotype.serving.jobs.result import (
+    CONTENT_TYPES,
     BlockedImage,
     GenerationResult,
     JobMetrics,
@@ -116,7 +117,7 @@ def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
     now, held = job.started or job.created, _held(job, result)
     return Ending(
         "succeeded",
-        output=JobOutput(result.images, result.blocked),
+        output=JobOutput(result.images, result.blocked, result.maps),
         moderation=_moderation(job, result, held),
         held=held,
         usage=result.usage,
@@ -136,6 +137,22 @@ def drawn_ending(job: JobRecord, result: GenerationResult) -> Ending:
                 expires=job.expires,
             )
             for image in result.images
+        ]
+        + [
+            AssetRecord(
+                id=one.asset_id,
+                job_id=job.id,
+                team_id=job.team_id,
+                blob_key=one.blob_key,
+                content_type=CONTENT_TYPES["png"],
+                width=one.width,
+                height=one.height,
+                seed=0,
+                sha256=one.sha256,
+                created=now,
+                expires=job.expires,
+            )
+            for one in result.maps
         ],
     )
 

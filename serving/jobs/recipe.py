@@ -4,7 +4,8 @@
      "size": "128x128", "seed": 7, "n": 1, "steps": 20, ...,
      "model": {"name": "shapes", "digest": "sha256:..."},
      "adapters": [{"name": "stripes", "digest": "sha256:...", "scale": 0.8}],
-     "references": [{"sha256": "..."}], "output": {"format": "png", "compression": 100}}
+     "references": [{"sha256": "..."}], "controls": [{"name": "layout", "sha256": "...", ...}],
+     "output": {"format": "png", "compression": 100}}
 
 It is stored with the job, told in every answer, carried by the image file, and may be posted
 again. Its hash is the sha256 of its canonical JSON: sorted names, no spaces, UTF-8. What a request
@@ -23,6 +24,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from calotype.serving.core.conditions import ReferenceUse
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 
@@ -39,7 +41,8 @@ _NAME_CHARS = 64
 _NOT_THE_IMAGE = frozenset(
     {
         *("id", "priority", "preview_every", "tenant", "weight", "deadline_seconds"),
-        *("checkpoint_every", "loras", "image", "mask", "references"),
+        *("checkpoint_every", "loras", "image", "mask", "references", "reference_uses"),
+        "controls",
     }
 )
 _PLAIN = ("prompt", "size", "seed", "n", "steps", "guidance_scale", "sampler")
@@ -84,8 +87,28 @@ def make_recipe(
         if request.get(name):
             recipe[name] = {"sha256": digest_of_key(request[name])}
     if request.get("references"):
-        recipe["references"] = [{"sha256": digest_of_key(key)} for key in request["references"]]
+        uses = request.get("reference_uses") or [{}] * len(request["references"])
+        recipe["references"] = [
+            {"sha256": digest_of_key(key)} | _unusual(use)
+            for key, use in zip(request["references"], uses, strict=True)
+        ]
+    if request.get("controls"):
+        recipe["controls"] = [
+            {
+                "name": control["id"],
+                "digest": adapter_digests.get(control["id"], ""),
+                "sha256": digest_of_key(control["image"]),
+                **{name: control[name] for name in ("type", "scale", "start", "end")},
+            }
+            for control in request["controls"]
+        ]
     return recipe
+
+
+def _unusual(use: JsonObject) -> JsonObject:
+    """What of a reference's use is not as usual."""
+    usual = ReferenceUse().to_payload()
+    return {name: value for name, value in use.items() if value != usual[name]}
 
 
 def digest_of_key(key: str) -> str:
@@ -162,7 +185,7 @@ def parameters_of(recipe: Mapping[str, object]) -> JsonObject:
         "step_cache": 0.0,
     }
     own = ("version", "operation", "build", "model", "output", "adapters", "rendered_size")
-    names = ("image", "mask", "references", "recipe_hash")
+    names = ("image", "mask", "references", "controls", "recipe_hash")
     found |= {k: v for k, v in recipe.items() if k not in (*own, *names)}
     found["loras"] = [
         {"id": item.get("name"), "scale": item.get("scale")} if isinstance(item, Mapping) else item

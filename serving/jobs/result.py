@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from calotype.serving.core.decision import Decision
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.payloads import check_version, known_fields, without_none
-from calotype.serving.core.request import ImageSize
+from calotype.serving.core.request import Finished, GenerationRequest, ImageSize
 
 RESULT_VERSION = 1
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -37,6 +37,21 @@ class ImageResult:
     content_type: str
     sha256: str
     flagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MapResult:
+    """A control map as it was used, stored as PNG."""
+
+    asset_id: str
+    blob_key: str
+    index: int
+    """Place of its entry in ``controlnets``, from 0."""
+    width: int
+    height: int
+    sha256: str
+    fitted: str | None = None
+    """The size that it was given in, where that is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +90,14 @@ class JobOutput:
 
     images: Sequence[ImageResult]
     blocked: Sequence[BlockedImage] = ()
+    maps: Sequence[MapResult] = ()
 
     def to_payload(self) -> JsonObject:
+        maps = {"maps": [asdict(one) for one in self.maps]} if self.maps else {}
         return {
             "images": [asdict(image) for image in self.images],
             "blocked": [asdict(image) for image in self.blocked],
+            **maps,
         }
 
 
@@ -90,25 +108,38 @@ class TokenUsage:
     text_tokens: int = 0
     image_tokens: int = 0
     """Of the drawn images."""
+    seen_tokens: int = 0
+    """Of the reference images, as the model looked at them."""
 
     @classmethod
-    def of(cls, text_tokens: int, sizes: Sequence[ImageSize]) -> TokenUsage:
-        """``sizes``: of the images that were drawn."""
-        return cls(text_tokens, sum(image_tokens(size) for size in sizes))
+    def of(cls, text_tokens: int, sizes: Sequence[ImageSize], seen: int = 0) -> TokenUsage:
+        """Args:
+        sizes: of the images that were drawn.
+        seen: tokens of the reference images.
+        """
+        return cls(text_tokens, sum(image_tokens(size) for size in sizes), seen)
 
     def to_payload(self) -> JsonObject:
+        given = self.text_tokens + self.seen_tokens
         return {
-            "input_tokens": self.text_tokens,
+            "input_tokens": given,
             "output_tokens": self.image_tokens,
-            "total_tokens": self.text_tokens + self.image_tokens,
-            "input_tokens_details": {"text_tokens": self.text_tokens, "image_tokens": 0},
+            "total_tokens": given + self.image_tokens,
+            "input_tokens_details": {
+                "text_tokens": self.text_tokens,
+                "image_tokens": self.seen_tokens,
+            },
             "output_tokens_details": {"text_tokens": 0, "image_tokens": self.image_tokens},
         }
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, object]) -> TokenUsage:
-        found = payload.get("input_tokens", 0), payload.get("output_tokens", 0)
-        return cls(*(int(count) if isinstance(count, int) else 0 for count in found))
+        details = payload.get("input_tokens_details")
+        seen = details.get("image_tokens", 0) if isinstance(details, Mapping) else 0
+        given, drawn = payload.get("input_tokens", 0), payload.get("output_tokens", 0)
+        counts = (int(n) if isinstance(n, int) else 0 for n in (given, drawn, seen))
+        given, drawn, seen = counts
+        return cls(given - seen, drawn, seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +160,24 @@ class JobMetrics:
     passes: int | None = None
     """Denoiser passes, and those of them that ``step_cache`` skipped."""
     passes_skipped: int | None = None
+    maps_fitted: Sequence[str] | None = None
+    """Control maps of another size, such as ``controlnets[0]: 64x64 to 128x128``."""
     warnings: Sequence[str] | None = None
     """Sentences for the client."""
+
+    @classmethod
+    def of(cls, request: GenerationRequest, finished: Finished, devices: int) -> JobMetrics:
+        """What the engine measured."""
+        skips = bool(request.sampling.step_cache)
+        return cls(
+            gpu_seconds=round(devices * finished.denoise_seconds, 4),
+            megapixels=round(request.n * request.size.pixels / 1e6, 4),
+            steps=request.sampling.steps,
+            rendered_size=str(request.rendered_size),
+            devices=devices if devices > 1 else None,
+            passes=finished.evaluations if skips else None,
+            passes_skipped=finished.skipped if skips else None,
+        )
 
     @property
     def drawing_seconds(self) -> float:
@@ -139,7 +186,8 @@ class JobMetrics:
 
     def to_payload(self) -> JsonObject:
         found = without_none(asdict(self))
-        return found | ({"warnings": list(self.warnings)} if self.warnings else {})
+        sentences = {"warnings": self.warnings, "maps_fitted": self.maps_fitted}
+        return found | {name: list(given) for name, given in sentences.items() if given}
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, object]) -> JobMetrics:
@@ -157,12 +205,13 @@ class GenerationResult:
     prompt_decision: Decision | None = None
     """The prompt's, where the policy changed meanwhile and it was checked again."""
     held: Sequence[HeldImage] = ()
+    maps: Sequence[MapResult] = ()
 
     def to_payload(self) -> JsonObject:
         prompt = self.prompt_decision
         return {
             "version": RESULT_VERSION,
-            **JobOutput(self.images, self.blocked).to_payload(),
+            **JobOutput(self.images, self.blocked, self.maps).to_payload(),
             "metrics": self.metrics.to_payload(),
             "usage": self.usage.to_payload(),
             "decisions": [decision.to_payload() for decision in self.decisions],
@@ -185,6 +234,7 @@ class GenerationResult:
             decisions=[Decision.from_payload(found) for found in payload.get("decisions", ())],
             prompt_decision=None if prompt is None else Decision.from_payload(prompt),
             held=[HeldImage(**known_fields(HeldImage, i)) for i in payload.get("held", ())],
+            maps=[MapResult(**known_fields(MapResult, i)) for i in payload.get("maps", ())],
         )
 
 

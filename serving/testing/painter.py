@@ -54,8 +54,9 @@ def begin(request: GenerationRequest) -> list[bytes]:
     for index in range(request.n):
         adapters = [(ref.name, ref.scale) for ref in request.adapters if ref.scale]
         images = (request.image, request.mask, request.references, request.strength)
+        after = (request.reference_uses, request.controls)
         words = (request.prompt, request.negative_prompt)
-        recipe = (words, request.seed + index, request.sampling, adapters, images)
+        recipe = (words, request.seed + index, request.sampling, adapters, images, after)
         states.append(hashlib.sha256(repr(recipe).encode()).digest())
     return states
 

@@ -13,6 +13,7 @@ import torch
 
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
+from calotype.serving.engine.control.control_file import read_branch
 from calotype.serving.engine.lora.adapter_fault import AdapterFault
 from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
 from calotype.serving.engine.lora.model_fit import LinearShapes
@@ -48,9 +49,10 @@ FAULTS: dict[object, Fault] = {
 class CheckedAdapter:
     """What an adapter's file holds."""
 
-    rank: int
+    rank: int | None
+    """None of a control adapter."""
     target_modules: list[str]
-    """Layers that it changes, the numbers of blocks as ``*``."""
+    """Layers that it changes, or that a control adapter has; the numbers of blocks as ``*``."""
 
 
 def check_adapter(file: pathlib.Path, base: ImageModel, max_rank: int) -> CheckedAdapter:
@@ -70,6 +72,21 @@ def check_adapter(file: pathlib.Path, base: ImageModel, max_rank: int) -> Checke
     return CheckedAdapter(
         max(int(layer.down.shape[0]) for layer in layers.values()), sorted(modules)
     )
+
+
+def check_control(file: pathlib.Path, base: ImageModel) -> CheckedAdapter:
+    """Reads the whole file as a generator would.
+
+    Raises:
+        FetchFailed: it would not be loaded there; says why.
+    """
+    torch.set_num_threads(1)
+    _check_header(file)
+    try:
+        branch = read_branch(file, _base(base).config, dtype=torch.bfloat16)
+    except AdapterLoadFailed as error:
+        raise _refusal(file, error) from None
+    return CheckedAdapter(None, sorted({_starred(name) for name, _ in branch.named_parameters()}))
 
 
 def check_model(folder: pathlib.Path) -> None:
@@ -108,8 +125,12 @@ def _check_shapes(folder: pathlib.Path, headers: list[WeightHeader]) -> None:
 
 
 def _shapes_of(base: ImageModel) -> LinearShapes:
+    return linear_shapes(_base(base))
+
+
+def _base(base: ImageModel) -> Transformer:
     try:
-        return linear_shapes(_denoiser(model_folder(base)))
+        return _denoiser(model_folder(base))
     except EngineError as error:
         raise failed(
             Fault.BASE_MODEL_MISSING,

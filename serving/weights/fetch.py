@@ -157,7 +157,11 @@ def _check(
     Raises:
         FetchFailed: a replica could not load it, or the digest is not the pinned one.
     """
-    from calotype.serving.weights.checking import check_adapter, check_model
+    from calotype.serving.weights.checking import (
+        check_adapter,
+        check_control,
+        check_model,
+    )
 
     Budget(order.max_bytes).check(sum(f.size for f in files), f"The {order.kind} {order.name}")
     if order.kind == "adapter":
@@ -168,6 +172,8 @@ def _check(
                 f"{order.sha256}.",
             )
         base = order.base_model()
+        if order.adapter_type == "control":
+            return check_control(folder / files[0].name, base)
         most = order.max_rank or base.spec.adapters.max_rank
         return check_adapter(folder / files[0].name, base, most)
     check_model(folder)

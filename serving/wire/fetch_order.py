@@ -37,6 +37,7 @@ class FetchOrder(Document):
         None, description="Root of the caches; CALOTYPE_DATA_DIR/cache if missing."
     )
     max_bytes: int | None = Field(None, ge=1, description="Largest size of all files together.")
+    adapter_type: Literal["lora", "control"] = Field("lora", description="Of an adapter.")
     max_rank: int | None = Field(None, ge=1, description="Highest rank of an adapter.")
     model: ModelManifest | None = Field(
         None, description="Manifest of the ImageModel that an adapter is checked against."

@@ -118,11 +118,13 @@ def adapter_fault(
     """
     if not isinstance(error, NotFound):
         return error
-    for adapter in request.adapters:
-        state = state_of(adapter.name)
+    named = [(adapter.name, "loras") for adapter in request.adapters]
+    named += [(control.name, "controlnets") for control in request.controls]
+    for name, param in named:
+        state = state_of(name)
         if state in ("loading", "ready"):  # the replica is young
-            text = f"The adapter {adapter.name!r} is not loaded yet."
+            text = f"The adapter {name!r} is not loaded yet."
             return Overloaded(text, details={PART: "adapter"})
         if state is not None:
-            return AdapterLoadFailed(state, param="loras")
+            return AdapterLoadFailed(state, param=param)
     return error

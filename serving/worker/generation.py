@@ -38,6 +38,7 @@ from calotype.serving.jobs.outage import PART
 from calotype.serving.jobs.result import GenerationResult, JobMetrics, TokenUsage
 from calotype.serving.observability import tracing
 from calotype.serving.worker.adapter_status import adapter_fault
+from calotype.serving.worker.control_maps import DrawnAfter
 from calotype.serving.worker.engine_thread import EngineInputs, EngineThread
 from calotype.serving.worker.given_files import read_given_files
 from calotype.serving.worker.intermediates import Intermediates
@@ -64,6 +65,8 @@ class _Running:
     """Measured device time, of all devices together."""
     task: asyncio.Task[None] | None = None
     lost: bool = field(default=False)
+    request: GenerationRequest | None = None
+    """What the engine draws, where its control maps were made first."""
 
 
 class GenerationWorker:
@@ -242,6 +245,8 @@ class GenerationWorker:
                 self._encoded(request), read_given_files(self._blobs, request)
             )
         prompt = encoded[0]
+        after = await DrawnAfter.of(request, files)
+        running.request, files = after.request, dict(after.files)
         if files:
             with tracing.span("check given images"):
                 await self._postprocessor.admit(running.lease, files)
@@ -252,33 +257,30 @@ class GenerationWorker:
             finished = await self._drawn(running, given)
         drawn_at = time.monotonic()
         with tracing.span("check and store"):
-            final, _ = await asyncio.gather(
+            final, maps, _ = await asyncio.gather(
                 self._postprocessor.finalize(running.lease, finished.images, sources),
+                after.stored(running.lease, self._blobs),
                 running.intermediates.finish(),
             )
-        devices = self._engine.engine.devices
-        skips = bool(request.sampling.step_cache)
         truncated = any(text.truncated for text in encoded)
-        metrics = JobMetrics(
-            gpu_seconds=round(devices * finished.denoise_seconds, 4),
-            megapixels=round(request.n * request.size.pixels / 1e6, 4),
-            steps=request.sampling.steps,
-            rendered_size=str(request.rendered_size),
+        metrics = replace(
+            JobMetrics.of(request, finished, self._engine.engine.devices),
             draw_ms=round(1000 * (drawn_at - started)),
             moderation_ms=round(1000 * final.check_seconds),
-            devices=devices if devices > 1 else None,
-            passes=finished.evaluations if skips else None,
-            passes_skipped=finished.skipped if skips else None,
+            maps_fitted=after.fitted,
             warnings=[TRUNCATED] if truncated else None,
         )
         return GenerationResult(
             images=final.images,
             blocked=final.blocked,
             metrics=metrics,
-            usage=TokenUsage.of(prompt.token_count, [request.size] * request.n),
+            usage=TokenUsage.of(
+                prompt.token_count, [request.size] * request.n, finished.reference_tokens
+            ),
             decisions=final.decisions,
             prompt_decision=final.prompt,
             held=final.held,
+            maps=maps,
         )
 
     async def _drawn(self, running: _Running, given: EngineInputs) -> Finished:
@@ -312,7 +314,7 @@ class GenerationWorker:
 
     async def _events(self, running: _Running, given: EngineInputs) -> AsyncGenerator[Event, None]:
         """The engine's events, from the checkpoint on where there is one that can be used."""
-        request = running.lease.request
+        request = running.request or running.lease.request
         left = await self._checkpoint(running)
         if left is not None:
             drawing = self._engine.draw(request, replace(given, checkpoint=left))

@@ -1,4 +1,4 @@
-"""Reads the images that a request names: the one to start from, its mask, the references."""
+"""Reads the images that a request names: its start, its mask, references, control maps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ async def read_given_files(blobs: BlobStore, request: GenerationRequest) -> dict
         InvalidRequest: one of them is not kept any more.
     """
     names = [request.image, request.mask, *request.references]
+    names += [control.image for control in request.controls]
     keys = list(dict.fromkeys(name for name in names if name is not None))
     try:
         found = [await asyncio.to_thread(blobs.get, key) for key in keys]

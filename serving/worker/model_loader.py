@@ -182,6 +182,7 @@ def _ready(
     joined: SequenceGroup | None,
     compiled: bool,
 ) -> LoadedModel:
+    from calotype.serving.engine.control.control_store import ControlStore
     from calotype.serving.engine.engine import Engine
     from calotype.serving.engine.lora.adapter_store import AdapterStore
 
@@ -195,6 +196,9 @@ def _ready(
             max_rank=model.spec.adapters.max_rank,
             budget_bytes=bytes_of(model.spec.adapters.memory_budget),
             cpu_budget_bytes=bytes_of(model.spec.adapters.host_memory_budget),
+        ),
+        controls=ControlStore(
+            components.denoiser, budget_bytes=bytes_of(model.spec.adapters.memory_budget)
         ),
         compiler=COMPILER if compiled else None,
         group=joined,

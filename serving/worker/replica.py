@@ -31,7 +31,7 @@ from calotype.serving.worker.model_loader import EngineState, LoadedModel, load_
 from calotype.serving.worker.prompt_source import PromptSource
 
 if TYPE_CHECKING:
-    from calotype.serving.engine.lora.adapter_store import AdapterStore
+    from calotype.serving.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class GeneratorReplica:
     def state(self) -> GeneratorState:
         serving = self._serving
         if serving is not None:
-            self._loads.observe(serving.engine.engine.adapters.states())
+            self._loads.observe(_states(serving.engine.engine))
         return GeneratorState(
             replica=self.settings.name,
             ready=serving is not None and self.healthy,
@@ -233,7 +233,7 @@ class GeneratorReplica:
         self._want(adapters)
         if self._probing is not None:
             self._probing.cancel()
-        probe, store = self._serving.probe, self._serving.engine.engine.adapters
+        probe, engine = self._serving.probe, self._serving.engine.engine
         unproved: list[tuple[LoRAAdapter, pathlib.Path]] = []
         for adapter in adapters:
             try:
@@ -246,21 +246,23 @@ class GeneratorReplica:
             if unproven:
                 unproved.append((adapter, file))
             else:
-                self._hand(store, adapter, file)
-        wanted = {adapter.name for adapter in adapters}
-        for name in set(store.states()) - wanted:
-            store.unload(name)
-        self._watch(store)
-        self._probing = asyncio.create_task(self._probe(probe, store, unproved))
+                self._hand(engine, adapter, file)
+        for store, kind in ((engine.adapters, "lora"), (engine.controls, "control")):
+            wanted = {adapter.name for adapter in adapters if adapter.spec.type == kind}
+            for name in set(store.states()) - wanted:
+                store.unload(name)
+        self._watch(engine)
+        self._probing = asyncio.create_task(self._probe(probe, engine, unproved))
 
-    def _hand(self, store: AdapterStore, adapter: LoRAAdapter, file: pathlib.Path) -> None:
+    def _hand(self, engine: Engine, adapter: LoRAAdapter, file: pathlib.Path) -> None:
+        store = engine.controls if adapter.spec.type == "control" else engine.adapters
         store.load(adapter.name, file, keep=adapter.spec.preload == "Always")
         self._loads.asked(adapter.name)
 
     async def _probe(
         self,
         probe: AdapterProbe,
-        store: AdapterStore,
+        engine: Engine,
         unproved: Sequence[tuple[LoRAAdapter, pathlib.Path]],
     ) -> None:
         """Draws one probe after the other; what serves meanwhile is the revision before."""
@@ -274,13 +276,13 @@ class GeneratorReplica:
                 self._loads.refuse(adapter.name, problem)
                 log.error("adapter %s: %s", adapter.name, problem)
             else:
-                self._hand(store, adapter, file)
-                self._watch(store)
+                self._hand(engine, adapter, file)
+                self._watch(engine)
 
-    def _watch(self, store: AdapterStore) -> None:
+    def _watch(self, engine: Engine) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        self._watching = asyncio.create_task(_watch(store, self._loads))
+        self._watching = asyncio.create_task(_watch(engine, self._loads))
 
     def _adapter_state(self, name: str) -> str | None:
         """What a job is told that needs an adapter; None where this replica shall not have it."""
@@ -295,7 +297,14 @@ class GeneratorReplica:
             self._loads.want(adapter.name, adapter_revision(adapter))
 
 
-async def _watch(store: AdapterStore, loads: AdapterLoads) -> None:
+async def _watch(engine: Engine, loads: AdapterLoads) -> None:
     """Notes when each adapter is loaded, so that the time it took is true."""
-    while loads.observe(store.states()):
+    while loads.observe(_states(engine)):
+        loading = "loading" in engine.controls.states().values()
+        store = engine.controls if loading else engine.adapters
         await asyncio.to_thread(store.wait_for_change, WATCH_SECONDS)
+
+
+def _states(engine: Engine) -> dict[str, str]:
+    """LoRAs and control adapters: "loading", "ready", or why not."""
+    return {**engine.adapters.states(), **engine.controls.states()}

@@ -18,8 +18,9 @@ from calotype.serving.api.generation.creation import (
     body_digest,
     create_or_join,
 )
+from calotype.serving.api.generation.kept_images import keep_images
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
-from calotype.serving.api.generation.uploads import keep_images, named_sources
+from calotype.serving.api.generation.uploads import named_sources
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse_generation
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.errors import (

@@ -139,7 +139,7 @@ async def create_or_join(
             details["language"] = origin.language
         if team is not None and team.prompt_in_files:
             details["prompt_in_files"] = True
-        used = [adapter.name for adapter in plan.request.adapters]
+        used = plan.request.adapter_names
         scope = scope_for(gateway.catalog, plan.model.name, used, team, plan.requested_level)
         if scope is not None:
             details["scope"] = scope

@@ -16,6 +16,7 @@ from calotype.serving.api.generation.uploads import Images
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.config import ImageModel
+from calotype.serving.core.conditions import ControlRef, check_controls, check_references
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import (
@@ -102,6 +103,7 @@ def plan_generation(
             f"most {limits.max_reference_images}.",
             param="reference_images",
         )
+    check_references(given.uses)
     steps = _steps(model, body)
     check_sigmas(body.sigmas or (), steps)
     margins = _margins(body, given)
@@ -134,6 +136,8 @@ def plan_generation(
         image=given.image,
         mask=given.mask,
         references=given.references,
+        reference_uses=given.uses,
+        controls=_controls(catalog, model, given, team),
         strength=body.strength,
         expand=margins,
     )
@@ -144,7 +148,7 @@ def plan_generation(
         adapter_digests={
             adapter.name: adapter_digest(adapter)
             for adapter in catalog.adapters(model.name)
-            if any(ref.name == adapter.name for ref in request.adapters)
+            if adapter.name in request.adapter_names
         },
         output={"format": body.output_format, "compression": body.output_compression},
     )
@@ -167,6 +171,27 @@ def _lora_in_prompt(prompt: str) -> str | None:
         f"The prompt holds {found[0]!r}, which names no adapter here; leave it out and give "
         f"loras: [{json.dumps(entry)}]."
     )
+
+
+def _controls(
+    catalog: Catalog, model: ImageModel, given: Images, team: TeamRecord | None
+) -> tuple[ControlRef, ...]:
+    controls = []
+    for place, control in enumerate(given.controls):
+        where = f"controlnets[{place}]"
+        scale = catalog.control_scale(model, control.name, control.scale, where, team)
+        controls.append(
+            ControlRef(control.name, control.image, control.type, scale, control.start, control.end)
+        )
+    found = tuple(controls)
+    check_controls(found)
+    if found and model.spec.acceleration.devices_per_picture > 1:
+        raise InvalidRequest(
+            f"controlnets must be left out: {model.spec.acceleration.devices_per_picture} devices "
+            f"draw each picture of {model.name}, which cannot be done with them.",
+            param="controlnets",
+        )
+    return found
 
 
 def _operation(body: GenerationBody) -> str:
@@ -269,6 +294,13 @@ def _input(body: GenerationBody, request: GenerationRequest, request_id: str) ->
         "response_format": body.response_format or _usual_format(body),
         "request_id": request_id,
     }
+    if request.controls:
+        wanted["controlnets"] = [
+            {k: v for k, v in control.to_payload().items() if k != "image"}
+            for control in request.controls
+        ]
+    if request.reference_uses:
+        wanted["reference_images"] = [use.to_payload() for use in request.reference_uses]
     if body.stream:
         wanted |= {"stream": True, "partial_images": body.partial_images}
     if body.style is not None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from calotype.serving.api.generation.files import keep_same
-from calotype.serving.api.generation.uploads import Images
+from calotype.serving.api.generation.uploads import GivenControl, Images
+from calotype.serving.api.http.schemas import ControlNet, parse
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.config import ImageModel, LoRAAdapter
+from calotype.serving.core.conditions import ReferenceUse
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.recipe import parameters_of
@@ -91,17 +93,40 @@ async def recipe_images(
             )
         return found.blob_key
 
-    references = recipe.get("references") or []
-    if not isinstance(references, list):
-        raise InvalidRequest(
-            "recipe.references must be a list.", code="invalid_type", param="recipe.references"
-        )
+    references, controls = _list(recipe, "references"), _list(recipe, "controls")
     found = [await find(part, f"recipe.references[{i}]") for i, part in enumerate(references)]
+    maps = [await find(part, f"recipe.controls[{i}]") for i, part in enumerate(controls)]
+    uses = tuple(ReferenceUse.from_payload(part) for part in references)
     return Images(
         await find(recipe.get("image"), "recipe.image"),
         await find(recipe.get("mask"), "recipe.mask"),
         tuple(key for key in found if key),
+        uses=uses if any(use != ReferenceUse() for use in uses) else (),
+        controls=tuple(
+            _control(part, key, f"recipe.controls[{i}]")
+            for i, (part, key) in enumerate(zip(controls, maps, strict=True))
+            if key
+        ),
     )
+
+
+def _list(recipe: JsonObject, name: str) -> list[Any]:
+    found = recipe.get(name) or []
+    if not isinstance(found, list):
+        raise InvalidRequest(
+            f"recipe.{name} must be a list.", code="invalid_type", param=f"recipe.{name}"
+        )
+    return found
+
+
+def _control(part: Mapping[str, Any], key: str, param: str) -> GivenControl:
+    # Through the parameter's own schema, which says what is wrong with a value.
+    fields = {k: v for k, v in part.items() if k in ("type", "scale", "start", "end")}
+    try:
+        control = parse(ControlNet, {"id": part.get("name"), "image": key, **fields})
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, error.code, f"{param}.{error.param}") from None
+    return GivenControl(control.id, key, control.type, control.scale, control.start, control.end)
 
 
 def model_digest(model: ImageModel) -> str:

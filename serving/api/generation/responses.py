@@ -10,7 +10,13 @@ from starlette.responses import Response
 
 from calotype.serving.api.generation.access import level_warning
 from calotype.serving.api.http.failures import quarantined
-from calotype.serving.api.http.job_object import SHOWN_HELD, SHOWN_METRICS, shown, usage_of
+from calotype.serving.api.http.job_object import (
+    SHOWN_HELD,
+    SHOWN_METRICS,
+    map_objects,
+    shown,
+    usage_of,
+)
 from calotype.serving.api.http.signing import content_url
 from calotype.serving.api.http.stored import StoredPictures, json_response
 from calotype.serving.api.state.gateway import Gateway
@@ -33,7 +39,9 @@ def images_body(
         images: those of `shown_images`.
     """
     data = [_item(gateway, base, job, image, pictures) for image in images]
-    return described(job) | {"data": data, "usage": usage_of(job)}
+    body = described(job) | {"data": data, "usage": usage_of(job)}
+    maps = map_objects(job, lambda asset: content_url(gateway, base, asset))
+    return body | ({"controlnets": maps} if maps else {})
 
 
 def drawn_images(job: JobRecord) -> list[JsonObject]:

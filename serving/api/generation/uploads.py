@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -16,26 +17,42 @@ from calotype.moderation.errors import ImageError
 from calotype.moderation.images.decode import count_pixels
 from calotype.serving.api.generation.files import find_file, keep_file
 from calotype.serving.api.http.multipart import Form, FormFile
-from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
+from calotype.serving.api.http.schemas import EditBody, GenerationBody, ReferenceOptions, parse
 from calotype.serving.api.state.gateway import Gateway
+from calotype.serving.core.conditions import USE_OF_ROLE, ReferenceUse
 from calotype.serving.core.errors import InvalidRequest, NotFound
-from calotype.serving.core.request import MAX_REFERENCES, ImageSize, check_reference
+from calotype.serving.core.request import ImageSize
 from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.images.uploaded import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     Upload,
     check_image,
-    read_mask,
 )
 from calotype.serving.jobs.records import FileRecord
 from calotype.serving.webhooks.safe_http import fetch
 
-_BYTES_PER_PIXEL = 7
+BYTES_PER_PIXEL = 7
 _SPOOLED_BYTES = 1024 * 1024
 """What is fetched from elsewhere comes slowly: beyond this it waits on the disk."""
 _BARE_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")
 """How PNG, JPEG and WebP files begin in base64: clients leave out the head of a data URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenControl:
+    """A control map of a request: see `conditions.ControlRef`.
+
+    Attributes:
+        scale: None where the adapter's default counts.
+    """
+
+    name: str
+    image: str
+    type: str
+    scale: float | None
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,9 @@ class Images:
     references: tuple[str, ...] = ()
     size: ImageSize | None = None
     """Of ``image``, else of what an edit looks at first; where it is known."""
+    uses: tuple[ReferenceUse, ...] = ()
+    """How each reference is looked at; empty = as usual."""
+    controls: tuple[GivenControl, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +80,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The pictures of a request, before any of them is read."""
+    """The pictures of a request, before any of them is read.
+
+    Attributes:
+        uses: how each image is looked at; None where its body says nothing of it.
+    """
 
     images: list[Source]
     mask: Source | None = None
+    uses: tuple[ReferenceUse | None, ...] = ()
 
 
 @contextlib.asynccontextmanager
@@ -122,7 +147,7 @@ async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str)
         pixels = await asyncio.to_thread(count_pixels, data, param)
     except ImageError:
         pixels = 0  # `check_image` says what is wrong
-    async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * _BYTES_PER_PIXEL):
+    async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * BYTES_PER_PIXEL):
         return await asyncio.to_thread(check_image, data, param)
 
 
@@ -133,7 +158,11 @@ def input_seconds(gateway: Gateway) -> float:
 
 
 def named_sources(gateway: Gateway, team_id: str, body: GenerationBody) -> Sources:
-    """The pictures that a JSON body names."""
+    """The pictures that a JSON body names.
+
+    Raises:
+        InvalidRequest: what is said of one of them is no `ReferenceOptions`.
+    """
     named = [(f"reference_images[{i}]", s) for i, s in enumerate(body.reference_images or [])]
     mask: Any = None
     if isinstance(body, EditBody):
@@ -143,10 +172,36 @@ def named_sources(gateway: Gateway, team_id: str, body: GenerationBody) -> Sourc
     def opened(source: Any, where: str) -> Source:
         return Source(where, lambda: open_source(gateway, team_id, source, where))
 
+    asked = [_split(source, where) for where, source in named]
     return Sources(
-        [opened(source, where) for where, source in named],
+        [opened(source, where) for (where, _), (source, _) in zip(named, asked, strict=True)],
         None if mask is None else opened(mask, "mask"),
+        tuple(use for _, use in asked),
     )
+
+
+def control_sources(gateway: Gateway, team_id: str, body: GenerationBody) -> list[Source]:
+    """The pictures of a body's control maps, in order."""
+
+    def opened(source: Any, where: str) -> Source:
+        return Source(where, lambda: open_source(gateway, team_id, source, where))
+
+    return [opened(c.image, f"controlnets[{i}].image") for i, c in enumerate(body.controlnets)]
+
+
+def _split(source: Any, where: str) -> tuple[Any, ReferenceUse | None]:
+    """Where a reference image comes from, and how it is looked at where that is said."""
+    options = ReferenceOptions.model_fields
+    given = {k: v for k, v in source.items() if k in options} if isinstance(source, dict) else {}
+    if not given:
+        return source, None
+    try:
+        found = parse(ReferenceOptions, given)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, error.code, f"{where}.{error.param}") from None
+    usual = ReferenceUse() if found.role is None else USE_OF_ROLE[found.role]
+    use = dataclasses.replace(usual, **found.model_dump(exclude_none=True))
+    return {k: v for k, v in source.items() if k not in options}, use
 
 
 def sent_sources(form: Form) -> Sources:
@@ -161,81 +216,6 @@ def sent_sources(form: Form) -> Sources:
         [opened(file, f"image[{place}]") for place, file in enumerate(form.images())],
         None if masked is None else opened(masked, "mask"),
     )
-
-
-async def keep_images(
-    gateway: Gateway, team_id: str, body: GenerationBody, sources: Sources, kept_seconds: float
-) -> Images | None:
-    """Loads, checks and stores the pictures of a request, one after the other.
-
-    A generation looks at all of them. An edit without a mask does too; with one, or with a
-    strength, it starts from the first. A variation starts from its only one.
-
-    Raises:
-        InvalidRequest: see `open_source` and `check_image`; or there is none where one must be.
-    """
-    if not isinstance(body, EditBody) and not sources.images:
-        return None
-    variation = isinstance(body, VariationBody)
-    drawn_over = sources.mask is not None or (
-        isinstance(body, EditBody) and (body.strength is not None or body.expand is not None)
-    )
-    starts = isinstance(body, EditBody) and (variation or drawn_over)
-    _check_count(body, len(sources.images), len(sources.images) - int(starts))
-    expires = gateway.database.clock.time() + kept_seconds
-    kept: list[tuple[str, ImageSize]] = []
-    for source in sources.images:
-        async with source.open() as data:
-            found = await checked_image(gateway, team_id, data, source.param)
-            if kept or not starts:
-                check_reference(ImageSize(found.width, found.height), source.param)
-            key = await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
-            kept.append((key, ImageSize(found.width, found.height)))
-            del data, found
-    first, size = kept[0]
-    if not starts:
-        shape = size if isinstance(body, EditBody) else None
-        return Images(references=tuple(key for key, _ in kept), size=shape)
-    mask = None
-    if sources.mask is not None:
-        mask = await _keep_mask(gateway, team_id, sources.mask, size, expires)
-    return Images(first, mask, tuple(key for key, _ in kept[1:]), size)
-
-
-def _check_count(body: GenerationBody, images: int, references: int) -> None:
-    if isinstance(body, EditBody) and not images:
-        name = "image" if isinstance(body, VariationBody) else "images"
-        raise InvalidRequest(
-            f"Missing required parameter: '{name}'.",
-            code="missing_required_parameter",
-            param=name,
-        )
-    if isinstance(body, VariationBody) and images > 1:
-        raise InvalidRequest("A variation has exactly one image.", param="image")
-    if references > MAX_REFERENCES:
-        raise InvalidRequest(
-            f"There are {references} images to look at; at most {MAX_REFERENCES} are possible.",
-            param="images" if isinstance(body, EditBody) else "reference_images",
-        )
-
-
-async def _keep_mask(
-    gateway: Gateway, team_id: str, source: Source, size: ImageSize, expires: float
-) -> str:
-    async with source.open() as data:
-        given = await checked_image(gateway, team_id, data, source.param)
-        if (given.width, given.height) != (size.width, size.height):
-            raise InvalidRequest(
-                f"mask is {given.width}x{given.height}, but the image is {size.width}x"
-                f"{size.height}; they must have one size.",
-                code="invalid_image",
-                param="mask",
-            )
-        pixels = given.width * given.height
-        async with gateway.memory.pixels.reserve(team_id, pixels * _BYTES_PER_PIXEL):
-            grey = await asyncio.to_thread(read_mask, given)
-        found = Upload(grey, "png", given.width, given.height)
-        return await asyncio.to_thread(store_upload, gateway, team_id, found, expires)
 
 
 def store_upload(gateway: Gateway, team_id: str, upload: Upload, expires: float) -> str:

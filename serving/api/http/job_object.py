@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -18,13 +18,13 @@ SHOWN_INPUT = (
     *("prompt", "model", "n", "size", "quality", "style", "revised_prompt", "seed", "steps"),
     *("guidance_scale", "loras", "output_format", "output_compression", "response_format"),
     *("stream", "partial_images", "moderation", "safety_tolerance", "safety_identifier"),
-    *("request_id", "recipe_changes", "warnings"),
+    *("controlnets", "reference_images", "request_id", "recipe_changes", "warnings"),
 )
 """The fields of a job's ``input`` that clients see: what was asked, after defaults. The others are
 for the processes of the service (`creation.create_or_join`)."""
 SHOWN_METRICS = (
     *("gpu_seconds", "queue_ms", "draw_ms", "moderation_ms", "megapixels", "steps"),
-    *("rendered_size", "devices", "passes", "passes_skipped"),
+    *("rendered_size", "devices", "passes", "passes_skipped", "maps_fitted"),
 )
 SHOWN_USAGE = (
     *("input_tokens", "output_tokens", "total_tokens"),
@@ -47,8 +47,21 @@ class ImageObject(TypedDict):
     flagged: bool
 
 
+class MapObject(TypedDict):
+    """A control map as it was used."""
+
+    index: int
+    asset_id: str
+    url: str
+    width: int
+    height: int
+    sha256: str
+    fitted: str | None
+
+
 class ImagesObject(TypedDict):
     images: list[ImageObject]
+    controlnets: NotRequired[list[MapObject]]
 
 
 class JobUrls(TypedDict):
@@ -145,10 +158,26 @@ def _error(job: JobRecord, language: str) -> JsonObject | None:
     return error_object(localized(error_from_payload(job.error), language))
 
 
+def map_objects(job: JobRecord, address_of: Callable[[str], str]) -> list[MapObject]:
+    """The control maps of a job that succeeded."""
+    return [
+        {
+            "index": one["index"],
+            "asset_id": one["asset_id"],
+            "url": address_of(one["asset_id"]),
+            "width": one["width"],
+            "height": one["height"],
+            "sha256": one["sha256"],
+            "fitted": one["fitted"],
+        }
+        for one in (job.output or {}).get("maps", [])
+    ]
+
+
 def _output(job: JobRecord, address_of: Callable[[str], str]) -> ImagesObject | None:
     if job.output is None:
         return None
-    return {
+    found: ImagesObject = {
         "images": [
             {
                 "asset_id": image["asset_id"],
@@ -164,6 +193,9 @@ def _output(job: JobRecord, address_of: Callable[[str], str]) -> ImagesObject | 
             for image in job.output["images"]
         ]
     }
+    if maps := map_objects(job, address_of):
+        found["controlnets"] = maps
+    return found
 
 
 def _moderation(job: JobRecord, address_of: Callable[[str], str]) -> JsonObject | None:

@@ -38,6 +38,7 @@ _JSON_FIELDS = (
     "metadata",
     "sigmas",
     "reference_images",
+    "controlnets",
     "recipe",
     "expand",
     "rights",

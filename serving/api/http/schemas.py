@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from calotype.serving.api.http.foreign_names import hint, value_hint
 from calotype.serving.config.model.acceleration import MOST_REUSE
+from calotype.serving.core.conditions import GIVEN, MAX_CONTROL_SCALE, MAX_CONTROLS, Role
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import MAX_SEED
@@ -74,6 +75,41 @@ class Margins(Body):
     top: int = Field(0, ge=0, le=8192)
     right: int = Field(0, ge=0, le=8192)
     bottom: int = Field(0, ge=0, le=8192)
+
+
+class ControlNet(Body):
+    id: str = Field(description="Name of a control adapter of the model.")
+    image: Any = Field(
+        description="A URL, or {image_url} or {file_id}: the map, or the picture it is made of."
+    )
+    type: str = Field(
+        GIVEN,
+        max_length=64,
+        description="none: the image is the map. canny: edges are found in it. Others (depth, "
+        "pose, segmentation) where a package of that name is installed.",
+    )
+    scale: float | None = Field(
+        None, ge=0, le=MAX_CONTROL_SCALE, description="Strength; the adapter's default if missing."
+    )
+    start: float = Field(0.0, ge=0, le=1, description="Share of the steps after which it begins.")
+    end: float = Field(1.0, ge=0, le=1, description="Share of the steps after which it ends.")
+
+
+class ReferenceOptions(Body):
+    """How a reference image is looked at; what is missing follows from the role."""
+
+    role: Role | None = Field(None, description="What of it counts; sets the other options.")
+    strength: float | None = Field(None, gt=0, le=4, description="Weight in attention.")
+    start: float | None = Field(None, ge=0, le=1, description="Share of the steps before it.")
+    end: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the steps after which it is no longer looked at, and costs nothing.",
+    )
+    max_pixels: int | None = Field(
+        None, ge=64 * 64, le=1024 * 1024, description="It is made no larger than this."
+    )
 
 
 class GenerationBody(Body):
@@ -141,7 +177,10 @@ class GenerationBody(Body):
         "this share: faster, and the picture is only nearly the same. Default: the model's.",
     )
     reference_images: list[Any] | None = Field(
-        None, max_length=16, description="URLs, or {image_url} or {file_id}: pictures to look at."
+        None,
+        max_length=16,
+        description="URLs, or {image_url} or {file_id}: pictures to look at. Objects may also hold "
+        "role (subject, style, composition), strength, start, end and max_pixels.",
     )
     strength: float | None = Field(
         None, gt=0, le=1, description="How far a picture to start from is changed."
@@ -149,7 +188,11 @@ class GenerationBody(Body):
     expand: Margins | None = Field(
         None, description="Of an edit: how far its first image is continued beyond its edges."
     )
-    controlnets: list[Any] | None = None
+    controlnets: list[ControlNet] = Field(
+        default_factory=list,
+        max_length=MAX_CONTROLS,
+        description="Control adapters and the maps that they follow.",
+    )
     ip_adapters: list[Any] | None = None
     safety_tolerance: int | None = Field(
         None, ge=0, le=6, description="0 is strictest, 2 the policy; as far as the policy grants."
@@ -182,10 +225,9 @@ _NEEDS = {
     "reference_images": "references",
     "strength": "variations",
     "expand": "edits",
+    "controlnets": "controlnets",
 }
 _NEVER = (
-    "controlnets",
-    "ip_adapters",
     "frame_count",
     "frame_duration_ms",
     "svg",
@@ -249,6 +291,13 @@ def parse_generation(
                 code="unsupported_value",
                 param=name,
             )
+    if body.ip_adapters:
+        raise InvalidRequest(
+            "ip_adapters are not supported: FLUX.2 looks at pictures by itself. Give the picture "
+            "in reference_images, with role 'subject', 'style' or 'composition' and a strength.",
+            code="unsupported_value",
+            param="ip_adapters",
+        )
     if body.output_format in ("gif", "svg"):
         raise InvalidRequest(
             f"output_format {body.output_format!r} is not supported; use png, jpeg or webp.",

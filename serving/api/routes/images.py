@@ -13,11 +13,11 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.serving.api.generation.kept_images import keep_images
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import PreparedRequest, answer
 from calotype.serving.api.generation.uploads import (
     input_seconds,
-    keep_images,
     named_sources,
     sent_sources,
 )

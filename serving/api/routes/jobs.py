@@ -15,9 +15,10 @@ from calotype.serving.api.generation.creation import (
     Terms,
     create_or_join,
 )
+from calotype.serving.api.generation.kept_images import keep_images
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import PreparedRequest
-from calotype.serving.api.generation.uploads import keep_images, named_sources
+from calotype.serving.api.generation.uploads import named_sources
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import json_body, read_json, room_for_body
 from calotype.serving.api.http.events import event_response, job_stream

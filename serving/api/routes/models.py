@@ -35,6 +35,7 @@ class ScaleObject(TypedDict):
 
 class AdapterObject(TypedDict):
     id: str
+    type: Literal["lora", "control"]
     scale: ScaleObject
     trigger_words: list[str]
 
@@ -102,6 +103,7 @@ def _describe(gateway: Gateway, model: ImageModel, team: TeamRecord | None) -> M
         "adapters": [
             {
                 "id": adapter.name,
+                "type": adapter.spec.type,
                 "scale": _scale(adapter.spec.scale),
                 "trigger_words": adapter.spec.trigger_words,
             }

@@ -138,30 +138,65 @@ class Catalog:
                 f"loras has {len(wanted)} entries; {model.name} takes at most {most}.",
                 param="loras",
             )
-        offered = self._offer.adapters.get(model.name, {})
-        known = {name: adapter for name, adapter in offered.items() if is_open(adapter, team)}
         refs: list[AdapterRef] = []
         for index, (name, scale) in enumerate(wanted):
             where = f"loras[{index}]"
-            if name not in known:
-                raise NotFound(
-                    f"The model '{model.name}' has no adapter '{name[:80]}' that is open to your "
-                    f"team. It may use: {', '.join(sorted(known)) or 'none'}. The owner of an "
-                    "adapter opens it to a team with spec.access.teams.",
-                    param=f"{where}.id",
-                )
+            strength = self._strength(model, name, scale, "lora", where, team)
             if any(ref.name == name for ref in refs):
                 raise InvalidRequest(f"loras names '{name}' twice.", param=f"{where}.id")
-            allowed = known[name].spec.scale
-            strength = allowed.default if scale is None else scale
-            if not allowed.min <= strength <= allowed.max:
-                raise InvalidRequest(
-                    f"{where}.scale is {strength:g}; the adapter '{name}' takes "
-                    f"{allowed.min:g} to {allowed.max:g}.",
-                    param=f"{where}.scale",
-                )
             refs.append(AdapterRef(name, strength))
         return tuple(refs)
+
+    def control_scale(
+        self,
+        model: ImageModel,
+        name: str,
+        scale: float | None,
+        where: str,
+        team: TeamRecord | None = None,
+    ) -> float:
+        """The scale of a control adapter of a model, its default where none is given.
+
+        Raises:
+            NotFound, InvalidRequest: as `adapter_refs`.
+        """
+        return self._strength(model, name, scale, "control", where, team)
+
+    def _strength(
+        self,
+        model: ImageModel,
+        name: str,
+        scale: float | None,
+        kind: str,
+        where: str,
+        team: TeamRecord | None,
+    ) -> float:
+        offered = self._offer.adapters.get(model.name, {})
+        known = {name: adapter for name, adapter in offered.items() if is_open(adapter, team)}
+        if name in known and known[name].spec.type != kind:
+            here, there = ("loras", "controlnets") if kind == "lora" else ("controlnets", "loras")
+            raise InvalidRequest(
+                f"{where}.id: '{name}' is of type {known[name].spec.type}, not {kind}; name it in "
+                f"{there} instead of {here}.",
+                param=f"{where}.id",
+            )
+        if name not in known:
+            usable = sorted(n for n, adapter in known.items() if adapter.spec.type == kind)
+            raise NotFound(
+                f"The model '{model.name}' has no adapter '{name[:80]}' that is open to your "
+                f"team. It may use: {', '.join(usable) or 'none'}. The owner of an "
+                "adapter opens it to a team with spec.access.teams.",
+                param=f"{where}.id",
+            )
+        allowed = known[name].spec.scale
+        strength = allowed.default if scale is None else scale
+        if not allowed.min <= strength <= allowed.max:
+            raise InvalidRequest(
+                f"{where}.scale is {strength:g}; the adapter '{name}' takes "
+                f"{allowed.min:g} to {allowed.max:g}.",
+                param=f"{where}.scale",
+            )
+        return strength
 
 
 def _read(models: Sequence[ImageModel], adapters: Sequence[LoRAAdapter]) -> _Offer:

@@ -24,6 +24,7 @@ FEATURES = (
     "sigmas",
     "samplers",
     "previews",
+    "controlnets",
 )
 """What workers may or may not be able to do beside drawing from a prompt."""
 

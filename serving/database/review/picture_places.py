@@ -33,7 +33,8 @@ _SHOWN = select(previews.c.image_index).where(previews.c.job_id == bindparam("jo
 
 def note_sources(connection: Connection, job: NewJob) -> None:
     """A job is drawn from these pictures."""
-    keys = (job.request.get("image"), *job.request.get("references", ()))
+    maps = [control["image"] for control in job.request.get("controls", ())]
+    keys = (job.request.get("image"), *job.request.get("references", ()), *maps)
     _note(connection, ((digest_of_key(key), DRAWN_FROM, job.id, 0) for key in keys if key))
 
 

@@ -13,15 +13,11 @@ import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed
 from calotype.serving.engine.control.branch import ControlBranch, control_channels, control_layers
+from calotype.serving.engine.lora.adapter_fault import AdapterFault
 from calotype.serving.engine.model.row_linear import keep_rows_apart
-from calotype.serving.engine.model.weight_files import (
-    FLOAT_DTYPES,
-    WeightHeader,
-    read_header,
-    read_tensors,
-    unfilled,
-)
+from calotype.serving.engine.model.weight_files import read_tensors, unfilled
 from calotype.serving.engine.sizing.configs import TransformerConfig
+from calotype.serving.engine.sizing.weight_header import FLOAT_DTYPES, WeightHeader, read_header
 
 MISMATCH = "control_mismatch"
 _NAMED = 3
@@ -54,7 +50,7 @@ def read_branch(
         # A copy: a process dies of SIGBUS when a file that it has mapped is written over.
         state[name] = tensor.to(dtype, copy=True)
         if not bool(torch.isfinite(state[name]).all()):
-            raise _failed(path, f"{name} holds NaN or infinity")
+            raise _failed(path, AdapterFault.BAD_WEIGHTS, f"{name} holds NaN or infinity")
     branch.load_state_dict(state, strict=True, assign=True)
     keep_rows_apart(branch)
     branch.eval().requires_grad_(False)
@@ -75,12 +71,13 @@ def check_branch(path: pathlib.Path, config: TransformerConfig) -> WeightHeader:
     _check_input(path, stored, config)
     missing = [name for name in wanted if name not in stored]
     if missing:
-        raise _failed(path, f"it lacks {_names(missing)}")
+        raise _failed(path, AdapterFault.KEY_MISSING, f"it lacks {_names(missing)}")
     unknown = [name for name in stored if name not in wanted]
     if unknown:
         layers = ", ".join(str(layer) for layer in control_layers(config))
         raise _failed(
             path,
+            AdapterFault.UNKNOWN_KEY,
             f"the model has no place for {_names(unknown)}; its hints go behind the double-stream "
             f"blocks {layers}",
         )
@@ -88,12 +85,15 @@ def check_branch(path: pathlib.Path, config: TransformerConfig) -> WeightHeader:
         if shape != wanted[name]:
             raise _failed(
                 path,
+                AdapterFault.WRONG_BASE,
                 f"it was made for another model: {name} is {list(shape)}, but the model's is "
                 f"{list(wanted[name])}",
             )
         if header.tensors[name].dtype not in FLOAT_DTYPES:
             raise _failed(
-                path, f"{name} is of type {header.tensors[name].dtype}, not a floating-point type"
+                path,
+                AdapterFault.WRONG_DTYPE,
+                f"{name} is of type {header.tensors[name].dtype}, not a floating-point type",
             )
     return header
 
@@ -102,11 +102,12 @@ def _refuse_others(path: pathlib.Path, stored: Iterable[str]) -> None:
     """What other kinds of files are called; told before their keys are counted."""
     names = list(stored)
     if not names:
-        raise _failed(path, "it holds no tensors")
+        raise _failed(path, AdapterFault.KEY_MISSING, "it holds no tensors")
     found = next((n for n in names if any(mark in n for mark in _IP_ADAPTER)), None)
     if found is not None:
         raise _failed(
             path,
+            AdapterFault.UNSUPPORTED_KIND,
             f"it is an IP-Adapter or Redux of FLUX.1 ({found!r}), for which FLUX.2 has no "
             "counterpart: give the picture itself in reference_images",
         )
@@ -114,12 +115,14 @@ def _refuse_others(path: pathlib.Path, stored: Iterable[str]) -> None:
     if found is not None:
         raise _failed(
             path,
+            AdapterFault.WRONG_BASE,
             f"it is a ControlNet of FLUX.1 ({found!r}, 64-channel latents), and FLUX.2 has "
             "128-channel latents: use one made for FLUX.2, such as "
             "FLUX.2-dev-Fun-Controlnet-Union",
         )
     if any(mark in name for name in names for mark in _LORA):
-        raise _failed(path, "it is a LoRA, not a control adapter: set type: lora")
+        sentence = "it is a LoRA, not a control adapter: set type: lora"
+        raise _failed(path, AdapterFault.UNSUPPORTED_KIND, sentence)
 
 
 def _check_input(
@@ -129,6 +132,7 @@ def _check_input(
     if shape is not None and len(shape) == 2 and shape[1] != wanted:
         raise _failed(
             path,
+            AdapterFault.WRONG_BASE,
             f"it reads {shape[1]} channels, but a control token of this model has {wanted}: "
             f"{config.in_channels} of the map, 4 of the mask and {config.in_channels} of the "
             "masked picture",
@@ -140,7 +144,10 @@ def _names(keys: list[str]) -> str:
     return shown + (f" and {len(keys) - _NAMED} more keys" if len(keys) > _NAMED else "")
 
 
-def _failed(path: pathlib.Path, fault: str) -> AdapterLoadFailed:
+def _failed(path: pathlib.Path, fault: AdapterFault, sentence: str) -> AdapterLoadFailed:
     return AdapterLoadFailed(
-        f"{path} cannot be used as a control adapter: {fault}.", code=MISMATCH, param=str(path)
+        f"{path} cannot be used as a control adapter: {sentence}.",
+        code=MISMATCH,
+        param=str(path),
+        details={"fault": fault.value},
     )

@@ -21,6 +21,7 @@ from PIL import Image
 
 from calotype.serving.core.conditions import (
     GIVEN,
+    MAP_PREFIX,
     PREPROCESSOR_ENTRY_POINTS,
     ControlRef,
     map_types,
@@ -71,7 +72,7 @@ def use_maps(
     for place, control in enumerate(request.controls):
         pixels, fitted = read_map(control, files, request.rendered_size, place)
         data = _png(pixels)
-        name = f"map:{hashlib.sha256(data).hexdigest()}"
+        name = f"{MAP_PREFIX}{hashlib.sha256(data).hexdigest()}"
         used.append(UsedMap(name, data, fitted))
         controls.append(replace(control, image=name, type=GIVEN))
     maps = {one.name: one.data for one in used}

@@ -122,8 +122,9 @@ class Forward:
             )
             streams = [model.x_embedder(hidden), model.context_embedder(embeds)]
             if any(controls):
+                image, text = streams
                 mods = blocks.image_mod, blocks.text_mod
-                blocks.hints = hints_of(controls, *streams, *mods, rotary)
+                blocks.hints = hints_of(controls, image, text, *mods, rotary)
             if any(cache is not None for cache in caches):
                 image = self._through_caches(blocks, streams, caches, stacks)
             else:

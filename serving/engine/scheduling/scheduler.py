@@ -53,10 +53,13 @@ class Bucket:
         return replace(self, references=kept, times=tuple(10 + 10 * place for place in places))
 
     @property
+    def reference_tokens(self) -> int:
+        return sum(rows * columns for rows, columns in self.references)
+
+    @property
     def tokens(self) -> int:
         """Tokens that one pass puts through the denoiser: the unit of work."""
-        seen = sum(rows * columns for rows, columns in self.references)
-        return self.rows * self.columns + self.text_tokens + seen
+        return self.rows * self.columns + self.text_tokens + self.reference_tokens
 
 
 @dataclass(frozen=True, slots=True)

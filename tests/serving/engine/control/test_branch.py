@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from samples.controls import random_branch
 
 from calotype.serving.engine.control.hints import Control
 from calotype.serving.engine.execution.forward import Forward, rotary_tables
@@ -10,7 +11,6 @@ from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.scheduling.scheduler import Bucket
 from calotype.serving.engine.sizing.configs import TransformerConfig
 from calotype.serving.testing.models import TRANSFORMER
-from tests.serving.engine.control.conftest import random_branch
 
 CONFIG = TransformerConfig.from_json({**TRANSFORMER, "num_layers": 4})
 BUCKET = Bucket(2, 3, 5, ((2, 2),))

@@ -65,7 +65,9 @@ def test_the_full_key_set_fits_dev_and_nothing_else_is_left_over(tmp_path):
     assert set(header.tensors) == set(branch.state_dict())
 
 
-@pytest.mark.parametrize("name", ["control_img_in.bias", "control_transformer_blocks.2.ff.linear_in.weight"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["control_img_in.bias", "control_transformer_blocks.2.ff.linear_in.weight"]
+)
 def test_a_missing_key_fails_by_name(tmp_path, name):
     shapes = fun_shapes()
     del shapes[name]
@@ -107,7 +109,7 @@ def test_a_file_of_integers_or_with_nan_is_refused(components, tmp_path):
     with torch.no_grad():
         branch.control_img_in.bias[3] = float("nan")
     save_file(branch.state_dict(), tmp_path / "nan.safetensors")
-    with pytest.raises(AdapterLoadFailed, match="control_img_in.bias holds NaN"):
+    with pytest.raises(AdapterLoadFailed, match=r"control_img_in\.bias holds NaN"):
         read_branch(tmp_path / "nan.safetensors", config, dtype=torch.float32)
 
 

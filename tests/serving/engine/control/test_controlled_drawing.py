@@ -183,7 +183,7 @@ def test_the_step_cache_sees_what_a_map_adds(new_engine, controls, files, make_r
         (ControlRef("lines", "wide"), InvalidRequest, "controlnets[0].image", "96x64.*64x64"),
         (ControlRef("lines", "a", "depth"), InvalidRequest, "controlnets[0].type", "type 'none'"),
         (ControlRef("lines", "a", scale=2.5), InvalidRequest, "controlnets[0].scale", "0 to 2"),
-        (ControlRef("lines", "a", start=0.6, end=0.4), InvalidRequest, "controlnets[0].start", "<="),
+        (ControlRef("lines", "a", end=-0.4), InvalidRequest, "controlnets[0].start", "<="),
     ],
 )  # fmt: skip
 def test_what_cannot_be_followed_is_refused_before_anything_starts(

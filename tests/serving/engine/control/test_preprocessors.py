@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from samples.controls import png
 
 from calotype.serving.core import conditions
 from calotype.serving.core.conditions import ControlRef
@@ -15,7 +16,6 @@ from calotype.serving.core.errors import EngineError, InvalidRequest
 from calotype.serving.core.request import ImageSize
 from calotype.serving.engine.control import preprocessors
 from calotype.serving.engine.control.preprocessors import canny, read_map, use_maps
-from tests.serving.engine.control.conftest import png
 
 
 def square(side=64, inner=slice(16, 48)):
