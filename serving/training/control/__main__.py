@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--work", type=pathlib.Path, default=pathlib.Path("out/control"))
     train.add_argument("--out", type=pathlib.Path, default=BRANCH)
     train.add_argument("--minutes", type=float, default=20, help="of CPU time")
+    train.add_argument("--anywhere", type=float, default=0.0, help="share of maps off the grid")
     train.add_argument("--batch", type=int, default=16)
     train.add_argument("--pictures", type=int, default=5000)
     check = commands.add_parser("evaluate", help="score held-out maps")

@@ -82,7 +82,7 @@ def tokens_of(vae: Autoencoder, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill_pools(model: Components, count: int) -> list[Pool]:
+def fill_pools(model: Components, count: int, anywhere: float = 0.0) -> list[Pool]:
     """``count`` pictures in all, each with one map; kinds of maps take turns."""
     assert model.text_encoder is not None
     pools = []
@@ -90,7 +90,7 @@ def fill_pools(model: Components, count: int) -> list[Pool]:
         rng = random.Random(7000 + number)
         width, height = columns * TOKEN, rows * TOKEN
         kinds = [KINDS[i % len(KINDS)] for i in range(max(len(KINDS), int(count * share)))]
-        layouts = [sample_layout(rng, False, kind, width, height) for kind in kinds]
+        layouts = [sample_layout(rng, False, kind, width, height, anywhere) for kind in kinds]
         pictures, maps = [], []
         for start in tqdm(range(0, len(layouts), _CHUNK), desc=f"maps {columns}x{rows}"):
             part = slice(start, start + _CHUNK)
@@ -164,7 +164,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.empty(_KEPT_BYTES, dtype=torch.uint8)
     model = load_components(arguments.model)
     model.denoiser.requires_grad_(False)
-    pools = _pools(model, arguments.work / "pool.pt", arguments.pictures)
+    pools = _pools(model, arguments)
     branch = ControlBranch(model.denoiser.config)
     branch.copy_blocks(model.denoiser)
     flow = ControlFlow(model, branch, pools, arguments.batch)
@@ -177,10 +177,11 @@ def train(arguments: argparse.Namespace) -> None:
     write_branch(branch, arguments.out)
 
 
-def _pools(model: Components, path: pathlib.Path, pictures: int) -> list[Pool]:
+def _pools(model: Components, arguments: argparse.Namespace) -> list[Pool]:
+    path = arguments.work / "pool.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        pools = fill_pools(model, pictures)
+        pools = fill_pools(model, arguments.pictures, arguments.anywhere)
         torch.save([vars(pool) for pool in pools], path)
     return [Pool(**content) for content in torch.load(path, weights_only=True)]
 

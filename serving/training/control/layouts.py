@@ -32,8 +32,6 @@ TWO_THINGS = 0.25
 PAIRS = tuple(positions for positions, _ in RELATIONS.values())
 UNNAMED = 0.15
 """Share of captions that leave the shape to the map, of a map that shows it."""
-ANYWHERE = 0.4
-"""Share of layouts whose things may stand anywhere, at any size; others are as in `scenes`."""
 RADII = (16.0, 36.0)
 RADII_OF_TWO = (16.0, 24.0)
 EDGE_GAP, THING_GAP = 4.0, 8.0
@@ -97,9 +95,14 @@ def sample_layout(
     kind: str,
     width: int = NATIVE,
     height: int = NATIVE,
-    anywhere: float = ANYWHERE,
+    anywhere: float = 0.0,
 ) -> Layout:
-    """A layout at random for a kind of map; ``held_out`` as in `captions.sample_scene`."""
+    """A layout at random for a kind of map.
+
+    Args:
+        held_out: as in `captions.sample_scene`.
+        anywhere: share of layouts whose things stand anywhere, at any size; others as in `scenes`.
+    """
     while True:
         two = rng.random() < TWO_THINGS
         background = rng.choice(COLOR_NAMES)

@@ -13,6 +13,7 @@ from calotype.moderation.moderator import Moderator
 from calotype.moderation.policy.policy import Policy
 from calotype.moderation.policy.rulebook import Scope
 from calotype.moderation.testing import FixedTextClassifier
+from calotype.serving.core.conditions import ControlRef, ReferenceUse
 from calotype.serving.core.decision import CheckScope, Decision, PolicyVersion
 from calotype.serving.core.errors import EngineError, InvalidRequest, error_from_payload
 from calotype.serving.core.request import (
@@ -34,6 +35,7 @@ from calotype.serving.jobs.result import (
     HeldImage,
     ImageResult,
     JobMetrics,
+    MapResult,
     TokenUsage,
 )
 
@@ -50,6 +52,8 @@ REQUEST = GenerationRequest(
     adapters=(AdapterRef("stripes", 0.5),),
     negative_prompt="a dog",
     references=("a", "b"),
+    reference_uses=(ReferenceUse("style", 0.5, 0.3, 1.0, 4096), ReferenceUse()),
+    controls=(ControlRef("layout", "t/ab/m.png", "canny", 0.8, 0.1, 0.9),),
     expand=Margins(left=8),
     deadline_seconds=30.0,
 )
@@ -72,11 +76,18 @@ LEASE = Lease(
 RESULT = GenerationResult(
     [ImageResult("asset_1", "t/ab/x.png", 0, 7, 512, 256, "image/png", "cd", True)],
     [BlockedImage(1, ["hate"], "dec_2", "house@1")],
-    JobMetrics(gpu_seconds=1.5, steps=4, devices=2, warnings=["The prompt is too long."]),
-    TokenUsage(5, 100),
+    JobMetrics(
+        gpu_seconds=1.5,
+        steps=4,
+        devices=2,
+        maps_fitted=["controlnets[0]: 64x64 to 128x128"],
+        warnings=["The prompt is too long."],
+    ),
+    TokenUsage(5, 100, 64),
     [DECISION, replace(DECISION, id="dec_2")],
     replace(DECISION, stage="input"),
     [HeldImage("asset_2", "t/held/y", "00ff", 2, 9, 512, 256, "image/png", "ef", ["sexual"])],
+    [MapResult("asset_3", "t/ab/z.png", 0, 128, 128, "0f", "64x64")],
 )
 RECORD = ModerationRecord(
     DECISION, (DECISION,), (HeldEntry(2, "case_1", "asset_2", ("sexual",), "released"),)
