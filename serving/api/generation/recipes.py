@@ -11,7 +11,8 @@ from typing import Any
 
 from calotype.serving.api.generation.files import keep_same
 from calotype.serving.api.generation.uploads import GivenControl, Images
-from calotype.serving.api.http.schemas import ControlNet, parse
+from calotype.serving.api.http.body_parts import ControlNet
+from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.config import ImageModel, LoRAAdapter
 from calotype.serving.core.conditions import ReferenceUse

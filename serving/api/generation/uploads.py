@@ -16,8 +16,9 @@ from typing import Any
 from calotype.moderation.errors import ImageError
 from calotype.moderation.images.decode import count_pixels
 from calotype.serving.api.generation.files import find_file, keep_file
+from calotype.serving.api.http.body_parts import ReferenceOptions
 from calotype.serving.api.http.multipart import Form, FormFile
-from calotype.serving.api.http.schemas import EditBody, GenerationBody, ReferenceOptions, parse
+from calotype.serving.api.http.schemas import EditBody, GenerationBody, parse
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.core.conditions import USE_OF_ROLE, ReferenceUse
 from calotype.serving.core.errors import InvalidRequest, NotFound

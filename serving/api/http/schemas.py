@@ -9,25 +9,20 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from calotype.serving.api.http.body_parts import Body, ControlNet, LoRA, Margins, bounded
 from calotype.serving.api.http.foreign_names import hint, value_hint
 from calotype.serving.config.model.acceleration import MOST_REUSE
-from calotype.serving.core.conditions import GIVEN, MAX_CONTROL_SCALE, MAX_CONTROLS, Role
+from calotype.serving.core.conditions import MAX_CONTROLS
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.request import MAX_SEED
 from calotype.serving.jobs.events import EventType
 
 B = TypeVar("B", bound=BaseModel)
-
-MOST_NAMES = 100
-"""In one object of a body."""
 
 ALIASES = {"guidance": "guidance_scale", "image_loras": "loras", "scheduler": "sampler"}
 
@@ -37,79 +32,10 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _Text = Annotated[str, Field(max_length=512)]
 
 
-def _few(given: object, most: int) -> object:
-    if isinstance(given, dict) and len(given) > most:
-        raise PydanticCustomError(
-            "too_long", "There should be at most {most} names", {"most": most}
-        )
-    return given
-
-
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], _Text],
-    BeforeValidator(lambda given: _few(given, 16)),
+    BeforeValidator(lambda given: bounded(given, 16)),
 ]
-
-
-class Body(BaseModel):
-    """Strict: no unknown names, no ``"2"`` for 2, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bound(cls, given: object) -> object:
-        """Pydantic makes an error of each unknown name: half a second for a body full of them."""
-        return _few(given, MOST_NAMES)
-
-
-class LoRA(Body):
-    id: str = Field(description="Name of a LoRAAdapter of the model.")
-    scale: float | None = Field(None, description="Strength; the adapter's default if missing.")
-
-
-class Margins(Body):
-    """Pixels by which a picture is continued beyond its edges."""
-
-    left: int = Field(0, ge=0, le=8192)
-    top: int = Field(0, ge=0, le=8192)
-    right: int = Field(0, ge=0, le=8192)
-    bottom: int = Field(0, ge=0, le=8192)
-
-
-class ControlNet(Body):
-    id: str = Field(description="Name of a control adapter of the model.")
-    image: Any = Field(
-        description="A URL, or {image_url} or {file_id}: the map, or the picture it is made of."
-    )
-    type: str = Field(
-        GIVEN,
-        max_length=64,
-        description="none: the image is the map. canny: edges are found in it. Others (depth, "
-        "pose, segmentation) where a package of that name is installed.",
-    )
-    scale: float | None = Field(
-        None, ge=0, le=MAX_CONTROL_SCALE, description="Strength; the adapter's default if missing."
-    )
-    start: float = Field(0.0, ge=0, le=1, description="Share of the steps after which it begins.")
-    end: float = Field(1.0, ge=0, le=1, description="Share of the steps after which it ends.")
-
-
-class ReferenceOptions(Body):
-    """How a reference image is looked at; what is missing follows from the role."""
-
-    role: Role | None = Field(None, description="What of it counts; sets the other options.")
-    strength: float | None = Field(None, gt=0, le=4, description="Weight in attention.")
-    start: float | None = Field(None, ge=0, le=1, description="Share of the steps before it.")
-    end: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Share of the steps after which it is no longer looked at, and costs nothing.",
-    )
-    max_pixels: int | None = Field(
-        None, ge=64 * 64, le=1024 * 1024, description="It is made no larger than this."
-    )
 
 
 class GenerationBody(Body):

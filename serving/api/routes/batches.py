@@ -14,8 +14,9 @@ from typing_extensions import TypedDict
 from calotype.serving.api.generation.files import find_file
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import SMALL_BODY, json_body, parse_object, read_json
+from calotype.serving.api.http.body_parts import Body
 from calotype.serving.api.http.pages import Page, list_object, page_size
-from calotype.serving.api.http.schemas import Body, parse
+from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound
 from calotype.serving.database.batches import WORKING

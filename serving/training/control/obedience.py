@@ -1,4 +1,4 @@
-"""Whether a picture obeys its control map, by the exact classifier of `judge`."""
+"""Whether a picture obeys its control map, by the exact classifier of `scene_classifier`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.serving.training.control.layouts import Layout, Placed
-from calotype.serving.training.judge import Seen, look
+from calotype.serving.training.scene_classifier import Seen, look
 from calotype.serving.training.scenes import NATIVE
 
 OFF_CENTER = 5.0
