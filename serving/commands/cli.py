@@ -13,6 +13,7 @@ import click
 from calotype.serving.commands.cluster import gateway, model_app
 from calotype.serving.commands.customisation.adapters import adapters
 from calotype.serving.commands.customisation.dataset import dataset
+from calotype.serving.commands.customisation.merge import merge
 from calotype.serving.commands.customisation.rights import rights
 from calotype.serving.commands.customisation.train import train
 from calotype.serving.commands.fetch import fetch
@@ -37,7 +38,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(serve, generate, train, adapters, plan, profile),
+    *(serve, generate, train, adapters, merge, plan, profile),
     *(jobs, keys, moderate, moderation, provenance),
     *(dataset, rights, gateway, model_app, fetch),
 ):

@@ -6,7 +6,6 @@ reads the whole file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 from collections import Counter
@@ -25,7 +24,7 @@ from calotype.serving.engine.lora.model_fit import (
     coverage,
     guess_base,
 )
-from calotype.serving.engine.sizing.weight_header import WeightHeader, read_header
+from calotype.serving.engine.sizing.weight_header import WeightHeader, file_digest, read_header
 
 _TRIGGERS = (
     "calotype.trigger_words",
@@ -143,12 +142,6 @@ def read_card(path: pathlib.Path, model: LinearShapes | None = None) -> AdapterC
         _stated(header.metadata, _LICENCES),
         None if model is None else coverage(modules, model),
     )
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kinds(plans: list[LayerPlan]) -> tuple[str, ...]:

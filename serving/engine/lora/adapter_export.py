@@ -13,14 +13,13 @@ from typing import Literal
 import torch
 
 from calotype.serving.core.errors import AdapterLoadFailed, InvalidRequest
-from calotype.serving.engine.lora.adapter_card import file_digest
 from calotype.serving.engine.lora.key_layouts import read_keys
 from calotype.serving.engine.lora.layer_names import HALVES_SWAPPED, Target, bfl_layer
 from calotype.serving.engine.lora.layer_plan import plan_layers
 from calotype.serving.engine.lora.lora_file import read_layers
 from calotype.serving.engine.lora.low_rank import LoraLayer, Magnitude
 from calotype.serving.engine.model.weight_files import DTYPE_NAMES, tensor_bytes
-from calotype.serving.engine.sizing.weight_header import TensorInfo, read_header
+from calotype.serving.engine.sizing.weight_header import TensorInfo, file_digest, read_header
 from calotype.serving.engine.sizing.weight_writer import write_weights
 
 ExportLayout = Literal["diffusers", "comfy", "kohya"]

@@ -8,7 +8,6 @@ memories has a budget of bytes; what was used longest ago leaves first. Called b
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pathlib
 import queue
@@ -24,6 +23,7 @@ from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
 from calotype.serving.engine.lora.lora_layers import Adapter, LoraLayers
 from calotype.serving.engine.lora.low_rank import LoraLayer
 from calotype.serving.engine.lora.model_fit import MAX_RANK, Coverage
+from calotype.serving.engine.sizing.weight_header import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class AdapterStore:
             return loaded
         file = read_lora(path, self._shapes, max_rank=self._max_rank, dtype=self._dtype)
         logger.info("the adapter %s (%s) changes %s", name, file.layout, file.coverage)
-        host, digest = with_gains(file.layers, self._weight), _digest(path)
+        host, digest = with_gains(file.layers, self._weight), file_digest(path)
         if loaded is not None and loaded.adapter.digest == digest:
             loaded.adapter.layers, loaded.host = _moved(host, self._device), host
             return loaded
@@ -356,11 +356,6 @@ def _place(loaded: _Loaded | None) -> AdapterPlace:
     on_device, on_cpu = loaded.adapter.layers is not None, loaded.host is not None
     tier = "device" if on_device else "cpu" if on_cpu else "disk"
     return AdapterPlace(tier, loaded.adapter.size, loaded.adapter.digest, loaded.coverage)
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _moved(layers: dict[str, LoraLayer], device: torch.device) -> dict[str, LoraLayer]:

@@ -28,6 +28,25 @@ def read_tensors(
                 yield name, file.get_tensor(name)
 
 
+def read_tensor(header: WeightHeader, name: str) -> torch.Tensor:
+    """One tensor, read into memory of its own: nothing of the file stays mapped.
+
+    ``name`` is of a type in `DTYPE_NAMES`.
+    """
+    info = header.tensors[name]
+    dtype = next(dtype for dtype, word in DTYPE_NAMES.items() if word == info.dtype)
+    found = torch.empty(info.shape, dtype=dtype)
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(header.size + info.begin)
+        left = tensor_bytes(found)
+        while left:
+            count = file.readinto(left)
+            if not count:
+                raise EOFError(f"{header.path} became shorter while it was read")
+            left = left[count:]
+    return found
+
+
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",

@@ -128,6 +128,12 @@ def read_header(path: pathlib.Path, error: type[EngineError]) -> WeightHeader:
     return WeightHeader(path, tensors, metadata, 8 + size)
 
 
+def file_digest(path: pathlib.Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_number(header: WeightHeader, name: str) -> float | None:
     """The value of a tensor that holds one number; None if it holds another count of them.
 
