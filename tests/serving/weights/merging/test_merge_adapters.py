@@ -133,6 +133,9 @@ def test_the_examples_of_the_page_print_what_it_says(tmp_path, monkeypatch):
     assert len(examples) == 3
     for words, printed in examples:
         result = CliRunner().invoke(cli, ["merge", *words.split()])
-        assert result.stdout == printed, words
+        found = result.stdout
+        if "--method svd" in words:  # whose last bits are the linear algebra library's
+            found, printed = (re.sub(r"[0-9a-f]{64}", "DIGEST", text) for text in (found, printed))
+        assert found == printed, words
     kept = (tmp_path / "shapes-merged" / "merge.json").read_text(encoding="utf-8")
     assert f"```\n{kept}```" in page
