@@ -228,3 +228,43 @@ def test_levels_of_ones_own_are_kept() -> None:
     assert policy.presets.strictest.tolerances == (0,)
     assert policy.presets.strict.tolerances == (1,)
     assert house(presets={"strict": mine}).presets.strict.tolerances == (0,)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("needed", "where"),
+    [
+        ({"lists": ["hate"]}, "lists: hate is missing"),
+        ({"pictureLists": ["/lists/known.txt"]}, "pictureLists: /lists/known.txt is missing"),
+        ({"pictureModels": {"falconsai": "/models/eyes"}}, "pictureModels: falconsai is missing"),
+        (
+            {"terms": [{"category": "ip_character", "terms": ["captain calotype"]}]},
+            "terms: 'captain calotype' of ip_character is missing",
+        ),
+    ],
+)
+def test_what_a_policy_lacks_of_another_makes_it_laxer(needed: dict[str, Any], where: str) -> None:
+    assert laxer_at(BASE, policy("base", **needed)) == where
+    assert laxer_at(policy("base", **needed), BASE) is None
+
+
+def test_a_term_that_is_only_flagged_need_not_be_repeated() -> None:
+    noted = {"category": "ip_character", "terms": ["captain calotype"], "action": "flag"}
+    assert laxer_at(BASE, policy("noted", terms=[noted])) is None
+
+
+def test_faults_end_as_the_strictest_wants_after_the_longest_time() -> None:
+    strict = policy("strict", categories=CALM.model_dump(by_alias=True)["categories"])
+    patient = KIDS.model_copy(update={"on_error": "review", "timeout_seconds": 90.0})
+    for order in ((strict, patient), (patient, strict)):
+        both = strictest(order)
+        assert (both.identity.count("+"), both.on_error, both.timeout_seconds) == (1, "block", 90.0)
+    assert strictest((patient, CALM.model_copy(update={"on_error": "review"}))).on_error == "review"
+
+
+def test_the_judges_of_all_policies_are_asked() -> None:
+    first, second = (
+        policy(name, judge={"format": "yes-no", "model": f"/models/{name}"})
+        for name in ("one", "two")
+    )
+    assert strictest((BASE, first)).judges == first.judges != ()
+    assert strictest((first, second)).judges == first.judges + second.judges

@@ -253,6 +253,7 @@ def test_layers_come_from_the_environment() -> None:
         chosen_layers({"CALOTYPE_MARKS": "xmp,exif"})
 
 
+@pytest.mark.slow
 def test_the_safety_stage_checks_alike_with_the_watermark(moderator: Moderator) -> None:
     for pixels in (*(drawing(number) for number in range(6)), texture(0), texture(1, 384)):
         before, after = (moderator.check_image(p) for p in (pixels, MARKS.in_pixels(pixels)[0]))

@@ -80,6 +80,7 @@ def test_the_same_image_and_key_give_the_same_bytes() -> None:
     assert marked(changed)[0] != marked(pixels)[0]
 
 
+@pytest.mark.slow
 def test_no_mark_is_found_where_there_is_none() -> None:
     for name, pixels in IMAGES.items():
         assert watermark.detect(pixels, KEY) is None, name

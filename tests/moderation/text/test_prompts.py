@@ -79,6 +79,7 @@ def test_evasion_is_blocked(moderator: Moderator, evaded: str) -> None:
     assert Category.SEXUAL in decision.categories
 
 
+@pytest.mark.slow
 def test_hard_benign_prompts_mostly_pass(moderator: Moderator) -> None:
     blocked = [prompt for prompt in BENIGN if moderator.check_prompt(prompt).blocked]
     assert len(blocked) <= 0.05 * len(BENIGN), blocked

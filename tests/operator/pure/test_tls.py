@@ -48,7 +48,9 @@ def test_one_pod_is_given_a_certificate_and_asked_by_https() -> None:
     (port,) = singlepod.build_service(obj, config)["spec"]["ports"]
     assert port["appProtocol"] == "https"
     shapes = model(namespace="art", runtime="SinglePod")
-    (endpoint,) = build_podmonitor(obj, shapes, config)["spec"]["podMetricsEndpoints"]
+    monitor = build_podmonitor(obj, shapes, config)
+    assert [o["uid"] for o in monitor["metadata"]["ownerReferences"]] == [obj["metadata"]["uid"]]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["scheme"] == "https"
     assert endpoint["tlsConfig"] == {
         "ca": {"secret": {"name": "models-tls", "key": "ca.crt"}},

@@ -62,6 +62,13 @@ def test_teams_share_seconds_not_jobs_and_by_weight() -> None:
     assert spent["heavy"] / spent["light"] == pytest.approx(2.0, rel=0.1)
 
 
+def test_what_comes_back_goes_before_older_ones_of_its_team() -> None:
+    queue = FairQueue()
+    queue.push(QueuedJob("older", "a", 1.0, created=1.0))
+    queue.push(QueuedJob("back", "a", 1.0, charged=True, created=5.0))
+    assert [taken.job_id for taken in drain(queue)] == ["back", "older"]
+
+
 def test_what_comes_back_goes_first_and_is_not_charged_twice() -> None:
     queue = FairQueue()
     queue.push(job("1", seconds=100))
