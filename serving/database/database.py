@@ -30,6 +30,7 @@ from calotype.serving.database.schema.upgrade import upgrade_database
 from calotype.serving.database.training.adapter_origins import AdapterOrigins
 from calotype.serving.database.training.datasets import Datasets
 from calotype.serving.database.training.revocations import Revocations
+from calotype.serving.database.training.trainings import Trainings
 from calotype.serving.database.webhooks import Webhooks
 
 PATIENCE_SECONDS = 60.0
@@ -66,6 +67,7 @@ class Database:
         self.datasets = Datasets(engine, clock)
         self.origins = AdapterOrigins(engine, clock)
         self.revocations = Revocations(engine, clock)
+        self.trainings = Trainings(engine, clock)
         self.retention = Retention(engine, clock)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, String, Table, Text
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, String, Table, Text
 
 from calotype.serving.database.schema.review_tables import metadata
 
@@ -13,6 +13,8 @@ __all__ = [
     "metadata",
     "revocations",
     "trained_adapters",
+    "training_events",
+    "trainings",
 ]
 
 datasets = Table(
@@ -80,5 +82,57 @@ revocations = Table(
     Column("picture_sha256", String(64), primary_key=True),
     Column("reason", Text, nullable=False),
     Column("actor", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+# Runs of the trainer: a job like a picture's, with a lease and a fence.
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.id"), nullable=False),
+    Column("api_key_id", String(64), nullable=False),
+    Column("model", String(253), nullable=False),
+    # Of the adapter to be made.
+    Column("name", String(253), nullable=False),
+    Column("dataset_id", String(64), nullable=False),
+    # What was asked for: preset, steps, trigger, acceptance ...
+    Column("settings", JSON(none_as_null=True), nullable=False),
+    Column("status", String(16), nullable=False),
+    # What its owner wants of the worker: run, suspend or cancel.
+    Column("wanted", String(16), nullable=False),
+    # The fields of the last events that say how far it is.
+    Column("progress", JSON(none_as_null=True), nullable=False),
+    Column("checkpoints", JSON(none_as_null=True), nullable=False),
+    Column("samples", JSON(none_as_null=True), nullable=False),
+    # The report of its acceptance set, `acceptance.Report`.
+    Column("acceptance", JSON(none_as_null=True)),
+    Column("promoted", Float),
+    # Of the finished adapter's file.
+    Column("adapter_key", String(512)),
+    Column("adapter_sha256", String(64)),
+    # `CalotypeError.to_payload`
+    Column("error", JSON(none_as_null=True)),
+    Column("device_seconds", Float, nullable=False),
+    # Of a device second, when it was asked for.
+    Column("price", Float, nullable=False),
+    # Device seconds after which it is stopped; NULL = no limit.
+    Column("budget_seconds", Float),
+    Column("fence", Integer, nullable=False),
+    Column("leased_until", Float),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+    Index("ix_trainings_team_id_created", "team_id", "created"),
+    Index("ix_trainings_status", "status"),
+)
+
+training_events = Table(
+    "training_events",
+    metadata,
+    Column("training_id", String(64), ForeignKey("trainings.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("type", String(64), nullable=False),
+    Column("data", JSON(none_as_null=True), nullable=False),
     Column("created", Float, nullable=False),
 )
