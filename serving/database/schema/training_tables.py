@@ -108,8 +108,9 @@ trainings = Table(
     # The report of its acceptance set, `acceptance.Report`.
     Column("acceptance", JSON(none_as_null=True)),
     Column("promoted", Float),
-    # Of the finished adapter's file.
-    Column("adapter_key", String(512)),
+    # Rows of `files`: the finished adapter, and the report of its acceptance set with pictures.
+    Column("adapter_file_id", String(64)),
+    Column("report_file_id", String(64)),
     Column("adapter_sha256", String(64)),
     # `CalotypeError.to_payload`
     Column("error", JSON(none_as_null=True)),

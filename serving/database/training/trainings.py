@@ -18,7 +18,7 @@ from calotype.serving.core.json_object import JsonObject
 from calotype.serving.database.accounts.quotas import day_of
 from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import ColumnValues, Repository, column_values
-from calotype.serving.database.schema.tables import teams, usage_records
+from calotype.serving.database.schema.tables import jobs, teams, usage_records
 from calotype.serving.database.schema.training_tables import training_events, trainings
 
 TrainingStatus = Literal["queued", "running", "suspended", "succeeded", "failed", "canceled"]
@@ -26,6 +26,7 @@ Wanted = Literal["run", "suspend", "cancel"]
 Order = Literal["run", "suspend", "cancel", "stop"]
 """What a worker is to do; stop = the budget is spent."""
 OPEN: tuple[TrainingStatus, ...] = ("queued", "running", "suspended")
+_WORKING = ("queued", "running")
 _KEPT = 64
 """Checkpoints and samples that a row names; the events have them all."""
 
@@ -50,7 +51,8 @@ class TrainingRecord:
     samples: list[JsonObject] = field(default_factory=list)
     acceptance: JsonObject | None = None
     promoted: float | None = None
-    adapter_key: str | None = None
+    adapter_file_id: str | None = None
+    report_file_id: str | None = None
     adapter_sha256: str | None = None
     error: JsonObject | None = None
     device_seconds: float = 0.0
@@ -84,10 +86,12 @@ class StoredEvent:
 class Result:
     """What a training that succeeded leaves."""
 
-    adapter_key: str
+    adapter_file_id: str
     adapter_sha256: str
     acceptance: JsonObject | None
     """The report of its acceptance set; None = none was asked for."""
+    report_file_id: str | None = None
+    """The same with pictures, as HTML."""
 
 
 class LeaseLost(Conflict):
@@ -126,6 +130,12 @@ class Trainings(Repository):
         with reading(self.engine) as connection:
             rows = connection.execute(query).mappings().all()
         return [StoredEvent(r["number"], r["type"], r["data"], r["created"]) for r in rows]
+
+    def model_is_asked(self, model: str) -> bool:
+        """Whether pictures of the model wait or are drawn: paid traffic that comes first."""
+        query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.status.in_(_WORKING))
+        with reading(self.engine) as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     # --- what owners want ---------------------------------------------------------------------
 
@@ -166,7 +176,7 @@ class Trainings(Repository):
         """
         with writing(self.engine, durable=True) as connection:
             record = _find(connection, training_id, team_id, lock=True)
-            if record.adapter_key is None:
+            if record.adapter_file_id is None:
                 raise Conflict(
                     f"The training '{training_id}' is {record.status} and has no adapter.",
                     code="training_not_finished",
@@ -286,7 +296,8 @@ class Trainings(Repository):
                 report = outcome.acceptance
                 promoted = report is not None and report["outcome"] == "promoted"
                 values: ColumnValues = {
-                    "adapter_key": outcome.adapter_key,
+                    "adapter_file_id": outcome.adapter_file_id,
+                    "report_file_id": outcome.report_file_id,
                     "adapter_sha256": outcome.adapter_sha256,
                     "acceptance": report,
                     "promoted": self.clock.time() if promoted else None,

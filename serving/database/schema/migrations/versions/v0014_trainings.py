@@ -28,7 +28,8 @@ def upgrade() -> None:
         sa.Column("samples", sa.JSON(), nullable=False),
         sa.Column("acceptance", sa.JSON()),
         sa.Column("promoted", sa.Float()),
-        sa.Column("adapter_key", sa.String(512)),
+        sa.Column("adapter_file_id", sa.String(64)),
+        sa.Column("report_file_id", sa.String(64)),
         sa.Column("adapter_sha256", sa.String(64)),
         sa.Column("error", sa.JSON()),
         sa.Column("device_seconds", sa.Float(), nullable=False),
@@ -44,9 +45,7 @@ def upgrade() -> None:
     op.create_index("ix_trainings_status", "trainings", ["status"])
     op.create_table(
         "training_events",
-        sa.Column(
-            "training_id", sa.String(64), sa.ForeignKey("trainings.id"), primary_key=True
-        ),
+        sa.Column("training_id", sa.String(64), sa.ForeignKey("trainings.id"), primary_key=True),
         sa.Column("number", sa.Integer(), primary_key=True),
         sa.Column("type", sa.String(64), nullable=False),
         sa.Column("data", sa.JSON(), nullable=False),
