@@ -39,7 +39,7 @@ from calotype.serving.api.routes import (
     usage,
     webhooks,
 )
-from calotype.serving.api.routes.training import datasets, rights
+from calotype.serving.api.routes.training import datasets, rights, trainings
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.change_poller import ChangePoller
 from calotype.serving.api.state.disconnects import ClientWaits
@@ -55,7 +55,7 @@ from calotype.serving.webhooks.safe_http import OutboundPolicy
 
 ROUTES = (
     *(images, models, moderations, cases, case_images, takedowns, files, batches),
-    *(jobs, assets, datasets, rights, webhooks, usage, ops),
+    *(jobs, assets, datasets, rights, trainings, webhooks, usage, ops),
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

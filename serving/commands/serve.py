@@ -84,7 +84,7 @@ def _run(options: ServeOptions) -> None:
 
     # A person reads the terminal: what goes well is not written there.
     set_up_logs(level=logging.WARNING)
-    resources = read_resources(options.manifests)
+    resources = read_resources(options.places())
     with listening_socket(options.host, options.port) as listener, claimed(options.data_dir):
         from calotype.serving.deployments.service import run_service
 

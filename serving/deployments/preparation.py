@@ -26,6 +26,7 @@ from calotype.serving.config import (
     with_defaults,
 )
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.weights.shelf import FOLDER as SHELF
 from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
 
@@ -47,6 +48,10 @@ class ServeOptions:
     """What Ray's own start may take before it is tried again."""
     say: Callable[[str], None] = field(default=print)
     """Where sentences for the person at the terminal go."""
+
+    def places(self) -> list[pathlib.Path]:
+        """The manifests, and those of adapters that were trained and accepted here."""
+        return [*self.manifests, *sorted((self.data_dir / SHELF).glob("*.yaml"))]
 
 
 def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:

@@ -25,7 +25,8 @@ from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.settings import read_settings
 from calotype.serving.cluster.remote_backend import RemoteBackend
 from calotype.serving.cluster.supervisor import Supervisor, supervise_host
-from calotype.serving.config import Manifests
+from calotype.serving.cluster.training_worker import TrainableModel, TrainingWorker
+from calotype.serving.config import ImageModel, Manifests
 from calotype.serving.config.environment import BLOB_URL, DATA_DIR, DATABASE_URL
 from calotype.serving.core.errors import CalotypeError, ModelLoadFailed
 from calotype.serving.database.connection import sqlite_url
@@ -34,6 +35,9 @@ from calotype.serving.deployments.preparation import ServeOptions, declare_teams
 from calotype.serving.deployments.serve_config import applications
 from calotype.serving.observability.loops import Loop
 from calotype.serving.storage import FolderBlobStore
+from calotype.serving.weights.shelf import FOLDER as SHELF
+from calotype.serving.weights.shelf import Shelf
+from calotype.serving.weights.sources import model_folder
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +106,11 @@ class Service:
 
     async def run(self, listener: socket.socket) -> None:
         """Raises CalotypeError when the service cannot be started."""
+        blobs = FolderBlobStore(self._options.data_dir / "assets")
         app = create_app(
             read_settings().model_copy(update={"data_dir": self._options.data_dir}),
             self._database,
-            FolderBlobStore(self._options.data_dir / "assets"),
+            blobs,
             self._backend,
             self._catalog,
             lifespan=self._living,
@@ -114,24 +119,38 @@ class Service:
         self._supervisor.want(applications(self._resources, self._options.threads))
         supervising = asyncio.create_task(self._supervisor.run())
         watching = asyncio.create_task(self._watch())
+        trainer = self._trainer(blobs)
+        training = asyncio.create_task(asyncio.to_thread(trainer.run))
 
         def end(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and task.exception() is not None:
                 server.should_exit = True
 
-        for task in (supervising, watching):
+        for task in (supervising, watching, training):
             task.add_done_callback(end)
         await server.serve(sockets=[listener])
         if not supervising.done():
             self._options.say("Draining ...")
         watching.cancel()
+        trainer.stopping.set()
         with self._second_interrupt_kills():
             self._supervisor.end()
-            ended = await asyncio.gather(supervising, watching, return_exceptions=True)
+            ended = await asyncio.gather(supervising, watching, training, return_exceptions=True)
         await self._backend.close()
         for error in ended:
             if isinstance(error, Exception):
                 raise _sentence(error) from error
+
+    def _trainer(self, blobs: FolderBlobStore) -> TrainingWorker:
+        """Trains adapters for the models that are served when the service starts."""
+        models = [_trainable(model) for model in self._resources.models]
+        return TrainingWorker(
+            self._database,
+            blobs,
+            {model.name: model for model in models},
+            self._options.data_dir / "trainings",
+            Shelf(self._options.data_dir / SHELF),
+        )
 
     @contextlib.asynccontextmanager
     async def _living(self, app: FastAPI) -> AsyncIterator[None]:
@@ -176,7 +195,7 @@ class Service:
     async def _reload(self) -> None:
         """A changed manifest reaches every replica; a wrong one changes nothing and says why."""
         try:
-            resources = read_resources(self._options.manifests)
+            resources = read_resources(self._options.places())
             await self._supervisor.apply(applications(resources, self._options.threads))
         except CalotypeError as error:
             self._options.say(f"The changed manifests are not used: {error.message}")
@@ -195,7 +214,7 @@ class Service:
     def _signature(self) -> list[tuple[str, float, int]]:
         """What tells that a manifest, or a file that it names, has changed."""
         files: list[pathlib.Path] = []
-        for path in self._options.manifests:
+        for path in self._options.places():
             files += sorted(path.iterdir()) if path.is_dir() else [path]
         files += [
             pathlib.Path(a.spec.source.path) for a in self._resources.adapters if a.spec.source.path
@@ -221,6 +240,12 @@ class Service:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+
+
+def _trainable(model: ImageModel) -> TrainableModel:
+    built_in = model.spec.source.built_in
+    place = built_in.name if built_in is not None else str(model_folder(model))
+    return TrainableModel(model.name, place, model.spec.adapters.trainings_yield)
 
 
 def _sentence(error: Exception) -> CalotypeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -109,6 +110,23 @@ def accept(
     click.echo(f"{report.name} {report.sha256[:12]}: {report.outcome}")
     if not report.passed:
         raise click.exceptions.Exit(FAILED)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--data-dir", type=click.Path(path_type=pathlib.Path, file_okay=False),
+    default=pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR", "calotype-data")), show_default=True,
+    help="Data folder of the service (or CALOTYPE_DATA_DIR).",
+)  # fmt: skip
+def rollback(name: str, data_dir: pathlib.Path) -> None:
+    """Let the revision of the adapter NAME serve that served before the present one.
+
+    A running service takes it within seconds. Typed again it goes back to the revision before that.
+    """
+    from calotype.serving.weights.shelf import FOLDER, Shelf
+
+    click.echo(f"{name} serves with {Shelf(data_dir / FOLDER).rollback(name)}")
 
 
 def _acceptance(path: pathlib.Path | None) -> Acceptance:

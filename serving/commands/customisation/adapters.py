@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calotype.serving.commands.customisation.acceptance import accept
+from calotype.serving.commands.customisation.acceptance import accept, rollback
 from calotype.serving.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def adapters() -> None:
 
 
 adapters.add_command(accept)
+adapters.add_command(rollback)
 
 
 @adapters.command()

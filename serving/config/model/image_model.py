@@ -82,6 +82,11 @@ class AdapterPolicy(Spec):
     namespaces: AdapterNamespaces = Field(
         default_factory=AdapterNamespaces, description="From where adapters are taken."
     )
+    trainings_yield: bool = Field(
+        True,
+        description="Trainings that share the model's device with it pause while its pictures are "
+        "asked for. Only `calotype serve` shares one; a LoRATraining has pods of its own.",
+    )
 
 
 class FallbackCondition(Spec):

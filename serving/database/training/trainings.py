@@ -8,8 +8,6 @@ cost, in the ledger of pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
@@ -20,78 +18,21 @@ from calotype.serving.database.connection import reading, writing
 from calotype.serving.database.repository import ColumnValues, Repository, column_values
 from calotype.serving.database.schema.tables import jobs, teams, usage_records
 from calotype.serving.database.schema.training_tables import training_events, trainings
+from calotype.serving.database.training.training_records import (
+    OPEN,
+    Order,
+    Result,
+    StoredEvent,
+    TrainingRecord,
+    TrainingStatus,
+    Wanted,
+)
 
-TrainingStatus = Literal["queued", "running", "suspended", "succeeded", "failed", "canceled"]
-Wanted = Literal["run", "suspend", "cancel"]
-Order = Literal["run", "suspend", "cancel", "stop"]
-"""What a worker is to do; stop = the budget is spent."""
-OPEN: tuple[TrainingStatus, ...] = ("queued", "running", "suspended")
 _WORKING = ("queued", "running")
+_MEASURED = 5
+"""Trainings from which the time of a step is told."""
 _KEPT = 64
 """Checkpoints and samples that a row names; the events have them all."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """A row of the table ``trainings``."""
-
-    id: str
-    team_id: str
-    api_key_id: str
-    model: str
-    name: str
-    """Of the adapter to be made."""
-    dataset_id: str
-    settings: JsonObject
-    created: float
-    status: TrainingStatus = "queued"
-    wanted: Wanted = "run"
-    progress: JsonObject = field(default_factory=dict)
-    checkpoints: list[JsonObject] = field(default_factory=list)
-    samples: list[JsonObject] = field(default_factory=list)
-    acceptance: JsonObject | None = None
-    promoted: float | None = None
-    adapter_file_id: str | None = None
-    report_file_id: str | None = None
-    adapter_sha256: str | None = None
-    error: JsonObject | None = None
-    device_seconds: float = 0.0
-    price: float = 0.0
-    budget_seconds: float | None = None
-    fence: int = 0
-    leased_until: float | None = None
-    started: float | None = None
-    ended: float | None = None
-
-    @property
-    def over(self) -> bool:
-        return self.status not in OPEN
-
-    @property
-    def cost(self) -> float:
-        return self.device_seconds * self.price
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """A row of the table ``training_events``."""
-
-    number: int
-    type: str
-    data: JsonObject
-    created: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a training that succeeded leaves."""
-
-    adapter_file_id: str
-    adapter_sha256: str
-    acceptance: JsonObject | None
-    """The report of its acceptance set; None = none was asked for."""
-    report_file_id: str | None = None
-    """The same with pictures, as HTML."""
 
 
 class LeaseLost(Conflict):
@@ -102,7 +43,19 @@ class Trainings(Repository):
     """Trainings, their leases, and their events."""
 
     def add_training(self, record: TrainingRecord) -> None:
+        """Raises Conflict: another team's adapter of the model has this name."""
+        theirs = and_(
+            trainings.c.model == record.model,
+            trainings.c.name == record.name,
+            trainings.c.team_id != record.team_id,
+        )
         with writing(self.engine, durable=True) as connection:
+            if connection.execute(select(trainings.c.id).where(theirs).limit(1)).first():
+                raise Conflict(
+                    f"The name '{record.name}' is taken: choose another one.",
+                    code="name_taken",
+                    param="name",
+                )
             connection.execute(trainings.insert().values(column_values(record)))
             self._tell(connection, record.id, "queued")
 
@@ -136,6 +89,19 @@ class Trainings(Repository):
         query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.status.in_(_WORKING))
         with reading(self.engine) as connection:
             return connection.execute(query.limit(1)).first() is not None
+
+    def step_seconds(self, model: str) -> float | None:
+        """Device time of a step of the model's last trainings; None where none has ended well."""
+        query = (
+            select(trainings.c.device_seconds, trainings.c.progress)
+            .where(trainings.c.model == model, trainings.c.status == "succeeded")
+            .order_by(trainings.c.ended.desc())
+            .limit(_MEASURED)
+        )
+        with reading(self.engine) as connection:
+            rows = connection.execute(query).all()
+        steps = sum(int(row.progress.get("total_steps", 0)) for row in rows)
+        return sum(row.device_seconds for row in rows) / steps if steps else None
 
     # --- what owners want ---------------------------------------------------------------------
 
@@ -191,6 +157,16 @@ class Trainings(Repository):
                 _set(connection, record.id, {"promoted": self.clock.time()})
                 self._tell(connection, record.id, "promoted")
             return _find(connection, training_id, team_id)
+
+    def to_serve(self, models: Sequence[str]) -> list[TrainingRecord]:
+        """Trainings whose adapters serve or have served, in the order of their promotion."""
+        query = (
+            select(trainings)
+            .where(trainings.c.model.in_(models), trainings.c.promoted.is_not(None))
+            .order_by(trainings.c.promoted, trainings.c.id)
+        )
+        with reading(self.engine) as connection:
+            return [TrainingRecord(**row) for row in connection.execute(query).mappings()]
 
     # --- workers ------------------------------------------------------------------------------
 

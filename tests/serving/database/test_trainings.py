@@ -11,7 +11,8 @@ import pytest
 from calotype.serving.core.errors import Conflict, EngineError, NotFound
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
-from calotype.serving.database.training.trainings import LeaseLost, Result, TrainingRecord
+from calotype.serving.database.training.training_records import Result, TrainingRecord
+from calotype.serving.database.training.trainings import LeaseLost
 from calotype.serving.testing.in_memory import ManualClock
 
 PASSED = {"outcome": "promoted", "gates": []}

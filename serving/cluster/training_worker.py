@@ -30,14 +30,11 @@ from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import BlobStore
 from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.database.database import Database
-from calotype.serving.database.training.trainings import (
-    LeaseLost,
-    Order,
-    Result,
-    TrainingRecord,
-)
+from calotype.serving.database.training.training_records import Order, Result, TrainingRecord
+from calotype.serving.database.training.trainings import LeaseLost
 from calotype.serving.jobs.records import FileRecord, new_id
 from calotype.serving.storage import new_key
+from calotype.serving.weights.shelf import Shelf, Shelved
 from calotype.serving.wire.training_progress import read_events
 
 log = logging.getLogger(__name__)
@@ -95,6 +92,7 @@ class TrainingWorker:
     """Args:
     models: those that are trained here, by name.
     folder: of the runs, a folder for each.
+    shelf: of adapters that serve.
     """
 
     def __init__(
@@ -103,12 +101,14 @@ class TrainingWorker:
         blobs: BlobStore,
         models: Mapping[str, TrainableModel],
         folder: pathlib.Path,
+        shelf: Shelf,
         spawn: Spawn = spawn_command,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._database, self._blobs, self._models = database, blobs, models
         self._trainings, self._clock = database.trainings, database.clock
-        self._folder, self._spawn, self._sleep = folder, spawn, sleep
+        self._folder, self._shelf = folder, shelf
+        self._spawn, self._sleep = spawn, sleep
         self.stopping = threading.Event()
         """Set: what runs is left at its next checkpoint, and `run` returns."""
 
@@ -116,7 +116,9 @@ class TrainingWorker:
         """Until `stopping` is set. A store that is away is waited for."""
         while not self.stopping.is_set():
             try:
-                if not self.step():
+                busy = self.step()
+                self.serve_promoted()
+                if not busy:
                     self._sleep(IDLE_SECONDS)
             except StorageFailed as error:
                 log.warning("trainings wait: %s", error.message)
@@ -136,6 +138,28 @@ class TrainingWorker:
         except CalotypeError as error:
             self._trainings.finish(record.id, record.fence, error)
         return True
+
+    def serve_promoted(self) -> None:
+        """Puts every adapter that was promoted on the shelf, once: a rollback stays."""
+        for record in self._trainings.to_serve(list(self._models)):
+            digest = record.adapter_sha256
+            if digest is None or record.adapter_file_id is None:
+                continue
+            if self._shelf.holds(record.name, digest):
+                continue
+            file = self._database.files.get_file(record.adapter_file_id, record.team_id)
+            path = self._folder / f"{digest}.part"
+            with path.open("wb") as written:
+                for part in self._blobs.open(file.blob_key).parts:
+                    written.write(part)
+            trigger = record.settings.get("trigger_word")
+            words = (str(trigger),) if trigger else ()
+            team = self._database.teams.get_team(record.team_id)
+            owner = team.name if team is not None else record.team_id
+            self._shelf.promote(
+                Shelved(record.name, record.model, digest, owner, words), path, record.acceptance
+            )
+            path.unlink()
 
     def _run(self, record: TrainingRecord) -> None:
         work = self._folder / record.id
