@@ -214,7 +214,8 @@ class TrainingWorker:
     ) -> tuple[Order, int]:
         """Runs a command to its end, beating; what was ordered last, and its exit status."""
         model = self._models[record.model]
-        known = int(record.progress.get("sequence", 0))
+        progress = self._trainings.get_training(record.id).progress
+        known = int(progress.get("sequence", 0))
         child = self._spawn(arguments, work / "log.txt")
         order: Order = "run"
         asked = paused = False

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -50,7 +49,7 @@ class Shelf:
 
     def revisions(self, name: str) -> list[str]:
         """sha256 of those that have served, the present one last. Raises NotFound."""
-        return self._history(name)["served"]
+        return _served(self._history(name))
 
     def holds(self, name: str, sha256: str) -> bool:
         """Whether this revision has ever been promoted here."""
@@ -67,7 +66,7 @@ class Shelf:
                 _write(place / f"{revision.sha256}.json", json.dumps(report, indent=1))
             partial.rename(place / f"{revision.sha256}.safetensors")
             history = self._known(revision.name)
-            served = [sha for sha in history["served"] if sha != revision.sha256]
+            served = [sha for sha in _served(history) if sha != revision.sha256]
             history |= {
                 "model": revision.model,
                 "team": revision.team,
@@ -86,7 +85,7 @@ class Shelf:
             Conflict: there is no revision before it.
         """
         history = self._history(name)
-        served: Sequence[str] = history["served"]
+        served = _served(history)
         if len(served) < 2:
             raise Conflict(
                 f"The adapter {name} has served with one revision only, {served[-1][:12]}: there "
@@ -98,11 +97,11 @@ class Shelf:
             self._serve(name, history)
         except OSError as error:
             raise StorageFailed(f"{self._folder} cannot be written: {error.strerror}.") from error
-        return history["served"][-1]
+        return served[-2]
 
     def _serve(self, name: str, history: JsonObject) -> None:
         place = self._folder / name
-        sha256 = history["served"][-1]
+        sha256 = _served(history)[-1]
         manifest = {
             "apiVersion": "calotype.dev/v1alpha1",
             "kind": "LoRAAdapter",
@@ -131,6 +130,10 @@ class Shelf:
         except FileNotFoundError:
             return {"served": []}
         return found
+
+
+def _served(history: JsonObject) -> list[str]:
+    return [str(sha256) for sha256 in history["served"]]
 
 
 def _write(path: pathlib.Path, text: str) -> None:

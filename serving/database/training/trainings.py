@@ -373,6 +373,8 @@ def _learnt(record: TrainingRecord, events: Sequence[tuple[str, JsonObject]]) ->
             samples.append(data)
         else:
             progress |= data
+        if "sequence" in data:
+            progress["sequence"] = data["sequence"]
     return {
         "progress": progress,
         "checkpoints": checkpoints[-_KEPT:],
