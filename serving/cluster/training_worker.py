@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from calotype.serving.core.errors import CalotypeError, EngineError, StorageFailed
+from calotype.serving.core.errors import CalotypeError, EngineError, NotFound, StorageFailed
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.core.protocols import BlobStore
 from calotype.serving.database.blob_refs import JOB_INPUT
@@ -147,7 +147,7 @@ class TrainingWorker:
                 continue
             if self._shelf.holds(record.name, digest):
                 continue
-            file = self._database.files.get_file(record.adapter_file_id, record.team_id)
+            file = self._file(record.adapter_file_id, record.team_id)
             path = self._folder / f"{digest}.part"
             with path.open("wb") as written:
                 for part in self._blobs.open(file.blob_key).parts:
@@ -317,7 +317,7 @@ class TrainingWorker:
     def _fetch(self, record: TrainingRecord, work: pathlib.Path) -> pathlib.Path:
         """The data set's archive, in the run's folder."""
         dataset = self._database.datasets.get_dataset(record.dataset_id, record.team_id)
-        file = self._database.files.get_file(dataset.file_id, record.team_id)
+        file = self._file(dataset.file_id, record.team_id)
         suffix = "".join(pathlib.PurePath(file.filename).suffixes[-2:]) or ".zip"
         path = work / f"dataset{suffix}"
         if not path.exists():
@@ -327,6 +327,12 @@ class TrainingWorker:
                     written.write(part)
             partial.rename(path)
         return path
+
+    def _file(self, file_id: str, team_id: str) -> FileRecord:
+        file = self._database.files.get_file(file_id, team_id)
+        if file is None:
+            raise NotFound(f"The file '{file_id}' was deleted.", param="dataset")
+        return file
 
     def _keep(self, record: TrainingRecord, path: pathlib.Path, content_type: str) -> str:
         """A file of the run in the object store; its id."""

@@ -44,6 +44,11 @@ BY_CODE: dict[str, Wire] = {
     "rights_revoked": Wire(403, "permission_error", retry=False),
     "picture_quarantined": Wire(451, _USER, retry=False),
     "case_conflict": Wire(409, _USER, retry=False),
+    "acceptance_failed": Wire(409, _USER, retry=False),
+    "dataset_not_ready": Wire(409, _USER, retry=False),
+    "name_taken": Wire(409, _USER, retry=False),
+    "training_not_finished": Wire(409, _USER, retry=False),
+    "training_over": Wire(409, _USER, retry=False),
     "queue_full": Wire(429, "requests"),
     "insufficient_quota": Wire(429, "insufficient_quota", retry=False),
 }

@@ -104,7 +104,7 @@ def test_suspend_resume_and_cancel(service: Service) -> None:
     for order, status in (("suspend", "suspended"), ("resume", "queued"), ("cancel", "canceled")):
         assert post(service, f"{path}/{order}").json()["status"] == status
     refused = post(service, f"{path}/resume")
-    assert refused.status_code == 422
+    assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "training_over"
 
 
@@ -114,7 +114,7 @@ def test_what_was_refused_is_not_promoted(service: Service) -> None:
     assert early.json()["error"]["code"] == "training_not_finished"
     finish(service, "refused")
     late = post(service, f"{path}/promote")
-    assert (late.status_code, late.json()["error"]["code"]) == (422, "acceptance_failed")
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "acceptance_failed")
 
 
 @pytest.mark.parametrize(
