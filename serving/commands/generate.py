@@ -6,10 +6,14 @@ import pathlib
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
+from calotype.serving.core.conditions import GIVEN, ControlRef
 from calotype.serving.core.errors import InvalidRequest
+
+_BRANCH = "control"
 
 
 @click.command()
@@ -28,6 +32,15 @@ from calotype.serving.core.errors import InvalidRequest
     "--lora", "loras", multiple=True, metavar="FILE[:SCALE]",
     help="A LoRA adapter and its scale; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--control", "controls", multiple=True, metavar="[TYPE=]IMAGE[:SCALE]",
+    help="A map that the picture follows; with a type such as canny, a picture that the map is "
+    "made of, which is then written beside the output. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--control-adapter", type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="The control adapter's safetensors file; the model shapes has one of its own.",
+)  # fmt: skip
 @click.option("--model", default="shapes", show_default=True, help="shapes, or a FLUX.2 folder.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Torch threads.")
 def generate(
@@ -39,6 +52,8 @@ def generate(
     count: int,
     guidance: float | None,
     loras: tuple[str, ...],
+    controls: tuple[str, ...],
+    control_adapter: pathlib.Path | None,
     model: str,
     threads: int | None,
 ) -> None:
@@ -55,6 +70,7 @@ def generate(
         SamplingParams,
     )
     from calotype.serving.deployments.local import LocalPipeline
+    from calotype.serving.engine.control.preprocessors import use_maps
     from calotype.serving.images.encode import encode_image
 
     kind = _image_format(output)
@@ -79,15 +95,27 @@ def generate(
         seed=secrets.randbelow(2**32) if seed is None else seed,
         n=count,
         adapters=tuple(AdapterRef(name, scale) for name, (_, scale) in _named(adapters).items()),
+        controls=tuple(_control(text) for text in controls),
     )
+    branches: dict[str, pathlib.Path] = {}
+    if controls:
+        branches[_BRANCH] = control_adapter or _own_branch(model)
+    request, files, maps = use_maps(request, _read(request.controls))
     click.echo(f"Loading {model} ...", err=True)
     paths = {name: path for name, (path, _) in _named(adapters).items()}
-    studio = LocalPipeline(resource, paths, Moderator.load(), threads)
+    studio = LocalPipeline(resource, paths, Moderator.load(), threads, branches)
     started = time.monotonic()
     with click.progressbar(
         length=request.sampling.steps, label="Drawing", file=sys.stderr, show_eta=True
     ) as bar:
-        drawn, refused = studio.draw(request, lambda step, _: bar.update(step - bar.pos))
+        drawn, refused = studio.draw(request, lambda step, _: bar.update(step - bar.pos), files)
+    for place, (text, used) in enumerate(zip(controls, maps, strict=True), 1):
+        if used.fitted is not None:
+            click.echo(f"--control {text}: fitted, {used.fitted} to {wanted}", err=True)
+        if "=" in text:
+            name = output.with_name(f"{output.stem}-map-{place}.png")
+            _write(name, used.data)
+            click.echo(f"{name}  the map of {text}")
     for image in drawn:
         name = output if image.index == 0 else _numbered(output, image.index + 1)
         _write(name, encode_image(image.pixels, kind, None))
@@ -118,6 +146,10 @@ def _write(path: pathlib.Path, data: bytes) -> None:
 
 
 def _lora(text: str) -> tuple[pathlib.Path, float]:
+    return _scaled(text, "--lora")
+
+
+def _scaled(text: str, option: str) -> tuple[pathlib.Path, float]:
     """``FILE`` or ``FILE:SCALE``."""
     name, colon, scale = text.rpartition(":")
     if not colon or "/" in scale:
@@ -125,7 +157,34 @@ def _lora(text: str) -> tuple[pathlib.Path, float]:
     try:
         return pathlib.Path(name), float(scale)
     except ValueError:
-        raise InvalidRequest(f"--lora {text!r}: the scale {scale!r} is no number.") from None
+        raise InvalidRequest(f"{option} {text!r}: the scale {scale!r} is no number.") from None
+
+
+def _control(text: str) -> ControlRef:
+    """``[TYPE=]IMAGE[:SCALE]``."""
+    kind, equals, rest = text.partition("=")
+    path, scale = _scaled(rest if equals else text, "--control")
+    return ControlRef(_BRANCH, str(path), kind if equals else GIVEN, scale)
+
+
+def _read(controls: Sequence[ControlRef]) -> dict[str, bytes]:
+    try:
+        return {control.image: pathlib.Path(control.image).read_bytes() for control in controls}
+    except OSError as error:
+        raise InvalidRequest(
+            f"--control {error.filename} cannot be read: {error.strerror}."
+        ) from None
+
+
+def _own_branch(model: str) -> pathlib.Path:
+    from calotype.serving.config import BUILT_IN_CONTROL, BUILT_IN_MODEL
+    from calotype.serving.weights.sources import adapter_file
+
+    if model != BUILT_IN_MODEL.name:
+        raise InvalidRequest(
+            f"--control needs a control adapter made for {model}: give --control-adapter FILE."
+        )
+    return adapter_file(BUILT_IN_CONTROL)
 
 
 def _named(

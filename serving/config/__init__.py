@@ -17,6 +17,7 @@ from calotype.serving.config.base import (
 )
 from calotype.serving.config.built_in import (
     BUILT_IN_ADAPTER,
+    BUILT_IN_CONTROL,
     BUILT_IN_MODEL,
     local_model,
     with_defaults,
@@ -61,6 +62,7 @@ from calotype.serving.config.team import Quotas, Team, TeamSpec, TeamStatus
 __all__ = [
     "API_VERSION",
     "BUILT_IN_ADAPTER",
+    "BUILT_IN_CONTROL",
     "BUILT_IN_MODEL",
     "CREDENTIAL_KEYS",
     "PATCH",

@@ -159,6 +159,7 @@ class LocalPipeline:
 
     Args:
         adapters: name -> safetensors file.
+        controls: likewise of control adapters.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class LocalPipeline:
         adapters: dict[str, pathlib.Path],
         moderator: Moderator,
         torch_threads: int | None = None,
+        controls: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
         self.model = model
         self._moderator = moderator
@@ -178,6 +180,8 @@ class LocalPipeline:
         ).engine
         for name, path in adapters.items():
             self._engine.adapters.load(name, path)
+        for name, path in (controls or {}).items():
+            self._engine.controls.load(name, path)
 
     def draw(
         self,

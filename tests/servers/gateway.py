@@ -21,7 +21,7 @@ from calotype.serving.api.app import create_app
 from calotype.serving.api.state.catalog import Catalog
 from calotype.serving.api.state.gateway import Gateway
 from calotype.serving.api.state.settings import GatewaySettings
-from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
+from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_CONTROL, BUILT_IN_MODEL
 from calotype.serving.core.protocols import GenerationBackend, SystemClock
 from calotype.serving.database.connection import sqlite_url
 from calotype.serving.database.database import Database
@@ -143,7 +143,7 @@ def running(
         check_retries=CheckRetries(delays=(0.0, 0.0)), storage_delays=(0.0, 0.0, 0.0)
     )
     backend = PaintingBackend(database, blobs, safety, policy=quick, settings=painter)
-    catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER])
+    catalog = Catalog([BUILT_IN_MODEL], [BUILT_IN_ADAPTER, BUILT_IN_CONTROL])
     app = create_app(
         settings or GatewaySettings(hangup_grace=0, **QUICK),
         database,

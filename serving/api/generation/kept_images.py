@@ -13,6 +13,7 @@ from calotype.serving.api.generation.uploads import (
     Sources,
     checked_image,
     control_sources,
+    named_sources,
     store_upload,
 )
 from calotype.serving.api.http.schemas import EditBody, GenerationBody, VariationBody
@@ -21,6 +22,8 @@ from calotype.serving.core.conditions import ReferenceUse
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.request import MAX_REFERENCES, ImageSize, check_reference
 from calotype.serving.images.uploaded import Upload, read_mask
+
+_NO_DIGEST = "0" * 64
 
 
 async def keep_images(
@@ -48,6 +51,30 @@ async def keep_images(
     if not controls:
         return found
     return dataclasses.replace(found or Images(), controls=tuple(controls))
+
+
+async def measure_images(
+    gateway: Gateway, team_id: str, body: GenerationBody
+) -> tuple[Images, list[ImageSize]]:
+    """The pictures of a generation as if they were stored, and the sizes of its references.
+
+    Raises:
+        InvalidRequest: as `keep_images`.
+    """
+    sources = named_sources(gateway, team_id, body)
+    _check_count(body, len(sources.images), len(sources.images))
+    sizes: list[ImageSize] = []
+    for source in (*sources.images, *control_sources(gateway, team_id, body)):
+        async with source.open() as data:
+            found = await checked_image(gateway, team_id, data, source.param)
+        sizes.append(ImageSize(found.width, found.height))
+    references = tuple(f"estimate/{_NO_DIGEST}" for _ in sources.images)
+    controls = tuple(
+        GivenControl(c.id, f"estimate/{_NO_DIGEST}", c.type, c.scale, c.start, c.end)
+        for c in body.controlnets
+    )
+    images = Images(references=references, uses=_uses(sources.uses), controls=controls)
+    return images, sizes[: len(sources.images)]
 
 
 async def _keep_pictures(

@@ -5,6 +5,7 @@ Each makes a job, waits for it and answers. Edits and variations come as multipa
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Annotated
@@ -13,7 +14,9 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calotype.serving.api.generation.kept_images import keep_images
+from calotype.serving.api.generation.estimating import estimate_of, priced, shape_of
+from calotype.serving.api.generation.kept_images import keep_images, measure_images
+from calotype.serving.api.generation.planning import plan_generation
 from calotype.serving.api.generation.recipes import expand_recipe, recipe_images
 from calotype.serving.api.generation.synchronous import PreparedRequest, answer
 from calotype.serving.api.generation.uploads import (
@@ -30,7 +33,7 @@ from calotype.serving.api.http.schemas import (
     VariationBody,
     parse_generation,
 )
-from calotype.serving.api.state.gateway import gateway_of
+from calotype.serving.api.state.gateway import gateway_of, request_id_of
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.core.json_object import JsonObject
 from calotype.serving.jobs.records import KeyRecord
@@ -84,6 +87,23 @@ async def vary(request: Request, key: Caller) -> Response:
     started = time.monotonic()
     prepared = await _read_edit(request, key, VariationBody, "variations")
     return await answer(request, key, prepared, started)
+
+
+@router.post("/v1/images/estimates", openapi_extra=json_body(GenerationBody))
+async def estimate(request: Request, key: Caller) -> JsonObject:
+    """What a generation with these parameters would cost; nothing is drawn or kept."""
+    gateway = gateway_of(request)
+    settings = gateway.settings
+    async with room_for_body(request, key.team_id, settings.max_json_upload_bytes):
+        raw = await read_json(request, settings.max_json_upload_bytes, settings.body_seconds)
+        body = parse_generation(raw, settings.features)
+        images, seen = await measure_images(gateway, key.team_id, body)
+    team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
+    plan = plan_generation(
+        gateway.catalog, body, "estimate", request_id_of(request), settings.features, images, team
+    )
+    found = estimate_of(plan.request, shape_of(plan.model), seen)
+    return await priced(gateway, plan.model, plan.request, found)
 
 
 async def _read_generation(request: Request, key: KeyRecord) -> PreparedRequest:

@@ -196,14 +196,26 @@ def fit_reference(pixels: Pixels, side: int, param: str, max_pixels: int | None 
     image = Image.fromarray(pixels)
     width, height = image.size
     check_reference(ImageSize(width, height), param)
-    most = min(max_pixels or _REFERENCE_PIXELS, _REFERENCE_PIXELS)
-    if width * height > most:
-        scale = math.sqrt(most / (width * height))
-        width, height = max(side, int(width * scale)), max(side, int(height * scale))
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    wide, high = width // side * side, height // side * side
-    left, top = (width - wide) // 2, (height - high) // 2
+    size = _bounded(ImageSize(width, height), side, max_pixels)
+    if size != ImageSize(width, height):
+        image = image.resize((size.width, size.height), Image.Resampling.LANCZOS)
+    wide, high = size.width // side * side, size.height // side * side
+    left, top = (size.width - wide) // 2, (size.height - high) // 2
     return np.asarray(image.crop((left, top, left + wide, top + high)))
+
+
+def reference_tokens(size: ImageSize, side: int, max_pixels: int | None = None) -> int:
+    """Image tokens that a reference of this size has, as `fit_reference` makes it."""
+    seen = _bounded(size, side, max_pixels)
+    return (seen.width // side) * (seen.height // side)
+
+
+def _bounded(size: ImageSize, side: int, max_pixels: int | None) -> ImageSize:
+    most = min(max_pixels or _REFERENCE_PIXELS, _REFERENCE_PIXELS)
+    if size.pixels <= most:
+        return size
+    scale = math.sqrt(most / size.pixels)
+    return ImageSize(max(side, int(size.width * scale)), max(side, int(size.height * scale)))
 
 
 def _expanded(start: Pixels, redraw: Region | None, margins: Margins) -> tuple[Pixels, Region]:

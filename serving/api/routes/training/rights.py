@@ -12,8 +12,9 @@ from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import SMALL_BODY, json_body, read_json
+from calotype.serving.api.http.body_parts import Body
 from calotype.serving.api.http.pages import Deleted, Page, list_object
-from calotype.serving.api.http.schemas import Body, parse
+from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.review.removal import end_jobs
 from calotype.serving.api.state.gateway import gateway_of
 from calotype.serving.config.rights import Rights
