@@ -54,7 +54,7 @@ class Row:
     content: Content = nothing
 
 
-IMAGES, JOBS, REVIEW = ("images",), ("jobs",), ("moderation",)
+IMAGES, JOBS, REVIEW, TRAININGS = ("images",), ("jobs",), ("moderation",), ("trainings",)
 PUBLIC: tuple[str, ...] = ()
 
 
@@ -120,6 +120,24 @@ ROWS: dict[tuple[str, str], Row] = {
     ("DELETE", "/v1/moderation/takedowns/{takedown_id}"): Row(
         REVIEW, names="takedown", shared=True
     ),
+    ("POST", "/v1/datasets"): Row(TRAININGS, counted=True, content=upload("file")),
+    ("GET", "/v1/datasets"): Row(TRAININGS, lists=True),
+    ("GET", "/v1/datasets/{dataset_id}"): Row(TRAININGS, names="dataset"),
+    ("DELETE", "/v1/datasets/{dataset_id}"): Row(TRAININGS, names="dataset"),
+    ("POST", "/v1/rights/revocations"): Row(
+        REVIEW, content=json_of(picture_sha256="a" * 64, reason="x", dry_run=True)
+    ),
+    ("GET", "/v1/rights/revocations"): Row(REVIEW),
+    ("DELETE", "/v1/rights/revocations/{picture_sha256}"): Row(
+        REVIEW, names="revocation", shared=True
+    ),
+    ("POST", "/v1/rights/adapters"): Row(
+        REVIEW,
+        content=json_of(
+            digest="sha256:x", name="x", dataset_digest="", pictures=[{"sha256": "a" * 64}]
+        ),
+    ),
+    ("GET", "/v1/rights/adapters/{digest}"): Row(REVIEW, names="origin", shared=True),
     ("POST", "/v1/files"): Row(IMAGES, counted=True, content=upload("file", purpose="vision")),
     ("GET", "/v1/files"): Row(IMAGES, lists=True),
     ("GET", "/v1/files/{file_id}"): Row(IMAGES, names="file"),
@@ -221,12 +239,19 @@ def fill(world: World) -> None:
         "/v1/moderation/reports", json={"asset_id": world.ids["asset"], "reason": "x"}
     )
     world.ids["case"] = case.json()["id"]
+    made = client.post("/v1/datasets", files={"file": ("a.png", picture())})
+    world.ids["dataset"] = made.json()["id"]
     assert not [kind for kind, found in world.ids.items() if not found]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    still = {"webhook_seconds": None, "batch_seconds": None, "sweep_seconds": None}
+    still = {
+        "webhook_seconds": None,
+        "batch_seconds": None,
+        "sweep_seconds": None,
+        "dataset_seconds": None,
+    }
     settings = GatewaySettings(hangup_grace=0, **(QUICK | still))
     with running(tmp_path_factory.mktemp("world"), settings) as service:
         usual = ("images", "jobs", "adapters", "trainings")
@@ -358,8 +383,8 @@ def test_the_team_itself_is_answered(world: World, route: tuple[str, str]) -> No
     row, key = ROWS[route], world.owner
     if row.scopes == REVIEW:
         key = world.key("reviewers", *SCOPES)
-    if row.names in ("case", "takedown") and row.shared:
-        return  # tests/serving/api/routes/test_cases.py, test_takedowns.py
+    if row.names in ("case", "takedown", "revocation", "origin") and row.shared:
+        return  # tests/serving/api/routes/test_cases.py, test_takedowns.py, test_rights.py
     answer = world.ask(route, key)
     assert answer.status_code < 400, answer.text
     if route[0] == "DELETE":

@@ -30,8 +30,8 @@ from calotype.serving.training.dataset.archive_check import DatasetSettings
 
 router = APIRouter(tags=["training"])
 
-Caller = Annotated[KeyRecord, Depends(allowed("images"))]
-Writer = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
+Caller = Annotated[KeyRecord, Depends(allowed("trainings"))]
+Writer = Annotated[KeyRecord, Depends(allowed("trainings", counted=True))]
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _COUNTS = ("pictures", "held_out", "buckets", "captions", "digest", "warnings", "problems")
