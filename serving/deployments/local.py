@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from calotype.serving.engine.model.text_encoder import TextEncoder
 
 
+LOAD_SECONDS = 600.0
+
+
 class InProcessSafety:
     """`protocols.SafetyStage` around a `Moderator` of this process."""
 
@@ -182,6 +185,14 @@ class LocalPipeline:
             self._engine.adapters.load(name, path)
         for name, path in (controls or {}).items():
             self._engine.controls.load(name, path)
+
+    def load_adapter(self, name: str, path: pathlib.Path) -> None:
+        """Loads a file, in the place of the one that had the name.
+
+        Raises:
+            AdapterLoadFailed: it is no adapter of the model; what had the name still draws.
+        """
+        self._engine.adapters.load(name, path, wait=LOAD_SECONDS)
 
     def draw(
         self,
