@@ -1,7 +1,7 @@
 """python tests/bench/acceptance.py: how often the gate lets good adapters pass, and bad ones not.
 
-Trains adapters of shapes that the embedded model has never seen, by `calotype train lora`: good ones,
-and two kinds of bad ones; random and wrong-concept ones are made of the good ones. Every one goes
+Trains adapters of shapes that the embedded model has never seen, by `calotype train lora`: good
+ones and two kinds of bad ones; random and wrong-concept ones are made of the good. Every one goes
 through its whole acceptance set, drawn by the engine that serves. A run that is stopped goes on
 where it was; with 20 of each it takes hours on two cores.
 """
