@@ -17,6 +17,8 @@ from calotype.serving.commands.service_options import typed_command
 from calotype.serving.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from calotype.serving.training.lora.reporting import Sink
+    from calotype.serving.training.lora.stages import Run
     from calotype.serving.wire.training_progress import TrainingEvent
 
 
@@ -26,7 +28,13 @@ def train() -> None:
 
 
 @train.command()
-@click.argument("source")
+@click.argument("source", required=False)
+@click.option(
+    "--config", type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="Run what an operator ordered with this training.json; progress is told over HTTP.",
+)  # fmt: skip
+@click.option("--host", default="0.0.0.0", show_default=True, help="Of progress, with --config.")
+@click.option("--port", default=8000, show_default=True, help="Of progress, with --config.")
 @click.option("--model", default="shapes", show_default=True, help="shapes, or a FLUX.2 folder.")
 @click.option("--trigger", help="Word that evokes the adapter; put into every caption.")
 @click.option(
@@ -80,45 +88,70 @@ def train() -> None:
     help="Of this machine, in USD; for the price that is shown.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 256), help="Torch threads.")
-def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, ...],
-         output: pathlib.Path, work: pathlib.Path | None, preset: Any, prompts: tuple[str, ...],
-         holdout: float, distance: int, without: tuple[str, ...], hourly: float,
-         threads: int | None, **given: Any) -> None:  # fmt: skip
+def lora(
+    source: str | None,
+    config: pathlib.Path | None,
+    host: str,
+    port: int,
+    hourly: float,
+    threads: int | None,
+    **given: Any,
+) -> None:
     """Train a LoRA adapter on the pictures of SOURCE.
 
     SOURCE is a folder, a zip or tar archive, or s3://BUCKET/PREFIX/. A run that was stopped or
     killed goes on exactly where it was when the same command is typed again.
     """
-    from calotype.moderation.moderator import Moderator
+    from calotype.serving.training.lora.reporting import PrometheusSink
+    from calotype.serving.training.lora.worker import read_order, serving_progress
+
+    if (source is None) == (config is None):
+        raise InvalidRequest("Give SOURCE, or --config.")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if config is not None:
+        run = read_order(config)
+        metrics = PrometheusSink(run.model.name)
+        with serving_progress(run.work, metrics, host, port):
+            _train(run, hourly, (metrics,))
+    elif source is not None:
+        _train(_run_of(source, **given), hourly, ())
+
+
+def _run_of(source: str, *, model: str, trigger: str | None, class_words: tuple[str, ...],
+            output: pathlib.Path, work: pathlib.Path | None, preset: Any, prompts: tuple[str, ...],
+            holdout: float, distance: int, without: tuple[str, ...],
+            **given: Any) -> Run:  # fmt: skip
     from calotype.serving.config import local_model
     from calotype.serving.core.request import ImageSize
     from calotype.serving.training.dataset.captions import Wording
     from calotype.serving.training.dataset.preparation import Options
     from calotype.serving.training.lora.recipe import build_recipe
-    from calotype.serving.training.lora.reporting import EventLog, TensorBoardSink
-    from calotype.serving.training.lora.stages import Run, read_config, train_lora
+    from calotype.serving.training.lora.stages import Run, read_config
 
     rights = given_rights(
         *(given.pop(n) for n in ("basis", "holder", "licence", "evidence", "expires"))
     )
-    resource = local_model(model)
-    defaults = resource.spec.defaults
     if output.suffix != ".safetensors":
         raise InvalidRequest(f"--output {output} must end in .safetensors.")
-    folder = work or output.with_suffix(".training")
+    resource = local_model(model)
+    defaults = resource.spec.defaults
+    size = ImageSize.parse(defaults.size)
     recipe = build_recipe(
         read_config(resource),
         preset,
-        side=min(ImageSize.parse(defaults.size).width, ImageSize.parse(defaults.size).height),
+        side=min(size.width, size.height),
         serving_guidance=defaults.guidance_scale,
         **{name: value for name, value in given.items() if value not in (None, False)},
     )
-    run = Run(
+    return Run(
         resource,
         source,
         Options(
             resolution=recipe.resolutions[0],
-            wording=Wording(trigger, class_words[0] if class_words else None, "", ""),
+            wording=Wording(trigger, class_words[0] if class_words else None),
             holdout=holdout,
             distance=distance,
             rights=rights,
@@ -127,24 +160,26 @@ def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, .
         recipe,
         trigger,
         class_words,
-        folder,
+        work or output.with_suffix(".training"),
         output,
         prompts,
         command=typed_command(),
     )
-    if threads is not None:
-        import torch
 
-        torch.set_num_threads(threads)
-    board = TensorBoardSink(folder)
+
+def _train(run: Run, hourly: float, sinks: tuple[Sink, ...]) -> None:
+    from calotype.moderation.moderator import Moderator
+    from calotype.serving.training.lora.reporting import EventLog, TensorBoardSink
+    from calotype.serving.training.lora.stages import train_lora
+    from calotype.serving.training.lora.trainer import Price
+    from calotype.serving.training.lora.workers import Workers
+
+    board = TensorBoardSink(run.work)
     with _Progress() as progress, _stopping() as stopping:
-        from calotype.serving.training.lora.trainer import Price
-        from calotype.serving.training.lora.workers import Workers
-
         try:
             made = train_lora(
                 run,
-                EventLog(folder, (progress, board)),
+                EventLog(run.work, (progress, board, *sinks)),
                 screen=Moderator.load(),
                 price=Price(hourly),
                 stopping=lambda: bool(stopping),
@@ -154,7 +189,7 @@ def lora(source: str, model: str, trigger: str | None, class_words: tuple[str, .
         finally:
             board.close()
     if made is None:
-        click.echo(f"Stopped; type the same command to go on. The run is in {folder}.", err=True)
+        click.echo(f"Stopped; type the same command to go on. The run is in {run.work}.", err=True)
         sys.exit(130)
     click.echo(str(made))
 

@@ -125,7 +125,7 @@ def build_recipe(
         guidance=serving_guidance if small else 1.0,
         ema=0.98 if small else 0.99,
         caption_dropout=0.1 if style else 0.05,
-        preserve_every=0 if style else 4,
+        preserve_every=0 if style else 2 if small else 4,
         lean=(-0.5 if style else 0.0) + (0.9 if small else 0.0),
         recompute=not small,
         precision="float32" if small else precision,
