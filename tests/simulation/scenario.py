@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import random
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
 from simulation.client import Answer, Client, Lost
 from simulation.parts.receiver import URL
 from simulation.parts.services import BLOCKED_WITH_REFERENCES, BLURRED, REFUSED, REVIEW
@@ -17,10 +20,14 @@ from simulation.world import World
 from calotype.serving.api.routes import assets, batches, cases, files, images, jobs, takedowns
 from calotype.serving.jobs.records import KeyRecord
 
-PNG = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGPk"
-    "TD7BwMDAxMDAwMDAAAAN2wE4IZHpzwAAAABJRU5ErkJggg=="
-)
+
+def _data_url() -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+PNG = _data_url()
 PROMPTS = ("a lamp", "a lamp", "a boat", REVIEW, REFUSED, BLURRED, BLOCKED_WITH_REFERENCES)
 OVER = ("succeeded", "failed", "canceled")
 PATIENCE = 900.0

@@ -38,11 +38,11 @@ from calotype.serving.jobs.records import KeyRecord
 from calotype.serving.webhooks import safe_http, sender
 
 EPOCH = 1_800_000_000.0
-KINDS = (*("plain",) * 6, *("delete",) * 2, *("references",) * 2, *("review",) * 2)
+KINDS = (*("plain",) * 6, *("delete",) * 3, *("references",) * 2, *("review",) * 2)
 KINDS += (*("takedown",) * 3, "batch")
 ARMED = 0.75
 """Share of faults that wait for the takedown, the deletion or the decision that a run is about."""
-LAG = 2.5
+LAG = 6.0
 FAULTS_UNTIL = 14.0
 """Seconds of a run in which things begin to go wrong."""
 LONGEST = 2400.0
@@ -127,7 +127,7 @@ class Simulator:
             generators=rng.choice((1, 2)),
             batches=kind == "batch",
             takedowns=kind in ("takedown", "batch"),
-            sweeps={"delete": 20.0, "takedown": 30.0, "batch": 30.0}.get(kind),
+            sweeps={"delete": 15.0, "takedown": 30.0, "batch": 30.0}.get(kind),
             # A picture that is drawn again when it is deleted: slow writers meet the sweeper.
             lag=LAG if kind == "delete" and rng.random() < 0.6 else 0.0,
         )
@@ -184,7 +184,7 @@ class Simulator:
         yield from _everywhere(encode.given_images, given_pixels)
         yield from _everywhere(encode.blur, self._blur)
         yield from _everywhere(takedowns.fingerprint, _fingerprint)
-        yield from _everywhere(takedowns.count_pixels, lambda data: 16)
+        yield takedowns, "count_pixels", lambda *data: 16
         yield from _everywhere(_marking_keys(), lambda gateway: None)
 
     async def _exchange(self, *arguments: Any) -> Any:

@@ -60,7 +60,8 @@ class World:
     batches: gateways work on batches.
     takedowns: the moderator knows what was taken down.
     sweeps: seconds between sweeps, where something is deleted; None = they come seldom or never.
-    lag: seconds that each blocking call of a generator takes, and each call of it, at most.
+    lag: seconds at most between a generator's last file and the moment its result is heard; a
+        sixth of it for each of its blocking calls.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class World:
         name = "" if process is None else process.name
         fault = self.faults.cross("thread", name)
         if fault is None:
-            return self.lag * self.rng.random() if name.startswith("generator") else 0.0
+            return self.lag / 6 * self.rng.random() if name.startswith("generator") else 0.0
         self.note(f"a call of {name} waits {fault.seconds:.1f} s")
         return fault.seconds
 

@@ -49,7 +49,7 @@ class _Method:
         world, caller = self._world, CURRENT.get()
         found = world.servers.get(self._deployment)
         fault = world.faults.cross("rpc", str(caller))
-        if world.lag and caller is not None and caller.name.startswith("generator"):
+        if world.lag and self._method == "complete":
             await asyncio.sleep(world.lag * world.rng.random())
         if fault is not None:
             world.note(f"{fault.what}: {caller} calls {self._deployment}.{self._method}")
