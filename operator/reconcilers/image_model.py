@@ -33,6 +33,7 @@ from calotype.operator.planning.weights import (
     source_type,
     volumes_of,
 )
+from calotype.operator.reconcilers.former_names import delete_former_workload
 from calotype.operator.reconcilers.model_deletion import finish_model, forget_model
 from calotype.operator.reconcilers.report import first_report
 from calotype.operator.reconcilers.workload import (
@@ -122,6 +123,10 @@ async def _serve(context: Context, key: Key, obj: Manifest, model: ImageModel) -
     await context.statuses.write(
         obj, facts, _fields(context, obj, model, observed, seen, step, facts)
     )
+    if any(fact.type == Condition.READY and fact.holds for fact in facts) or (
+        model.spec.suspend and seen.live is not None
+    ):
+        await delete_former_workload(context, obj)
     context.queue.add(Key("Report", *address))
     context.wake_gateway()
     waits = [step.again if step is not None else None, seen.again, _debounced(context, key)]

@@ -33,6 +33,7 @@ from calotype.operator.manifests.trainingjob import (
     read_job,
 )
 from calotype.operator.planning.weights import plan_weights
+from calotype.operator.reconcilers.former_names import former_training_job
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.model_app import NoAnswer
 from calotype.operator.runtime.workqueue import Key
@@ -147,6 +148,8 @@ async def _job(context: Context, obj: Object, training: LoRATraining) -> Manifes
     live_config = await context.kube.get(CONFIG_MAPS, namespace, config_name(training.name))
     place = (RAY_JOBS, namespace, training_job_name(training.name))
     job = await context.kube.get(*place)
+    if job is None and (former := await former_training_job(context, obj)) is not None:
+        place, job = (RAY_JOBS, namespace, training.name), former
     if job is None or live_config is None:
         await context.children.apply(config, live_config)
     if job is None:

@@ -13,6 +13,7 @@ def forget_model(context: Context, address: Address) -> None:
     """Forgets what was remembered of a model that is gone."""
     context.reports.pop(address, None)
     context.pushed.pop(address, None)
+    context.renamed.discard(address)
     context.debounce.clear(Key("ImageModel", *address))
     for adapter in context.store.adapters_of(address):
         context.wake_adapter(adapter)

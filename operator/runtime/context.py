@@ -50,6 +50,8 @@ class Context:
     fetch_jobs: dict[Key, set[str]] = field(default_factory=dict)
     """Names of the fetch Jobs that there are of an adapter or a model."""
     recheck: set[Key] = field(default_factory=set)
+    renamed: set[Address] = field(default_factory=set)
+    """Models beside which nothing of an earlier release runs under another name."""
     """What is applied again although nothing of ours changed: somebody may have edited it."""
     monitors_installed: bool | None = None
     """Whether PodMonitors exist; None = nobody has looked."""

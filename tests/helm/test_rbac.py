@@ -21,9 +21,9 @@ WATCHED: dict[tuple[str, str], set[str]] = {
     ("calotype.dev", "moderationpolicies/status"): {"patch"},
     ("calotype.dev", "teams/status"): {"patch"},
     ("calotype.dev", "loratrainings/status"): {"patch"},
-    ("apps", "deployments"): READ | APPLY,
+    ("apps", "deployments"): READ | APPLY | {"delete"},
     ("batch", "jobs"): {"list", "watch", "create", "delete"},
-    ("", "services"): APPLY,
+    ("", "services"): APPLY | {"delete"},
     ("", "configmaps"): APPLY,
     ("", "persistentvolumeclaims"): READ | APPLY,
     ("", "secrets"): APPLY,
@@ -33,7 +33,7 @@ WATCHED: dict[tuple[str, str], set[str]] = {
     ("ray.io", "rayservices"): READ | APPLY | {"delete"},
     ("ray.io", "rayjobs"): READ | APPLY,
     ("ray.io", "rayclusters"): {"list", "watch", "patch"},
-    ("monitoring.coreos.com", "podmonitors"): APPLY,
+    ("monitoring.coreos.com", "podmonitors"): APPLY | {"delete"},
 }
 """(API group, resource) -> verbs in a watched namespace."""
 
