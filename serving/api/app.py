@@ -125,7 +125,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-trace-id", "retry-after"],
         )
-    app.add_middleware(RequestFrame, set_header=settings.set_request_id, on_bug=_on_bug)
+    app.add_middleware(RequestFrame, on_bug=_on_bug)
     return app
 
 

@@ -89,4 +89,4 @@ def _bind(arguments: dict[str, Any]) -> ModelApp:
         min_replicas=1, max_replicas=1, policy=AutoscalingPolicy(policy_function=POLICY_PATH)
     )
     gpus = GpuShares(options.gpus, options.gpus)
-    return bind_model_app(places, options.model, scaling, {}, options.threads, gpus)
+    return bind_model_app(places, options.model, scaling, options.threads, gpus)

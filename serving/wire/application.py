@@ -50,7 +50,7 @@ class TextEncoderConfig(Document):
 
 
 class GeneratorConfig(Document):
-    """Of the Generator, and of the gateway of `serve run`."""
+    """Of the Generator."""
 
     model: ModelManifest
     adapters: list[AdapterManifest] = Field(default_factory=list)

@@ -222,23 +222,6 @@ def test_a_model_that_cannot_be_loaded_ends_serve_with_a_sentence(tmp_path: path
     assert "diffusion_pytorch_model.safetensors" in message
 
 
-@pytest.mark.slow
-def test_serve_build_writes_a_config_with_every_deployment(tmp_path: pathlib.Path) -> None:
-    serve = pathlib.Path(sys.executable).with_name("serve")
-    built = subprocess.run(
-        [str(serve), "build", "calotype.serving.deployments.application:app", "-o", "serve.yaml"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=600,
-    )
-    assert built.returncode == 0, built.stderr
-    text = (tmp_path / "serve.yaml").read_text()
-    for name in ("Gateway", "Dispatcher", "Moderator", "TextEncoder", "Generator"):
-        assert f"name: {name}" in text
-    assert "QueueSecondsPolicy" in text
-
-
 def _free() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -248,7 +248,7 @@ class World:
     def _start_gateway(self, name: str) -> None:
         process, database = Process(name), Database(self.engine, self.clock)
         settings = self._settings
-        backend = SimulatedBackend(self, database, self.handle)
+        backend = SimulatedBackend(database, self.handle)
         gateway = make_gateway(
             *(settings, database, self.blobs, backend, _CATALOG),
             url_secret=b"simulated",

@@ -27,14 +27,11 @@ class RequestFrame:
     """Pure ASGI, outermost of ours.
 
     Args:
-        set_header: False behind Ray Serve's proxy, which adds ``x-request-id`` itself: set twice,
-            clients would read ``"a, b"``.
         on_bug: the answer to an exception that no handler knows.
     """
 
-    def __init__(self, app: ASGIApp, set_header: bool, on_bug: Callable[[], Response]) -> None:
+    def __init__(self, app: ASGIApp, on_bug: Callable[[], Response]) -> None:
         self.app = app
-        self.set_header = set_header
         self.on_bug = on_bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,8 +62,7 @@ class RequestFrame:
                 del headers["x-request-id"]
                 if trace_id is not None:
                     headers["x-trace-id"] = trace_id
-                if self.set_header:
-                    headers["x-request-id"] = request_id
+                headers["x-request-id"] = request_id
                 for rate in scope["state"].get("rates", ()):
                     headers["x-ratelimit-limit-requests"] = str(rate.limit)
                     headers["x-ratelimit-remaining-requests"] = str(rate.remaining)

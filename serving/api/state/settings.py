@@ -170,9 +170,6 @@ class GatewaySettings(BaseModel):
         "None = as the environment says (CALOTYPE_PROVENANCE_DIR, CALOTYPE_DATA_DIR, "
         "CALOTYPE_INTERNAL_TOKEN, CALOTYPE_AUDIT_KEY).",
     )
-    set_request_id: bool = Field(
-        True, description="Off behind Ray Serve's HTTP proxy, which sets x-request-id itself."
-    )
 
 
 def read_settings(variables: Mapping[str, str] = os.environ) -> GatewaySettings:

@@ -7,7 +7,7 @@ import secrets
 
 from calotype.serving.wire.ray_env import RAY_CALLS
 
-QUIET_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_QUIET_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Replicas set the threads of torch themselves; libraries shall not start others beside them."""
 
 
@@ -36,4 +36,4 @@ def prepare_ray(start_seconds: float) -> None:
     waiting = {"RAY_gcs_server_port_wait_time_s": str(round(start_seconds))}
     for name, value in (RAY_CALLS | PATIENCE | waiting).items():
         os.environ.setdefault(name, value)
-    os.environ.update(QUIET_THREADS)
+    os.environ.update(_QUIET_THREADS)

@@ -1,1 +1,1 @@
-"""The Ray Serve deployments: dispatcher, moderator, text encoder, generator, ingress, gateway."""
+"""The Ray Serve deployments: dispatcher, moderator, text encoder, generator, ingress."""

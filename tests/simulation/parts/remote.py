@@ -1,7 +1,7 @@
 """Calls between simulated processes, in place of Ray Serve's handles.
 
-The callers are production code (`deployments.remote`, `deployments.backend`): what they see of a
-dead replica is what Ray raises.
+The callers are production code (`deployments.remote`, `replicas.ingress`): what they see of a dead
+replica is what Ray raises.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayActorError, RayTaskError
 from simulation.loop import CURRENT, Process, SimulatedLoop, answer
 
-from calotype.serving.core.errors import CalotypeError, error_from_payload
+from calotype.serving.cluster.remote_backend import model_status
+from calotype.serving.core.decision import CheckScope, Decision
+from calotype.serving.core.errors import CalotypeError, Overloaded, error_from_payload
 from calotype.serving.core.json_object import JsonObject
-from calotype.serving.deployments.backend import RayBackend
+from calotype.serving.core.protocols import ModelStatus
 from calotype.serving.deployments.replicas.dispatcher import DispatcherCalls
+from calotype.serving.deployments.replicas.ingress import ServedModelApp
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.jobs.outage import part_at_fault
 from calotype.serving.wire.model_status import ModelAppStatus
@@ -24,6 +27,9 @@ from calotype.serving.wire.model_status import ModelAppStatus
 if TYPE_CHECKING:
     from simulation.world import World
 
+    from calotype.serving.core.request import Pixels
+
+AWAY_SECONDS = 0.5
 UNREACHABLE_SECONDS = 0.05
 """After which a caller is told that nobody is there."""
 
@@ -129,12 +135,43 @@ class DispatcherServer(DispatcherCalls):
         return ModelAppStatus(name="shapes", ready=True, replicas=1).payload()
 
 
-class SimulatedBackend(RayBackend):
-    """The production backend; its handles lead to simulated processes."""
+class SimulatedBackend:
+    """The model app behind a gateway's `RemoteBackend`, without the HTTP between the two."""
 
-    def __init__(self, world: World, database: Any, find: Callable[[str], Handle]) -> None:
-        super().__init__(database, {"shapes": "model-shapes"})
-        self._find = find
+    def __init__(self, database: Any, find: Callable[[str], Any]) -> None:
+        self._database = database
+        self._app = ServedModelApp(find("Dispatcher"), find("Moderator"))
 
-    def _handle(self, deployment: str, app: str) -> Any:
-        return self._find(deployment)
+    async def submit(self, job_id: str) -> None:
+        await self._known(job_id)
+        await self._app.submit(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> None:
+        try:
+            await self._known(job_id)
+            await self._app.wait(job_id, timeout)
+        except Overloaded:  # the caller asks the database after a pause
+            await asyncio.sleep(min(AWAY_SECONDS, timeout))
+
+    async def cancel(self, job_id: str) -> None:
+        await self._known(job_id)
+        await self._app.cancel(job_id)
+
+    async def moderate(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        scope: CheckScope | None = None,
+        models: Sequence[str] | None = None,
+    ) -> list[Decision]:
+        return await self._app.moderate(texts, images, scope)
+
+    async def status(self) -> list[ModelStatus]:
+        try:
+            return [model_status("shapes", await self._app.status())]
+        except CalotypeError as error:
+            return [ModelStatus("shapes", ready=False, message=error.message, answers=False)]
+
+    async def _known(self, job_id: str) -> None:
+        if await asyncio.to_thread(self._database.jobs.get_job, job_id) is None:
+            raise Overloaded("This job is not known at the moment.", retry_after=30)
