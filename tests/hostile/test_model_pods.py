@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from hostile.internal_port import INTERNAL, OURS, THEIRS, House, refused, token
+from servers.internal_port import INTERNAL, OURS, THEIRS, House, refused, token
 from servers.loopback import served
 from sqlalchemy import update
 from tests.operator.pure.parts import model, owner, settings, training

@@ -9,7 +9,7 @@ import pytest
 from tests.operator import manifests
 from tests.operator.virtual import World
 
-from calotype.operator.kube.labels import workload_name
+from calotype.operator.kube.labels import owner_reference, workload_name
 from calotype.operator.kube.objects import Manifest
 from calotype.operator.kube.resources import (
     CLAIMS,
@@ -28,6 +28,17 @@ from calotype.operator.kube.resources import (
 
 CACHE = {"persistentVolumeClaim": {"size": "1Gi"}}
 HUB = {"huggingFace": {"repo": "acme/flux"}}
+
+
+TRAINING: Manifest = {
+    "apiVersion": "calotype.dev/v1alpha1",
+    "kind": "LoRATraining",
+    "metadata": {"name": "sneaker", "namespace": "calotype"},
+    "spec": {
+        "modelRef": {"name": "shapes"},
+        "dataset": {"http": {"url": "https://example.com/photos.zip"}},
+    },
+}
 
 
 @pytest.fixture
@@ -101,17 +112,7 @@ async def test_an_object_of_a_deleted_model_of_the_name_is_not_taken_up(world: W
 async def test_a_training_does_not_take_a_job_of_others_for_its_own(world: World) -> None:
     before = foreign(world, RAY_JOBS, "train-sneaker", spec={"suspend": True, "entrypoint": "x"})
     world.apply(manifests.model())
-    world.apply(
-        {
-            "apiVersion": "calotype.dev/v1alpha1",
-            "kind": "LoRATraining",
-            "metadata": {"name": "sneaker", "namespace": "calotype"},
-            "spec": {
-                "modelRef": {"name": "shapes"},
-                "dataset": {"http": {"url": "https://example.com/photos.zip"}},
-            },
-        }
-    )
+    world.apply(TRAINING)
     await world.start()
     await world.condition(LORA_TRAININGS, "sneaker", "Accepted", "False", "ObjectNotOurs")
     await world.quiet()
@@ -192,3 +193,62 @@ async def test_files_of_a_fetch_are_not_written_into_objects_of_others(world: Wo
     await world.condition(IMAGE_MODELS, "shapes", "Accepted", "False", "ObjectNotOurs")
     assert world.get(CONFIG_MAPS, job[1]) == before
     assert world.find(LORA_ADAPTERS, "shapes") is None
+
+
+# --- names of an earlier release -----------------------------------------------------------------
+
+
+def former(world: World, resource: Resource, owner: Manifest, **content: object) -> Manifest:
+    """What an earlier release made, under the bare name of its owner."""
+    metadata = {"name": owner["metadata"]["name"], "namespace": "calotype"}
+    owned = {**metadata, "ownerReferences": [owner_reference(owner)]}
+    return copy.deepcopy(world.server.objects.create(resource, {"metadata": owned, **content}))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "workload"), [("SinglePod", DEPLOYMENTS), ("RayService", RAY_SERVICES)]
+)
+async def test_the_workload_of_an_earlier_release_goes_when_its_successor_is_ready(
+    world: World, runtime: str, workload: Resource
+) -> None:
+    model = world.apply(manifests.model(runtime=runtime))
+    for resource in (workload, SERVICES):
+        former(world, resource, model, spec={})
+    theirs = world.server.objects.create(
+        CONFIG_MAPS, {"metadata": {"name": "shapes", "namespace": "calotype"}}
+    )
+    world.cluster.apps.silent = True
+    await world.start()
+    await world.until(lambda: world.find(workload, "model-shapes"), "the successor")
+    await world.quiet(5)
+    assert world.find(workload, "shapes") is not None, "it serves until then"
+    world.cluster.apps.silent = False
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.quiet(5)
+    assert world.find(workload, "shapes") is None and world.find(SERVICES, "shapes") is None
+    assert world.find(workload, "model-shapes") is not None
+    assert world.get(CONFIG_MAPS, "shapes") == theirs
+
+
+async def test_what_only_has_the_name_is_left_alone(world: World) -> None:
+    other = world.apply(manifests.model("other"))
+    other["metadata"]["name"] = "shapes"
+    world.apply(manifests.model())
+    before = former(world, DEPLOYMENTS, other, spec={})
+    await world.start()
+    await world.ready(IMAGE_MODELS, "shapes")
+    await world.quiet(5)
+    assert world.get(DEPLOYMENTS, "shapes")["metadata"] == before["metadata"]
+
+
+async def test_a_training_that_an_earlier_release_began_is_not_begun_twice(world: World) -> None:
+    world.apply(manifests.model())
+    training = world.apply(TRAINING)
+    former(world, RAY_JOBS, training, spec={"suspend": False, "entrypoint": "train"})
+    await world.start()
+    await world.condition(LORA_TRAININGS, "sneaker", "Accepted")
+    await world.until(
+        lambda: world.status(LORA_TRAININGS, "sneaker").get("jobName") == "sneaker", "it goes on"
+    )
+    await world.quiet(5)
+    assert world.find(RAY_JOBS, "train-sneaker") is None

@@ -145,7 +145,7 @@ async def open_source(
 async def checked_image(gateway: Gateway, team_id: str, data: bytes, param: str) -> Upload:
     """`check_image` when there is memory for its pixels, beside the event loop."""
     try:
-        pixels = await asyncio.to_thread(count_pixels, data, param)
+        pixels = await asyncio.to_thread(count_pixels, data)
     except ImageError:
         pixels = 0  # `check_image` says what is wrong
     async with gateway.memory.pixels.reserve(team_id, min(pixels, MAX_PIXELS) * BYTES_PER_PIXEL):

@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from hostile.internal_port import INTERNAL, OURS, House, refused, token
+from servers.internal_port import INTERNAL, OURS, House, refused, token
 from servers.loopback import served
 
 from calotype.serving.cluster.job_store_api import build_job_store_api
