@@ -27,7 +27,7 @@ from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, deci
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.01)

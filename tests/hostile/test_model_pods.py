@@ -83,7 +83,7 @@ async def test_a_dispatcher_works_through_the_gateways(house: House, ours: Remot
         *(ours, ScriptedSafety(), ManualClock(), policy, "shapes")  # type: ignore[arg-type]
     )
     await dispatcher.start()
-    [lease] = await dispatcher.lease("r1", 1, 20)
+    [lease] = await dispatcher.lease("r1", 1, 600)
     assert lease.job_id == job_id and lease.request.prompt == "a dog"
     key = f"{house.team}/ab/picture.png"
     house.pictures().put(key, b"picture")
@@ -189,7 +189,9 @@ def test_no_other_token_opens_the_store(house: House, shown: str) -> None:
         store.jobs.open_jobs(None, "queued")
     store.close()
     answer = httpx.get(
-        f"{house.url}/internal/v1/blobs/a/b.png", headers={"authorization": f"Bearer {shown}"}
+        f"{house.url}/internal/v1/blobs/a/b.png",
+        headers={"authorization": f"Bearer {shown}"},
+        timeout=600,
     )
     assert answer.status_code == 401
 
@@ -215,10 +217,10 @@ def test_whose_teams_are_is_for_the_operator_alone(house: House) -> None:
     house.database.teams.claim("hats", TeamOwner("shop", "u1"))
     path = f"{house.url}{TEAMS_PATH}"
     for shown in (token(OURS), INTERNAL, "nothing"):
-        answer = httpx.get(path, headers={"authorization": f"Bearer {shown}"})
+        answer = httpx.get(path, headers={"authorization": f"Bearer {shown}"}, timeout=600)
         assert answer.status_code == 401
     headers = {"authorization": f"Bearer {operator_token(INTERNAL)}"}
-    found = TeamOwners.model_validate_json(httpx.get(path, headers=headers).content)
+    found = TeamOwners.model_validate_json(httpx.get(path, headers=headers, timeout=600).content)
     assert {(t.name, t.namespace, t.uid) for t in found.teams} == {
         ("shoes", None, None),
         ("hats", "shop", "u1"),
@@ -228,10 +230,12 @@ def test_whose_teams_are_is_for_the_operator_alone(house: House) -> None:
 def test_calls_that_are_not_there_or_make_no_sense_are_refused(house: House) -> None:
     headers = {"authorization": f"Bearer {token(OURS)}"}
     for name in ("_job", "calls", "__init__", "nothing"):
-        answer = httpx.post(f"{house.url}/internal/v1/store/{name}", json={}, headers=headers)
+        answer = httpx.post(
+            f"{house.url}/internal/v1/store/{name}", json={}, headers=headers, timeout=600
+        )
         assert answer.status_code == 404, name
     path = f"{house.url}/internal/v1/store/get_job"
-    assert httpx.post(path, json={"wrong": 1}, headers=headers).status_code == 400
+    assert httpx.post(path, json={"wrong": 1}, headers=headers, timeout=600).status_code == 400
 
 
 def test_a_gateway_that_is_away_is_a_database_that_is_away() -> None:

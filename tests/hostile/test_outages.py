@@ -68,7 +68,7 @@ class Rig:
         )
 
     async def take(self) -> Lease:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(600):
             while not (found := await self.dispatcher.lease("r1", 1, 0.0)):
                 await asyncio.sleep(0)
         return found[0]

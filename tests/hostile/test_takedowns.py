@@ -79,7 +79,7 @@ def batch_output(service: Service, kind: str = "generations", **more: Any) -> st
     file = http.post("/v1/files", files=given, data={"purpose": "batch"}).json()
     asked = {"endpoint": url, "completion_window": "24h"}
     batch = http.post("/v1/batches", json={"input_file_id": file["id"], **asked}).json()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while batch["status"] != "completed":
         assert time.monotonic() < end, batch
         time.sleep(0.02)

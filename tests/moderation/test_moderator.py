@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import threading
 from typing import Any
 
@@ -119,7 +120,9 @@ def test_hanging_classifier_blocks_and_recovers() -> None:
     moderator = scripted(classifier, classifier, timeoutSeconds=0.05)
     for decision in (moderator.check_prompt("a red circle"), moderator.check_image(GREY)):
         assert decision.verdict is Verdict.ERROR and decision.unavailable
-        assert "Classifier hanging did not answer within" in (decision.reason or "")
+        # On a busy machine its time is over before it is asked.
+        ends = r"Classifier hanging (did not answer within|had no time left)"
+        assert re.match(ends, decision.reason or "")
     classifier.release()
     moderator.reconfigure(policy(timeoutSeconds=20))
     assert moderator.check_prompt("a red circle").verdict is Verdict.ALLOW

@@ -60,9 +60,9 @@ def test_pictures_of_jobs_count_too(service: Service, tmp_path: pathlib.Path) ->
     key, _ = service.database.api_keys.create(team="painter")
     assert upload(service, key, bytes(1_900))["status_code"] == 200
     file = io.BytesIO()
-    Image.effect_noise((32, 32), 90).save(file, "PNG")
+    Image.effect_noise((64, 64), 90).save(file, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     body = {"prompt": "x", "reference_images": [url]}
     answer = service.http(key).post("/v1/images/generations", json=body)
-    assert answer.status_code == 429
+    assert answer.status_code == 429, answer.text
     assert answer.json()["error"]["code"] == "insufficient_quota"

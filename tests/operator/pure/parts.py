@@ -53,13 +53,13 @@ def adapter(name: str = "stripes", namespace: str = "calotype", **spec: Any) -> 
     return parse(LoRAAdapter, owner("LoRAAdapter", name, namespace, **given))
 
 
-def training(name: str = "sneaker", **spec: Any) -> LoRATraining:
+def training(name: str = "sneaker", namespace: str = "calotype", **spec: Any) -> LoRATraining:
     given = {
         "modelRef": {"name": "shapes"},
         "dataset": {"persistentVolumeClaim": {"claimName": "photos", "path": "sneaker"}},
         "resourceProfile": "gpu",
     } | spec
-    return parse(LoRATraining, owner("LoRATraining", name, **given))
+    return parse(LoRATraining, owner("LoRATraining", name, namespace, **given))
 
 
 def team(name: str = "shoes", namespace: str = "calotype", **spec: Any) -> Team:

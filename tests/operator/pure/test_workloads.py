@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -22,11 +23,18 @@ from calotype.operator.manifests.custom_resources import (
     adapter_manifest,
     model_manifest,
 )
+from calotype.operator.manifests.model_secret import MARKS, TOKEN, build_model_secret
 from calotype.operator.manifests.pods import Volumes
-from calotype.operator.manifests.trainingjob import build_adapter, build_rayjob, read_job
+from calotype.operator.manifests.trainingjob import (
+    build_adapter,
+    build_rayjob,
+    read_job,
+    training_volumes,
+)
 from calotype.operator.settings import ResourceProfile
 from calotype.serving.wire.application import GeneratorConfig, ModeratorConfig, NamedPolicy
 from calotype.serving.wire.config_hash import config_hash as hash_of
+from calotype.serving.wire.model_token import marks_secret
 
 from .parts import adapter, model, owner, settings, training
 
@@ -267,3 +275,26 @@ def test_the_phase_of_a_training(status: Manifest, suspended: bool, phase: str) 
     assert state.phase == phase
     assert (state.failure is not None) == (phase == "Failed")
     assert state.succeeded.holds == (phase == "Succeeded")
+
+
+def test_a_training_sees_the_releases_volume_in_the_releases_namespace_alone() -> None:
+    seen = {
+        place: training_volumes(training(namespace=place), settings())
+        for place in ("calotype", "shoes")
+    }
+    assert [volumes.source for volumes in seen.values()] == ["photos", "photos"]
+    assert {place: volumes.data for place, volumes in seen.items()} == {
+        "calotype": "data",
+        "shoes": None,
+    }
+
+
+def test_the_secret_of_a_model_holds_what_follows_from_the_internal_token_never_itself() -> None:
+    built = [
+        build_model_secret(owner("ImageModel", name), "the-internal-token", settings())["data"]
+        for name in ("shapes", "others")
+    ]
+    held = [{key: b64decode(value).decode() for key, value in data.items()} for data in built]
+    assert all("the-internal-token" not in value for data in held for value in data.values())
+    assert held[0][TOKEN] != held[1][TOKEN], "each model has a token of its own"
+    assert held[0][MARKS] == held[1][MARKS] == marks_secret("the-internal-token")

@@ -146,7 +146,7 @@ async def test_without_a_model_app_callers_are_told_when_it_is_expected(
     stand_in: tuple[StandIn, socket.socket, list[bool]], tmp_path: pathlib.Path
 ) -> None:
     port = stand_in[1].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
         answer = await client.post("/internal/v1/moderate", content=b"x" * 3_000_000)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_not_ready"
@@ -164,7 +164,7 @@ async def test_the_kubelet_is_told_whether_there_is_hope(
     stand_in: tuple[StandIn, socket.socket, list[bool]],
 ) -> None:
     url = f"http://127.0.0.1:{stand_in[1].getsockname()[1]}/-/healthz"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=600) as client:
         assert (await client.get(url)).status_code == 503
         stand_in[2].append(True)
         assert (await client.get(url)).status_code == 200
@@ -182,7 +182,7 @@ async def test_the_socket_is_handed_over_without_a_gap(
     spare, listener, _ = stand_in
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/internal/v1/status"
     seen = []
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=600) as client:
         for _ in range(3):
             server = await asyncio.start_server(app, sock=listener.dup())
             spare.close()
@@ -234,7 +234,7 @@ async def test_garbage_is_no_harm(stand_in: tuple[StandIn, socket.socket, list[b
             writer.write_eof()
             await reader.read()
         writer.close()
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=600) as client:
         answer = await client.get(f"http://127.0.0.1:{port}/x")
     assert json.loads(answer.content)["error"]["code"] == "model_not_ready"
 

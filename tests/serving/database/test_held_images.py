@@ -37,7 +37,7 @@ async def ended(
 ) -> tuple[JobRecord, list[CaseRecord]]:
     """The job, whose pictures of these numbers are held, and the cases about them."""
     await dispatcher.submit(job.id)
-    (lease,) = await dispatcher.lease("one", 1, 10)
+    (lease,) = await dispatcher.lease("one", 1, 600)
     held = [held_image(job, index) for index in indices]
     result = GenerationResult([], metrics=JobMetrics(gpu_seconds=0.5), held=held)
     assert await dispatcher.complete(job.id, lease.fence, result)
@@ -131,5 +131,5 @@ async def test_a_prompt_that_is_held_is_leased_with_the_reason(
     safety.prompt = lambda text: review
     job = add_job()
     await dispatcher.submit(job.id)
-    (lease,) = await dispatcher.lease("one", 1, 10)
+    (lease,) = await dispatcher.lease("one", 1, 600)
     assert lease.review_categories == ("public_figure",)

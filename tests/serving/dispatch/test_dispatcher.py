@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from calotype.serving.core.errors import EngineError
 from calotype.serving.database.database import Database
@@ -20,7 +21,7 @@ AddJob = Callable[..., JobRecord]
 
 
 async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> Lease:
-    [lease] = await dispatcher.lease(replica, limit, 5)
+    [lease] = await dispatcher.lease(replica, limit, 600)
     return lease
 
 
@@ -69,7 +70,7 @@ async def test_submitting_twice_leases_once(dispatcher: Dispatcher, add_job: Add
 async def test_a_waiting_replica_is_woken_by_a_submission(
     dispatcher: Dispatcher, add_job: AddJob
 ) -> None:
-    waiting = asyncio.create_task(dispatcher.lease("r1", 4, 30))
+    waiting = asyncio.create_task(dispatcher.lease("r1", 4, 6000))
     await asyncio.sleep(0)
     await dispatcher.submit(add_job().id)
     assert len(await asyncio.wait_for(waiting, 600)) == 1
@@ -207,6 +208,28 @@ async def test_a_job_past_its_deadline_ends_as_such(
         assert not await dispatcher.complete(job.id, lease.fence, drawn_result(lease))
 
 
+async def test_a_job_that_comes_after_its_deadline_ends_at_once(
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, clock: ManualClock
+) -> None:
+    job = add_job(deadline=clock.time())
+    await dispatcher.submit(job.id)
+    assert error(database, job)["code"] == "generation_timeout"
+
+
+@pytest.mark.parametrize("fence", [49, 50])
+async def test_a_job_that_was_leased_too_often_is_given_up(
+    dispatcher: Dispatcher, database: Database, add_job: AddJob, fence: int
+) -> None:
+    job = add_job()
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET fence = :fence"), {"fence": fence})
+    await dispatcher.submit(job.id)
+    if fence < DispatchPolicy().max_fences:
+        assert (await take(dispatcher)).job_id == job.id
+    else:
+        assert status(database, job) == "failed"
+
+
 async def test_waiting_returns_when_the_job_ends_or_the_time_is_over(
     dispatcher: Dispatcher, add_job: AddJob
 ) -> None:
@@ -280,7 +303,7 @@ async def test_a_lease_call_that_is_abandoned_gives_its_jobs_back(
     await dispatcher.submit(job.id)
     while not dispatcher.snapshot().queued:
         await asyncio.sleep(0)
-    asking = asyncio.create_task(dispatcher.lease("gone", 1, 30))
+    asking = asyncio.create_task(dispatcher.lease("gone", 1, 6000))
     while dispatcher.snapshot().queued:
         await asyncio.sleep(0)
     asking.cancel()

@@ -62,6 +62,18 @@ def test_teams_share_seconds_not_jobs_and_by_weight() -> None:
     assert spent["heavy"] / spent["light"] == pytest.approx(2.0, rel=0.1)
 
 
+def test_what_comes_back_is_not_charged_again_before_other_teams() -> None:
+    queue = FairQueue()
+    queue.push(job("1", seconds=10))
+    queue.push(job("2", seconds=10))
+    assert queue.pop() == job("1", seconds=10)
+    for number in range(30):
+        queue.push(job(f"b{number}", "b"))
+    queue.push(QueuedJob("1", "a", 10.0, charged=True))
+    taken = [found.job_id for found in drain(queue)]
+    assert taken.index("2") == taken.index("1") + 1 <= 13
+
+
 def test_what_comes_back_goes_before_older_ones_of_its_team() -> None:
     queue = FairQueue()
     queue.push(QueuedJob("older", "a", 1.0, created=1.0))

@@ -123,7 +123,7 @@ async def test_work_that_is_half_done_counts_half(
     await learn(dispatcher, add_job, clock)
     job = add_job(n=4)
     await submit(dispatcher, job)
-    [lease] = await dispatcher.lease("r1", 1, 1)
+    [lease] = await dispatcher.lease("r1", 1, 600)
     await dispatcher.heartbeat("r1", {job.id: LeaseProgress(lease.fence, 10, 20)})
     await dispatcher.sweep()
     assert database.forecasts.get_forecast("shapes").ends[job.id] == pytest.approx(

@@ -25,7 +25,7 @@ AddJob = Callable[..., JobRecord]
 
 
 async def take(dispatcher: Dispatcher, replica: str = "r1", limit: int = 1) -> Lease:
-    [lease] = await dispatcher.lease(replica, limit, 5)
+    [lease] = await dispatcher.lease(replica, limit, 600)
     return lease
 
 

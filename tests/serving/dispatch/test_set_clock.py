@@ -47,14 +47,14 @@ async def test_a_running_job_keeps_its_lease_and_ends_once(
     running, waiting = add_job(), add_job()
     for job in (running, waiting):
         await dispatcher.submit(job.id)
-    [lease] = await dispatcher.lease("r1", 1, 5)
+    [lease] = await dispatcher.lease("r1", 1, 600)
     clock.offset = jump
     await dispatcher.sweep()
     assert await dispatcher.heartbeat("r1", {lease.job_id: LeaseProgress(lease.fence, 3, 20)}) == []
     clock.advance(1)
     await dispatcher.sweep()
     assert await dispatcher.complete(lease.job_id, lease.fence, drawn_result(lease))
-    [other] = await dispatcher.lease("r2", 1, 5)
+    [other] = await dispatcher.lease("r2", 1, 600)
     assert {lease.job_id, other.job_id} == {running.id, waiting.id}
     assert await dispatcher.complete(other.job_id, other.fence, drawn_result(other))
     assert database.jobs.count_jobs() == {("shapes", "succeeded"): 2}
@@ -66,11 +66,11 @@ async def test_a_silent_replica_loses_its_lease_all_the_same(
 ) -> None:
     job = add_job()
     await dispatcher.submit(job.id)
-    await dispatcher.lease("r1", 1, 5)
+    await dispatcher.lease("r1", 1, 600)
     clock.offset = jump
     clock.advance(dispatcher.policy.lease_seconds + 1)
     await dispatcher.sweep()
-    [lease] = await dispatcher.lease("r2", 1, 5)
+    [lease] = await dispatcher.lease("r2", 1, 600)
     assert lease.job_id == job.id and lease.fence > 1
 
 
@@ -80,14 +80,14 @@ async def test_a_dispatcher_that_starts_after_the_jump_takes_every_job_over(
     jobs = [add_job() for _ in range(3)]
     for job in jobs:
         await dispatcher.submit(job.id)
-    await dispatcher.lease("r1", 1, 5)
+    await dispatcher.lease("r1", 1, 600)
     await dispatcher.stop()
     clock.offset = -DAY  # the lease in the row now seems to last for a day
     successor = Dispatcher(database, ScriptedSafety(), clock, DispatchPolicy(sweep_seconds=None))
     await successor.start()
     clock.advance(successor.policy.lease_seconds + 1)
     await successor.sweep()
-    found = await successor.lease("r2", 3, 5)
+    found = await successor.lease("r2", 3, 600)
     assert {lease.job_id for lease in found} == {job.id for job in jobs}
     await successor.stop()
 

@@ -34,6 +34,7 @@ def s3_endpoint() -> Iterator[str]:
     made = httpx.put(
         f"{endpoint}/pictures",
         headers={"authorization": "AWS4-HMAC-SHA256 Credential=key/20261123/us-east-1/s3/x"},
+        timeout=600,
     )
     assert made.status_code == 200, made.text
     yield endpoint
@@ -65,7 +66,7 @@ def gs_endpoint() -> Iterator[str]:
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     endpoint = f"127.0.0.1:{server.server_port}"
-    assert httpx.put(f"http://{endpoint}/drawings").status_code == 200
+    assert httpx.put(f"http://{endpoint}/drawings", timeout=600).status_code == 200
     yield endpoint
     server.shutdown()
     serving.join(600)

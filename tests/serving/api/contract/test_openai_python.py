@@ -42,7 +42,7 @@ def test_everything_that_product_teams_call(
     assert sync["usage"] and sync["created"] > 1_700_000_000
     assert sync["headers"]["x-image-seeds"] == "7"
     assert sync["headers"]["openai-processing-ms"].isdigit()
-    fetched = httpx.get(sync["url"])
+    fetched = httpx.get(sync["url"], timeout=600)
     assert Image.open(io.BytesIO(fetched.content)).format == "PNG"
     assert len({*sync["edits"], sync["variation"], fox}) == 4
     assert "shapes" in sync["models"] and sync["model"]

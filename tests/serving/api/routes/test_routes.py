@@ -349,7 +349,7 @@ def test_a_bad_job_is_named(shared_service: Any) -> None:
 
 def test_operators_ask_without_a_key(service: Any) -> None:
     service.generate(prompt="a dog")
-    client = httpx.Client(base_url=service.url, verify=False)
+    client = httpx.Client(base_url=service.url, verify=False, timeout=600)
     service.clients.append(client)
     health = client.get("/healthz").json()
     assert health["status"] == "ok"
