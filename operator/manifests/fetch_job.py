@@ -30,13 +30,13 @@ from calotype.operator.manifests.pods import (
     pod_volumes,
 )
 from calotype.operator.settings import OperatorSettings
-from calotype.serving.config import CREDENTIAL_KEYS
+from calotype.serving.config import credential_keys
 from calotype.serving.wire.fetch_order import FetchOrder
 
 CONFIG_DIR = "/etc/calotype/fetch"
 KEEP_SECONDS = 3600
 """A finished Job is kept so long, for whoever wants to read its log."""
-FETCHED_SOURCES = ("huggingFace", "s3", "http")
+FETCHED_SOURCES = ("huggingFace", "s3", "http", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def build_job(task: FetchTask, volumes: Volumes, settings: OperatorSettings) -> 
         *egress(settings),
     ]
     if task.secret:
-        keys = CREDENTIAL_KEYS.get(task.order.source_type, ())
+        keys = credential_keys(task.order.source)
         environment += [from_secret(key, task.secret, key) for key in keys]
     container = {
         "name": "fetch",
@@ -149,7 +149,7 @@ def build_config(task: FetchTask, job: Object) -> Manifest:
 
 def build_secret_copy(task: FetchTask, job: Object, secret: Object) -> Manifest:
     """The credentials of another namespace, for this Job alone; they die with it."""
-    keys = CREDENTIAL_KEYS.get(task.order.source_type, ())
+    keys = credential_keys(task.order.source)
     data = secret.get("data") or {}
     return {
         "apiVersion": "v1",

@@ -118,7 +118,7 @@ def fetch_task(owner: Object, model: ImageModel, secret_version: str, attempt: i
         kind="model",
         name=model.name,
         namespace=model.metadata.namespace,
-        source=Source.model_validate(source),
+        source=model.spec.source,
         sha256=http.sha256 if http is not None else None,
         cache_dir=pathlib.Path(CACHE_DIR),
         licence=(

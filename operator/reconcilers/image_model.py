@@ -30,7 +30,6 @@ from calotype.operator.planning.weights import (
     plan_weights,
     source_hash,
     source_json,
-    source_type,
     volumes_of,
 )
 from calotype.operator.reconcilers.former_names import delete_former_workload
@@ -48,7 +47,7 @@ from calotype.operator.runtime.credentials import Credentials
 from calotype.operator.runtime.served_adapters import for_replicas
 from calotype.operator.runtime.workqueue import Key
 from calotype.operator.runtime.writers.children import NotOurs
-from calotype.serving.config import CREDENTIAL_KEYS, ImageModel
+from calotype.serving.config import ImageModel, credential_keys
 
 
 async def reconcile_model(context: Context, key: Key) -> float | None:
@@ -175,7 +174,7 @@ async def _credentials(context: Context, model: ImageModel) -> Credentials:
     return await context.credentials.check(
         model.metadata.namespace,
         ref.name if ref is not None else None,
-        CREDENTIAL_KEYS.get(source_type(model.spec.source), ()),
+        credential_keys(model.spec.source),
     )
 
 

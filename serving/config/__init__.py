@@ -51,11 +51,14 @@ from calotype.serving.config.sources import (
     BuiltInSource,
     HttpSource,
     HuggingFaceSource,
+    MergedModel,
+    MergeSource,
     ModelSource,
     ProviderSource,
     S3Source,
     Source,
     VolumeSource,
+    credential_keys,
 )
 from calotype.serving.config.team import Quotas, Team, TeamSpec, TeamStatus
 
@@ -88,6 +91,8 @@ __all__ = [
     "LoadState",
     "ManifestError",
     "Manifests",
+    "MergeSource",
+    "MergedModel",
     "Metadata",
     "ModelRef",
     "ModelSource",
@@ -110,6 +115,7 @@ __all__ = [
     "TextEncoder",
     "VolumeSource",
     "bytes_of",
+    "credential_keys",
     "describe",
     "load_manifests",
     "local_model",

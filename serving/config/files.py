@@ -14,6 +14,7 @@ from calotype.serving.config.base import API_VERSION, Metadata, Resource
 from calotype.serving.config.lora_adapter import LoRAAdapter
 from calotype.serving.config.lora_training import LoRATraining
 from calotype.serving.config.model.image_model import ImageModel
+from calotype.serving.config.sources import MergedModel, ModelSource, Source
 from calotype.serving.config.team import Team
 from calotype.serving.core.errors import InvalidRequest
 
@@ -133,12 +134,29 @@ def _validated(kind: type[R], document: dict[str, Any]) -> R:
 
 
 def _resolved(resource: Any, file: pathlib.Path) -> Any:
-    source = resource.spec.source
-    if source.path is None:
+    source = _absolute(resource.spec.source, file)
+    if source is resource.spec.source:
         return resource
-    absolute = (file.parent / pathlib.Path(source.path).expanduser()).resolve()
-    source = source.model_copy(update={"path": str(absolute)})
     return resource.model_copy(update={"spec": resource.spec.model_copy(update={"source": source})})
+
+
+def _absolute(source: Source, file: pathlib.Path) -> Source:
+    """With paths that are relative to the manifest's file made absolute."""
+    if source.path is not None:
+        path = (file.parent / pathlib.Path(source.path).expanduser()).resolve()
+        return source.model_copy(update={"path": str(path)})
+    merge = source.merge if isinstance(source, ModelSource) else None
+    if merge is None:
+        return source
+
+    def moved(one: MergedModel) -> MergedModel:
+        return one.model_copy(update={"source": _absolute(one.source, file)})
+
+    inputs = [moved(one) for one in merge.inputs]
+    base = None if merge.base is None else moved(merge.base)
+    return source.model_copy(
+        update={"merge": merge.model_copy(update={"inputs": inputs, "base": base})}
+    )
 
 
 def describe(error: ValidationError) -> str:

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from calotype.serving.config.base import VALIDATIONS, Matches, Name, Sha256, Spec, no_way_up
+from calotype.serving.config.base import VALIDATIONS, Matches, Name, Rule, Sha256, Spec, no_way_up
 
 CREDENTIAL_KEYS: dict[str, tuple[str, ...]] = {
     "huggingFace": ("HF_TOKEN",),
@@ -179,6 +179,82 @@ class Source(OneOf):
     )
 
 
+class MergedModel(Spec):
+    """One of the models that a model is merged from."""
+
+    rules = (
+        Rule(
+            lambda s: s.source.persistent_volume_claim is None,
+            "!has(self.source.persistentVolumeClaim)",
+            "an input of a merge cannot be on a volume of its own: name a path that the model's "
+            "pods see, or one of huggingFace, s3, http, builtIn",
+            ".source.persistentVolumeClaim",
+        ),
+    )
+
+    source: Source = Field(
+        description="Where its diffusers-format folder comes from; exactly one field."
+    )
+    weight: float = Field(1.0, ge=-10, le=10, description="Its share.")
+    licence: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Licence of its weights, for example apache-2.0 or "
+        "flux-dev-non-commercial-license.",
+    )
+
+
+class MergeSource(Spec):
+    """Models of one base, merged into a new one when the weights are fetched."""
+
+    rules = (
+        Rule(
+            lambda s: (s.method in ("task", "ties", "dare")) == (s.base is not None),
+            "(self.method in ['task', 'ties', 'dare']) == has(self.base)",
+            "task, ties and dare add differences from a base, and the others know none: name "
+            "source.merge.base for these methods only",
+            ".base",
+        ),
+        Rule(
+            lambda s: len(s.inputs) > 1 or s.base is not None,
+            "self.inputs.size() > 1 || has(self.base)",
+            "a merge needs two inputs, or one and a base",
+            ".inputs",
+        ),
+    )
+
+    method: Literal["linear", "slerp", "task", "ties", "dare"] = Field(
+        description="linear: weighted mean. slerp: two models, along a great circle. task: base "
+        "plus weighted differences. ties: of each difference the largest values, of these the "
+        "sign of the majority. dare: of each difference a share by lot."
+    )
+    inputs: list[MergedModel] = Field(
+        min_length=1, max_length=8, description="What is merged; the first gives all other parts."
+    )
+    base: MergedModel | None = Field(
+        None, description="What differences are from: for task, ties and dare."
+    )
+    density: float = Field(
+        0.5, gt=0, le=1, description="Share of each difference that ties and dare keep."
+    )
+    seed: int = Field(0, ge=0, le=2**53, description="Of the lots of dare.")
+    commercial: bool = Field(
+        False, description="true: refuse a merge whose licence forbids commercial use."
+    )
+    licence: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Licence of the result, where the owners agreed to one. Default: it follows "
+        "from the inputs'.",
+    )
+
+    @property
+    def models(self) -> tuple[MergedModel, ...]:
+        """All of them, the base last."""
+        return (*self.inputs, *(() if self.base is None else (self.base,)))
+
+
 class ModelSource(Source):
     """Where the weights of a model come from, or who draws instead; exactly one field."""
 
@@ -187,3 +263,17 @@ class ModelSource(Source):
         description="Another company's service draws; no GPU, no cluster and no weights are "
         "needed. Its API key is in the Secret of credentialsSecretRef.",
     )
+    merge: MergeSource | None = Field(
+        None,
+        description="Merged from other models when it is fetched; the recipe, their digests and "
+        "the licence are kept with it.",
+    )
+
+
+def credential_keys(source: Source) -> tuple[str, ...]:
+    """Keys that the Secret of a source must have; of a merge those of all its models."""
+    merge = source.merge if isinstance(source, ModelSource) else None
+    if merge is None:
+        kind = next(iter(source.model_dump(by_alias=True, exclude_none=True)))
+        return CREDENTIAL_KEYS.get(kind, ())
+    return tuple(dict.fromkeys(k for one in merge.models for k in credential_keys(one.source)))

@@ -17,8 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from calotype.serving.config import MergedModel, MergeSource, ModelSource
+from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed, StorageFailed
 from calotype.serving.weights.archive import unpack
+from calotype.serving.weights.merged import merged_folder
 from calotype.serving.weights.resolving import Resolved, is_model_file, resolving
+from calotype.serving.weights.sources import source_folder
 from calotype.serving.weights.transfer import Budget, LocalFile, fetch_file
 from calotype.serving.wire.fetch_faults import Fault, FetchFailed, failed, volume_failed
 from calotype.serving.wire.fetch_order import FetchOrder
@@ -63,6 +67,9 @@ def run_order(order: FetchOrder, say: Callable[[str], None]) -> Fetched:
         FetchFailed: there are no weights that could be served; says why.
     """
     folder = order.folder
+    merge = order.source.merge if isinstance(order.source, ModelSource) else None
+    if merge is not None and order.kind == "model":
+        return _merge(order, merge, say)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder), resolving(order) as resolved:
@@ -77,6 +84,43 @@ def run_order(order: FetchOrder, say: Callable[[str], None]) -> Fetched:
             return _bring(order, resolved, staging)
     except OSError as error:
         raise volume_failed(error, str(folder)) from error
+
+
+def _merge(order: FetchOrder, merge: MergeSource, say: Callable[[str], None]) -> Fetched:
+    """Fetches what is merged, and merges it beside it."""
+
+    def bring(one: MergedModel) -> pathlib.Path:
+        source, http = one.source, one.source.http
+        if source.built_in is not None or source.path is not None:
+            return source_folder(source, order.name)
+        name = f"{order.name}-input-{merge.models.index(one) + 1}"
+        pin = None if http is None else http.sha256
+        return run_order(
+            order.model_copy(update={"name": name, "source": source, "sha256": pin}), say
+        ).path
+
+    try:
+        target = merged_folder(merge, order.folder, bring, say)
+        receipt = _receipt(target)
+        if not receipt:
+            files = sorted(path for path in target.rglob("*") if path.is_file())
+            receipt = [
+                StoredFile(str(path.relative_to(target)), path.stat().st_size, _digest(path))
+                for path in files
+            ]
+            _check(order, target, receipt)
+            _write_receipt(target, receipt)
+    except InvalidRequest as error:
+        conflict = error.code == "licence_conflict"
+        fault = Fault.LICENCE_NOT_ALLOWED if conflict else Fault.SOURCE_INVALID
+        raise failed(fault, error.message) from None
+    except ModelLoadFailed as error:
+        raise failed(Fault.MODEL_INCOMPLETE, error.message) from None
+    except StorageFailed as error:
+        raise failed(Fault.VOLUME_FULL, error.message) from None
+    except OSError as error:
+        raise volume_failed(error, str(order.folder)) from error
+    return _fetched(order, target, None)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pathlib
 
 from calotype.serving.config import ImageModel, LoRAAdapter, Source
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
+from calotype.serving.weights.merged import local_root, merged_folder
 
 BUILT_IN = pathlib.Path(__file__).with_name("embedded")
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -24,6 +25,18 @@ def model_folder(model: ImageModel) -> pathlib.Path:
         ModelLoadFailed: there is no such folder, or it cannot be fetched.
     """
     source = model.spec.source
+    if source.merge is not None:
+        root = local_root(model.name)
+        return merged_folder(source.merge, root, lambda one: source_folder(one.source, model.name))
+    return source_folder(source, model.name)
+
+
+def source_folder(source: Source, name: str) -> pathlib.Path:
+    """The folder of one source, for the ImageModel of that name.
+
+    Raises:
+        ModelLoadFailed: there is no such folder, or it cannot be fetched.
+    """
     if source.hugging_face is not None:
         return _snapshot(source, ModelLoadFailed, MODEL_FILES)
     if source.built_in is not None:
@@ -31,14 +44,14 @@ def model_folder(model: ImageModel) -> pathlib.Path:
         if not (folder / "model_index.json").is_file():
             known = sorted(p.parent.name for p in BUILT_IN.glob("*/model_index.json"))
             raise ModelLoadFailed(
-                f"ImageModel {model.name}: no built-in model is named "
+                f"ImageModel {name}: no built-in model is named "
                 f"{source.built_in.name!r}; there is: {', '.join(known) or 'none'}."
             )
         return folder
     folder = pathlib.Path(source.path or "")
     if not folder.is_dir():
         raise ModelLoadFailed(
-            f"ImageModel {model.name}: source.path {str(folder)!r} is no folder; it must be a "
+            f"ImageModel {name}: source.path {str(folder)!r} is no folder; it must be a "
             "FLUX.2 folder in diffusers format, with model_index.json in it."
         )
     return folder

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from calotype.serving.config import ImageModel, Name, Source, describe
+from calotype.serving.config import ImageModel, ModelSource, Name, Source, describe
 from calotype.serving.wire.document import Document, ModelManifest, Part
 from calotype.serving.wire.fetch_faults import Fault, failed
 
@@ -31,7 +31,7 @@ class FetchOrder(Document):
     kind: Literal["adapter", "model"]
     name: Name
     namespace: Name = "default"
-    source: Source
+    source: ModelSource | Source
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     cache_dir: pathlib.Path | None = Field(
         None, description="Root of the caches; CALOTYPE_DATA_DIR/cache if missing."

@@ -145,6 +145,8 @@ def model_digest(model: ImageModel) -> str:
         return _digest_of(pathlib.Path(source.path))
     if source.hugging_face is not None:
         return f"huggingface:{source.hugging_face.repo}@{source.hugging_face.revision}"
+    if source.merge is not None:
+        return f"merge:{hashlib.sha256(source.merge.model_dump_json().encode()).hexdigest()}"
     return "unknown"
 
 
