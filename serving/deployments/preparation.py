@@ -26,6 +26,7 @@ from calotype.serving.config import (
     with_defaults,
 )
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
+from calotype.serving.weights.merged import with_merged_source
 from calotype.serving.weights.shelf import FOLDER as SHELF
 from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy
@@ -62,11 +63,12 @@ def read_resources(paths: Sequence[pathlib.Path]) -> Manifests:
     """
     resources = with_defaults(load_manifests(paths))
     Catalog(resources.models, resources.adapters)
-    for model in resources.models:
+    models = [with_merged_source(model) for model in resources.models]
+    for model in models:
         model_folder(model)
     adapters = [_with_revision(adapter) for adapter in resources.adapters]
     check_policies(resources)
-    return resources.model_copy(update={"adapters": adapters})
+    return resources.model_copy(update={"models": models, "adapters": adapters})
 
 
 def _with_revision(adapter: LoRAAdapter) -> LoRAAdapter:

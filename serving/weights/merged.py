@@ -10,11 +10,12 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from calotype.serving.config import MergedModel, MergeSource
+from calotype.serving.config import ImageModel, MergedModel, MergeSource, ModelSource
 from calotype.serving.core.errors import ModelLoadFailed
 from calotype.serving.engine.sizing.settings import read_json
 from calotype.serving.engine.sizing.weight_header import find_weight_headers, fingerprint
 from calotype.serving.weights.merging.recipe import MergeInput, MergeRecipe
+from calotype.serving.weights.sources import source_folder
 
 STEM = "diffusion_pytorch_model"
 
@@ -85,7 +86,17 @@ def _alone(root: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def local_root(name: str) -> pathlib.Path:
-    """Where merges of a model lie on this machine."""
+def with_merged_source(model: ImageModel) -> ImageModel:
+    """On one machine: a model that says ``merge`` with the path of what was merged instead.
+
+    Raises:
+        InvalidRequest, ModelLoadFailed, StorageFailed: as `merged_folder`.
+    """
+    merge = model.spec.source.merge
+    if merge is None:
+        return model
     data_dir = pathlib.Path(os.environ.get("CALOTYPE_DATA_DIR") or "calotype-data")
-    return (data_dir / "cache" / "merged" / name).absolute()
+    root = (data_dir / "cache" / "merged" / model.name).absolute()
+    folder = merged_folder(merge, root, lambda one: source_folder(one.source, model.name))
+    spec = model.spec.model_copy(update={"source": ModelSource(path=str(folder))})
+    return model.model_copy(update={"spec": spec})

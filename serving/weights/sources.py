@@ -9,7 +9,6 @@ import pathlib
 
 from calotype.serving.config import ImageModel, LoRAAdapter, Source
 from calotype.serving.core.errors import AdapterLoadFailed, EngineError, ModelLoadFailed
-from calotype.serving.weights.merged import local_root, merged_folder
 
 BUILT_IN = pathlib.Path(__file__).with_name("embedded")
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -26,8 +25,10 @@ def model_folder(model: ImageModel) -> pathlib.Path:
     """
     source = model.spec.source
     if source.merge is not None:
-        root = local_root(model.name)
-        return merged_folder(source.merge, root, lambda one: source_folder(one.source, model.name))
+        raise ModelLoadFailed(
+            f"ImageModel {model.name}: source.merge is merged before it is loaded, by `calotype "
+            "serve` or the operator; name the merged folder in source.path."
+        )
     return source_folder(source, model.name)
 
 

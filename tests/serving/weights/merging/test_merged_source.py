@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from calotype.operator.planning.weights import fetch_task, is_fetched
 from calotype.serving.config import ImageModel, ModelSource, credential_keys
 from calotype.serving.config.files import read_manifests
-from calotype.serving.core.errors import InvalidRequest
+from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.testing.models import save_tiny_flux2
 from calotype.serving.weights.fetch import run_order
+from calotype.serving.weights.merged import with_merged_source
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.wire.fetch_faults import FetchFailed
 from calotype.serving.wire.fetch_order import FetchOrder
@@ -62,14 +63,17 @@ def check(found, folders):
 
 def test_a_laptop_merges_once_and_serves_what_came_of_it(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_DATA_DIR", str(tmp_path))
-    found = model_folder(model(merge_of(folders)))
+    found = model_folder(with_merged_source(model(merge_of(folders))))
     check(found, folders)
     assert json.loads((found / "merge.json").read_text())["licence"] == "apache-2.0"
     load_components(found)
     before = (found / WEIGHTS).stat().st_mtime_ns
-    assert model_folder(model(merge_of(folders))) == found
+    assert model_folder(with_merged_source(model(merge_of(folders)))) == found
     assert (found / WEIGHTS).stat().st_mtime_ns == before
-    assert model_folder(model(merge_of(folders, commercial=True))) != found
+    other = with_merged_source(model(merge_of(folders, commercial=True)))
+    assert model_folder(other) != found
+    with pytest.raises(ModelLoadFailed, match="merged before it is loaded"):
+        model_folder(model(merge_of(folders)))
 
 
 def test_paths_of_inputs_are_relative_to_the_manifest(folders, tmp_path):
@@ -112,7 +116,7 @@ def test_licences_that_forbid_a_merge_are_the_jobs_answer(folders, tmp_path):
         run_order(order, lambda sentence: None)
     assert caught.value.code == "LicenceNotAllowed"
     with pytest.raises(InvalidRequest):
-        model_folder(model(source))
+        with_merged_source(model(source))
 
 
 def test_the_secret_has_what_any_of_the_inputs_needs():
