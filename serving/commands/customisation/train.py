@@ -174,20 +174,23 @@ def _train(run: Run, hourly: float, sinks: tuple[Sink, ...]) -> None:
     from calotype.serving.training.lora.trainer import Price
     from calotype.serving.training.lora.workers import Workers
 
-    board = TensorBoardSink(run.work)
+    workers = Workers.join()
+    board = TensorBoardSink(run.work if workers.first else None)
     with _Progress() as progress, _stopping() as stopping:
         try:
             made = train_lora(
                 run,
-                EventLog(run.work, (progress, board, *sinks)),
+                EventLog(run.work, (progress, board, *sinks), quiet=not workers.first),
                 screen=Moderator.load(),
                 price=Price(hourly),
                 stopping=lambda: bool(stopping),
-                workers=Workers.join(),
+                workers=workers,
                 on_progress=progress.stage,
             )
         finally:
             board.close()
+    if not workers.first:
+        return
     if made is None:
         click.echo(f"Stopped; type the same command to go on. The run is in {run.work}.", err=True)
         sys.exit(130)

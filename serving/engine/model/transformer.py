@@ -235,7 +235,8 @@ class _JointAttention(nn.Module):
             torch.cat([text_value, value], dim=1),
         ).flatten(2)
         # Split and not sliced: the gradient of slices is filled up with zeros one by one.
-        of_text, of_image = out.split([text.shape[1], image.shape[1]], dim=1)
+        lengths = [text.shape[1], image.shape[1]]
+        of_text, of_image = torch.split(out, lengths, dim=1)
         return self.to_out[0](of_image), self.to_add_out(of_text)
 
 

@@ -126,7 +126,8 @@ class NormGradients:
 
 def _normed(module: torch.nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
     if not x.requires_grad or x.dtype != torch.float32 or module.weight is None:
-        return type(module).forward(module, x)
+        plain: torch.Tensor = type(module).forward(module, x)
+        return plain
     out: torch.Tensor = _Normed.apply(x, module.weight, module.eps)
     return out
 

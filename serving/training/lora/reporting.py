@@ -27,6 +27,7 @@ class EventLog:
     """Writes events to a run's folder and hands each to the sinks.
 
     Args:
+        quiet: tells nothing: of every worker but the first.
         clock: seconds since 1970.
     """
 
@@ -34,10 +35,13 @@ class EventLog:
         self,
         folder: pathlib.Path,
         sinks: tuple[Sink, ...] = (),
+        *,
+        quiet: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._sinks, self._clock = folder / EVENTS_FILE, sinks, clock
+        self._quiet = quiet
         self._sequence = max((event.sequence for event in read_events(folder)), default=0)
         self._end_cut_line()
 
@@ -53,6 +57,8 @@ class EventLog:
         """Appends one event. A full disk loses the line, never the training."""
         self._sequence += 1
         event = TrainingEvent(sequence=self._sequence, time=self._clock(), type=type_, **fields)
+        if self._quiet:
+            return event
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(event.model_dump_json(by_alias=True, exclude_none=True) + "\n")
@@ -105,13 +111,18 @@ class PrometheusSink:
 
 
 class TensorBoardSink:
-    """Writes the curves, and samples as pictures, in TensorBoard's event format."""
+    """Writes the curves, and samples as pictures, in TensorBoard's event format.
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    Args:
+        folder: of the run; None writes nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path | None) -> None:
         from tensorboardX import SummaryWriter
 
         self._run = folder
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        where = None if folder is None else str(folder / "tensorboard")
+        self._writer: Any = SummaryWriter(where, write_to_disk=folder is not None)
 
     def __call__(self, event: TrainingEvent) -> None:
         if event.type == "step":
@@ -122,7 +133,7 @@ class TensorBoardSink:
             ):
                 if value is not None:
                     self._writer.add_scalar(name, value, event.step)
-        elif event.type == "sample_drawn" and event.file is not None:
+        elif event.type == "sample_drawn" and event.file is not None and self._run is not None:
             pixels = _pixels(self._run / event.file)
             tag = f"sample/{pathlib.PurePath(event.file).stem.partition('-')[2]}"
             self._writer.add_image(tag, pixels, event.step, dataformats="HWC")

@@ -98,7 +98,11 @@ def train_lora(
     try:
         with open_source(run.source) as source:
             prepared = _validate(run, source, events, screen, on_progress)
+            if workers is not None and not workers.first:
+                workers.wait()  # until the first one has written the cache
             cache = _cache(run, source, prepared, events, on_progress)
+            if workers is not None and workers.first:
+                workers.wait()
         report = prepared.report
         described: JsonObject = {
             **run.described,

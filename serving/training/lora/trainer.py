@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from calotype.serving.core.errors import StorageFailed, TrainingFailed
+from calotype.serving.core.errors import OutOfMemory, StorageFailed, TrainingFailed
 from calotype.serving.engine.model.components import Components
 from calotype.serving.training.lora.cache import CachedSet, step_generator
 from calotype.serving.training.lora.checkpoint import Checkpoint, Checkpoints
@@ -127,6 +127,13 @@ class Trainer:
                 if self._on_sample is not None and samples and self._step % samples == 0 and first:
                     self._on_sample(self._step, self._averaged())
             return self._averaged()
+        except torch.OutOfMemoryError as fault:
+            raise OutOfMemory(
+                f"The device ran out of memory at step {self._step + 1}. Take a smaller "
+                "--resolution or --precision int8; `calotype plan --train lora` says what fits.",
+                "insufficient_memory",
+                "resolution",
+            ) from fault
         finally:
             self._factors.remove()
             self._objective.close()

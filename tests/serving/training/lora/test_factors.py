@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples.training_run import RECIPE, make_trainer
 
-from calotype.serving.core.errors import TrainingFailed
+from calotype.serving.core.errors import InvalidRequest, TrainingFailed
 from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
 from calotype.serving.engine.model.components import Components
 from calotype.serving.engine.model.transformer import Transformer
@@ -22,6 +22,7 @@ from calotype.serving.training.lora.adapter_file import write_adapter
 from calotype.serving.training.lora.factors import LoraFactors
 from calotype.serving.training.lora.objective import Batch, Objective
 from calotype.serving.training.lora.targets import find_targets
+from calotype.serving.training.lora.workers import Workers
 from calotype.serving.weights.origins import Origins, read_origins
 
 
@@ -102,6 +103,25 @@ def test_gradients_are_those_of_plain_products_norms_and_rotations(
 def plainly_rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return x * cosine + torch.stack([-imaginary, real], dim=-1).flatten(3) * sine
+
+
+def test_two_workers_of_one_picture_have_the_gradient_of_one_worker_of_two(
+    components: Components, factors: LoraFactors
+) -> None:
+    with torch.no_grad():
+        factors.vector.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
+    objective = Objective(components.denoiser, factors, guidance=3.0)
+    found = []
+    for parts in ([Workers().part(2)], [Workers(rank, 2).part(2) for rank in range(2)]):
+        factors.vector.grad.zero_()
+        for part in parts:
+            loss = objective.loss(batch(), torch.Generator().manual_seed(0), part) / len(parts)
+            loss.backward()
+        found.append(factors.vector.grad.clone())
+    objective.close()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-7)
+    with pytest.raises(InvalidRequest, match="batch of 3 cannot be shared by 2"):
+        Workers(0, 2).part(3)
 
 
 def test_recomputed_blocks_give_the_same_gradients(
