@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from servers.gateway import Service, running
+from servers.job_rows import add_job_row
 from sqlalchemy import update
 
 from calotype.serving.api.background import batch_runner
@@ -20,7 +21,7 @@ from calotype.serving.database.schema.tables import jobs
 from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.moderation_checks import CheckRetries
-from calotype.serving.jobs.records import JobRecord, NewJob, new_id
+from calotype.serving.jobs.records import JobRecord
 from calotype.serving.observability import metrics
 from calotype.serving.observability.loops import STUCK_SECONDS, Loop, Loops
 from calotype.serving.testing.in_memory import ManualClock, ScriptedSafety, decision
@@ -280,21 +281,7 @@ def test_a_webhook_that_cannot_be_prepared_ends_like_one_that_cannot_be_sent(
 
 
 def add_job(service: Service, **request: Any) -> JobRecord:
-    job_id = new_id("job")
-    drawn = {
-        **{"id": job_id, "prompt": "a dog", "size": "64x64", "rendered_size": "64x64"},
-        **{"steps": 2, "guidance_scale": 3.0, "sampler": "flow-euler", "seed": 7, "n": 1},
-        "loras": [],
-    }
-    return service.database.jobs.create_job(
-        NewJob(
-            id=job_id,
-            team_id=service.database.teams.ensure_team("default").id,
-            model="shapes",
-            input={"request_id": "req_1", "output_format": "png"},
-            request=drawn | request,
-        )
-    )
+    return add_job_row(service.database, {"steps": 2, **request})
 
 
 @pytest.mark.parametrize("damage", [{"rendered_size": "huge"}, {"loras": 7}, {"n": "many"}])

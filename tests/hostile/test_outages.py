@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from servers.job_rows import add_job_row
 
 from calotype.serving.core.errors import (
     CalotypeError,
@@ -23,7 +24,7 @@ from calotype.serving.dispatch.dispatcher import Dispatcher
 from calotype.serving.dispatch.policy import DispatchPolicy
 from calotype.serving.jobs.lease import Lease, LeaseProgress
 from calotype.serving.jobs.moderation_checks import CheckRetries
-from calotype.serving.jobs.records import JobRecord, NewJob, new_id
+from calotype.serving.jobs.records import JobRecord
 from calotype.serving.jobs.result import BlockedImage, GenerationResult, JobMetrics
 from calotype.serving.testing.in_memory import (
     ManualClock,
@@ -51,21 +52,7 @@ class Rig:
     clock: ManualClock
 
     def job(self, prompt: str = "a dog", **more: Any) -> JobRecord:
-        job_id = new_id("job")
-        request = {
-            **{"id": job_id, "prompt": prompt, "size": "64x64", "rendered_size": "64x64"},
-            **{"steps": 20, "guidance_scale": 3.0, "sampler": "flow-euler", "seed": 7, "n": 1},
-            "loras": [],
-        }
-        return self.database.jobs.create_job(
-            NewJob(
-                id=job_id,
-                team_id=self.database.teams.ensure_team("default").id,
-                model="shapes",
-                input={"request_id": "req_1", "output_format": "png"},
-                **{"request": request} | more,
-            )
-        )
+        return add_job_row(self.database, {"prompt": prompt}, **more)
 
     async def take(self) -> Lease:
         async with asyncio.timeout(600):
@@ -204,6 +191,8 @@ async def test_a_text_that_classifiers_hang_over_is_refused_as_itself(rig: Rig) 
     for job in (hanging, other):
         await rig.dispatcher.submit(job.id)
     assert (await rig.take()).job_id == other.id
+    await rig.pass_time(0)
+    assert rig.database.jobs.count_waiting() == {("shapes", "safety_check"): 1}, "in the metrics"
     for _ in range(20):
         await rig.pass_time(30)
     row = rig.row(hanging)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from servers.job_rows import add_job_row
 from tests.operator import manifests
 
 from calotype.serving.api.state.catalog import Catalog
@@ -13,7 +14,6 @@ from calotype.serving.cluster.remote_job_store import RemoteJobStore
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import NotFound, StorageFailed
 from calotype.serving.database.database import Database
-from calotype.serving.jobs.records import NewJob, new_id
 from calotype.serving.storage.gateway import GatewayBlobStore
 from calotype.serving.testing.in_memory import ManualClock, MemoryBlobStore
 from calotype.serving.wire.model_token import ModelIdentity, make_model_token
@@ -39,24 +39,10 @@ class House:
         self.url = ""
 
     def job(self, model: str, **request: Any) -> str:
-        job_id = new_id("job")
-        drawn = {
-            "id": job_id,
-            "prompt": "a dog",
-            "size": "128x128",
-            "rendered_size": "128x128",
-            "steps": 20,
-            "guidance_scale": 3.0,
-            "sampler": "flow-euler",
-            "loras": [],
-            "n": 1,
-            "seed": 7,
-            **request,
-        }
         webhook = {"url": "https://example.com", "secret": "whsec"}
-        new = NewJob(job_id, self.team, model, {}, drawn, webhook=webhook)
-        self.database.jobs.create_job(new)
-        return job_id
+        sizes = {"size": "128x128", "rendered_size": "128x128"}
+        row = {"team_id": self.team, "model": model, "input": {}, "webhook": webhook}
+        return add_job_row(self.database, {**sizes, **request}, **row).id
 
     def running(self, model: str, **request: Any) -> str:
         job_id = self.job(model, **request)
