@@ -213,7 +213,7 @@ class _Reading:
             return
         described = self.said.of(name)
         rights = described.rights or self.said.rights or options.rights
-        verdicts.check_rights(rights, name, options.today(), required=options.rights_required)
+        verdicts.check_rights(rights, name, options.today())
 
         def automatic() -> str | None:
             return None if options.captioner is None else options.captioner(pixels_of(image))
@@ -238,7 +238,11 @@ class _Reading:
             found.used,
             found.refused,
             found.duplicates,
-            verdicts.problems(found, leave_out_refused=self.options.leave_out_refused),
+            verdicts.problems(
+                found,
+                leave_out_refused=self.options.leave_out_refused,
+                rights_required=self.options.rights_required,
+            ),
             verdicts.warnings(found),
             self.options.resolution,
         )

@@ -39,18 +39,9 @@ class Found:
     duplicates: tuple[Duplicate, ...]
 
 
-def check_rights(rights: Rights | None, file: str, today: date, *, required: bool) -> None:
-    """Raises DatasetRefused: ``rights_missing`` or ``rights_expired``."""
-    if rights is None:
-        if required:
-            raise DatasetRefused(
-                f"{file} has no rights record; write one for the set in rights.json, or in "
-                "metadata.jsonl: basis (own, licensed or consent) and holder.",
-                "rights_missing",
-                file,
-                details={"field": "rights"},
-            )
-    elif rights.expired(today):
+def check_rights(rights: Rights | None, file: str, today: date) -> None:
+    """Raises DatasetRefused ``rights_expired``. That there are none is for `problems` to say."""
+    if rights is not None and rights.expired(today):
         raise DatasetRefused(
             f"{file}: the rights of {rights.holder} ended on {rights.expires}; renew them, or take "
             "the picture out.",
@@ -82,7 +73,9 @@ def held_out(used: Sequence[UsedPicture], share: float) -> tuple[UsedPicture, ..
     return tuple(dataclasses.replace(one, held_out=one.file in chosen) for one in used)
 
 
-def problems(found: Found, *, leave_out_refused: bool) -> tuple[Problem, ...]:
+def problems(
+    found: Found, *, leave_out_refused: bool, rights_required: bool
+) -> tuple[Problem, ...]:
     """Why the set cannot be learnt from, the most severe first."""
     stopping = STOPPING if leave_out_refused else (*LEFT_OUT, *STOPPING)
     pictures = {one.file for one in found.used} | {one.file for one in found.duplicates}
@@ -92,6 +85,18 @@ def problems(found: Found, *, leave_out_refused: bool) -> tuple[Problem, ...]:
         for one in found.refused
         if one.code == code
     ]
+    unknown = [one.file for one in found.used if one.rights is None]
+    if rights_required and unknown:
+        result.append(
+            Problem(
+                "rights_missing",
+                f"{len(unknown)} of {len(found.used)} pictures have no rights record, for example "
+                f"{unknown[0]}; write one for the set in rights.json, or for each picture in "
+                "metadata.jsonl: basis (own, licensed or consent) and holder.",
+                unknown[0],
+                "rights",
+            )
+        )
     unreadable = [one for one in found.refused if one.code in UNREADABLE]
     if len(unreadable) > MOST_UNREADABLE * max(1, found.pictures):
         names = ", ".join(one.file for one in unreadable[:10])

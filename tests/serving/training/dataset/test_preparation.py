@@ -228,7 +228,14 @@ def test_nothing_is_learnt_unchecked(folder: pathlib.Path) -> None:
 
 def test_rights_are_needed_and_end(folder: pathlib.Path, screen: Moderator) -> None:
     (folder / "rights.json").unlink()
-    assert {code for code, _, _ in codes(prepared(folder, screen))} >= {"rights_missing"}
+    without = prepared(folder, screen)
+    assert codes(without) == [("rights_missing", "00.png", "rights")]
+    assert len(without) == 20, "everything else is said all the same"
+    with pytest.raises(DatasetRefused, match="20 of 20 pictures have no rights record"):
+        without.report.raise_for_errors()
+    bare = prepared(folder, screen, dataclasses.replace(SMALL, rights_required=False))
+    bare.report.raise_for_errors()
+    assert any("no rights record" in line for line in bare.report.warnings)
     ended = Rights.model_validate(RIGHTS | {"expires": "2026-01-31"})
     options = dataclasses.replace(SMALL, rights=ended)
     last_day = dataclasses.replace(options, today=lambda: datetime.date(2026, 1, 31))
