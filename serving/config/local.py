@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from calotype.serving.config.files import ManifestError, Manifests, read_manifests
 from calotype.serving.config.lora_adapter import LoRAAdapter
 from calotype.serving.config.model.image_model import ImageModel
+from calotype.serving.config.sources import ModelSource, Source
 from calotype.serving.config.team import Team
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,16 @@ def _check_source(resource: ImageModel | LoRAAdapter) -> None:
             f"{where} is called by a cluster's gateway only; this machine draws by itself: use "
             "builtIn, path or huggingFace."
         )
+    merge = source.merge if isinstance(source, ModelSource) else None
+    if merge is not None:
+        for place, one in enumerate(merge.models):
+            _check_fetched(one.source, f"{where} (model {place + 1} of the merge)")
+        return
+    _check_fetched(source, where)
+
+
+def _check_fetched(source: Source, where: str) -> None:
+    given = next(name for name in type(source).model_fields if getattr(source, name) is not None)
     if given not in SERVED_HERE:
         raise ManifestError(
             f"{where} is fetched by the operator of a cluster only; download it to this machine "

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from calotype.operator.planning.weights import fetch_task, is_fetched
 from calotype.serving.config import ImageModel, ModelSource, credential_keys
-from calotype.serving.config.files import read_manifests
+from calotype.serving.config.files import ManifestError, read_manifests
 from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed
+from calotype.serving.deployments.preparation import read_resources
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.testing.models import save_tiny_flux2
 from calotype.serving.weights.fetch import run_order
@@ -87,6 +88,23 @@ def test_paths_of_inputs_are_relative_to_the_manifest(folders, tmp_path):
     assert [one.source.path for one in merge.inputs] == [
         str(tmp_path / "models" / name) for name in "ab"
     ]
+
+
+def test_a_service_on_this_machine_is_told_the_path_of_what_was_merged(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CALOTYPE_DATA_DIR", str(tmp_path / "data"))
+    file = tmp_path / "mixed.yaml"
+    document = {"apiVersion": "calotype.dev/v1alpha1", "kind": "ImageModel",
+                "metadata": {"name": "mixed"}, "spec": {"source": merge_of(folders)}}  # fmt: skip
+    file.write_text(yaml.safe_dump(document))
+    source = read_resources([file]).models[0].spec.source
+    assert source.merge is None and source.path is not None
+    check(pathlib.Path(source.path), folders)
+    document["spec"]["source"]["merge"]["inputs"][1]["source"] = {"s3": {"uri": "s3://models/b/"}}
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(ManifestError, match=r"mixed: spec.source.merge .model 2 of the merge. is"):
+        read_resources([file])
 
 
 def test_a_cluster_fetches_the_inputs_and_merges_them_in_the_job(folders, tmp_path):
