@@ -22,8 +22,7 @@ from starlette.responses import JSONResponse, Response
 
 from calotype.serving.api.background.tasks import background_tasks
 from calotype.serving.api.http.failures import error_response, localized
-from calotype.serving.api.http.middleware import RequestFrame
-from calotype.serving.api.http.paths import PlainPaths
+from calotype.serving.api.http.middleware import PlainPaths, RequestFrame
 from calotype.serving.api.routes import (
     assets,
     batches,

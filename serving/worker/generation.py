@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from calotype.serving.core.errors import (
     CalotypeError,
@@ -64,9 +64,8 @@ class _Running:
     seconds: float = 0.0
     """Measured device time, of all devices together."""
     task: asyncio.Task[None] | None = None
-    lost: bool = field(default=False)
-    request: GenerationRequest | None = None
-    """What the engine draws, where its control maps were made first."""
+    lost: bool = False
+    request: GenerationRequest | None = None  # with the control maps that were made for it
 
 
 class GenerationWorker:
@@ -244,7 +243,6 @@ class GenerationWorker:
             encoded, files = await asyncio.gather(
                 self._encoded(request), read_given_files(self._blobs, request)
             )
-        prompt = encoded[0]
         after = await DrawnAfter.of(request, files)
         running.request, files = after.request, dict(after.files)
         if files:
@@ -252,9 +250,9 @@ class GenerationWorker:
                 await self._postprocessor.admit(running.lease, files)
         sources = await Sources.of(request, files)
         running.intermediates.draws_from(sources)
-        given = EngineInputs(prompt.embeds, encoded[1].embeds if len(encoded) > 1 else None, files)
+        prompt, negative = encoded[0], encoded[1].embeds if len(encoded) > 1 else None
         with tracing.span("denoise", steps=request.sampling.steps):
-            finished = await self._drawn(running, given)
+            finished = await self._drawn(running, EngineInputs(prompt.embeds, negative, files))
         drawn_at = time.monotonic()
         with tracing.span("check and store"):
             final, maps, _ = await asyncio.gather(

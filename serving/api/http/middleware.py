@@ -1,4 +1,5 @@
-"""Around every request: its id, its metrics, and an answer when a bug of ours escapes."""
+"""Around every request: its path in one spelling, its id, its metrics, and an answer when a bug of
+ours escapes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -20,7 +21,36 @@ log = logging.getLogger(__name__)
 
 _UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked for every few seconds by machines."""
+_SLASHES = re.compile(r"/{2,}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class PlainPaths:
+    """Pure ASGI: one spelling of each path. Nothing is redirected, for a POST would lose its body.
+
+    Args:
+        resources: what follows ``/v1/`` in the application's paths.
+    """
+
+    def __init__(self, app: ASGIApp, resources: Collection[str]) -> None:
+        self.app = app
+        self.resources = frozenset(resources)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = self.plain(scope["path"])
+            if path != scope["path"]:
+                scope["path"] = path  # in place: the route is read from this scope afterwards
+                scope["raw_path"] = path.encode("utf-8", "surrogateescape")
+        await self.app(scope, receive, send)
+
+    def plain(self, path: str) -> str:
+        """The path as the routes have it."""
+        path = _SLASHES.sub("/", path)
+        if len(path) > 1:
+            path = path.removesuffix("/")
+        first = path.removeprefix("/").partition("/")[0]
+        return f"/v1{path}" if first in self.resources else path
 
 
 class RequestFrame:

@@ -187,8 +187,8 @@ class LocalPipeline:
         return job
 
     async def image(self, job_id: str) -> bytes:
-        job = await self.ended(job_id)
-        return self.blobs.get((job.output or {})["images"][0]["blob_key"])
+        output = (await self.ended(job_id)).output or {}
+        return self.blobs.get(output["images"][0]["blob_key"])
 
     async def kill(self, line: Line, thread: EngineThread) -> None:
         """As kill -9 does: nothing more is drawn and nothing more is said."""
@@ -199,8 +199,7 @@ class LocalPipeline:
     async def checkpointed(self, job_id: str) -> str:
         """Waits for a checkpoint; its blob key."""
         for _ in range(60000):
-            left = self.database.intermediates.get_checkpoint(job_id)
-            if left is not None and left.step > 2:
+            if (left := self.database.intermediates.get_checkpoint(job_id)) and left.step > 2:
                 return left.blob_key
             await asyncio.sleep(0.01)
         raise AssertionError("no checkpoint was ever left")
@@ -237,7 +236,7 @@ async def test_another_worker_goes_on_and_the_picture_is_the_same(studio: LocalP
             resumed = await studio.image(job_id)
             undisturbed = await studio.image(await studio.ask())
             left = f"{job_id}-{studio.row(job_id).fence}-"
-            while [key for key in studio.blobs.blobs if left in key]:
+            while any(left in key for key in studio.blobs.blobs):
                 await asyncio.sleep(0.01)  # it tidies up after it has answered
     assert thread.first_steps[0] > 3, "it went on where the first one was"
     assert thread.first_steps[1] == 1

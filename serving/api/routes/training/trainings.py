@@ -14,10 +14,11 @@ from typing_extensions import TypedDict
 
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import SMALL_BODY, json_body, read_json
+from calotype.serving.api.http.body_parts import Body
 from calotype.serving.api.http.events import KEEP_ALIVE, event_response, frame
 from calotype.serving.api.http.failures import error_object
 from calotype.serving.api.http.pages import Page, list_object, page_size
-from calotype.serving.api.http.schemas import Body, parse
+from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.config import ImageModel
 from calotype.serving.config.base import Name
