@@ -7,6 +7,7 @@ several pictures are mostly equal, so each record stands once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -51,10 +52,15 @@ class Origins:
         return {KEY: json.dumps(payload, separators=(",", ":"))}
 
 
-def merged(origins: Iterable[Origins], dataset_digest: str) -> Origins:
-    """Of an adapter that was made of several."""
-    found = {sha256: rights for one in origins for sha256, rights in one.pictures}
-    return Origins(dataset_digest, tuple(sorted(found.items(), key=lambda row: row[0])))
+def merged(origins: Iterable[Origins | None]) -> Origins | None:
+    """Of an adapter that was made of several; None = nothing is known of any of them."""
+    known = [one for one in origins if one is not None]
+    if not known:
+        return None
+    found = {sha256: rights for one in known for sha256, rights in one.pictures}
+    digests = "\n".join(sorted(one.dataset_digest for one in known))
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    return Origins(digest, tuple(sorted(found.items(), key=lambda row: row[0])))
 
 
 def read_origins(file: pathlib.Path) -> Origins | None:

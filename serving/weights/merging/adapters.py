@@ -25,6 +25,8 @@ from calotype.serving.engine.lora.model_fit import MAX_RANK
 from calotype.serving.engine.sizing.weight_header import read_header
 from calotype.serving.weights.merging.licences import merged_licence
 from calotype.serving.weights.merging.recipe import MergeInput, MergeRecipe
+from calotype.serving.weights.origins import merged as merged_origins
+from calotype.serving.weights.origins import read_origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ def merge_adapters(recipe: MergeRecipe, output: pathlib.Path) -> MergedAdapter:
         "calotype.base": cards[0].base,
     }
     metadata = {key: value for key, value in said.items() if value}
+    origins = merged_origins(read_origins(one.path) for one in recipe.inputs)
+    if origins is not None:
+        metadata |= origins.to_metadata()
     digest = write_adapter(output, export_tensors(merged, "diffusers", str(output)), metadata)
     rank = max(layer.rank for layer in merged.values())
     return MergedAdapter(digest, rank, len(merged), loss, kept)

@@ -149,7 +149,8 @@ def test_metadata_of_a_file_goes_both_ways(
     assert found is not None
     assert found.pictures == ((PICTURE, RIGHTS), (OTHER, None))
     assert (found.dataset_digest, found.command) == ("d" * 64, COMMAND)
-    both = merged([found, Origins("e" * 64, (("f" * 64, None),))], "0" * 64)
+    both = merged([found, None, Origins("e" * 64, (("f" * 64, None),))])
+    assert both is not None and merged([None]) is None
     assert {sha256 for sha256, _ in both.pictures} == {PICTURE, OTHER, "f" * 64}
     assert read_origins(tmp_path / "nowhere") is None
     (tmp_path / "text").write_text("no safetensors")

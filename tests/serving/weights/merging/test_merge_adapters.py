@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from calotype.serving.commands.cli import cli
 from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.engine.lora.adapter_card import read_card
+from calotype.serving.engine.lora.adapter_export import convert_adapter
 from calotype.serving.engine.lora.lora_file import read_lora
 from calotype.serving.engine.sizing.configs import TransformerConfig
 from calotype.serving.engine.sizing.linear_layers import linear_layers
 from calotype.serving.testing.models import TRANSFORMER
+from calotype.serving.weights.origins import Origins, read_origins
 
 ROOT = pathlib.Path(__file__).parents[4]
 SHAPES = linear_layers(TransformerConfig.from_json(TRANSFORMER))
@@ -73,6 +75,23 @@ def test_concatenation_is_the_sum_exactly(pair, tmp_path):
     digests = [f"sha256:{read_card(path).sha256}" for path in pair]
     assert [one["digest"] for one in kept["inputs"]] == digests
     assert [one["weight"] for one in kept["inputs"]] == [0.5, -2.0]
+
+
+def test_a_merged_adapter_carries_the_pictures_of_all(tmp_path):
+    own = {"basis": "own", "holder": "Ada"}
+    made = [
+        adapter(tmp_path / f"{n}.safetensors", n, metadata=origins.to_metadata())
+        for n, origins in enumerate(
+            [Origins("d" * 64, (("a" * 64, own),)), Origins("e" * 64, (("b" * 64, None),))]
+        )
+    ]
+    output, copy = tmp_path / "sum.safetensors", tmp_path / "kohya.safetensors"
+    run(*made, "--method", "concat", "-o", output)
+    found = read_origins(output)
+    assert found is not None
+    assert found.pictures == (("a" * 64, own), ("b" * 64, None))
+    convert_adapter(output, copy, "kohya", max_rank=256)
+    assert read_origins(copy) == found, "a conversion keeps them"
 
 
 def test_fewer_ranks_are_the_best_that_a_dense_decomposition_finds(pair, tmp_path):
