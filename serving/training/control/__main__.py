@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--maps", type=int, default=200)
     check.add_argument("--anywhere", type=float, default=0.0, help="share of maps off the grid")
     check.add_argument("--scale", type=float, default=1.0, help="0 draws without the maps")
+    check.add_argument("--end", type=float, default=1.0, help="share of the steps")
     check.add_argument("--steps", type=int, default=20)
     check.add_argument("--seed", type=int, default=4242)
     check.add_argument("--json", action="store_true", help="print the scores as JSON")

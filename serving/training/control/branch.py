@@ -1,8 +1,8 @@
 """Trains a control branch for the embedded model; its denoiser stays as it is.
 
 Pictures, maps and captions are encoded once into a pool. The objective is the denoiser's own (flow
-matching); the guidance that it is told varies, so that the branch is right at whatever guidance
-is asked for. Pictures and maps of three shapes of canvas, most of them square.
+matching), at the guidance that pictures are drawn with. Pictures and maps of three shapes of
+canvas, most of them square.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from calotype.serving.training.control.layouts import (
     picture,
     sample_layout,
 )
-from calotype.serving.training.flow import BUCKETS, GUIDANCE, block_matrix
+from calotype.serving.training.flow import BEST_GUIDANCE, BUCKETS, block_matrix
 from calotype.serving.training.loop import Stage, normal
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 TOKEN = 16
 """Side of a token in pixels."""
-USUAL_GUIDANCE, USUAL = 3.0, 0.5
-"""The guidance that pictures are drawn with, and the share of rows that get it."""
 LINES = (1.0, 1.6)
 """Widths of edges in pixels."""
 _CHUNK = 64
@@ -142,10 +140,7 @@ class ControlFlow:
         even = (torch.rand(count, generator=generator) + torch.arange(count)) / count
         shift = torch.exp(0.7 + 1.3 * torch.rand(count, generator=generator))
         t = shift * even / (1 + (shift - 1) * even)
-        low, high = GUIDANCE
-        spread = low + (high - low) * torch.rand(count, generator=generator)
-        usual = torch.rand(count, generator=generator) < USUAL
-        guidance = torch.where(usual, torch.tensor(USUAL_GUIDANCE), spread)
+        guidance = torch.full((count,), BEST_GUIDANCE)
         clean = pool.pictures[chosen].float()
         noise = normal(clean.shape, generator, "cpu")
         noisy = (1 - t[:, None, None]) * clean + t[:, None, None] * noise

@@ -67,7 +67,13 @@ def held_out(count: int, seed: int, anywhere: float, kinds: tuple[str, ...] = KI
 
 
 def draw(
-    engine: Engine, cases: list[Case], *, scale: float = 1.0, steps: int = 20, seed: int = 0
+    engine: Engine,
+    cases: list[Case],
+    *,
+    scale: float = 1.0,
+    end: float = 1.0,
+    steps: int = 20,
+    seed: int = 0,
 ) -> list[Pixels]:
     """A picture after each map; picture i has the seed ``seed + i``."""
     found: dict[str, Pixels] = {}
@@ -80,7 +86,7 @@ def draw(
             size,
             SamplingParams(steps, BEST_GUIDANCE),
             seed + place,
-            controls=(ControlRef(NAME, "map", scale=scale),) if scale else (),
+            controls=(ControlRef(NAME, "map", scale=scale, end=end),) if scale else (),
         )
         engine.add(request, files={"map": case.file})
     while engine.has_work:
@@ -99,7 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     engine = Engine(load_components(arguments.model))
     engine.controls.load(NAME, arguments.branch, wait=60)
     cases = held_out(arguments.maps, arguments.seed, arguments.anywhere)
-    pictures = draw(engine, cases, scale=arguments.scale, steps=arguments.steps)
+    pictures = draw(engine, cases, scale=arguments.scale, end=arguments.end, steps=arguments.steps)
     by: dict[str, list[dict[str, bool]]] = collections.defaultdict(list)
     for case, image in zip(cases, pictures, strict=True):
         right = obedience(case.layout, image)
@@ -114,7 +120,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(scores))
         return
-    print(f"{len(cases)} held-out maps, scale {arguments.scale:g}, {arguments.steps} steps:")
+    print(
+        f"{len(cases)} held-out maps, scale {arguments.scale:g}, end {arguments.end:g}, "
+        f"{arguments.steps} steps:"
+    )
     print("  " + " ".join(f"{name:>10}" for name in ("", *QUALITIES)))
     for kind, found in scores.items():
         print(f"  {kind:>12}" + " ".join(f"{100 * found[n]:9.1f}%" for n in QUALITIES))
