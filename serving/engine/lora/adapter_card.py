@@ -136,7 +136,7 @@ def read_card(path: pathlib.Path, model: LinearShapes | None = None) -> AdapterC
         len(header.tensors),
         len(modules),
         dict(Counter(block_of(module) for module in modules)),
-        _stated(header.metadata, _BASES),
+        _stated(header.metadata, _BASES) or _trained(header.metadata, "baseDigest"),
         guess_base(plans),
         _words(header),
         _stated(header.metadata, _LICENCES),
@@ -155,7 +155,19 @@ def _stated(metadata: Mapping[str, str], names: tuple[str, ...]) -> str | None:
     return next((metadata[name] for name in names if metadata.get(name, "").strip()), None)
 
 
+def _trained(metadata: Mapping[str, str], entry: str) -> str | None:
+    """What calotype's own trainer says in the entry ``calotype``."""
+    try:
+        found = json.loads(metadata.get("calotype", "{}")).get(entry)
+    except (ValueError, AttributeError):
+        return None
+    return str(found) if found else None
+
+
 def _words(header: WeightHeader) -> tuple[str, ...]:
+    own = _trained(header.metadata, "triggerWord")
+    if own is not None:
+        return (own,)
     raw = _stated(header.metadata, _TRIGGERS)
     if raw is None:
         return ()

@@ -182,6 +182,12 @@ def test_inspect_says_what_a_file_is(tmp_path):
     )
 
 
+def test_inspect_reads_what_our_own_trainer_writes(tmp_path):
+    said = {"calotype": json.dumps({"triggerWord": "zorbl", "baseDigest": "ab12"})}
+    card = json.loads(run("inspect", whole(tmp_path, metadata=said), "--json"))
+    assert (card["trigger_words"], card["base"]) == (["zorbl"], "ab12")
+
+
 def test_inspect_asks_whether_a_file_fits_a_model():
     text = run("inspect", STRIPES, "--model", "shapes")
     assert "8 of 31 linear layers" in text and "4 of 12" in text
