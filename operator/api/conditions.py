@@ -78,6 +78,7 @@ class Reason(enum.StrEnum):
     FETCHED = "Fetched"
     RESOLVED = "Resolved"
     CHECK_PASSED = "CheckPassed"
+    NOT_ACCEPTED = "NotAccepted"
     FETCH_FAILED = "FetchFailed"
     FETCH_KILLED = "FetchOutOfMemory"
     FETCH_NOT_STARTED = "FetchNotStarted"

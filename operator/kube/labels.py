@@ -22,6 +22,7 @@ ADAPTER_NAMESPACE = f"{GROUP}/adapter-namespace"
 TEAM = f"{GROUP}/team"
 TRAINING = f"{GROUP}/training"
 
+ACCEPTED = f"{GROUP}/accepted"
 FORCE_DELETE = f"{GROUP}/force-delete"
 DELETE_DEADLINE = f"{GROUP}/delete-deadline-seconds"
 REVISION = f"{GROUP}/revision"

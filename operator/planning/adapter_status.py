@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from calotype.operator.api.conditions import Condition, Fact, Reason, false, true, unknown
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.planning.adapters import (
-    AdapterWeights,
     LoadSummary,
 )
 from calotype.operator.planning.fetch_step import FetchStep, failure_field
 from calotype.operator.planning.refusal import Refusal
+from calotype.operator.planning.weights import AdapterWeights
 from calotype.serving.wire.fetch_faults import fault_of
 
 
@@ -78,9 +78,12 @@ def adapter_fields(seen: AdapterObservation, status: Object) -> Manifest:
         "targetModules",
         "path",
         "sourceHash",
+        "acceptedRevisions",
         "lastFailure",
     )
     found = {name: status[name] for name in kept if name in status}
+    if seen.weights.accepted:
+        found["acceptedRevisions"] = list(seen.weights.accepted)
     if seen.step is not None and seen.step.failure is not None:
         found["lastFailure"] = failure_field(seen.step.failure)
     loads = seen.loads
@@ -107,9 +110,10 @@ def _file(seen: AdapterObservation) -> list[Fact]:
     types = (Condition.RESOLVED, Condition.FETCHED, Condition.CHECKED)
     plan, step = seen.weights, seen.step
     if plan.current:
-        if plan.ready is None:
+        newest = plan.checked or plan.ready
+        if newest is None:
             return [true(t, Reason.NOT_NEEDED, "It lies where the pods are.") for t in types]
-        text = f"Revision {plan.ready.revision} was fetched and checked."
+        text = f"Revision {newest.revision} was fetched and checked."
         reasons = (Reason.RESOLVED, Reason.FETCHED, Reason.CHECK_PASSED)
         return [true(t, reason, text) for t, reason in zip(types, reasons, strict=True)]
     if seen.waiting is not None:
@@ -135,6 +139,8 @@ def _loaded(seen: AdapterObservation) -> Fact:
         return false(type_, Reason.SUSPENDED, "spec.suspend is true.")
     if seen.refusal is not None:
         return false(type_, seen.refusal.reason, "It is not loaded anywhere.")
+    if seen.weights.held and not seen.weights.servable:
+        return false(type_, Reason.NOT_ACCEPTED, seen.weights.held)
     if not seen.weights.servable:
         return false(type_, Reason.WAITING, "It is loaded when it has been checked.")
     if loads is None or loads.desired == 0:
@@ -169,6 +175,8 @@ def _ready(seen: AdapterObservation, facts: Sequence[Fact]) -> Fact:
                     f"Revision {seen.weights.ready.revision} goes on serving. {fact.message}",
                 )
         return Fact(type_, "False" if fact.status == "False" else "Unknown", *_why(fact))
+    if seen.weights.held:
+        return false(type_, Reason.OLD_REVISION_SERVING, seen.weights.held)
     loads = seen.loads
     return true(type_, Reason.READY, f"{loads.text if loads else ''} replicas have it.")
 

@@ -19,7 +19,7 @@ from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FetchTask
 from calotype.operator.manifests.pods import ADAPTER_SOURCE_DIR, CACHE_DIR, TRAININGS_DIR
 from calotype.operator.planning.refusal import Refusal
-from calotype.operator.planning.weights import source_hash, source_json, source_type
+from calotype.operator.planning.weights import source_json
 from calotype.operator.settings import OperatorSettings
 from calotype.serving.config import (
     ImageModel,
@@ -228,35 +228,6 @@ def fits(model: ImageModel, rank: int | None, size: int | None) -> Refusal | Non
             f"{limits.memory_budget} (spec.adapters.memoryBudget of the model).",
         )
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterWeights:
-    """What an adapter's source asks for."""
-
-    source_hash: str
-    ready: Weights | None
-    """What the replicas may be told where ``servable``; None = the source as it is written."""
-    servable: bool
-    current: bool
-    """Whether what is served is of the source as it is written now."""
-    to_fetch: bool
-
-
-def plan_adapter_weights(adapter: LoRAAdapter, status: Object) -> AdapterWeights:
-    """By the source and by what the status says of an earlier check."""
-    wanted = adapter_source_hash(adapter)
-    if source_type(adapter.spec.source) == "builtIn":
-        return AdapterWeights(wanted, None, True, True, False)
-    had, path = status.get("sourceHash"), status.get("path")
-    if not (had and path):
-        return AdapterWeights(wanted, None, False, False, True)
-    old = Weights(path, status.get("resolvedRevision") or "", status.get("sha256") or "")
-    return AdapterWeights(wanted, old, True, had == wanted, had != wanted)
-
-
-def adapter_source_hash(adapter: LoRAAdapter) -> str:
-    return source_hash(source_json(adapter.spec.source), adapter.spec.sha256)
 
 
 def adapter_task(

@@ -1,4 +1,4 @@
-"""Where a model's weights come from in a cluster: which volumes its pods see, and what is fetched.
+"""Where weights come from in a cluster: which volumes pods see, what is fetched, what serves.
 
 Pure. A fetched source is fetched once, by a Job, onto a volume that all pods of the model mount:
 the model's own (``spec.cache``) or the release's.
@@ -7,15 +7,22 @@ the model's own (``spec.cache``) or the release's.
 from __future__ import annotations
 
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from calotype.operator.kube.labels import digest, labels, owner_reference, workload_name
+from calotype.operator.kube.labels import (
+    ACCEPTED,
+    digest,
+    labels,
+    owner_reference,
+    workload_name,
+)
 from calotype.operator.kube.objects import Manifest, Object
 from calotype.operator.manifests.custom_resources import Weights
 from calotype.operator.manifests.fetch_job import FETCHED_SOURCES, FetchTask
 from calotype.operator.manifests.pods import CACHE_DIR, SOURCE_DIR, Volumes
 from calotype.operator.settings import OperatorSettings
-from calotype.serving.config import ImageModel, ModelSource, Source
+from calotype.serving.config import ImageModel, LoRAAdapter, ModelSource, Source
+from calotype.serving.config.model.acceptance import MOST_ACCEPTED
 from calotype.serving.wire.fetch_order import FetchOrder, LicenceAnswer
 
 
@@ -138,3 +145,75 @@ def fetch_task(owner: Object, model: ImageModel, secret_version: str, attempt: i
         attempt=attempt,
         credentials=ref.name if ref is not None else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """What an adapter's source asks for."""
+
+    source_hash: str
+    ready: Weights | None
+    """What the replicas may be told where ``servable``; None = the source as it is written."""
+    servable: bool
+    current: bool
+    """Whether what is served is of the source as it is written now."""
+    to_fetch: bool
+    checked: Weights | None = None
+    """The newest file; another one than ``ready`` while it is held or rolled back."""
+    held: str = ""
+    """Why the newest file does not serve: it has not been accepted."""
+    accepted: tuple[Manifest, ...] = ()
+    """``status.acceptedRevisions`` from now on."""
+
+
+def plan_adapter_weights(adapter: LoRAAdapter, status: Object) -> AdapterWeights:
+    """By the source and by what the status says of an earlier check."""
+    wanted = adapter_source_hash(adapter)
+    if source_type(adapter.spec.source) == "builtIn":
+        return AdapterWeights(wanted, None, True, True, False)
+    had, path = status.get("sourceHash"), status.get("path")
+    if not (had and path):
+        return AdapterWeights(wanted, None, False, False, True)
+    old = Weights(path, status.get("resolvedRevision") or "", status.get("sha256") or "")
+    plan = AdapterWeights(wanted, old, True, had == wanted, had != wanted, old)
+    return plan if adapter.spec.acceptance is None else _gated(plan, old, adapter, status)
+
+
+def _gated(
+    plan: AdapterWeights, newest: Weights, adapter: LoRAAdapter, status: Object
+) -> AdapterWeights:
+    """A revision serves when the annotation names its digest, which an earlier one keeps being."""
+    known = [dict(one) for one in status.get("acceptedRevisions") or ()]
+    annotations = (adapter.metadata.model_extra or {}).get("annotations") or {}
+    named = annotations.get(ACCEPTED, "")
+    if named and named == newest.sha256:
+        this = {
+            "sha256": newest.sha256,
+            "resolvedRevision": newest.revision,
+            "path": newest.path,
+        }
+        others = [one for one in known if one["sha256"] != named]
+        accepted = (*others[1 - MOST_ACCEPTED :], this)
+        return replace(plan, accepted=accepted)
+    kept = replace(plan, accepted=tuple(known))
+    before = next((one for one in known if one["sha256"] == named), known[-1] if known else None)
+    serving = None if before is None else _weights(before)
+    if serving is not None and any(one["sha256"] == newest.sha256 for one in known):
+        return replace(kept, ready=serving)  # the newest one served already, and was taken back
+    held = (
+        f"Revision {newest.revision} with sha256 {newest.sha256} waits for its acceptance set: "
+        "measure it with `calotype adapters accept`, and set the annotation "
+        f"{ACCEPTED} to this digest when it passes."
+    )
+    if serving is None:
+        return replace(kept, ready=None, servable=False, held=held)
+    held = f"{held} Until then revision {serving.revision} serves."
+    return replace(kept, ready=serving, held=held)
+
+
+def _weights(accepted: Object) -> Weights:
+    return Weights(accepted["path"], accepted.get("resolvedRevision") or "", accepted["sha256"])
+
+
+def adapter_source_hash(adapter: LoRAAdapter) -> str:
+    return source_hash(source_json(adapter.spec.source), adapter.spec.sha256)

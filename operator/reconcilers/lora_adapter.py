@@ -26,16 +26,20 @@ from calotype.operator.planning.adapter_status import (
     adapter_phase,
 )
 from calotype.operator.planning.adapters import (
-    AdapterWeights,
     LoadSummary,
     adapter_task,
     candidate_model,
-    plan_adapter_weights,
     summarise,
 )
 from calotype.operator.planning.claims import volume_problem
 from calotype.operator.planning.fetch_step import FetchStep, last_failure
-from calotype.operator.planning.weights import plan_weights, source_type, volumes_of
+from calotype.operator.planning.weights import (
+    AdapterWeights,
+    plan_adapter_weights,
+    plan_weights,
+    source_type,
+    volumes_of,
+)
 from calotype.operator.runtime.context import Context
 from calotype.operator.runtime.credentials import Credentials
 from calotype.operator.runtime.served_adapters import refusal_of

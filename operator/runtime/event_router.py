@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calotype.operator.kube.labels import ADAPTER, ADAPTER_NAMESPACE, MODEL, TRAINING, model_of
+from calotype.operator.kube.labels import (
+    ACCEPTED,
+    ADAPTER,
+    ADAPTER_NAMESPACE,
+    MODEL,
+    TRAINING,
+    model_of,
+)
 from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.kube.resources import (
     CLAIMS,
@@ -52,7 +59,9 @@ class EventRouter:
             return
         address, kind = address_of(obj), resource.kind
         self._context.queue.add(Key(kind, *address))
-        now = tuple(obj["metadata"].get(part) for part in _IDENTITY)
+        metadata = obj["metadata"]
+        accepted = (metadata.get("annotations") or {}).get(ACCEPTED)
+        now = (*(metadata.get(part) for part in _IDENTITY), accepted)
         if gone:
             self._context.store.drop(kind, address)
             self._announced.pop((kind, address), None)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from calotype.operator.kube.objects import Address, Manifest
 from calotype.operator.manifests.custom_resources import adapter_manifest
 from calotype.operator.planning.adapters import (
-    AdapterWeights,
     fits,
-    plan_adapter_weights,
 )
 from calotype.operator.planning.refusal import Refusal
+from calotype.operator.planning.weights import AdapterWeights, plan_adapter_weights
 from calotype.operator.runtime.context import Context
 from calotype.serving.config import ImageModel, LoRAAdapter
 

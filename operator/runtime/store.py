@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from calotype.operator.kube.labels import DELETE_DEADLINE, FORCE_DELETE
+from calotype.operator.kube.labels import ACCEPTED, DELETE_DEADLINE, FORCE_DELETE
 from calotype.operator.kube.objects import Address, Manifest, Object, address_of
 from calotype.operator.manifests.custom_resources import InvalidSpec, adapter_manifest, parse
 from calotype.operator.planning.adapter_policy import policy_problem
@@ -40,7 +40,7 @@ _KEPT_METADATA = (
     "finalizers",
     "resourceVersion",
 )
-_KEPT_ANNOTATIONS = (FORCE_DELETE, DELETE_DEADLINE)
+_KEPT_ANNOTATIONS = (FORCE_DELETE, DELETE_DEADLINE, ACCEPTED)
 _DROPPED_STATUS = ("loadStates", "targetModules", "samples")
 
 
@@ -219,4 +219,5 @@ def _same_for_others(old: Object, new: Object) -> bool:
     """Whether only the status, or what belongs to the object alone, differs."""
     keys = ("uid", "generation", "deletionTimestamp")
     same = all(old["metadata"].get(key) == new["metadata"].get(key) for key in keys)
-    return same and old["spec"] == new["spec"]
+    accepted = [(obj["metadata"].get("annotations") or {}).get(ACCEPTED) for obj in (old, new)]
+    return same and accepted[0] == accepted[1] and old["spec"] == new["spec"]

@@ -8,6 +8,7 @@ elsewhere and weak where it serves is found out.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,11 +23,14 @@ from calotype.serving.core.request import (
     ImageSize,
     SamplingParams,
 )
+from calotype.serving.deployments.local import Drawn as DrawnImage
 from calotype.serving.deployments.local import LocalPipeline
 
 if TYPE_CHECKING:
     from calotype.serving.core.request import Pixels
 
+_PAUSES = (1.0, 5.0, 20.0)
+"""Seconds before a picture is tried again that could not be checked."""
 _AT_ONCE = 16
 """Jobs that a service has at a time."""
 
@@ -86,11 +90,22 @@ class LocalStudio:
                 adapters=adapters,
             )
             try:
-                images, _ = self._pipeline.draw(request, lambda step, steps: None)
+                images, _ = self._drawn(request)
             except ContentBlocked as error:
                 yield Drawn(prompt, request.seed, None, error.message)
             else:
                 yield Drawn(prompt, request.seed, images[0].pixels)
+
+    def _drawn(self, request: GenerationRequest) -> tuple[list[DrawnImage], int]:
+        """A safety stage that is too slow for a moment does not lose what was drawn before."""
+        for pause in _PAUSES:
+            try:
+                return self._pipeline.draw(request, lambda step, steps: None)
+            except CalotypeError as error:
+                if not error.retryable:
+                    raise
+            time.sleep(pause)
+        return self._pipeline.draw(request, lambda step, steps: None)
 
 
 class ServiceStudio:

@@ -21,6 +21,11 @@ from calotype.serving.config.base import (
     name_rule,
 )
 from calotype.serving.config.conditions import Retried, Status
+from calotype.serving.config.model.acceptance import (
+    MOST_ACCEPTED,
+    Acceptance,
+    AcceptedRevision,
+)
 from calotype.serving.config.sources import CREDENTIALS, Source
 
 LONGEST_NAME = 63
@@ -127,6 +132,12 @@ class LoRAAdapterSpec(Spec):
     probe: Probe | None = Field(
         None, description="Picture that is drawn after a load. Default: none."
     )
+    acceptance: Acceptance | None = Field(
+        None,
+        description="What a new revision must show. With it, one serves when the annotation "
+        "calotype.dev/accepted names its sha256, and the revision before it until then; naming an "
+        "earlier sha256 goes back to it. Default: every checked revision serves.",
+    )
     suspend: bool = Field(False, description="true: it is not loaded and not on offer.")
 
 
@@ -192,6 +203,11 @@ class LoRAAdapterStatus(Status):
         max_length=64,
         description="Digest of the spec.source and spec.sha256 that revision, digest, size, rank "
         "and path belong to; another than the present one while a new revision is fetched.",
+    )
+    accepted_revisions: list[AcceptedRevision] = Field(
+        default_factory=list,
+        max_length=MOST_ACCEPTED,
+        description="Revisions that were accepted, newest last.",
     )
     loaded: str | None = Field(
         None, max_length=32, description="replicas.loaded/replicas.desired, for `kubectl get`."

@@ -221,3 +221,45 @@ async def test_point_6_only_named_secrets_are_read_and_copies_die_with_their_job
     assert not world.server.objects.all(JOBS)
     assert not world.server.objects.all(PODS)
     assert "t-1" not in json.dumps([c.path for c in world.server.calls])
+
+
+async def test_a_gated_revision_waits_for_its_acceptance_and_can_be_taken_back(
+    world: World,
+) -> None:
+    """With spec.acceptance what was checked serves when the annotation names its digest."""
+    commits = iter(range(1, 10))
+
+    def moving(config: dict[str, Any]) -> dict[str, Any]:
+        number = next(commits)
+        found = good_fetch(config)
+        return found | {"resolvedRevision": f"commit{number}", "sha256": f"{number:064x}"}
+
+    def gated(repo: str) -> Any:
+        return manifests.of_hub(repo=repo, acceptance={"pictures": 24})
+
+    world.cluster.fetch = moving
+    world.apply(manifests.model())
+    world.apply(gated("acme/one"))
+    await world.start()
+    await world.condition(LORA_ADAPTERS, "sneaker", "Loaded", "False", "NotAccepted")
+    ready = await world.condition(LORA_ADAPTERS, "sneaker", "Ready", "False", "NotAccepted")
+    assert "calotype adapters accept" in json.dumps(ready)
+    assert told(world, "sneaker") == {}
+    world.annotate(LORA_ADAPTERS, "sneaker", accepted=f"{1:064x}")
+    await world.ready(LORA_ADAPTERS, "sneaker")
+    assert told(world, "sneaker")["spec"]["sha256"] == f"{1:064x}"
+    # A new revision: the one before it serves on, and the status says why.
+    world.apply(gated("acme/two"))
+    await world.condition(LORA_ADAPTERS, "sneaker", "Ready", "False", "OldRevisionServing")
+    await world.until(
+        lambda: world.find(LORA_ADAPTERS, "sneaker")["status"]["sha256"] == f"{2:064x}", "fetched"
+    )
+    assert told(world, "sneaker")["spec"]["sha256"] == f"{1:064x}"
+    for number in (2, 1):  # promoted, and taken back
+        world.annotate(LORA_ADAPTERS, "sneaker", accepted=f"{number:064x}")
+        await world.until(
+            lambda n=number: told(world, "sneaker")["spec"]["sha256"] == f"{n:064x}", "it serves"
+        )
+        await world.ready(LORA_ADAPTERS, "sneaker")
+    accepted = world.find(LORA_ADAPTERS, "sneaker")["status"]["acceptedRevisions"]
+    assert [one["sha256"] for one in accepted] == [f"{1:064x}", f"{2:064x}"]

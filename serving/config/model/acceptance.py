@@ -111,3 +111,16 @@ class AcceptanceStatus(StatusModel):
         None, max_length=512, description="Key of the report in the object store."
     )
     time: Time | None = Field(None, description="When it was measured, in UTC.")
+
+
+MOST_ACCEPTED = 8
+
+
+class AcceptedRevision(StatusModel):
+    """A revision that passed, and may serve again."""
+
+    sha256: str = Field(max_length=64, description="Digest of the file.")
+    resolved_revision: str | None = Field(
+        None, max_length=1024, description="The commit, version or digest of it."
+    )
+    path: str = Field(max_length=4096, description="The file inside the model's pods.")

@@ -17,18 +17,17 @@ from calotype.operator.planning.adapter_status import (
     adapter_phase,
 )
 from calotype.operator.planning.adapters import (
-    AdapterWeights,
     Candidate,
     Host,
     LoadSummary,
     admit,
     candidate_model,
     fits,
-    plan_adapter_weights,
     summarise,
 )
 from calotype.operator.planning.fetch_step import FetchStep
 from calotype.operator.planning.refusal import Refusal
+from calotype.operator.planning.weights import AdapterWeights, plan_adapter_weights
 from calotype.serving.config import LoRAAdapter, Retried
 from calotype.serving.wire.model_status import AdapterState, ReplicaState
 
