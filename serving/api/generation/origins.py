@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from calotype.serving.api.generation.recipes import adapter_digest
 from calotype.serving.api.state.gateway import Gateway
-from calotype.serving.weights.origins import read_origins
+from calotype.serving.engine.sizing.adapter_origins import read_origins
 
 
 def note_origins(gateway: Gateway, model: str, adapters: Collection[str]) -> None:

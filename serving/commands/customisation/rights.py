@@ -97,7 +97,7 @@ def record(
 
     Needed where the gateway cannot read the file and nobody trained it in this service.
     """
-    from calotype.serving.weights.origins import read_origins
+    from calotype.serving.engine.sizing.adapter_origins import read_origins
 
     found = read_origins(adapter)
     if found is None:

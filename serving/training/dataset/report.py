@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from calotype.serving.config.rights import Rights
 from calotype.serving.core.errors import DatasetRefused
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.engine.sizing.adapter_origins import Origins
 from calotype.serving.training.dataset.captions import CaptionSource
 from calotype.serving.training.dataset.images.buckets import Bucket
-from calotype.serving.weights.origins import Origins
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.engine.sizing.adapter_origins import Origins
 from calotype.serving.training.lora.cache import write_tensors
-from calotype.serving.weights.origins import Origins
 
 
 def write_adapter(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from calotype.serving.config import ImageModel
 from calotype.serving.core.errors import CalotypeError, InvalidRequest
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.engine.sizing.adapter_origins import Origins
 from calotype.serving.engine.sizing.configs import TransformerConfig
 from calotype.serving.engine.sizing.settings import read_json
 from calotype.serving.training.dataset.opening import open_source
 from calotype.serving.training.dataset.preparation import Options, PreparedSet, prepare
 from calotype.serving.training.lora.recipe import Recipe
 from calotype.serving.training.lora.reporting import EventLog
-from calotype.serving.weights.origins import Origins
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.worker.model_loader import pick_device
 

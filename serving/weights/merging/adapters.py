@@ -22,11 +22,11 @@ from calotype.serving.engine.lora.layer_plan import plan_layers
 from calotype.serving.engine.lora.lora_file import read_layers
 from calotype.serving.engine.lora.low_rank import LoraLayer, reduce_rank
 from calotype.serving.engine.lora.model_fit import MAX_RANK
+from calotype.serving.engine.sizing.adapter_origins import merged as merged_origins
+from calotype.serving.engine.sizing.adapter_origins import read_origins
 from calotype.serving.engine.sizing.weight_header import read_header
 from calotype.serving.weights.merging.licences import merged_licence
 from calotype.serving.weights.merging.recipe import MergeInput, MergeRecipe
-from calotype.serving.weights.origins import merged as merged_origins
-from calotype.serving.weights.origins import read_origins
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from samples.training_pictures import RIGHTS, encoded, photo
 from calotype.serving.commands.cli import cli
 from calotype.serving.config import BUILT_IN_ADAPTER, BUILT_IN_MODEL
 from calotype.serving.config.sources import Source
-from calotype.serving.weights.origins import Origins, merged, read_origins
+from calotype.serving.engine.sizing.adapter_origins import Origins, merged, read_origins
 from calotype.serving.weights.sources import BUILT_IN
 
 PICTURE, OTHER = hashlib.sha256(b"one").hexdigest(), hashlib.sha256(b"two").hexdigest()

@@ -14,6 +14,7 @@ from calotype.serving.engine.lora.lora_file import linear_shapes, read_lora
 from calotype.serving.engine.model.components import Components
 from calotype.serving.engine.model.transformer import Transformer
 from calotype.serving.engine.model.weight_files import unfilled
+from calotype.serving.engine.sizing.adapter_origins import Origins, read_origins
 from calotype.serving.engine.sizing.configs import TransformerConfig
 from calotype.serving.engine.sizing.model_sizes import measure_model
 from calotype.serving.engine.sizing.training_plan import lora_parameters
@@ -23,7 +24,6 @@ from calotype.serving.training.lora.factors import LoraFactors
 from calotype.serving.training.lora.objective import Batch, Objective
 from calotype.serving.training.lora.targets import find_targets
 from calotype.serving.training.lora.workers import Workers
-from calotype.serving.weights.origins import Origins, read_origins
 
 
 def batch(seed: int = 0) -> Batch:

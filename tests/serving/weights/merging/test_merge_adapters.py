@@ -16,10 +16,10 @@ from calotype.serving.core.errors import InvalidRequest
 from calotype.serving.engine.lora.adapter_card import read_card
 from calotype.serving.engine.lora.adapter_export import convert_adapter
 from calotype.serving.engine.lora.lora_file import read_lora
+from calotype.serving.engine.sizing.adapter_origins import Origins, read_origins
 from calotype.serving.engine.sizing.configs import TransformerConfig
 from calotype.serving.engine.sizing.linear_layers import linear_layers
 from calotype.serving.testing.models import TRANSFORMER
-from calotype.serving.weights.origins import Origins, read_origins
 
 ROOT = pathlib.Path(__file__).parents[4]
 SHAPES = linear_layers(TransformerConfig.from_json(TRANSFORMER))
