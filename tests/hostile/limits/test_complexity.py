@@ -27,6 +27,7 @@ END = b"\r\n--b--\r\n"
 
 TEXTS: dict[str, Callable[[int], str]] = {
     "underscores and letters": lambda n: ("_a" * n)[:n] + "!",
+    "underscores before a word": lambda n: "_" * n + "aa",
     "letters and spaces": lambda n: ("a " * n)[:n] + "é",
     "letters with two separators": lambda n: ("a.-" * n)[:n] + "bb",
     "one masked word": lambda n: "a" + "*" * n,
