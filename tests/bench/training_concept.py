@@ -68,6 +68,7 @@ def main() -> None:
     told["concept"] = {name: share([j[name] for j in judged]) for name in judged[0]}
     right = sum(j["full"] for j in judged)
     told["concept, lower 95 % bound"] = round(wilson(right, len(judged)), 3)
+    print(json.dumps(told, indent=2), flush=True)
     for name, used in (("class prompts without", ()), ("class prompts with", ("it",))):
         plain = draw(engine, [scene.caption for scene in scenes], used)
         told[name] = share([matches(s, p)["full"] for s, p in zip(scenes, plain, strict=True)])

@@ -198,6 +198,8 @@ def write_tensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({n: t.contiguous() for n, t in tensors.items()}, str(unfinished), metadata)
+        # safetensors makes files that their owner alone reads; a replica may be another user.
+        unfinished.chmod(0o644)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
