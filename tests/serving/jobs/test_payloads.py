@@ -177,3 +177,8 @@ def test_rows_of_the_first_release_are_read() -> None:
     record = ModerationRecord.from_payload(old)
     assert record.input is not None and record.input.categories == ("hate",)
     assert not record.input.undecided and record.input.id is None
+
+
+def test_devices_that_draw_together_take_their_time_at_once() -> None:
+    assert JobMetrics(gpu_seconds=8.0).drawing_seconds == 8.0
+    assert JobMetrics(gpu_seconds=8.0, devices=2).drawing_seconds == 4.0
