@@ -26,7 +26,7 @@ from calotype.serving.config import (
     with_defaults,
 )
 from calotype.serving.core.errors import InvalidRequest, StorageFailed
-from calotype.serving.weights.merged import with_merged_source
+from calotype.serving.weights.merging.merged_source import with_merged_source
 from calotype.serving.weights.shelf import FOLDER as SHELF
 from calotype.serving.weights.sources import REVISION_ANNOTATION, adapter_file, model_folder
 from calotype.serving.wire.application import ModeratorConfig, NamedPolicy

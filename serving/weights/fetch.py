@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from calotype.serving.config import MergedModel, MergeSource, ModelSource
 from calotype.serving.core.errors import InvalidRequest, ModelLoadFailed, StorageFailed
 from calotype.serving.weights.archive import unpack
-from calotype.serving.weights.merged import merged_folder
+from calotype.serving.weights.merging.merged_source import merged_folder
 from calotype.serving.weights.resolving import Resolved, is_model_file, resolving
 from calotype.serving.weights.sources import source_folder
 from calotype.serving.weights.transfer import Budget, LocalFile, fetch_file

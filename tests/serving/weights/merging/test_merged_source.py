@@ -20,7 +20,7 @@ from calotype.serving.deployments.preparation import read_resources
 from calotype.serving.engine.model.components import load_components
 from calotype.serving.testing.models import save_tiny_flux2
 from calotype.serving.weights.fetch import run_order
-from calotype.serving.weights.merged import with_merged_source
+from calotype.serving.weights.merging.merged_source import with_merged_source
 from calotype.serving.weights.sources import model_folder
 from calotype.serving.wire.fetch_faults import FetchFailed
 from calotype.serving.wire.fetch_order import FetchOrder
