@@ -219,8 +219,15 @@ def _root(kind: Kind) -> Manifest:
 
 def render(kind: Kind) -> str:
     """The YAML file of a kind."""
-    body = yaml.safe_dump(build_crd(kind), sort_keys=False, allow_unicode=True, width=110)
+    body = yaml.dump(build_crd(kind), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
     return HEADER + body
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice twice: not every tool that reads CRDs knows YAML's anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def stale(folder: pathlib.Path) -> list[str]:
