@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calotype.serving.api.generation.access import check_open
 from calotype.serving.api.generation.estimating import estimate_of, priced, shape_of
 from calotype.serving.api.generation.kept_images import keep_images, measure_images
 from calotype.serving.api.generation.planning import plan_generation
@@ -99,6 +100,7 @@ async def estimate(request: Request, key: Caller) -> JsonObject:
         body = parse_generation(raw, settings.features)
         images, seen = await measure_images(gateway, key.team_id, body)
     team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
+    check_open(gateway.catalog, team)
     plan = plan_generation(
         gateway.catalog, body, "estimate", request_id_of(request), settings.features, images, team
     )

@@ -46,9 +46,9 @@ def without_half(good: Tensors) -> Tensors:
 
 
 def too_wide(good: Tensors) -> Tensors:
-    """Of rank 65, where the model allows 64."""
+    """Of rank 257, where the model allows 256."""
     return {
-        k: torch.zeros(65, v.shape[1]) if "lora_A" in k else torch.zeros(v.shape[0], 65)
+        k: torch.zeros(257, v.shape[1]) if "lora_A" in k else torch.zeros(v.shape[0], 257)
         for k, v in good.items()
     }
 
@@ -65,7 +65,7 @@ def pickled(good: Tensors) -> bytes:
 
 FAULTS: dict[str, tuple[Callable[[Tensors, bytes], bytes | Tensors], str]] = {
     "architecture": (lambda good, data: of_another_model(good), "was made for another model"),
-    "rank": (lambda good, data: too_wide(good), "its rank is 65"),
+    "rank": (lambda good, data: too_wide(good), "its rank is 257"),
     "truncated": (lambda good, data: data[: len(data) // 2], "truncated"),
     "pickled": (lambda good, data: pickled(good), "pickled file"),
     "unknown": (lambda good, data: good | {"transformer.x.y": torch.zeros(1)}, "unknown key"),

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
+from calotype.serving.api.generation.access import check_open
 from calotype.serving.api.http.auth import allowed
 from calotype.serving.api.http.body import SMALL_BODY, json_body, read_json
 from calotype.serving.api.http.body_parts import Body
@@ -34,8 +35,8 @@ from calotype.serving.jobs.records import KeyRecord, new_id
 
 router = APIRouter(tags=["training"])
 
-Caller = Annotated[KeyRecord, Depends(allowed("images"))]
-Writer = Annotated[KeyRecord, Depends(allowed("images", counted=True))]
+Caller = Annotated[KeyRecord, Depends(allowed("trainings"))]
+Writer = Annotated[KeyRecord, Depends(allowed("trainings", counted=True))]
 
 _SHARED_SECONDS = 1.0
 """Pause between looks at a training whose events are read."""
@@ -138,6 +139,7 @@ async def create_training(request: Request, key: Writer) -> Response:
     body = parse(TrainingBody, raw)
     database, price = gateway.database, gateway.settings.gpu_second_price
     team = await asyncio.to_thread(database.teams.get_team, key.team_id)
+    check_open(gateway.catalog, team)
     model = gateway.catalog.model(body.model, team)
     dataset = await asyncio.to_thread(_dataset, gateway, body.dataset, key.team_id)
     trigger = body.trigger_word or dataset.settings.get("trigger_word")
@@ -233,24 +235,24 @@ async def stream_events(request: Request, training_id: str, key: Caller) -> Resp
 
 
 @router.post("/v1/trainings/{training_id}/cancel")
-async def cancel_training(request: Request, training_id: str, key: Writer) -> TrainingObject:
+async def cancel_training(request: Request, training_id: str, key: Caller) -> TrainingObject:
     """Ends it; the device time until then is charged."""
     return await _want(request, training_id, key, "cancel")
 
 
 @router.post("/v1/trainings/{training_id}/suspend")
-async def suspend_training(request: Request, training_id: str, key: Writer) -> TrainingObject:
+async def suspend_training(request: Request, training_id: str, key: Caller) -> TrainingObject:
     """Stops it at a checkpoint; resume goes on from there."""
     return await _want(request, training_id, key, "suspend")
 
 
 @router.post("/v1/trainings/{training_id}/resume")
-async def resume_training(request: Request, training_id: str, key: Writer) -> TrainingObject:
+async def resume_training(request: Request, training_id: str, key: Caller) -> TrainingObject:
     return await _want(request, training_id, key, "run")
 
 
 @router.post("/v1/trainings/{training_id}/promote")
-async def promote_training(request: Request, training_id: str, key: Writer) -> TrainingObject:
+async def promote_training(request: Request, training_id: str, key: Caller) -> TrainingObject:
     """Lets an adapter serve that passed its acceptance set, and was staged or kept."""
     trainings = gateway_of(request).database.trainings
     return _described(await asyncio.to_thread(trainings.promote, training_id, key.team_id))
