@@ -67,6 +67,13 @@ STATUS: dict[str, Object] = {
         "targetModules": ["attn.to_q"],
         "path": "/var/lib/calotype/cache/adapters/a",
         "sourceHash": DIGEST,
+        "acceptedRevisions": [
+            {
+                "sha256": DIGEST,
+                "resolvedRevision": "0123abcd",
+                "path": "/var/lib/calotype/cache/adapters/a",
+            }
+        ],
         "loaded": "3/5",
         "replicas": {"desired": 5, "loaded": 3, "failed": 1},
         "loadStates": [
