@@ -23,6 +23,7 @@ from calotype.serving.api.http.schemas import parse
 from calotype.serving.api.state.gateway import Gateway, gateway_of
 from calotype.serving.core.errors import InvalidRequest, NotFound, error_from_payload
 from calotype.serving.core.json_object import JsonObject
+from calotype.serving.core.request import ImageSize
 from calotype.serving.database.blob_refs import JOB_INPUT
 from calotype.serving.database.training.datasets import CHECKING, DatasetRecord
 from calotype.serving.jobs.records import FileRecord, KeyRecord, new_id
@@ -179,6 +180,16 @@ async def _uploaded(gateway: Gateway, key: KeyRecord, body: DatasetBody) -> File
     return kept
 
 
+async def _usual_resolution(gateway: Gateway, key: KeyRecord, otherwise: int) -> int:
+    """The shorter side of what the team's default model draws."""
+    team = await asyncio.to_thread(gateway.database.teams.get_team, key.team_id)
+    try:
+        size = ImageSize.parse(gateway.catalog.model(None, team).spec.defaults.size)
+    except NotFound:  # no model yet
+        return otherwise
+    return min(size.width, size.height)
+
+
 def _archive_of(form: Form) -> tuple[str, bytes]:
     """Name and bytes of the archive; single files are put into one."""
     form.check_files(("file",))
@@ -206,6 +217,8 @@ async def _add(
     gateway: Gateway, key: KeyRecord, body: DatasetBody, file: FileRecord
 ) -> DatasetObject:
     settings = body.model_dump(mode="json", exclude={"name", "file_id"}, exclude_none=True)
+    if "resolution" not in body.model_fields_set:
+        settings["resolution"] = await _usual_resolution(gateway, key, settings["resolution"])
     record = DatasetRecord(
         id=new_id("dataset"),
         team_id=key.team_id,

@@ -70,6 +70,16 @@ def test_single_pictures_are_taken_too(service: Any) -> None:
     assert captions == ["zorbl, the first", *["zorbl"] * 5]
 
 
+def test_pictures_are_prepared_for_the_size_that_the_default_model_draws(service: Any) -> None:
+    client = service.http()
+    parts = [("file", (f"{n}.png", encoded(photo(n)))) for n in range(5)]
+    settings = {name: value for name, value in SETTINGS.items() if name != "resolution"}
+    made = client.post("/v1/datasets", files=parts, data=settings).json()
+    assert made["settings"]["resolution"] == 128, "as the embedded model, not 1024"
+    kept = client.post("/v1/datasets", files=parts, data=settings | {"resolution": "1024"})
+    assert kept.json()["settings"]["resolution"] == 1024
+
+
 def test_an_uploaded_file_becomes_a_data_set_that_outlives_it(service: Any) -> None:
     client = service.http()
     sent = {"file": ("toys.zip", archive())}
