@@ -82,6 +82,7 @@ class OperatorExercise:
         self.wait("teams", "shoes", lambda t: t["status"].get("rotation") == "1")
         self._ray()
         self._training()
+        self._former()
         for kind, name in (
             ("moderationpolicies", "house"),
             ("teams", "shoes"),
@@ -133,6 +134,33 @@ class OperatorExercise:
         status = {"status": {"conditions": [gave_up]}}
         self.cluster.patch("rayservices", "model-ray", status, self.namespace, sub="status")
         self.wait("rayservices", "model-ray", lambda s: s["metadata"]["uid"] != uid)
+
+    def _former(self) -> None:
+        """What an earlier release made under the bare name of a model that becomes ready now."""
+        waiting = {"source": HUB, "credentialsSecretRef": {"name": "late"}}
+        self.apply(model("former", **waiting))
+        made = self.wait("imagemodels", "former", lambda m: m.get("status"))
+        owner = {key: made[key] for key in ("apiVersion", "kind")}
+        owner |= {key: made["metadata"][key] for key in ("name", "uid")}
+        metadata = {"name": "former", "ownerReferences": [owner]}
+        labels = {"app": "former"}
+        pods = {"containers": [{"name": "serve", "image": "serve:1"}]}
+        deployment = {
+            "replicas": 0,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pods},
+        }
+        monitor = {"selector": {"matchLabels": labels}, "podMetricsEndpoints": []}
+        for version, kind, spec in (
+            ("v1", "Service", {"ports": [{"port": 8000}]}),
+            ("apps/v1", "Deployment", deployment),
+            ("monitoring.coreos.com/v1", "PodMonitor", monitor),
+        ):
+            self.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
+        self.secret("late", HF_TOKEN="t")
+        self.wait("imagemodels", "former")
+        for kind in ("services", "deployments", "podmonitors"):
+            self.cluster.wait_gone(kind, "former", self.namespace)
 
     def _training(self) -> None:
         self.wait("rayjobs", "train-sneaker", lambda j: j["spec"])
