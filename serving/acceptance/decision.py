@@ -56,6 +56,12 @@ def _result(scores: GateScores, acceptance: Acceptance) -> GateResult:
             f"{scores.gate}: {_WORDS[scores.gate]}: the lower bound is {bound:.2f} (mean "
             f"{scores.mean:.2f} of {len(scores.values)} pictures), the threshold {threshold:.2f}."
         )
+        if scores.mean >= threshold:
+            reason = (
+                f"{scores.gate}: {len(scores.values)} pictures are too few to be sure of it: their "
+                f"mean is {scores.mean:.2f}, its lower bound {bound:.2f}, the threshold "
+                f"{threshold:.2f}. Raise pictures of the acceptance set."
+            )
     return GateResult(
         name=scores.gate,
         score=round(scores.mean, 4),

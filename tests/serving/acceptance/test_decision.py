@@ -49,6 +49,12 @@ def test_one_bad_gate_refuses_and_is_named_with_its_numbers(gate: GateName) -> N
     assert [g.name for g in verdict.gates if not g.passed] == [gate]
 
 
+def test_too_few_pictures_are_not_blamed_on_the_adapter() -> None:
+    verdict = decide(scores(safety=(1.0,) * 8), Acceptance())
+    (reason,) = verdict.reasons
+    assert reason.startswith("safety: 8 pictures are too few") and "Raise pictures" in reason
+
+
 def test_pictures_that_never_came_refuse() -> None:
     verdict = decide(scores(drawn=40), Acceptance())
     assert verdict.reasons == ("8 of 48 pictures could not be drawn.",)
