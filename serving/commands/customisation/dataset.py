@@ -26,9 +26,17 @@ def dataset() -> None:
     """Pictures with captions that an adapter is trained on."""
 
 
-def rights_options(command: Command) -> Command:
-    """``--rights`` and what belongs to it, of pictures that bring no record of their own."""
+def picture_options(command: Command) -> Command:
+    """How pictures are set apart, and the rights of those that bring no record of their own."""
     options = (
+        click.option(
+            "--holdout", type=click.FloatRange(0, 0.5), default=0.1, show_default=True,
+            help="Share of pictures that is not learnt from.",
+        ),
+        click.option(
+            "--duplicates-within", "distance", type=click.IntRange(0, 128), default=31,
+            show_default=True, help="Bits of the PDQ hash in which copies may differ.",
+        ),
         click.option(
             "--rights", "basis", type=click.Choice(["own", "licensed", "consent"]),
             help="By what right they are learnt from, where rights.json or metadata.jsonl says "
@@ -51,7 +59,7 @@ def given_rights(
     evidence: str | None,
     expires: str | None,
 ) -> Rights | None:
-    """The record that `rights_options` say; None = none is said. Raises DatasetRefused."""
+    """The record that `picture_options` say; None = none is said. Raises DatasetRefused."""
     from calotype.serving.training.dataset.descriptions import parse_rights
 
     named = {"basis": basis, "holder": holder, "licence": licence, "evidence": evidence}
@@ -70,15 +78,7 @@ def given_rights(
     "--captions-by", "captioner", metavar="FOLDER",
     help="Model folder whose text encoder writes missing captions, if it can see.",
 )  # fmt: skip
-@click.option(
-    "--holdout", type=click.FloatRange(0, 0.5), default=0.1, show_default=True,
-    help="Share of pictures that is not learnt from.",
-)  # fmt: skip
-@click.option(
-    "--duplicates-within", "distance", type=click.IntRange(0, 128), default=31, show_default=True,
-    help="Bits of the PDQ hash in which copies may differ.",
-)  # fmt: skip
-@rights_options
+@picture_options
 @click.option(
     "--leave-out-refused", is_flag=True,
     help="Leave out what the safety stage refuses, or whose rights have ended, and go on.",

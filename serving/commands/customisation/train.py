@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calotype.serving.commands.customisation.dataset import given_rights, rights_options
+from calotype.serving.commands.customisation.dataset import given_rights, picture_options
 from calotype.serving.commands.service_options import typed_command
 from calotype.serving.core.errors import InvalidRequest
 
@@ -70,15 +70,7 @@ def train() -> None:
 )  # fmt: skip
 @click.option("--sample-every", type=int, help="Steps between samples.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
-@click.option(
-    "--holdout", type=click.FloatRange(0, 0.5), default=0.1, show_default=True,
-    help="Share of pictures that is not learnt from.",
-)  # fmt: skip
-@click.option(
-    "--duplicates-within", "distance", type=click.IntRange(0, 128), default=31, show_default=True,
-    help="Bits of the PDQ hash in which copies may differ.",
-)  # fmt: skip
-@rights_options
+@picture_options
 @click.option(
     "--without", multiple=True, metavar="SHA256",
     help="Do not learn from this picture: its rights were revoked. May be repeated.",
